@@ -1,0 +1,1 @@
+"""tipline: train on a sample, score every trip."""

@@ -1,0 +1,64 @@
+"""The one place where dask clients are made: a local cluster, or the scheduler that the environment names."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import dask
+from distributed import Client, LocalCluster
+
+from tipline.errors import TiplineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Its start and end are a page of lines at level INFO.
+logging.getLogger("distributed").setLevel(logging.WARNING)
+
+ADDRESS = "DASK_SCHEDULER_ADDRESS"
+WAIT_SECONDS = 30
+
+
+@contextlib.contextmanager
+def connect(workers: int) -> Iterator[Client]:
+    """Give a client: of the scheduler in DASK_SCHEDULER_ADDRESS, else of `workers` new processes (0: one a core).
+
+    A local cluster listens on 127.0.0.1 only, its dashboard too, and ends with the block.
+
+    Raises
+    ------
+    TiplineError
+        Where the scheduler cannot be reached, or has no worker within half a minute.
+    """
+    if os.environ.get(ADDRESS):
+        with remote(os.environ[ADDRESS]) as client:
+            yield client
+        return
+    count = workers or len(os.sched_getaffinity(0))
+    with (
+        dask.config.set({"distributed.worker.daemon": True}),
+        LocalCluster(
+            n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=40
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextlib.contextmanager
+def remote(address: str) -> Iterator[Client]:
+    """A client of a running scheduler."""
+    todo = f"Start it, or unset {ADDRESS} to use this machine."
+    try:
+        client = Client(address, timeout=WAIT_SECONDS)
+    except (OSError, TimeoutError) as error:
+        raise TiplineError(f"The dask scheduler does not answer: {error}.", address, todo) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=WAIT_SECONDS)
+        except TimeoutError as error:
+            raise TiplineError("The dask scheduler has no workers.", address, "Start one.") from error
+        yield client

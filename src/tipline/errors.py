@@ -1,0 +1,45 @@
+"""What a user is told when something is wrong, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+
+class TiplineError(Exception):
+    """Something failed for a reason that a person can act on.
+
+    Parameters
+    ----------
+    what
+        What is wrong, in one sentence.
+    where
+        The file, column, month or setting that it is wrong in.
+    todo
+        What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str, todo: str) -> None:
+        super().__init__(f"{what}\n  where: {where}\n  to do: {todo}")
+        self.parts = (what, where, todo)
+
+    def __reduce__(self) -> tuple[type[TiplineError], tuple[str, str, str]]:
+        """Keep the three parts when an error travels back from a dask worker."""
+        return type(self), self.parts
+
+
+class UsageError(TiplineError):
+    """The command line or params.yaml asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class MonthsFailedError(TiplineError):
+    """Some months failed; the others are done."""
+
+    exit_code = 4
+
+
+class NotPublishedError(TiplineError):
+    """The source does not have the month (yet)."""
+
+    exit_code = 5

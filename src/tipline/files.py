@@ -1,0 +1,121 @@
+"""How files are published: written beside their place, flushed, renamed in; a folder's receipt is written last."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from tipline.errors import TiplineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Parquet readers (pyarrow, dask, Spark) pass over names that begin with an underscore.
+RECEIPT = "_receipt.json"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(data: bytes) -> str:
+    """Hex digest of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_of(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
+    """Hex digest of a json value, whatever the order of its keys."""
+    return sha256_of(json.dumps(value, sort_keys=True).encode())
+
+
+def flush(path: Path) -> None:
+    """Ask the disk to keep a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path; rename it to `path` if the block ends well, remove it if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path, staging: Path) -> Iterator[Path]:
+    """Give an empty folder under `staging`; rename it to `folder` if the block ends well.
+
+    Both must be on one file system.
+    """
+    staged = staging / folder.name
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        swap_in(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def swap_in(staged: Path, folder: Path) -> None:
+    """Rename a finished folder into its place; what stood there is moved aside first and removed last.
+
+    A crash between the two renames leaves the old folder beside `staged`, under the name that `aside` gives.
+    """
+    for file in staged.iterdir():
+        flush(file)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rename(aside(staged))
+    staged.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(aside(staged), ignore_errors=True)
+
+
+def aside(staged: Path) -> Path:
+    """Where the folder that `staged` replaces waits until the new one is in its place."""
+    return staged.with_name(f"{staged.name}.old")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything that json can hold)
+    """Write a json file, whole or not at all; keys keep their order, so equal values are equal bytes."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (anything that json can hold)
+    """Read a json file that tipline wrote.
+
+    Raises
+    ------
+    TiplineError
+        Where it is not there or is no json; `todo` says how to get it back.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TiplineError("A file that an earlier stage writes is missing.", str(path), todo) from error
+    except json.JSONDecodeError as error:
+        raise TiplineError(f"This file is not valid json: {error}.", str(path), todo) from error

@@ -1,0 +1,247 @@
+"""params.yaml as frozen, validated settings; an unknown key is an error."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+
+from tipline import contract
+from tipline.errors import UsageError
+from tipline.layout import ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Role = Literal["fit", "size", "evaluate"]
+
+
+def check_month(month: str) -> str:
+    """Return a month written YYYY-MM, raise ValueError for anything else."""
+    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month):
+        message = f"{month!r} is not a month written YYYY-MM"
+        raise ValueError(message)
+    return month
+
+
+def number_or(word: str) -> PlainValidator:
+    """Accept a positive whole number or one word; a plain union would answer with one message for each of its parts."""
+
+    def check(value: object) -> object:
+        if value == word or (type(value) is int and value >= 1):
+            return value
+        message = f"{value!r} is neither {word!r} nor a positive whole number"
+        raise ValueError(message)
+
+    return PlainValidator(check)
+
+
+Month = Annotated[str, AfterValidator(check_month)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Demo(Section):
+    """Simulated months."""
+
+    rows: Annotated[int, Field(ge=1, le=50_000_000)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Sample(Section):
+    """Which months have a role, and how many rows of each are kept."""
+
+    months: dict[Month, Role]
+    rows: Annotated[int, Field(ge=100)]
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _roles_in_order(self) -> Sample:
+        missing = [role for role in ROLES if not self.of(role)]
+        if missing:
+            message = f"no month has the role {missing[0]}"
+            raise ValueError(message)
+        for early, late in itertools.pairwise(ROLES):
+            last, first = self.of(early)[-1], self.of(late)[0]
+            if last >= first:
+                message = f"{early} ({last}) has to end before {late} ({first}) begins: fit, size, evaluate"
+                raise ValueError(message)
+        return self
+
+    def of(self, role: str) -> list[str]:
+        """The months of a role, in order of time."""
+        return sorted(month for month, its_role in self.months.items() if its_role == role)
+
+
+class LearningCurve(Section):
+    """The study of the sample's size."""
+
+    smallest: Annotated[int, Field(ge=50)]
+    sizes: Annotated[int, Field(ge=1, le=30)]
+    repeats: Annotated[int, Field(ge=2, le=50)]
+    min_gain: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Model(Section):
+    """Target and features."""
+
+    target: str
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    categories: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+
+
+class Baseline(Section):
+    """The one-line rule that a model has to beat."""
+
+    by: str
+    smoothing: Annotated[float, Field(ge=0)]
+
+
+class Train(Section):
+    """The estimator and what it is fitted with."""
+
+    rows: Annotated[int | Literal["auto"], number_or("auto")]
+    estimator: str
+    params: dict[str, Any]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Register(Section):
+    """The registry's entry."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")]
+
+
+class Score(Section):
+    """Bulk scoring."""
+
+    version: Annotated[int | Literal["champion"], number_or("champion")]
+    workers: Annotated[int, Field(ge=0, le=1024)]
+
+
+class Settings(Section):
+    """All of params.yaml; each section is explained there."""
+
+    months: Annotated[tuple[Month, ...], Field(min_length=1)]
+    source: str
+    demo: Demo
+    sample: Sample
+    learning_curve: LearningCurve
+    model: Model
+    baseline: Baseline
+    train: Train
+    register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method `register`
+    score: Score
+
+    @model_validator(mode="after")
+    def _months_listed(self) -> Settings:
+        twice = sorted({month for month in self.months if self.months.count(month) > 1})
+        if twice:
+            message = f"months: {twice[0]} is listed twice"
+            raise ValueError(message)
+        strangers = sorted(set(self.sample.months) - set(self.months))
+        if strangers:
+            message = f"sample.months: {strangers[0]} is not in the list `months`"
+            raise ValueError(message)
+        if self.source != "demo" and "{month}" not in self.source:
+            message = "source: the address has no {month} in it"
+            raise ValueError(message)
+        return self
+
+
+def load(path: Path) -> Settings:
+    """Read and check the settings.
+
+    Raises
+    ------
+    UsageError
+        With one line for each thing that is wrong.
+    """
+    values = read(path)
+    try:
+        # As json, because strict python input would refuse a list where a tuple is asked for.
+        settings = Settings.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems = [explain(dict(problem)) for problem in error.errors()]
+        raise UsageError("; ".join(problems) + ".", str(path), "Correct the file and run it again.") from None
+    check_columns(settings, str(path))
+    return settings
+
+
+def month_argument(text: str) -> str:
+    """A month given on the command line.
+
+    Raises
+    ------
+    UsageError
+        Where it is not written YYYY-MM.
+    """
+    try:
+        return check_month(text)
+    except ValueError as error:
+        raise UsageError(f"{error}.", "command line", "Write the month as 2009-01, for one.") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file as a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("There is no params.yaml.", str(path), "Change to the project's folder.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        what = f"The file is not valid YAML: {' '.join(str(error).split())}."
+        raise UsageError(what, str(path), "Correct the line.") from None
+    if not isinstance(values, dict):
+        raise UsageError("The file is not a mapping of sections.", str(path), "See the README's section on params.")
+    return values
+
+
+def explain(problem: Mapping[str, Any]) -> str:
+    """One problem that pydantic found, in words, with the nearest known key for an unknown one."""
+    location = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known_keys(problem["loc"][:-1]), n=1, cutoff=0.4)
+        return f"unknown key {location}" + (f", did you mean {near[0]}?" if near else "")
+    if problem["type"] == "missing":
+        return f"the key {location} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}" if location else message
+
+
+def known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys that params.yaml may have at a place."""
+    section: Any = Settings
+    for part in location:
+        section = {field.alias or name: field.annotation for name, field in section.model_fields.items()}[part]
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def check_columns(settings: Settings, where: str) -> None:
+    """Hold features, target, categories and baseline against the contract."""
+    known = contract.load()
+    model = settings.model
+    known.check_features(model.columns, f"{where}, model.columns")
+    known.check_features([settings.baseline.by], f"{where}, baseline.by")
+    if model.target not in known.columns or known.columns[model.target].type != "number":
+        what = f"The target {model.target!r} is not a number of the contract."
+        raise UsageError(what, f"{where}, model.target", "Name a column of type number.")
+    categories = {name for name in model.columns if known.columns[name].type == "category"}
+    if categories != set(model.categories):
+        wrong = min(categories ^ set(model.categories))
+        todo = "List the values of each category in model.columns, and of nothing else."
+        raise UsageError(
+            f"{wrong}: its values and its place in model.columns disagree.", f"{where}, model.categories", todo
+        )
+    if known.columns[settings.baseline.by].type != "category":
+        what = f"{settings.baseline.by} is not a category of the contract."
+        raise UsageError(what, f"{where}, baseline.by", "Name a category, payment_type for one.")

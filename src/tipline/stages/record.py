@@ -1,0 +1,116 @@
+"""record: curve, evaluation and months mirrored into MLflow, each once.
+
+Runs at every `dvc repro`, because DVC brings reports back from its cache without running the stages that made them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tipline import files, model, registry, tracking
+from tipline.layout import month_folder
+from tipline.tracking import Entry
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
+
+log = logging.getLogger(__name__)
+
+AGAIN = "Run: dvc repro"
+# Of a curve's figures those that are the same each time the study is made; a fit's seconds are not.
+CURVE_FIGURES = ("log_loss", "skill", "auc", "behind_largest", "behind_largest_upper", "fit_seconds")
+
+
+def run(settings: Settings, layout: Layout) -> None:
+    """Make the runs that are not there yet."""
+    with tracking.connect(layout) as client:
+        entries = [curve(settings, layout), evaluation(settings, layout), *months(settings, layout)]
+        for entry in entries:
+            tracking.record(client, layout, entry)
+        describe_challenger(client, settings, layout)
+    log.info("MLflow has the learning curve, the evaluation and %s months", len(entries) - 2)
+
+
+def curve(settings: Settings, layout: Layout) -> Entry:
+    """The study as a parent run, with a line over the sizes, and each size as a child."""
+    decision = files.read_json(layout.learning_curve.with_suffix(".json"), AGAIN)
+    params = {"estimator": settings.train.estimator, "columns": ", ".join(settings.model.columns)}
+    children = [
+        Entry(
+            "learning_curve",
+            f"{size['rows']:,} rows",
+            files.digest_of(size),
+            {"rows": size["rows"], **params},
+            {name: size[name] for name in CURVE_FIGURES},
+        )
+        for size in decision["sizes"]
+    ]
+    return Entry(
+        "learning_curve",
+        f"{settings.train.estimator}: {decision['rows']:,} rows",
+        files.digest_of(decision),
+        {**params, "min_gain": decision["min_gain"], "rows": decision["rows"]},
+        {"chosen_rows": decision["rows"]},
+        {"mlflow.note.content": decision["reason"]},
+        {size["rows"]: {name: size[name] for name in ("log_loss", "skill", "auc")} for size in decision["sizes"]},
+        [layout.learning_curve, layout.learning_curve.with_suffix(".png")],
+        children,
+    )
+
+
+def evaluation(settings: Settings, layout: Layout) -> Entry:
+    """Challenger, champion, baseline and majority on the months kept for it."""
+    report = files.read_json(layout.evaluation, AGAIN)
+    digests = {role: model.digest(model.read(folder)) for role, folder in models(layout).items()}
+    kinds = ("challenger", "champion", "baseline", "majority")
+    return Entry(
+        "evaluate",
+        f"{settings.train.estimator} on {', '.join(report['months'])}",
+        files.digest_of([report, digests]),
+        {"months": ", ".join(report["months"]), "rows": report["rows"]}
+        | {f"{role}_digest": digest[:12] for role, digest in digests.items()},
+        {f"{kind}.{name}": value for kind in kinds for name, value in report[kind].items()},
+        {"mlflow.note.content": report["verdict"]},
+        artifacts=[layout.evaluation, layout.evaluation.with_suffix(".png")],
+    )
+
+
+def models(layout: Layout) -> dict[str, Any]:
+    """The folders of the two models."""
+    return {"challenger": layout.challenger, "champion": layout.champion}
+
+
+def months(settings: Settings, layout: Layout) -> list[Entry]:
+    """A run for each scored month; scored again with another model it is another run."""
+    figures = files.read_json(layout.monitoring / "months.json", AGAIN)
+    return [of_month(layout, month) for month in figures if month["month"] in settings.months]
+
+
+def of_month(layout: Layout, month: dict[str, Any]) -> Entry:
+    """The figures of one month, and what they were made from."""
+    receipt = files.read_json(month_folder(layout.predictions, month["month"]) / files.RECEIPT, AGAIN)
+    values = {name: value for name, value in month.items() if name not in {"month", "role"}}
+    params = {"month": month["month"], "role": month["role"] or "-", "version": receipt["made"]["version"]}
+    return Entry(
+        "monitor",
+        f"{month['month']}, version {receipt['made']['version']}",
+        files.digest_of([month, receipt["key"]]),
+        params | {"model_digest": receipt["key"]["model"][:12]},
+        values,
+        artifacts=[layout.monitoring / "monitoring.png"],
+    )
+
+
+def describe_challenger(client: MlflowClient, settings: Settings, layout: Layout) -> None:
+    """Put the challenger's evaluation on its training run too: that is where models are compared."""
+    found = registry.versions(client, settings.register_.name, model.digest(model.read(layout.challenger)))
+    report = files.read_json(layout.evaluation, AGAIN)
+    values = {f"evaluate.{name}": value for name, value in report["challenger"].items()}
+    for version in found[:1]:
+        if "evaluate.log_loss" not in client.get_run(version.run_id).data.metrics:
+            tracking.log_batch(client, version.run_id, values, {"evaluate.months": ", ".join(report["months"])})
+            client.log_artifact(version.run_id, str(layout.evaluation.with_suffix(".png")))

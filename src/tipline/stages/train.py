@@ -1,0 +1,78 @@
+"""train: the model, fitted on the sample of the `fit` months; files only, the same bytes for the same inputs."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tipline import contract, files, metrics, model, pyfunc, sampling
+from tipline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
+
+log = logging.getLogger(__name__)
+
+EXAMPLE_ROWS = 5
+
+
+def run(settings: Settings, layout: Layout) -> None:
+    """Fit on the first rows of the sample and write models/challenger/."""
+    paths = [layout.sample("fit", month) for month in settings.sample.of("fit")]
+    pool = sampling.labelled(sampling.read_pool(paths), settings.model.target)
+    rows = rows_to_use(settings, layout, len(pool))
+    trips = pool.slice(0, rows).combine_chunks().to_batches()[0]
+    with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
+        training = fit(settings, layout.root, trips, folder)
+        training["data"] = files.digest_of({"rows": rows} | {path.stem: files.sha256(path) for path in paths})
+        files.write_json(folder / model.TRAINING, training)
+    log.info("%s: training skill %.4f over the baseline", training["name"], training["metrics"]["train.skill"] or 0)
+
+
+def rows_to_use(settings: Settings, layout: Layout, there: int) -> int:
+    """The number in params.yaml, else the learning curve's choice.
+
+    Raises
+    ------
+    UsageError
+        Where the sample has fewer rows.
+    """
+    rows = settings.train.rows
+    if rows == "auto":
+        rows = int(files.read_json(layout.sample_size, "Run: dvc repro learning_curve")["rows"])
+    if rows > there:
+        what = f"train.rows asks for {rows:,} rows, the sample has {there:,} with a known target."
+        raise UsageError(what, "params.yaml, train.rows", "Lower it, or raise sample.rows.")
+    return rows
+
+
+def fit(settings: Settings, root: Path, trips: pa.RecordBatch, folder: Path) -> dict[str, Any]:
+    """Fit, save the model's files, return what is told of the training."""
+    spec = model.features(settings.model, contract.load())
+    tipped, _ = metrics.labels(trips, settings.model.target)
+    pipeline = model.fit(model.build(spec, settings.train, root), pyfunc.matrix(trips, spec), tipped)
+    baseline = metrics.fit_baseline(trips, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
+    model.save(folder, pipeline, {"target": settings.model.target, "features": spec, "baseline": baseline})
+    loaded = pyfunc.Model(model.read(folder))
+    counts = metrics.Counts.of(trips, settings.model.target, settings.baseline.by, loaded.probabilities(trips))
+    figures = counts.figures(baseline)
+    return {
+        "name": f"{settings.train.estimator}, {len(trips):,} rows",
+        "params": {
+            "estimator": settings.train.estimator,
+            "rows": len(trips),
+            "months": ", ".join(settings.sample.of("fit")),
+            "columns": ", ".join(settings.model.columns),
+            **{f"params.{name}": value for name, value in settings.train.params.items()},
+        },
+        "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
+        "example": [
+            {name: value if isinstance(value, (int, float)) else str(value) for name, value in row.items()}
+            for row in trips.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
+        ],
+    }

@@ -1,0 +1,89 @@
+"""`tipline status`: where the project stands, in ten lines."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tipline import registry, scoring, tracking
+from tipline.errors import TiplineError
+from tipline.stages.register import current
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
+
+
+def run(settings: Settings, layout: Layout) -> list[str]:
+    """The lines: store, champion, challenger, months, last figures, what to do next."""
+    with tracking.connect(layout) as client:
+        champion = registry.by_alias(client, settings.register_.name)
+        versions = registry.versions(client, settings.register_.name)
+        named = {int(version.version): describe(client, version) for version in {*versions[:1], champion} - {None}}
+    ref = current(layout)
+    missing = not_scored(settings, layout, ref)
+    return [
+        f"project     {layout.root}",
+        f"store       {tracking.without_password(tracking.store(layout))}",
+        f"model       {settings.register_.name}, {len(versions)} versions",
+        f"champion    {named[int(champion.version)] if champion else 'none yet'}",
+        f"challenger  {named[int(versions[0].version)] if versions else 'none yet'} (the newest version)",
+        f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion",
+        f"not scored  {', '.join(missing) or '-'}",
+        f"evaluation  {evaluated(layout)}",
+        f"last month  {last_figures(layout)}",
+        f"next        {advice(champion, ref, missing)}",
+    ]
+
+
+def describe(client: MlflowClient, version: ModelVersion) -> str:
+    """A version with the name and the evaluation of its run."""
+    training = client.get_run(version.run_id)
+    skill = training.data.metrics.get("evaluate.skill")
+    return f"version {version.version}: {training.info.run_name}" + (
+        f", skill {skill:.4f}" if skill is not None else ""
+    )
+
+
+def not_scored(settings: Settings, layout: Layout, ref: dict[str, Any] | None) -> list[str]:
+    """Months without predictions of the model in models/champion/."""
+    if ref is None:
+        return list(settings.months)
+    missing = []
+    for month in settings.months:
+        try:
+            missing += [planned.month for planned in scoring.plan(layout, [month], ref["digest"])]
+        except TiplineError:
+            missing.append(month)
+    return missing
+
+
+def evaluated(layout: Layout) -> str:
+    """The last verdict."""
+    try:
+        return str(json.loads(layout.evaluation.read_text(encoding="utf-8"))["verdict"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "none yet"
+
+
+def last_figures(layout: Layout) -> str:
+    """The figures of the last monitored month."""
+    try:
+        month = json.loads((layout.monitoring / "months.json").read_text(encoding="utf-8"))[-1]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "none yet"
+    names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
+    figures = ", ".join(f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month[name] is not None)
+    return f"{month['month']}: {month['rows']:,} rows, {figures}"
+
+
+def advice(champion: ModelVersion | None, ref: dict[str, Any] | None, missing: list[str]) -> str:
+    """What to do next."""
+    if champion is None or ref is None:
+        return "dvc repro"
+    if registry.digest_of(champion) != ref["digest"]:
+        return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
+    return f"dvc repro: {len(missing)} months to score" if missing else "nothing to do"

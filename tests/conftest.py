@@ -1,0 +1,106 @@
+"""What the tests share: the real TLC files, a project to run stages in, an MLflow store that is ready to use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tipline.layout import Layout
+
+ROOT = Path(__file__).parent.parent
+# The tests decide what these say.
+ENVIRONMENT = ("MLFLOW_TRACKING_URI", "DASK_SCHEDULER_ADDRESS", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
+
+
+def missing(what: str) -> None:
+    """Skip, saying so; a failure where TIPLINE_REQUIRE_ALL says that every part has to be there."""
+    if os.environ.get("TIPLINE_REQUIRE_ALL") == "1":
+        pytest.fail(f"{what}, and TIPLINE_REQUIRE_ALL=1")
+    pytest.skip(what)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tlc() -> Path:
+    """The folder of real TLC records beside the project."""
+    folder = ROOT.parent / "shared" / "tlc"
+    if not folder.is_dir():
+        missing(f"no real TLC records in {folder}")
+    return folder
+
+
+def settings_values(**sections: Any) -> dict[str, Any]:
+    """The project's own params.yaml, small: 5,000 demo rows a month, samples of 3,000; sections are updated."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["demo"]["rows"] = 5000
+    values["sample"]["rows"] = 3000
+    values["learning_curve"] |= {"smallest": 200, "sizes": 3, "repeats": 2}
+    for name, section in sections.items():
+        values[name] = values[name] | section if isinstance(section, dict) else section
+    return values
+
+
+@pytest.fixture
+def make_project(tmp_path: Path) -> Callable[..., Layout]:
+    """Give a function that makes a project folder with these settings (see `settings_values`) and its layout."""
+
+    def make(**sections: Any) -> Layout:
+        from tipline.layout import Layout
+
+        root = tmp_path / "project"
+        root.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+        (root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
+        return Layout(root)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store: making one takes four seconds, copying it none."""
+    from tipline import tracking
+    from tipline.layout import Layout
+
+    layout = Layout(tmp_path_factory.mktemp("mlflow"))
+    with tracking.connect(layout):
+        pass
+    return layout.root / "mlflow.db"
+
+
+@pytest.fixture
+def mlflow_store(_mlflow_template: Path, tmp_path: Path) -> Path:
+    """A fresh database for the project of `make_project`; returns its path."""
+    (tmp_path / "project").mkdir(exist_ok=True)
+    target = tmp_path / "project" / "mlflow.db"
+    shutil.copyfile(_mlflow_template, target)
+    return target
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Give a function that runs a `tipline` command in a folder; it returns the exit code and what was printed."""
+
+    def run(folder: Path, *arguments: str) -> tuple[int, str]:
+        from tipline import cli
+
+        monkeypatch.chdir(folder)
+        capfd.readouterr()
+        code = cli.main(arguments)
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err
+
+    return run
