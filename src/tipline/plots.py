@@ -31,7 +31,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
-CALIBRATION_BINS = 20
+CALIBRATION_BINS = 10
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -66,18 +66,20 @@ def learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
 
 
 def evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], tipped: Labels) -> None:
-    """Predicted against observed tip rates of both models; beside it their skill."""
+    """Predicted against observed tip rates of both models where tips are likely; beside it skill."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
         reliability, bars = figure.subplots(1, 2, width_ratios=[2, 1])
-        reliability.plot([0, 1], [0, 1], color=GREY, linewidth=1)
         for (name, values), color, mark in zip(scores.items(), (BLUE, ORANGE), ("o-", "x--"), strict=True):
             reliability.plot(*calibration(values, tipped), mark, color=color, label=name)
-        title = f"Calibration on {', '.join(report['months'])} ({report['rows']:,} rows)"
-        reliability.set(title=title, xlabel="predicted probability", ylabel="share that tipped")
+        ends = [min(reliability.get_xlim()[0], reliability.get_ylim()[0]), 1]
+        reliability.plot(ends, ends, color=GREY, linewidth=1, label="perfect")
+        title = f"Calibration on {', '.join(report['months'])}, where a tip is likelier than not"
+        reliability.set(title=title, xlabel="mean predicted probability", ylabel="share that tipped")
+        for axis in (reliability.xaxis, reliability.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
         reliability.legend()
-        skills = [report[name]["skill"] or 0 for name in scores]
-        bars.bar(list(scores), skills, color=(BLUE, ORANGE))
+        bars.bar(list(scores), [report[name]["skill"] or 0 for name in scores], color=(BLUE, ORANGE), width=0.6)
         bars.axhline(0, color=GREY, linewidth=1)
         bars.set(title="Skill over the baseline")
         bars.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
@@ -85,8 +87,12 @@ def evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Proba
 
 
 def calibration(probabilities: Probabilities, tipped: Labels) -> tuple[list[float], list[float]]:
-    """Mean prediction and share that tipped, in bins of equally many rows."""
-    order = np.argsort(probabilities, kind="stable")
+    """Mean prediction and share that tipped, in ten bins of equally many of the rows that are likely to tip.
+
+    The others all have next to no tips, and would fill nine tenths of the picture with one point.
+    """
+    likely = np.flatnonzero(probabilities > 0.5)  # noqa: PLR2004
+    order = likely[np.argsort(probabilities[likely], kind="stable")]
     parts = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
     return [float(probabilities[part].mean()) for part in parts], [float(tipped[part].mean()) for part in parts]
 
@@ -103,7 +109,7 @@ def monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         rates, skill, auc = figure.subplots(3, 1, sharex=True)
         rates.plot(names, of("mean_probability"), "o-", color=BLUE, label="mean probability")
         rates.plot(names, of("tip_rate"), "x--", color=ORANGE, label="share that tipped")
-        rates.set(title="Tips")
+        rates.set(title="Tips", ylim=(0, None))
         rates.legend()
         skill.bar(names, of("skill"), color=[RED if value < 0 else BLUE for value in of("skill")], width=0.6)
         skill.axhline(0, color=GREY, linewidth=1)

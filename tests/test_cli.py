@@ -1,0 +1,95 @@
+"""The command line: quick, complete, and never a stack trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tipline import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tipline.layout import Layout
+
+    Run = Callable[..., tuple[int, str]]
+    MakeProject = Callable[..., Layout]
+
+SLOW = ("pandas", "numpy", "pyarrow", "pydantic", "yaml", "mlflow", "sklearn", "dask", "distributed")
+
+
+def test_help_lists_every_stage_promote_and_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
+    assert ended.value.code == 0
+    assert {*stages, "promote", "status"} <= listed
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    code = (
+        "import sys; from tipline import cli\n"
+        "try: cli.main(['--help'])\n"
+        f"except SystemExit: sys.exit(', '.join(m for m in {SLOW} if m in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'predict'" in capsys.readouterr().err
+
+
+def test_outside_a_project_the_message_says_where_to_go(run_cli: Run, tmp_path: Path) -> None:
+    code, printed = run_cli(tmp_path, "status")
+    assert code == 2
+    assert "not a tipline project" in printed
+
+
+@pytest.mark.parametrize("month", ["2009-13", "2009-1", "January", "2009-01-01", "1999-01"])
+def test_a_month_written_wrongly_is_a_usage_error(run_cli: Run, make_project: MakeProject, month: str) -> None:
+    code, printed = run_cli(make_project().root, "download", month)
+    assert code == 2
+    assert f"'{month}' is not a month written YYYY-MM" in printed
+
+
+def test_a_stage_without_its_input_says_what_to_run(run_cli: Run, make_project: MakeProject) -> None:
+    code, printed = run_cli(make_project().root, "score")
+    assert code == 1
+    assert "dvc repro register" in printed
+
+
+def test_a_defect_of_ours_is_a_message_too(
+    run_cli: Run, make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        message = "no such thing"
+        raise LookupError(message)
+
+    monkeypatch.setattr(cli, "run", broken)
+    code, printed = run_cli(make_project().root, "status")
+    assert code == 1
+    assert "LookupError: no such thing" in printed
+    assert "Traceback" not in printed
+
+
+def test_an_interruption_says_that_what_is_finished_is_kept(
+    run_cli: Run, make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    code, printed = run_cli(make_project().root, "score")
+    assert code == 130
+    assert "what is finished is kept" in printed

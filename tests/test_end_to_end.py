@@ -1,0 +1,198 @@
+"""The four ways in, with the real `dvc repro` on a small project: what runs, what does not, what joins."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.conftest import ENVIRONMENT, ROOT, settings_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MONTHS = ["2009-01", "2009-02", "2009-03", "2024-01"]
+ADDED = "2009-04"
+
+
+@dataclass
+class Repro:
+    """What one `dvc repro` did."""
+
+    code: int
+    output: str
+    stages: list[str]
+
+
+@dataclass
+class Story:
+    """A project, and what was seen at each step of its life."""
+
+    root: Path
+    repros: dict[str, Repro] = field(default_factory=dict)
+    receipts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user with an activated environment does."""
+        environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+        environment |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+
+    def repro(self, name: str) -> None:
+        """Run `dvc repro` and keep what it did under a name."""
+        done = self.run("dvc", "repro")
+        output = done.stdout + done.stderr
+        self.repros[name] = Repro(done.returncode, output, re.findall(r"Running stage '(.+?)'", output))
+        self.receipts[name] = {
+            path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_receipt.json")
+        }
+
+    def settings(self, **sections: object) -> None:
+        """Write params.yaml."""
+        (self.root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
+
+
+def start(root: Path) -> Story:
+    """The project as a clone has it, with small settings."""
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "data/README.md", "models/README.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    story = Story(root)
+    story.settings(months=MONTHS)
+    story.run("git", "init", "--quiet")
+    story.run("git", "add", "--all")
+    story.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "start")
+    return story
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """The whole life, lived once."""
+    story = start(tmp_path_factory.mktemp("project"))
+    story.repro("first")
+    (story.root / "src/tipline/cli.py").write_text((ROOT / "src/tipline/cli.py").read_text() + "\n# an edit\n")
+    story.repro("second")
+    story.settings(months=MONTHS, train={"params": {"C": 0.01}})
+    story.repro("retrained")
+    story.run("tipline", "promote", "2")
+    story.repro("promoted")
+    story.settings(months=[*MONTHS, ADDED], train={"params": {"C": 0.01}})
+    story.repro("month added")
+    story.settings(months=[*MONTHS, ADDED], train={"params": {"C": 0.01}}, score={"workrs": 2})
+    story.repro("mistake")
+    roles = {**settings_values()["sample"]["months"], "2009-07": "evaluate"}
+    story.settings(months=[*MONTHS, ADDED], train={"params": {"C": 0.01}}, sample={"months": roles})
+    story.repro("wrong role")
+    story.settings(months=[*MONTHS, ADDED], train={"params": {"C": 0.01}})
+    story.repro("mended")
+    return story
+
+
+def test_every_step_but_the_mistakes_succeeds(story: Story) -> None:
+    failed = {name for name, repro in story.repros.items() if repro.code}
+    assert failed == {"mistake", "wrong role"}, story.repros["first"].output
+
+
+def test_the_first_repro_runs_every_stage(story: Story) -> None:
+    monthly = [f"{stage}@{month}" for stage in ("download", "prepare") for month in MONTHS]
+    sampled = [f"sample@{month}" for month in MONTHS[:3]]
+    single = ["learning_curve", "train", "register", "evaluate", "score", "monitor", "record"]
+    assert sorted(story.repros["first"].stages) == sorted(["params", *monthly, *sampled, *single])
+
+
+@pytest.mark.parametrize("step", ["second", "mended"])
+def test_a_repro_with_nothing_to_do_runs_register_and_record_only(story: Story, step: str) -> None:
+    # Before "second" the command line's module was edited, which no stage depends on; "mended" puts params.yaml back to what it was, byte for byte: not even its check runs again.
+    assert story.repros[step].stages == ["register", "record"]
+
+
+def test_retraining_makes_a_challenger_and_scores_nothing(story: Story) -> None:
+    assert story.repros["retrained"].stages == ["params", "learning_curve", "train", "register", "evaluate", "record"]
+    assert story.receipts["retrained"] == story.receipts["second"]
+
+
+def test_promoting_scores_again_and_runs_nothing_upstream_of_register(story: Story) -> None:
+    assert story.repros["promoted"].stages == ["register", "evaluate", "score", "monitor", "record"]
+    made = [json.loads(receipt)["made"]["version"] for receipt in story.receipts["promoted"].values()]
+    assert made == [2] * len(MONTHS)
+
+
+def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Story) -> None:
+    assert story.repros["month added"].stages == [
+        "params",
+        f"download@{ADDED}",
+        f"prepare@{ADDED}",
+        "register",
+        "score",
+        "monitor",
+        "record",
+    ]
+    assert f"{ADDED} (5,000 rows)" in story.repros["month added"].output
+    after = dict(story.receipts["month added"])
+    assert after.pop(f"month={ADDED}")
+    assert after == story.receipts["promoted"]
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [("mistake", "unknown key score.workrs, did you mean workers?"), ("wrong role", "2009-07 is not in the list")],
+)
+def test_a_mistake_in_params_stops_before_anything_runs_and_leaves_the_results(
+    story: Story, step: str, words: str
+) -> None:
+    assert story.repros[step].stages == ["params"]
+    assert words in story.repros[step].output
+    assert "Traceback" not in story.repros[step].output
+    assert story.receipts[step] == story.receipts["month added"]
+
+
+def test_no_step_prints_a_warning_or_a_trace(story: Story) -> None:
+    for repro in story.repros.values():
+        assert not re.search(r"warning|traceback", repro.output, re.IGNORECASE), repro.output
+
+
+def test_every_prediction_joins_back_to_one_trip(story: Story) -> None:
+    trips = pd.read_parquet(story.root / "data/trips", columns=["month", "row", "payment_type"])
+    scores = pd.read_parquet(story.root / "data/predictions")
+    joined = trips.merge(scores, on=["month", "row"], validate="one_to_one")
+    assert len(joined) == len(trips) == len(scores) == 5000 * (len(MONTHS) + 1)
+    by_payment = joined.groupby("payment_type", observed=True)["tip_probability"].mean()
+    assert by_payment["credit"] > 0.5
+    assert by_payment["cash"] < 0.05
+
+
+def test_git_sees_nothing_that_a_run_made_but_the_lock(story: Story) -> None:
+    changed = story.run("git", "status", "--porcelain").stdout.split()
+    assert set(changed[1::2]) == {"dvc.lock", "params.yaml", "src/tipline/cli.py"}
+
+
+def test_mlflow_has_a_run_for_each_thing_once(story: Story) -> None:
+    script = (
+        "import mlflow; c = mlflow.MlflowClient('sqlite:///mlflow.db')\n"
+        "for e in c.search_experiments(): print(e.name, len(c.search_runs([e.experiment_id])))"
+    )
+    counted = dict(line.split() for line in story.run(sys.executable, "-c", script).stdout.splitlines())
+    # Two models; two studies of a parent and three sizes; evaluations of 1:1, 2:1 and 2:2; four months by
+    # version 1, five by version 2.
+    assert counted == {
+        "Default": "0",
+        "tipline/train": "2",
+        "tipline/learning_curve": "8",
+        "tipline/evaluate": "3",
+        "tipline/monitor": "9",
+    }
