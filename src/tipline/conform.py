@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tipline.contract import ARROW_TYPES, Column, Contract
+from tipline.raw import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,9 +43,16 @@ class Vocabulary:
     def encode(self, array: pa.Array) -> pa.Array:
         """Code an array by the canonical values; the few distinct spellings are looked at, not the rows."""
         coded = array if pa.types.is_dictionary(array.type) else pc.dictionary_encode(array)
-        spellings = [str(value) for value in coded.dictionary.to_pylist()]
+        spellings = [as_text(value) for value in coded.dictionary.to_pylist()]
         codes = pa.array([self.code(spelling) for spelling in spellings], pa.int32())
         return pa.DictionaryArray.from_arrays(codes.take(coded.indices), pa.array(self.values, pa.string()))
+
+
+def as_text(value: object) -> str:
+    """A published value as text: whole numbers the same where nulls made their column double; NaN is blank."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:g}"
+    return str(value)
 
 
 class Conformer:
@@ -70,16 +78,13 @@ class Conformer:
 
     def conform(self, rows: Rows, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the batch in the schema, and its unreadable rows as QUARANTINE, the published values as json."""
-        arrays = [pa.array(rows)]
+        arrays = {"row": pa.array(rows)}
         reasons: dict[int, str] = {}
         for name, column in self.contract.columns.items():
             raw = batch.column(self.found[name]) if name in self.found else None
-            array, unreadable = self._read(name, column, raw, len(batch))
-            arrays.append(self._fill(name, column, array))
+            arrays[name], unreadable = self._read(name, column, raw, len(batch))
             for index in unreadable:
                 reasons.setdefault(index, f"{name} is not {EXPECTED[column.type]}")
-        trips = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
-        self._count_odd(trips)
         apart = sorted(reasons)
         raw_rows = [
             json.dumps(value, default=str, ensure_ascii=False)
@@ -87,9 +92,13 @@ class Conformer:
         ]
         unreadable = quarantine(rows[apart], [reasons[index] for index in apart], raw_rows)
         self.quarantined.update(reasons.values())
-        keep = np.ones(len(rows), dtype=bool)
-        keep[apart] = False
-        return (trips.filter(pa.array(keep)) if apart else trips), unreadable
+        if apart:
+            keep = pa.array(np.isin(np.arange(len(rows)), apart, invert=True))
+            arrays = {name: array.filter(keep) for name, array in arrays.items()}
+        filled = [self._fill(name, column, arrays[name]) for name, column in self.contract.columns.items()]
+        trips = pa.RecordBatch.from_arrays([arrays["row"], *filled], schema=self.schema)
+        self._count_odd(trips)
+        return trips, unreadable
 
     def _read(self, name: str, column: Column, raw: pa.Array | None, count: int) -> tuple[pa.Array, list[int]]:
         if raw is None:
@@ -123,9 +132,11 @@ class Conformer:
 def cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
     """Cast an array; return it and the places whose values cannot be read, which are null in it.
 
-    A float's NaN counts as missing: files written by pandas have it for null.
+    A float's NaN counts as missing: files written by pandas have it for null, and 1.0 for 1 beside it.
     """
     try:
+        if is_text(array.type) and not pa.types.is_timestamp(target):
+            array = array.cast(pa.float64())
         if pa.types.is_floating(array.type) and pc.any(pc.is_nan(array)).as_py():
             array = pc.if_else(pc.is_nan(array), None, array)
         # Cutting nanoseconds off a time loses nothing that the TLC ever recorded.
@@ -141,6 +152,8 @@ def cast_each(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]
     for index, value in enumerate(array.to_pylist()):
         text = value.strip() if isinstance(value, str) else value
         try:
+            if isinstance(text, str) and text and not pa.types.is_timestamp(target):
+                text = pa.scalar(text).cast(pa.float64()).as_py()
             missing = text in (None, "") or (isinstance(text, float) and math.isnan(text))
             values.append(None if missing else pa.scalar(text).cast(target).as_py())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

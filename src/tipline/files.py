@@ -83,6 +83,8 @@ def swap_in(staged: Path, folder: Path) -> None:
         flush(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
+        # Left by a crash after both renames; a rename onto a folder that holds something fails.
+        shutil.rmtree(aside(staged), ignore_errors=True)
         folder.rename(aside(staged))
     staged.rename(folder)
     flush(folder.parent)

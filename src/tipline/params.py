@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
@@ -18,6 +19,9 @@ from tipline.layout import ROLES
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+# What `source` may begin with; a plain path has no scheme.
+SCHEMES = ("", "file", "http", "https")
 
 Role = Literal["fit", "size", "evaluate"]
 
@@ -42,7 +46,18 @@ def number_or(word: str) -> PlainValidator:
     return PlainValidator(check)
 
 
+def check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a list without repetitions, raise ValueError for another."""
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        message = f"{twice[0]} is listed twice"
+        raise ValueError(message)
+    return values
+
+
 Month = Annotated[str, AfterValidator(check_month)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_distinct)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -89,22 +104,22 @@ class LearningCurve(Section):
     smallest: Annotated[int, Field(ge=50)]
     sizes: Annotated[int, Field(ge=1, le=30)]
     repeats: Annotated[int, Field(ge=2, le=50)]
-    min_gain: Annotated[float, Field(gt=0, lt=1)]
+    min_gain: Annotated[Finite, Field(gt=0, lt=1)]
 
 
 class Model(Section):
     """Target and features."""
 
     target: str
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    categories: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+    columns: Names
+    categories: dict[str, Names]
 
 
 class Baseline(Section):
     """The one-line rule that a model has to beat."""
 
     by: str
-    smoothing: Annotated[float, Field(ge=0)]
+    smoothing: Annotated[Finite, Field(ge=0)]
 
 
 class Train(Section):
@@ -132,7 +147,7 @@ class Score(Section):
 class Settings(Section):
     """All of params.yaml; each section is explained there."""
 
-    months: Annotated[tuple[Month, ...], Field(min_length=1)]
+    months: Annotated[tuple[Month, ...], Field(min_length=1), AfterValidator(check_distinct)]
     source: str
     demo: Demo
     sample: Sample
@@ -145,16 +160,15 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _months_listed(self) -> Settings:
-        twice = sorted({month for month in self.months if self.months.count(month) > 1})
-        if twice:
-            message = f"months: {twice[0]} is listed twice"
-            raise ValueError(message)
         strangers = sorted(set(self.sample.months) - set(self.months))
         if strangers:
             message = f"sample.months: {strangers[0]} is not in the list `months`"
             raise ValueError(message)
         if self.source != "demo" and "{month}" not in self.source:
             message = "source: the address has no {month} in it"
+            raise ValueError(message)
+        if urlsplit(self.source).scheme not in SCHEMES:
+            message = f"source: tipline does not fetch from {urlsplit(self.source).scheme}:// yet"
             raise ValueError(message)
         return self
 
@@ -192,10 +206,25 @@ def month_argument(text: str) -> str:
         raise UsageError(f"{error}.", "command line", "Write the month as 2009-01, for one.") from None
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """The mapping of a node."""
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"the key {key!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The file as a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise UsageError("There is no params.yaml.", str(path), "Change to the project's folder.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -235,6 +264,9 @@ def check_columns(settings: Settings, where: str) -> None:
     if model.target not in known.columns or known.columns[model.target].type != "number":
         what = f"The target {model.target!r} is not a number of the contract."
         raise UsageError(what, f"{where}, model.target", "Name a column of type number.")
+    if model.target in model.columns:
+        what = f"{model.target} is the target: as a feature it would give the answer away."
+        raise UsageError(what, f"{where}, model.columns", "Take it off the list.")
     categories = {name for name in model.columns if known.columns[name].type == "category"}
     if categories != set(model.categories):
         wrong = min(categories ^ set(model.categories))

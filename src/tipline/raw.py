@@ -72,7 +72,8 @@ class CsvMonth:
             self.path,
             # One thread: with several, Arrow does not know the number of an unreadable line.
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=self._keep_unreadable),
+            # The TLC quotes nothing; a stray quote read as one would swallow all lines up to the next.
+            parse_options=pyarrow.csv.ParseOptions(quote_char=False, invalid_row_handler=self._keep_unreadable),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()),
                 include_columns=list(names),
@@ -119,4 +120,4 @@ def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
 def damaged(error: Exception, where: str) -> TiplineError:
     """The message for a month whose bytes cannot be read."""
     what = f"The published month cannot be read: {str(error).splitlines()[0]}"
-    return TiplineError(what, where, "Fetch it again: dvc repro -f download@MONTH.")
+    return TiplineError(what, where, "Fetch the month again: dvc repro -f download@2009-01, for one.")

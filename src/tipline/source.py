@@ -11,29 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import demo, files
-from tipline.errors import NotPublishedError, TiplineError, UsageError
+from tipline.errors import NotPublishedError, TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMES = ("", "file", "http", "https")
 CONNECT_SECONDS = 20
 
 
 def address(source: str, month: str, home: Path) -> str:
-    """The address of a month: {month} filled in, a relative path taken from the project's folder.
-
-    Raises
-    ------
-    UsageError
-        For a kind of address that tipline does not fetch from.
-    """
+    """The address of a month: {month} filled in, a relative path taken from the project's folder."""
     scheme = urlsplit(source).scheme
-    if scheme not in SCHEMES:
-        todo = "Give a local path or an https address, with {month} in it."
-        raise UsageError(f"tipline does not fetch from {scheme}:// yet.", "params.yaml, source", todo)
-    filled = source.removeprefix("file://").replace("{month}", month)
-    return filled if scheme in {"http", "https"} else os.path.normpath(home / filled)
+    filled = source.replace("{month}", month)
+    if scheme in {"http", "https"}:
+        return scheme + filled[len(scheme) :]  # HTTP:// is http://, but not to fsspec
+    return os.path.normpath(home / filled.removeprefix("file://"))
 
 
 def fetch(source: str, month: str, folder: Path, home: Path, simulated: Mapping[str, int]) -> dict[str, Any]:
@@ -59,7 +51,7 @@ def fetch(source: str, month: str, folder: Path, home: Path, simulated: Mapping[
         demo.write_month(target, month, simulated["rows"], simulated["seed"])
     else:
         place = address(source, month, home)
-        target = folder / Path(urlsplit(place).path).name
+        target = folder / (Path(urlsplit(place).path).name or month)
         copy(place, target)
     check_format(target, place)
     return {"address": place, "name": target.name, "bytes": target.stat().st_size, "sha256": files.sha256(target)}
@@ -72,16 +64,36 @@ def copy(place: str, target: Path) -> None:
     options = {} if place.startswith("/") else {"client_kwargs": {"timeout": client_timeout()}}
     filesystem, path = fsspec.url_to_fs(place, **options)
     try:
-        stated = filesystem.info(path).get("size")
+        info = filesystem.info(path)
+        if info["type"] == "directory":
+            raise TiplineError("This is a folder, not a file.", place, "Let `source` name the month's file.")
         filesystem.get_file(path, str(target))
     except FileNotFoundError as error:
+        if not is_absent(error):
+            raise unreachable(error.__cause__, place) from error
         todo = "Check the month and `source` in params.yaml; a month appears about two months after it ends."
         raise NotPublishedError("The source does not have this month.", place, todo) from error
     except connection_errors() as error:
-        raise TiplineError(f"The month could not be fetched: {error!r}.", place, "Try again later.") from error
+        raise unreachable(error, place) from error
+    stated = info.get("size")
     if stated is not None and target.stat().st_size != stated:
         what = f"The month arrived cut off: {target.stat().st_size:,} of {stated:,} bytes."
         raise TiplineError(what, place, "Try again.")
+
+
+def is_absent(error: FileNotFoundError) -> bool:
+    """Whether the source says that it has no such file: fsspec raises this too where a server refuses or fails.
+
+    A bucket that may not be listed answers 403 for a file that is not there.
+    """
+    cause = error.__cause__
+    return not isinstance(cause, Exception) or getattr(cause, "status", None) in {403, 404, 410}
+
+
+def unreachable(error: BaseException | None, place: str) -> TiplineError:
+    """The message for a month whose bytes did not arrive."""
+    what = f"The month could not be fetched: {str(error) or repr(error)}."
+    return TiplineError(what, place, "Check `source` in params.yaml, or try again later.")
 
 
 def client_timeout() -> object:

@@ -64,6 +64,11 @@ def prepare(path: Path, folder: Path, contract: Contract, month: str) -> dict[st
         rows = write(conformer, published_month, folder)
     except pa.ArrowException as error:
         raise raw.damaged(error, where) from error
+    except OSError as error:
+        # Arrow raises this for a damaged page, too; only the system's own errors carry a number.
+        if error.errno is None:
+            raise raw.damaged(error, where) from error
+        raise
     receipt = {
         "month": month,
         **rows,
@@ -94,7 +99,7 @@ def write(conformer: Conformer, month: raw.ParquetMonth | raw.CsvMonth, folder: 
         pq.ParquetWriter(folder / QUARANTINED, QUARANTINE) as apart_writer,
     ):
         for group, unreadable in grouped(conformed(conformer, month)):
-            trips.write_table(group)
+            trips.write_table(group, row_group_size=ROW_GROUP_ROWS)
             apart_writer.write_table(unreadable)
             out, apart = out + len(group), apart + len(unreadable)
     if month.rows != out + apart:

@@ -1,0 +1,140 @@
+"""The contract finds its columns under all their published names, and says what it misses."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from tests import factory
+from tipline import contract
+from tipline.contract import Contract
+from tipline.errors import TiplineError, UsageError
+
+REQUIRED = [name for name, column in contract.load().columns.items() if column.required]
+
+
+def small() -> Contract:
+    columns = {
+        "when": {"type": "timestamp", "meaning": "start", "names": ["Begin", "start"], "required": True},
+        "kind": {
+            "type": "category",
+            "meaning": "kind",
+            "names": ["Kind"],
+            "spellings": {"a": ["A", "1"], "b": ["B b"]},
+        },
+        "price": {"type": "number", "meaning": "dollars", "names": ["Price"], "required": True, "after_payment": True},
+        "seats": {"type": "integer", "meaning": "seats", "names": ["Seats"]},
+    }
+    return Contract.model_validate({"columns": columns, "ignored": ["colour"]})
+
+
+def test_names_match_whatever_their_case_and_blanks() -> None:
+    found = small().match([" BEGIN", "kind ", "pRiCe"], "here")
+    assert found == {"when": " BEGIN", "kind": "kind ", "price": "pRiCe"}
+
+
+def test_any_of_a_columns_names_will_do() -> None:
+    assert small().match(["start", "price"], "here")["when"] == "start"
+
+
+@pytest.mark.parametrize("published", [factory.RAW_2009, factory.RAW_TPEP])
+def test_the_formats_of_2009_and_of_today_have_all_that_is_required(published: dict[str, object]) -> None:
+    found = contract.load().match(published, "here")
+    assert set(REQUIRED) <= set(found)
+    assert contract.load().unknown(published) == []
+
+
+def test_the_airport_fee_is_found_under_both_its_names() -> None:
+    for name in ("airport_fee", "Airport_fee"):
+        assert contract.load().match([*factory.RAW_2009, name], "here")["airport_fee"] == name
+
+
+def test_two_columns_for_one_place_are_refused() -> None:
+    with pytest.raises(TiplineError, match=r"'Begin' and 'START', are both when") as raised:
+        small().match(["Begin", "START", "Price"], "month 2009-01")
+    assert raised.value.parts[1] == "month 2009-01"
+
+
+def test_two_columns_of_the_very_same_name_are_refused() -> None:
+    with pytest.raises(TiplineError, match="both price"):
+        small().match(["Begin", "Price", "Price"], "here")
+
+
+def test_two_unknown_columns_of_one_name_do_no_harm() -> None:
+    assert small().match(["Begin", "Price", "x", "x"], "here") == {"when": "Begin", "price": "Price"}
+
+
+def test_a_missing_required_column_is_named_with_the_names_it_may_have() -> None:
+    with pytest.raises(TiplineError) as raised:
+        small().match(["Price", "Seats"], "month 2009-01")
+    what, where, todo = raised.value.parts
+    assert "when (as Begin or start)" in what
+    assert "It has: Price, Seats" in what
+    assert "price" not in what.partition("It has")[0]
+    assert where == "month 2009-01"
+    assert "contract.yaml" in todo
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_no_required_column_can_go_unnoticed(name: str) -> None:
+    known = contract.load()
+    published = [raw for raw in factory.RAW_2009 if raw != known.match(factory.RAW_2009, "here")[name]]
+    with pytest.raises(TiplineError, match=rf"needs: {name} \(as"):
+        known.match(published, "here")
+
+
+def test_unknown_columns_are_reported_and_ignored_ones_are_not() -> None:
+    assert small().unknown(["Begin", " COLOUR ", "price", "weather", "Colour2"]) == ["weather", "Colour2"]
+
+
+def test_the_schema_is_the_row_number_and_the_columns_in_their_order() -> None:
+    assert small().schema == pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            ("when", pa.timestamp("us")),
+            ("kind", pa.dictionary(pa.int32(), pa.string())),
+            ("price", pa.float64()),
+            ("seats", pa.int32()),
+        ]
+    )
+    assert contract.load().schema.names == ["row", *factory.TRIP_2009]
+
+
+def test_the_first_timestamp_says_when_a_trip_began() -> None:
+    assert small().time == "when"
+    assert contract.load().time == "pickup_datetime"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "value"),
+    [("A", "a"), ("1", "a"), (" a ", "a"), ("B B", "b"), ("new ", "new"), ("New", "New"), ("", None), ("  ", None)],
+)
+def test_spellings_become_their_canonical_value_and_unknown_ones_stay(spelling: str, value: str | None) -> None:
+    assert small().columns["kind"].canonical(spelling) == value
+
+
+@pytest.mark.parametrize("name", ["vendor", "payment_type", "rate_code"])
+def test_no_spelling_stands_for_two_values(name: str) -> None:
+    column = contract.load().columns[name]
+    spellings = [contract.normal(spelling) for published in column.spellings.values() for spelling in published]
+    assert len(spellings) == len(set(spellings))
+
+
+def test_a_feature_that_is_not_there_is_refused_with_the_nearest_column() -> None:
+    with pytest.raises(UsageError, match="no column 'seat'") as raised:
+        small().check_features(["kind", "seat"], "here")
+    assert raised.value.parts[2] == "Did you mean seats?"
+
+
+def test_a_feature_known_only_after_payment_is_refused() -> None:
+    with pytest.raises(UsageError, match="price is known only after payment"):
+        small().check_features(["kind", "price"], "here")
+
+
+def test_what_contains_the_tip_is_known_only_after_payment() -> None:
+    late = {name for name, column in contract.load().columns.items() if column.after_payment}
+    assert late == {"tip_amount", "total_amount"}
+
+
+def test_other_columns_may_be_features() -> None:
+    small().check_features(["kind", "seats", "when"], "here")

@@ -1,0 +1,300 @@
+"""What is published is whole or not there, whatever goes wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests import factory
+from tests.conftest import missing
+from tipline import demo, files
+from tipline.errors import TiplineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tipline.layout import Layout
+
+    Run = Callable[..., tuple[int, str]]
+    MakeProject = Callable[..., Layout]
+
+MONTH = "2009-01"
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def crash_at_second_rename(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the second rename of a folder never happen."""
+    rename, calls = Path.rename, []
+
+    def crashing(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise Crash
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", crashing)
+        yield
+    assert len(calls) == 2
+
+
+def publish(folder: Path, text: str) -> Path:
+    """Publish a folder of one file as the stages do."""
+    with files.replacing_folder(folder, folder.parent / "staging") as staged:
+        (staged / "file").write_text(text)
+    return folder
+
+
+def half_publish(folder: Path, error: type[BaseException]) -> None:
+    """Fail in the middle of publishing a folder."""
+    with files.replacing_folder(folder, folder.parent / "staging") as staged:
+        (staged / "file").write_text("half")
+        raise error
+
+
+def half_write(path: Path, error: type[BaseException]) -> None:
+    """Fail in the middle of writing a file."""
+    with files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+# ---- one file ----
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for text in ("old", "new"):
+        with files.replacing(path) as temporary:
+            temporary.write_text(text)
+    assert factory.contents(tmp_path) == {"new/file": b"new"}
+
+
+def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with files.replacing(path) as temporary:
+        temporary.write_text("ne")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, error: type[BaseException], before: bytes | None
+) -> None:
+    path = tmp_path / "file"
+    if before:
+        path.write_bytes(before)
+    with pytest.raises(error):
+        half_write(path, error)
+    assert factory.contents(tmp_path) == ({"file": before} if before else {})
+
+
+def test_equal_json_is_equal_bytes_and_comes_back(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": "é"}
+    for name in ("first", "second"):
+        files.write_json(tmp_path / name, value)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert files.read_json(tmp_path / "first", "") == value
+    assert list(files.read_json(tmp_path / "first", "")) == ["b", "a"]
+
+
+@pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("{", "not valid json")])
+def test_json_that_is_not_there_or_broken_is_an_error_that_says_what_to_do(
+    tmp_path: Path, text: str | None, what: str
+) -> None:
+    path = tmp_path / "file.json"
+    if text:
+        path.write_text(text)
+    with pytest.raises(TiplineError, match=what) as raised:
+        files.read_json(path, "Run: dvc repro")
+    assert raised.value.parts[1:] == (str(path), "Run: dvc repro")
+
+
+def test_digests_are_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"taxi" * 100_000)
+    assert files.sha256(path) == files.sha256_of(path.read_bytes()) == hashlib.sha256(b"taxi" * 100_000).hexdigest()
+
+
+def test_a_digest_of_values_does_not_depend_on_the_order_of_keys() -> None:
+    assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
+    assert files.digest_of({"a": 1, "b": 2}) != files.digest_of({"a": 2, "b": 1})
+
+
+# ---- a folder ----
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "month"
+    folder.mkdir(parents=True)
+    (folder / "stale").touch()
+    publish(folder, "new")
+    assert factory.contents(tmp_path) == {"deep/month/file": b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("text", [None, "old"])
+def test_a_failure_leaves_the_old_folder_and_nothing_staged(
+    tmp_path: Path, error: type[BaseException], text: str | None
+) -> None:
+    folder = tmp_path / "month"
+    if text:
+        publish(folder, text)
+    with pytest.raises(error):
+        half_publish(folder, error)
+    assert factory.contents(tmp_path) == ({"month/file": b"old"} if text else {})
+    assert folder.exists() == bool(text)
+
+
+def test_what_a_killed_run_left_in_staging_is_not_published(tmp_path: Path) -> None:
+    left = tmp_path / "staging" / "month" / "half"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    publish(tmp_path / "month", "new")
+    assert factory.contents(tmp_path) == {"month/file": b"new"}
+
+
+def test_a_crash_between_the_renames_leaves_the_old_folder_aside(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = publish(tmp_path / "month", "old")
+    request.getfixturevalue("crash_at_second_rename")
+    with pytest.raises(Crash):
+        publish(folder, "new")
+    aside = files.aside(tmp_path / "staging" / "month")
+    assert factory.contents(aside) == {"file": b"old"}
+    assert not folder.exists()
+
+
+def test_after_a_crash_between_the_renames_the_next_run_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = publish(tmp_path / "month", "old")
+    folder.rename(files.aside(tmp_path / "staging" / "month"))
+    publish(folder, "new")
+    assert factory.contents(tmp_path) == {"month/file": b"new"}
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        publish(folder, "newer")
+    # That run ended before it could remove what it had moved aside.
+    assert files.aside(tmp_path / "staging" / "month").is_dir()
+    publish(folder, "newest")
+    assert factory.contents(tmp_path) == {"month/file": b"newest"}
+
+
+# ---- a full disk ----
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where `make_project` makes its project: a file system of one megabyte."""
+    disk = tmp_path / "project"
+    disk.mkdir()
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    if not mount or not umount:
+        missing("no mount command")
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"]
+    done = subprocess.run([str(mount), *options, str(disk)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"no right to mount a small file system: {done.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        monkeypatch.chdir(tmp_path)
+        subprocess.run([str(umount), str(disk)], check=True)
+
+
+def fill(disk: Path, spare: int) -> Path:
+    """Fill a file system but for so many bytes."""
+    path = disk / "filler"
+    path.write_bytes(bytes(shutil.disk_usage(disk).free - spare))
+    return path
+
+
+def test_a_download_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
+    run_cli: Run, small_disk: Path, make_project: MakeProject
+) -> None:
+    layout = make_project(demo={"rows": 1000})
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    before = factory.contents(small_disk / "data")
+    make_project(demo={"rows": 100_000})
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert "No space left on device" in printed
+    assert "Traceback" not in printed
+    assert factory.contents(small_disk / "data") == before
+
+
+def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
+    run_cli: Run, small_disk: Path, make_project: MakeProject, tmp_path: Path
+) -> None:
+    layout = make_project(source="../yellow_{month}.parquet")
+    path = tmp_path / f"yellow_{MONTH}.parquet"
+    demo.write_month(path, MONTH, 1000, 1)
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    before = factory.contents(small_disk / "data")
+    demo.write_month(path, MONTH, 100_000, 1)
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert "No space left on device" in printed
+    assert factory.contents(small_disk / "data") == before
+
+
+@pytest.mark.parametrize("spare", [0, 8_192, 100_000])
+def test_preparing_onto_a_full_disk_says_so_and_leaves_the_earlier_month(
+    run_cli: Run, small_disk: Path, make_project: MakeProject, spare: int
+) -> None:
+    layout = make_project(demo={"rows": 7000})
+    for command in ("download", "prepare"):
+        assert run_cli(layout.root, command, MONTH)[0] == 0
+    assert layout.trips_file(MONTH).stat().st_size > 100_000
+    before = factory.contents(small_disk / "data")
+    filler = fill(small_disk, spare)
+    code, printed = run_cli(layout.root, "prepare", MONTH)
+    assert code == 1
+    assert "No space left on device" in printed
+    assert "cannot be read" not in printed
+    assert "Traceback" not in printed
+    assert factory.contents(small_disk / "data") == before
+    filler.unlink()
+    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
+    assert factory.contents(small_disk / "data") == before
+
+
+def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
+    run_cli: Run, small_disk: Path, make_project: MakeProject
+) -> None:
+    layout = make_project(demo={"rows": 7000}, sample={"rows": 100})
+    for command in ("download", "prepare", "sample"):
+        assert run_cli(layout.root, command, MONTH)[0] == 0
+    before = factory.contents(small_disk / "data")
+    make_project(demo={"rows": 7000}, sample={"rows": 6000})
+    fill(small_disk, 20_000)
+    code, printed = run_cli(layout.root, "sample", MONTH)
+    assert code == 1
+    assert "No space left on device" in printed
+    assert factory.contents(small_disk / "data") == before
+    assert len(pq.read_table(layout.sample("fit", MONTH))) == 100
+
+
+def test_a_file_where_a_folder_belongs_is_named(run_cli: Run, make_project: MakeProject) -> None:
+    layout = make_project()
+    (layout.root / "data").write_text("not a folder")
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert str(layout.root / "data") in printed
+    assert "Traceback" not in printed
+    assert (layout.root / "data").read_text() == "not a folder"

@@ -1,0 +1,473 @@
+"""The published bytes of a month arrive whole, with a receipt, or not at all, with a reason."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pyarrow.parquet as pq
+import pytest
+
+from tests import factory
+from tipline import demo, files, source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tipline.layout import Layout
+
+    Run = Callable[..., tuple[int, str]]
+    MakeProject = Callable[..., Layout]
+
+MONTH = "2009-01"
+PAGE = b"<!DOCTYPE html>\n<html><body>Sign in, please</body></html>\n"
+
+
+class Shelf(http.server.ThreadingHTTPServer):
+    """A server of a few files that can misbehave: address, status, promised length, whether it answers."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {}
+        self.status = 200
+        self.promised_too_much = 0
+        self.promised_beforehand = 0
+        self.states_length = True
+        self.silent_after: int | None = None
+        self.may_end = threading.Event()
+
+    def address(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """What the server says."""
+
+    server: Shelf
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        shelf = self.server
+        if shelf.silent_after == 0:
+            shelf.may_end.wait(20)
+            return
+        data = shelf.files.get(self.path)
+        self.send_response(404 if data is None else shelf.status)
+        data = data or b"nothing here"
+        if shelf.states_length:
+            more = shelf.promised_beforehand if self.command == "HEAD" else shelf.promised_too_much
+            self.send_header("Content-Length", str(len(data) + more))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[: shelf.silent_after])
+            if shelf.silent_after:
+                shelf.may_end.wait(20)
+
+    do_HEAD = do_GET  # noqa: N815 (http.server's names)
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    """A real server on a free port."""
+    with Shelf() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.may_end.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> bytes:
+    """The bytes of a Parquet month."""
+    path = tmp_path / "published.parquet"
+    demo.write_month(path, MONTH, 1000, 1)
+    return path.read_bytes()
+
+
+def receipt(layout: Layout) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(layout.raw_receipt(MONTH).read_text())
+    return found
+
+
+def refused(printed: str, layout: Layout) -> None:
+    """Nothing but a message came of it."""
+    assert "Traceback" not in printed
+    assert "defect" not in printed
+    assert "to do:" in printed
+    assert factory.contents(layout.root / "data") == {}
+
+
+# ---- local files ----
+
+
+@pytest.mark.parametrize(
+    "name", ["yellow_2009-01.parquet", "2009-01", "2009-01/trips.parquet", "a b#c/2009-01.parquet"]
+)
+@pytest.mark.parametrize("beginning", ["../store/", "{tmp_path}/store/", "file://{tmp_path}/store/"])
+def test_a_local_path_is_copied_byte_for_byte(
+    run_cli: Run, make_project: MakeProject, tmp_path: Path, published: bytes, beginning: str, name: str
+) -> None:
+    path = tmp_path / "store" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(published)
+    written = beginning.replace("{tmp_path}", str(tmp_path)) + name.replace(MONTH, "{month}")
+    layout = make_project(source=written)
+    code, _ = run_cli(layout.root, "download", MONTH)
+    assert code == 0
+    (copied,) = layout.raw(MONTH).iterdir()
+    assert copied.read_bytes() == published
+    assert receipt(layout) == {
+        "address": str(path),
+        "name": copied.name,
+        "bytes": len(published),
+        "sha256": files.sha256(path),
+    }
+
+
+def test_a_relative_path_starts_at_the_project_wherever_the_command_is_typed(
+    run_cli: Run, make_project: MakeProject, tmp_path: Path
+) -> None:
+    factory.write_csv(tmp_path / "store" / "2009-01.csv", [factory.line()])
+    layout = make_project(source="../store/{month}.csv")
+    (layout.root / "data").mkdir()
+    code, _ = run_cli(layout.root / "data", "download", MONTH)
+    assert code == 0
+    assert (layout.raw(MONTH) / "2009-01.csv").is_file()
+
+
+def test_in_a_copy_of_the_project_a_relative_path_starts_at_the_original(
+    run_cli: Run, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory.write_csv(tmp_path / "store" / "2009-01.csv", [factory.line()])
+    layout = make_project(source="../store/{month}.csv")
+    copied = layout.root / ".dvc" / "tmp" / "exps" / "one"
+    copied.mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        (copied / name).write_bytes((layout.root / name).read_bytes())
+    monkeypatch.setenv("DVC_ROOT", str(layout.root))
+    assert run_cli(copied, "download", MONTH)[0] == 0
+    assert (copied / "data" / "raw" / MONTH / "2009-01.csv").is_file()
+
+
+def test_a_published_csv_is_taken_as_it_is(run_cli: Run, make_project: MakeProject, tlc: Path) -> None:
+    layout = make_project(source=str(tlc / "hour" / "yellow_tripdata_{month}.csv"))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    name = f"yellow_tripdata_{MONTH}.csv"
+    assert (layout.raw(MONTH) / name).read_bytes() == (tlc / "hour" / name).read_bytes()
+
+
+def test_a_local_month_that_is_not_there_is_not_published(
+    run_cli: Run, make_project: MakeProject, tmp_path: Path
+) -> None:
+    layout = make_project(source="../store/{month}.parquet")
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 5
+    assert str(tmp_path / "store" / "2009-01.parquet") in printed
+    refused(printed, layout)
+
+
+def test_a_folder_is_no_month(run_cli: Run, make_project: MakeProject, tmp_path: Path) -> None:
+    factory.write_csv(tmp_path / "store" / "2009-01" / "part.csv", [factory.line()])
+    layout = make_project(source="../store/{month}")
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert str(tmp_path / "store" / MONTH) in printed
+    refused(printed, layout)
+
+
+# ---- a server ----
+
+
+def test_a_month_is_fetched_from_a_server(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes
+) -> None:
+    shelf.files["/trips/yellow_2009-01.parquet"] = published
+    layout = make_project(source=shelf.address("/trips/yellow_{month}.parquet"))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    path = layout.raw(MONTH) / "yellow_2009-01.parquet"
+    assert factory.contents(layout.raw(MONTH)) == {path.name: published}
+    assert receipt(layout) == {
+        "address": shelf.address("/trips/yellow_2009-01.parquet"),
+        "name": path.name,
+        "bytes": len(published),
+        "sha256": files.sha256(path),
+    }
+    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
+    assert pq.read_metadata(layout.trips_file(MONTH)).num_rows == 1000
+
+
+def test_a_server_that_states_no_length_is_believed(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes
+) -> None:
+    shelf.files["/2009-01.parquet"] = published
+    shelf.states_length = False
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    assert (layout.raw(MONTH) / "2009-01.parquet").read_bytes() == published
+
+
+@pytest.mark.parametrize("pattern", ["/?month={month}", "/get?month={month}", "/{month}"])
+def test_an_address_need_not_end_in_a_files_name(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes, pattern: str
+) -> None:
+    shelf.files[pattern.replace("{month}", MONTH)] = published
+    layout = make_project(source=shelf.address(pattern))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    assert list(factory.contents(layout.raw(MONTH)).values()) == [published]
+
+
+def test_the_case_of_the_scheme_does_not_count(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes
+) -> None:
+    shelf.files["/2009-01.parquet"] = published
+    layout = make_project(source=shelf.address("/{month}.parquet").replace("http", "HTTP"))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+
+
+@pytest.mark.parametrize("status", [404, 403, 410])
+def test_a_month_that_the_server_does_not_have_is_not_published(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, status: int
+) -> None:
+    if status != 404:
+        shelf.files["/2009-01.parquet"] = b"no"
+        shelf.status = status
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 5
+    assert "does not have this month" in printed
+    assert shelf.address("/2009-01.parquet") in printed
+    refused(printed, layout)
+
+
+@pytest.mark.parametrize(("status", "what"), [(429, "Too Many Requests"), (500, "500"), (503, "Service Unavailable")])
+def test_a_server_that_fails_does_not_count_as_not_published(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, status: int, what: str
+) -> None:
+    shelf.files["/2009-01.parquet"] = b"no"
+    shelf.status = status
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert what in printed
+    assert shelf.address("/2009-01.parquet") in printed
+    refused(printed, layout)
+
+
+def test_a_server_that_is_not_there_is_said_to_be_so(run_cli: Run, make_project: MakeProject) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    layout = make_project(source=f"http://127.0.0.1:{port}/{{month}}.parquet")
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert "could not be fetched: Cannot connect to host" in printed
+    assert f"http://127.0.0.1:{port}/2009-01.parquet" in printed
+    refused(printed, layout)
+
+
+@pytest.mark.parametrize("beginning", ["http://127.0.0.1:99999/", "http:///"])
+def test_an_address_that_cannot_be_is_named(run_cli: Run, make_project: MakeProject, beginning: str) -> None:
+    layout = make_project(source=beginning + "{month}.parquet")
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert f"{beginning}2009-01.parquet" in printed
+    refused(printed, layout)
+
+
+@pytest.mark.parametrize("sent", [0, 1000])
+def test_a_server_that_falls_silent_is_given_up(
+    run_cli: Run,
+    make_project: MakeProject,
+    shelf: Shelf,
+    published: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: int,
+) -> None:
+    monkeypatch.setattr(source, "client_timeout", lambda: aiohttp.ClientTimeout(total=None, sock_read=0.3))
+    shelf.files["/2009-01.parquet"] = published
+    shelf.silent_after = sent
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert "could not be fetched" in printed
+    refused(printed, layout)
+
+
+def test_a_silent_server_is_given_up_but_a_long_transfer_is_not() -> None:
+    limits = source.client_timeout()
+    assert isinstance(limits, aiohttp.ClientTimeout)
+    assert limits.total is None
+    assert 0 < (limits.sock_connect or 0) <= 60
+    assert 0 < (limits.sock_read or 0) <= 60
+
+
+def test_a_transfer_that_is_cut_off_is_noticed(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes
+) -> None:
+    shelf.files["/2009-01.parquet"] = published
+    shelf.promised_too_much = 1000
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert f"received {len(published)} of {len(published) + 1000} bytes" in printed
+    assert shelf.address("/2009-01.parquet") in printed
+    refused(printed, layout)
+
+
+def test_fewer_bytes_than_were_stated_beforehand_are_noticed(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes
+) -> None:
+    shelf.files["/2009-01.parquet"] = published
+    shelf.promised_beforehand = 1000
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert f"cut off: {len(published):,} of {len(published) + 1000:,} bytes" in printed
+    refused(printed, layout)
+
+
+def test_a_csv_that_is_cut_off_is_noticed(run_cli: Run, make_project: MakeProject, shelf: Shelf) -> None:
+    shelf.files["/2009-01.csv"] = f"{','.join(factory.RAW_2009)}\n{factory.line()}\n".encode()
+    shelf.promised_too_much = 1
+    layout = make_project(source=shelf.address("/{month}.csv"))
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    refused(printed, layout)
+
+
+# ---- what is no month ----
+
+
+def bad_contents(published: bytes) -> dict[str, tuple[str, bytes, str]]:
+    """File name, bytes, message."""
+    return {
+        "page for Parquet": ("2009-01.parquet", PAGE, "This is a web page, not a Parquet file."),
+        "page for CSV": ("2009-01.csv", PAGE, "This is a web page, not a month of trips."),
+        "page after blank lines": ("2009-01.csv", b"\xef\xbb\xbf\r\n\r\n" + PAGE, "This is a web page"),
+        "storage's error": ("2009-01.csv", b"<?xml version='1.0'?><Error>, denied</Error>", "This is a web page"),
+        "Parquet cut off": ("2009-01.parquet", published[: len(published) // 2], "damaged or cut off"),
+        "Parquet cut off, another name": ("2009-01", published[:-1], "damaged or cut off"),
+        "Parquet of nothing": ("2009-01.parquet", b"", "damaged or cut off"),
+        "packed": ("2009-01.csv", b"PK\x03\x04\x00\x00, , ,", "neither a Parquet file nor a CSV"),
+        "nothing": ("2009-01.csv", b"", "neither a Parquet file nor a CSV"),
+        "words": ("2009-01.csv", b"to be published soon\n", "neither a Parquet file nor a CSV"),
+    }
+
+
+BAD = list(bad_contents(b""))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_month_is_refused_and_an_earlier_download_stays(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes, case: str
+) -> None:
+    name, data, what = bad_contents(published)[case]
+    layout = make_project(source=shelf.address("/" + name.replace(MONTH, "{month}")))
+    shelf.files[f"/{name}"] = data
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert what in printed
+    assert shelf.address(f"/{name}") in printed
+    refused(printed, layout)
+    shelf.files[f"/{name}"] = published if name != "2009-01.csv" else b"a,b\n1,2\n"
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    before = factory.contents(layout.root / "data")
+    assert len(before) == 2
+    shelf.files[f"/{name}"] = data
+    assert run_cli(layout.root, "download", MONTH)[0] == 1
+    assert factory.contents(layout.root / "data") == before
+
+
+@pytest.mark.parametrize("trouble", ["404", "503", "cut off"])
+def test_an_earlier_download_survives_a_server_in_trouble(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes, trouble: str
+) -> None:
+    shelf.files["/2009-01.parquet"] = published
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    before = factory.contents(layout.root / "data")
+    if trouble == "404":
+        shelf.files.clear()
+    elif trouble == "503":
+        shelf.status = 503
+    else:
+        shelf.promised_too_much = 1
+    code, _ = run_cli(layout.root, "download", MONTH)
+    assert code == (5 if trouble == "404" else 1)
+    assert factory.contents(layout.root / "data") == before
+
+
+def test_a_month_that_was_published_anew_takes_the_place_of_the_old_one(
+    run_cli: Run, make_project: MakeProject, shelf: Shelf, published: bytes, tmp_path: Path
+) -> None:
+    layout = make_project(source=shelf.address("/{month}.parquet"))
+    newer = factory.write_2009(tmp_path / "newer.parquet", {}).read_bytes()
+    for data in (published, newer):
+        shelf.files["/2009-01.parquet"] = data
+        assert run_cli(layout.root, "download", MONTH)[0] == 0
+    assert factory.contents(layout.raw(MONTH)) == {"2009-01.parquet": newer}
+    assert receipt(layout)["bytes"] == len(newer)
+
+
+# ---- addresses and the simulation ----
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "s3", "gs", "sftp"])
+def test_a_kind_of_address_that_is_not_fetched_is_a_usage_error(
+    run_cli: Run, make_project: MakeProject, scheme: str
+) -> None:
+    layout = make_project(source=f"{scheme}://example.org/{{month}}.parquet")
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 2
+    assert f"tipline does not fetch from {scheme}:// yet." in printed
+    assert "params.yaml" in printed
+    refused(printed, layout)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("store/{month}.csv", "/home/me/project/store/2009-01.csv"),
+        ("../store/{month}.csv", "/home/me/store/2009-01.csv"),
+        ("/store/{month}/{month}.csv", "/store/2009-01/2009-01.csv"),
+        ("file:///store/{month}.csv", "/store/2009-01.csv"),
+        ("https://example.org/{month}.parquet?v=1", "https://example.org/2009-01.parquet?v=1"),
+        ("HTTPS://Example.org/{month}", "https://Example.org/2009-01"),
+    ],
+)
+def test_addresses_are_filled_in(tmp_path: Path, written: str, meant: str) -> None:
+    home = tmp_path / "project"
+    assert source.address(written, MONTH, home) == meant.replace("/home/me", str(tmp_path))
+
+
+def test_a_simulated_month_has_a_receipt_of_what_made_it(run_cli: Run, make_project: MakeProject) -> None:
+    layout = make_project(demo={"rows": 500, "seed": 7})
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    (path,) = layout.raw(MONTH).iterdir()
+    assert receipt(layout) == {
+        "address": "demo:2009-01?rows=500&seed=7",
+        "name": "yellow_tripdata_2009-01.parquet",
+        "bytes": path.stat().st_size,
+        "sha256": files.sha256(path),
+    }
+
+
+def test_a_month_that_is_not_simulated_is_not_published(run_cli: Run, make_project: MakeProject) -> None:
+    layout = make_project()
+    code, printed = run_cli(layout.root, "download", "2010-05")
+    assert code == 5
+    assert "2010-05" in printed
+    refused(printed, layout)
