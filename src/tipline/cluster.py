@@ -54,7 +54,7 @@ def remote(address: str) -> Iterator[Client]:
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
         client = Client(address, timeout=WAIT_SECONDS)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, ValueError) as error:  # ValueError: the address is none
         raise TiplineError(f"The dask scheduler does not answer: {error}.", address, todo) from error
     with client:
         try:

@@ -117,7 +117,12 @@ def excess(study: Study) -> tuple[Floats, Floats]:
     of_days = (residuals**2).sum(axis=1) * blocks / max(blocks - 1, 1) / counts.sum() ** 2
     quantile = student.ppf(CONFIDENCE, max(min(blocks, repeats) - 1, 1))
     upper = mean + quantile * np.sqrt(of_repeats + of_days)
-    return mean / study.data.baseline, upper / study.data.baseline
+    return mean / unit(study), upper / unit(study)
+
+
+def unit(study: Study) -> float:
+    """What makes skill of a loss: the baseline's, NaN where that leaves nothing to gain."""
+    return study.data.baseline if study.data.baseline >= metrics.NEXT_TO_NOTHING else math.nan
 
 
 def decide(study: Study, min_gain: float, available: int) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def decide(study: Study, min_gain: float, available: int) -> dict[str, Any]:
     mean, upper = excess(study)
     enough = [index for index in range(len(study.sizes) - 1) if upper[index] < min_gain]
     rows = study.sizes[enough[0]] if enough else available
-    if math.isnan(mean[0]) or study.data.baseline < metrics.NEXT_TO_NOTHING:
+    if math.isnan(unit(study)):
         rows, reason = available, "The baseline leaves nothing to gain here, so all rows are used."
     elif enough:
         reason = (
@@ -154,9 +159,9 @@ def decide(study: Study, min_gain: float, available: int) -> dict[str, Any]:
 
 
 def of_size(study: Study, index: int, mean: float, upper: float) -> dict[str, Any]:
-    """The figures of one size, over its repeats."""
-    skills = 1 - study.losses[index].mean(axis=1, dtype=float) / study.data.baseline
-    return {
+    """The figures of one size, over its repeats; those in units of skill are None where skill is not defined."""
+    skills = 1 - study.losses[index].mean(axis=1, dtype=float) / unit(study)
+    figures = {
         "rows": study.sizes[index],
         "log_loss": float(study.losses[index].mean(dtype=float)),
         "skill": float(skills.mean()),
@@ -167,3 +172,4 @@ def of_size(study: Study, index: int, mean: float, upper: float) -> dict[str, An
         "behind_largest_upper": upper,
         "fit_seconds": float(study.seconds[index].mean()),
     }
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}

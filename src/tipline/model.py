@@ -85,7 +85,9 @@ def build(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) -> Pipeli
     coded = [index for index, feature in enumerate(spec) if pyfunc.levels(feature)]
     values = [np.arange(pyfunc.levels(spec[index]), dtype=float) for index in coded]
     one_hot = OneHotEncoder(categories=values, handle_unknown="ignore", sparse_output=False)
-    scaled = Pipeline([("impute", SimpleImputer(strategy="median")), ("scale", StandardScaler())])
+    # A column that no training row has is kept: a month of another era may have it, and `pyfunc.fold` counts on it.
+    impute = SimpleImputer(strategy="median", keep_empty_features=True)
+    scaled = Pipeline([("impute", impute), ("scale", StandardScaler())])
     plain = [index for index in range(len(spec)) if index not in coded]
     parts = [("categories", one_hot, coded), ("numbers", scaled, plain)]
     columns = ColumnTransformer([part for part in parts if part[2]])

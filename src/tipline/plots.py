@@ -45,7 +45,7 @@ def learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
     rows = [size["rows"] for size in decision["sizes"]]
 
     def of(name: str) -> list[float]:
-        return [size[name] for size in decision["sizes"]]
+        return [np.nan if size[name] is None else size[name] for size in decision["sizes"]]
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")

@@ -31,7 +31,12 @@ OUTPUT = "tip_probability"
 
 # Beside what skops trusts by itself. The list that MLflow would use is read from the model it guards
 # (https://github.com/mlflow/mlflow/issues/25686); this one is ours.
-TRUSTED = ("numpy.dtype", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor")
+TRUSTED = (
+    "functools.partial",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.utils.validation.check_array",
+)
 
 # Rows that go through the arithmetic at a time: few enough that the columns stay in a core's cache.
 CHUNK_ROWS = 2**15
@@ -45,7 +50,7 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 def hours(column: pa.Array) -> Codes:
     """Hour of the day, 24 for a missing time."""
-    times = column.cast(pa.timestamp("us")).cast(pa.int64())
+    times = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     since_1970 = times.fill_null(0).to_numpy() // HOUR_MICROSECONDS
     # Not `% 24`: numpy divides with vector instructions and takes remainders without.
     codes: Codes = (since_1970 - since_1970 // 24 * 24).astype(np.int32)

@@ -72,29 +72,36 @@ class Month:
         return [block for block in self.blocks if block.part.name not in self.done]
 
 
-def plan(layout: Layout, months: list[str], digest: str) -> list[Month]:
+def plan(layout: Layout, months: list[str], digest: str) -> tuple[list[Month], dict[str, str]]:
     """The months that are not published with this model and their prepared rows, with the parts that are done.
 
-    Raises
-    ------
-    TiplineError
-        Where a month is not prepared.
+    Returns
+    -------
+    tuple
+        The months to score, and why others, whose prepared rows are missing or damaged, cannot be.
     """
-    planned = []
+    planned, failed = [], {}
     for month in months:
-        receipt = files.read_json(layout.trips(month) / files.RECEIPT, f"Run: dvc repro prepare@{month}")
-        key = {"trips": receipt["trips"]["sha256"], "model": digest, "format": FORMAT}
-        if not is_published(month_folder(layout.predictions, month), key):
-            planned.append(plan_month(layout, month, key))
-    return planned
+        try:
+            receipt = files.read_json(layout.trips(month) / files.RECEIPT, f"Run: dvc repro prepare@{month}")
+            key = {"trips": receipt["trips"]["sha256"], "model": digest, "format": FORMAT}
+            if not is_published(month_folder(layout.predictions, month), key):
+                planned.append(plan_month(layout, month, key))
+        except TiplineError as error:
+            failed[month] = " ".join(str(error).split())
+    return planned, failed
 
 
 def plan_month(layout: Layout, month: str, key: Mapping[str, Any]) -> Month:
     """Blocks of a month, and those of them that an earlier run has finished."""
     staged = month_folder(layout.staging / "predictions", month)
     trips = layout.trips_file(month)
-    with pq.ParquetFile(trips) as file:
-        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    try:
+        with pq.ParquetFile(trips) as file:
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (pa.ArrowException, OSError) as error:
+        what = f"The prepared month cannot be read: {str(error).splitlines()[0]}."
+        raise TiplineError(what, str(trips), f"Run: dvc repro -f prepare@{month}") from error
     name = files.digest_of(key)
     blocks = [
         Block(month, trips, group, count, staged / f"part-{group:05d}.parquet", name)

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tipline import registry, scoring, tracking
-from tipline.errors import TiplineError
 from tipline.stages.register import current
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ def run(settings: Settings, layout: Layout) -> list[str]:
     with tracking.connect(layout) as client:
         champion = registry.by_alias(client, settings.register_.name)
         versions = registry.versions(client, settings.register_.name)
-        named = {int(version.version): describe(client, version) for version in {*versions[:1], champion} - {None}}
+        shown = versions[:1] if champion is None else [*versions[:1], champion]
+        named = {int(version.version): describe(client, version) for version in shown}
     ref = current(layout)
     missing = not_scored(settings, layout, ref)
     return [
@@ -41,6 +41,8 @@ def run(settings: Settings, layout: Layout) -> list[str]:
 
 def describe(client: MlflowClient, version: ModelVersion) -> str:
     """A version with the name and the evaluation of its run."""
+    if version.run_id is None:
+        return f"version {version.version}: not registered by tipline"
     training = client.get_run(version.run_id)
     skill = training.data.metrics.get("evaluate.skill")
     return f"version {version.version}: {training.info.run_name}" + (
@@ -52,13 +54,9 @@ def not_scored(settings: Settings, layout: Layout, ref: dict[str, Any] | None) -
     """Months without predictions of the model in models/champion/."""
     if ref is None:
         return list(settings.months)
-    missing = []
-    for month in settings.months:
-        try:
-            missing += [planned.month for planned in scoring.plan(layout, [month], ref["digest"])]
-        except TiplineError:
-            missing.append(month)
-    return missing
+    planned, failed = scoring.plan(layout, list(settings.months), ref["digest"])
+    missing = {month.month for month in planned} | set(failed)
+    return [month for month in settings.months if month in missing]
 
 
 def evaluated(layout: Layout) -> str:
@@ -84,6 +82,6 @@ def advice(champion: ModelVersion | None, ref: dict[str, Any] | None, missing: l
     """What to do next."""
     if champion is None or ref is None:
         return "dvc repro"
-    if registry.digest_of(champion) != ref["digest"]:
+    if champion.tags.get(tracking.DIGEST) != ref["digest"]:
         return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
     return f"dvc repro: {len(missing)} months to score" if missing else "nothing to do"

@@ -76,14 +76,16 @@ def connect(layout: Layout) -> Iterator[MlflowClient]:
                 MlflowClient().search_experiments(max_results=1)
         yield MlflowClient()
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        what = f"MLflow's store refuses or cannot be reached: {str(error).splitlines()[0][:300]}"
+        # MLflow repeats the address with its password.
+        words = str(error).splitlines()[0].replace(address, without_password(address))
+        what = f"MLflow's store refuses or cannot be reached: {words[:300]}"
         todo = "Check MLFLOW_TRACKING_URI and that the server runs; then run: dvc repro"
         raise TiplineError(what, without_password(address), todo) from error
 
 
 def logging_of_mlflow() -> None:
-    """Keep MLflow's and alembic's own reports for trouble."""
-    for name in ("mlflow", "alembic"):
+    """Keep the reports of MLflow and of what it stands on for trouble."""
+    for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

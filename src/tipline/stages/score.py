@@ -54,20 +54,21 @@ def score(settings: Settings, layout: Layout) -> None:
     scoring.mend(layout)
     for month in scoring.drop_others(layout, list(settings.months)):
         log.info("%s is no longer in `months`: its predictions are removed", month)
-    months = scoring.plan(layout, list(settings.months), ref["digest"])
+    months, failed = scoring.plan(layout, list(settings.months), ref["digest"])
     rows = sum(block.rows for month in months for block in month.open)
     named = ", ".join(month.month for month in months) or "nothing to do"
     log.info("scoring with %s version %s: %s (%s rows)", ref["name"], ref["version"], named, f"{rows:,}")
-    if not months:
-        return
-    started = time.perf_counter()
-    with cluster.connect(settings.score.workers) as client:
-        client.register_plugin(scoring.ModelPlugin(contents, ref["digest"]))
-        failed = score_months(client, months, recorded(ref))
-    seconds = time.perf_counter() - started
-    log.info("%s rows in %.1f s, %.1f million rows/s", f"{rows:,}", seconds, rows / seconds / 1e6)
+    if months:
+        started = time.perf_counter()
+        with cluster.connect(settings.score.workers) as client:
+            client.register_plugin(scoring.ModelPlugin(contents, ref["digest"]))
+            failed |= score_months(client, months, recorded(ref))
+        seconds = time.perf_counter() - started
+        log.info("%s rows in %.1f s, %.1f million rows/s", f"{rows:,}", seconds, rows / seconds / 1e6)
     if failed:
-        what = f"{len(failed)} of {len(months)} months failed: " + "; ".join(f"{m}: {e}" for m, e in failed.items())
+        what = f"{len(failed)} of {len(settings.months)} months failed: " + "; ".join(
+            f"{month}: {why}" for month, why in failed.items()
+        )
         todo = "The others are published and finished parts are kept; mend the cause and run dvc repro again."
         raise MonthsFailedError(what, "score", todo)
 
@@ -90,7 +91,7 @@ def score_months(client: Client, months: list[scoring.Month], made: dict[str, An
     for future in as_completed(blocks):
         block = blocks.pop(future)
         if future.status != "finished":
-            failed[block.month] = str(future.exception() or future.status)
+            failed[block.month] = " ".join(str(future.exception() or future.status).split())
             continue
         by_name[block.month].done[block.part.name] = future.result()
         waiting[block.month] -= 1

@@ -1,0 +1,226 @@
+"""Projects in which the stages have run: made once a session, copied for each test that starts from them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from distributed import Client
+
+from tests.conftest import ROOT, settings_values
+from tipline import cluster, params
+from tipline.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tipline.params import Settings
+
+# What MLflow's own code brings about when its store and its pyfunc are first used.
+MLFLOW_WARNINGS = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Operation with range is deprecated:DeprecationWarning"),
+]
+ORDER = (
+    "download",
+    "prepare",
+    "sample",
+    "learning_curve",
+    "train",
+    "register",
+    "evaluate",
+    "score",
+    "monitor",
+    "record",
+)
+MONTHLY = ("download", "prepare", "sample")
+# One month for each role, and one of another era that is only scored.
+MONTHS = ("2009-01", "2009-02", "2009-03", "2024-01")
+# Small batches and row groups, so that 5,000 rows are several blocks: see `small_row_groups`.
+GROUP_ROWS = 1700
+
+
+def settings(layout: Layout) -> Settings:
+    """Read the settings of a project."""
+    return params.load(layout.params)
+
+
+def change(layout: Layout, **sections: Any) -> None:
+    """Update sections of a project's params.yaml."""
+    values = yaml.safe_load(layout.params.read_text())
+    for name, section in sections.items():
+        values[name] = values[name] | section if isinstance(section, dict) else section
+    layout.params.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def run(layout: Layout, *stages: str) -> None:
+    """Run stages in this process, monthly ones for each of their months, as their commands would."""
+    for stage in stages:
+        now = settings(layout)
+        if stage in MONTHLY:
+            for month in now.sample.months if stage == "sample" else now.months:
+                run_month(layout, stage, month)
+        else:
+            importlib.import_module(f"tipline.stages.{stage}").run(now, layout)
+
+
+def run_month(layout: Layout, stage: str, month: str) -> None:
+    """Run a monthly stage for one month."""
+    importlib.import_module(f"tipline.stages.{stage}").run(settings(layout), layout, month)
+
+
+def run_to(layout: Layout, last: str) -> Layout:
+    """Run all stages up to and with `last`."""
+    run(layout, *ORDER[: ORDER.index(last) + 1])
+    return layout
+
+
+def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) -> None:
+    """Let `prepare` write row groups of so many rows; a row group is what one task scores."""
+    from tipline import raw
+    from tipline.stages import prepare
+
+    monkeypatch.setattr(raw, "BATCH_ROWS", rows)
+    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", rows)
+
+
+def write_project(root: Path, **sections: Any) -> Layout:
+    """Make a project folder with small settings."""
+    root.mkdir(exist_ok=True)
+    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    values = settings_values(**{"months": list(MONTHS), "score": {"workers": 2}} | sections)
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return Layout(root)
+
+
+@contextlib.contextmanager
+def running(*command: str, folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of the environment while the block runs; its process group ends with it."""
+    program = Path(sys.executable).with_name(command[0])
+    arguments, quiet = [str(program), *command[1:]], subprocess.DEVNULL
+    process = subprocess.Popen(arguments, cwd=folder, start_new_session=True, stdout=quiet, stderr=quiet)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+LOCAL = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+
+
+@contextlib.contextmanager
+def scheduler(folder: Path) -> Iterator[str]:
+    """Run `dask scheduler` on a free port; give its address."""
+    file = folder / "scheduler.json"
+    with running("dask", "scheduler", *LOCAL, "--port", "0", "--scheduler-file", str(file)):
+        wait_for(lambda: file.exists() and file.stat().st_size)
+        yield str(read_json(file)["address"])
+
+
+CLUSTERS: dict[Path, str] = {}
+
+
+def dask_cluster(request: pytest.FixtureRequest) -> str:
+    """Give the address of the session's cluster: a scheduler and two workers, ended with the session."""
+    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "dask"
+    if folder not in CLUSTERS:
+        folder.mkdir()
+        with contextlib.ExitStack() as stack:
+            address = stack.enter_context(scheduler(folder))
+            stack.enter_context(running("dask", "worker", address, *LOCAL, "--nthreads", "1", "--nworkers", "2"))
+            with Client(address) as client:
+                client.wait_for_workers(2, timeout=60)
+            request.session.addfinalizer(stack.pop_all().close)
+        CLUSTERS[folder] = address
+    return CLUSTERS[folder]
+
+
+@cache
+def _trained(folder: Path, address: str) -> Layout:
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        small_row_groups(monkeypatch)
+        monkeypatch.setenv(cluster.ADDRESS, address)
+        return run_to(write_project(folder / "project"), "train")
+
+
+def trained(request: pytest.FixtureRequest) -> Layout:
+    """Give the session's project in which everything up to `train` has run; not to be changed."""
+    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "trained"
+    return _trained(folder, dask_cluster(request))
+
+
+@cache
+def _scored(folder: Path, before: Layout, template: Path, address: str) -> Layout:
+    layout = copy(before, folder)
+    shutil.copyfile(template, layout.root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv(cluster.ADDRESS, address)
+        run(layout, "register", "evaluate", "score", "monitor")
+    return layout
+
+
+def scored(request: pytest.FixtureRequest) -> Layout:
+    """Give the session's project in which everything up to `monitor` has run; not to be changed."""
+    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "scored"
+    template = request.getfixturevalue("_mlflow_template")
+    # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    layout = _scored(folder, trained(request), template, dask_cluster(request))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return layout
+
+
+def copy(source: Layout, folder: Path) -> Layout:
+    """Copy a project to `folder`/project, but for MLflow's store: the paths in it would be the old ones."""
+    ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts", ".mlflow.lock")
+    shutil.copytree(source.root, folder / "project", ignore=ignored, dirs_exist_ok=True)
+    return Layout(folder / "project")
+
+
+def trips(layout: Layout, month: str) -> pa.Table:
+    """Read the prepared rows of a month."""
+    return pq.read_table(layout.trips_file(month))
+
+
+def batch(table: pa.Table) -> pa.RecordBatch:
+    """Give a table as one batch."""
+    return table.unify_dictionaries().combine_chunks().to_batches()[0]
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Read all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

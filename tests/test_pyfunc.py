@@ -1,0 +1,286 @@
+"""The model's own file: the same probability for a row, whatever the path that the row comes by."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import pipeline
+from tipline import model, pyfunc
+from tipline.params import Train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VENDOR = {"name": "vendor", "kind": "category", "categories": ["CMT", "DDS", "VTS"]}
+PAYMENT = {"name": "payment_type", "kind": "category", "categories": ["cash", "credit"]}
+TIME = {"name": "pickup_datetime", "kind": "hour"}
+PASSENGERS = {"name": "passenger_count", "kind": "number", "range": [0, 9]}
+FARE = {"name": "fare_amount", "kind": "number", "range": [0.0, 500.0]}
+DISTANCE = {"name": "trip_distance", "kind": "number", "range": None}
+EMPTY = {"name": "airport_fee", "kind": "number", "range": [0, 5]}
+ALL: list[dict[str, Any]] = [VENDOR, TIME, PASSENGERS, DISTANCE, PAYMENT, FARE]
+SELECTIONS: dict[str, list[dict[str, Any]]] = {
+    "all kinds": ALL,
+    "only categories": [PAYMENT, VENDOR],
+    "only the hour": [TIME],
+    "only numbers": [FARE, PASSENGERS],
+    "one number": [DISTANCE],
+    "a number that no training row has": [PAYMENT, EMPTY, FARE],
+}
+BASELINE = {"by": "payment_type", "overall": 0.5, "rates": {}}
+
+
+def rows(count: int, seed: int) -> pa.RecordBatch:
+    """Make trips with unknown and missing categories, missing times and numbers, numbers out of range."""
+    generator = np.random.default_rng(seed)
+
+    def holes(values: Any, type_: pa.DataType) -> pa.Array:
+        return pa.array(values, type_, mask=generator.random(count) < 0.07)
+
+    def category(values: Sequence[str]) -> pa.Array:
+        codes = holes(generator.integers(0, len(values), count), pa.int32())
+        return pa.DictionaryArray.from_arrays(codes, pa.array(values))
+
+    start = datetime(2008, 12, 31)  # noqa: DTZ001 (the trips' times have no zone)
+    times = [start + timedelta(seconds=int(second)) for second in generator.integers(0, 86_400 * 40, count)]
+    columns = {
+        "vendor": category(["VTS", "CMT", "Helix"]),
+        "payment_type": category(["credit", "cash", "voided", "flex fare"]),
+        "pickup_datetime": holes(times, pa.timestamp("us")),
+        "passenger_count": holes(generator.integers(-3, 13, count), pa.int32()),
+        "trip_distance": holes(generator.lognormal(1, 1, count), pa.float64()),
+        "fare_amount": holes(generator.normal(100, 400, count), pa.float64()),
+        "airport_fee": pa.array(generator.random(count), pa.float64()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def train(estimator: str = "logistic_regression", **parameters: Any) -> Train:
+    return Train(rows="auto", estimator=estimator, params=parameters, seed=0)
+
+
+def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logistic_regression") -> pyfunc.Model:
+    """Fit on trips whose tips depend on several columns, save, and load what was saved."""
+    trips = rows(3000, 1)
+    trips = trips.set_column(trips.schema.get_field_index("airport_fee"), "airport_fee", pa.nulls(3000, pa.float64()))
+    score = (
+        (trips["passenger_count"].fill_null(0).to_numpy() > 4) * 1.0
+        + (pyfunc.hours(trips["pickup_datetime"]) > 12)
+        + (pyfunc.category_codes(trips["payment_type"], ["credit"]) == 0)
+        + trips["fare_amount"].fill_null(0).to_numpy() / 500
+    )
+    tipped = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.5
+    pipeline_ = model.fit(model.build(features, train(estimator), folder), pyfunc.matrix(trips, features), tipped)
+    model.save(folder, pipeline_, {"target": "tip_amount", "features": features, "baseline": BASELINE})
+    return pyfunc.Model(model.read(folder))
+
+
+@pytest.fixture(scope="module", params=["logistic_regression", "hist_gradient_boosting"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pyfunc.Model:
+    return fitted(tmp_path_factory.mktemp("model"), ALL, request.param)
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_folded_arithmetic_is_the_estimators(tmp_path: Path, name: str) -> None:
+    features = SELECTIONS[name]
+    loaded = fitted(tmp_path, features)
+    linear = pyfunc.fold(loaded.estimator, features)
+    assert linear is not None
+    trips = rows(2000, 3)
+    expected: Any = loaded.estimator.predict_proba(pyfunc.matrix(trips, features))[:, 1]
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_allclose(linear.probabilities(trips, features), expected, rtol=0, atol=1e-12)
+
+
+def test_only_tiplines_own_logistic_regression_is_folded(tmp_path: Path) -> None:
+    boosted = fitted(tmp_path, ALL, "hist_gradient_boosting")
+    assert pyfunc.fold(boosted.estimator, ALL) is None
+    trips = rows(500, 3)
+    expected = boosted.estimator.predict_proba(pyfunc.matrix(trips, ALL))[:, 1]
+    np.testing.assert_array_equal(boosted.probabilities(trips), expected.astype(np.float32))
+
+
+def test_a_row_scores_the_same_in_any_batch(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    trips = rows(1501, 4)
+    whole = loaded.probabilities(trips)
+    assert whole.dtype == np.float32
+    assert len(np.unique(whole)) > 100
+    edges = [0, 1, 2, 9, 500, 501, 1499, 1501]
+    slices = [loaded.probabilities(trips.slice(low, high - low)) for low, high in itertools.pairwise(edges)]
+    assert np.concatenate(slices).tobytes() == whole.tobytes()
+    # Each call of the trees takes a tenth of a second, whatever the rows.
+    for chunk in (601, 1500, 1501, 10_000) if loaded.estimator.steps[0][0] == "classifier" else (1, 7, 64, 1500):
+        monkeypatch.setattr(pyfunc, "CHUNK_ROWS", chunk)
+        assert loaded.probabilities(trips).tobytes() == whole.tobytes(), chunk
+
+
+def test_a_table_of_several_batches_scores_as_one(loaded: pyfunc.Model) -> None:
+    trips = rows(901, 5)
+    table = pa.Table.from_batches([trips.slice(0, 300), trips.slice(300, 0), trips.slice(300)])
+    assert loaded.probabilities(table).tobytes() == loaded.probabilities(trips).tobytes()
+
+
+def test_no_rows_give_no_probabilities(loaded: pyfunc.Model) -> None:
+    for empty in (rows(0, 1), pa.Table.from_batches([], schema=rows(0, 1).schema)):
+        scores = loaded.probabilities(empty)
+        assert scores.shape == (0,)
+        assert scores.dtype == np.float32
+
+
+def frames(trips: pa.RecordBatch) -> dict[str, pd.DataFrame]:
+    """The same trips as pandas users have them."""
+    plain = trips.to_pandas()
+    texts = ["vendor", "payment_type"]
+    numbers = ["passenger_count", "trip_distance", "fare_amount"]
+    return {
+        "categoricals": plain,
+        "text": plain.astype(dict.fromkeys(texts, "str")),
+        "objects": plain.astype(dict.fromkeys(texts, "object")).replace({np.nan: None}).astype(
+            dict.fromkeys(numbers, "float64") | {"pickup_datetime": "datetime64[us]"}
+        ),
+        "nanoseconds": plain.astype({"pickup_datetime": "datetime64[ns]"}),
+        "seconds": plain.astype({"pickup_datetime": "datetime64[s]"}),
+        "nullable numbers": plain.astype({"passenger_count": "Int64", "trip_distance": "Float64"}),
+        "columns in another order, and others": plain.assign(other=1)[[*reversed(plain.columns), "other"]],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", frames(rows(3, 0)))
+def test_pandas_and_arrow_give_the_same_bytes(loaded: pyfunc.Model, kind: str) -> None:
+    trips = rows(1000, 6)
+    assert trips["vendor"].null_count
+    assert trips["passenger_count"].null_count
+    frame = frames(trips)[kind]
+    frame.index = pd.Index(range(10, 10 + len(frame)))
+    predicted = loaded.predict(frame)
+    assert list(predicted.columns) == ["tip_probability"]
+    assert predicted.index.equals(frame.index)
+    values = predicted["tip_probability"].to_numpy()
+    assert values.dtype == np.float32
+    assert values.tobytes() == loaded.probabilities(trips).tobytes()
+
+
+def test_a_frame_of_missing_values_alone_is_scored(loaded: pyfunc.Model) -> None:
+    missing = pd.DataFrame({name: [None, None] for name in loaded.columns})
+    values = loaded.predict(missing)["tip_probability"]
+    assert values.between(0, 1).all()
+    assert values.iloc[0] == values.iloc[1]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_hours_are_those_of_the_day(unit: Any) -> None:
+    times = [
+        "2009-01-01T00:00:00",
+        "2009-01-01T00:59:59",
+        "2009-01-01T01:00:00",
+        "2009-01-31T23:59:59",
+        "1970-01-01T00:00:00",
+        "1969-12-31T23:59:59",
+        "1969-12-31T00:00:00",
+        "1900-02-28T13:30:00",
+        "2098-09-11T02:23:31",
+    ]
+    column = pa.array([*(np.datetime64(time, unit) for time in times), None], pa.timestamp(unit))
+    assert pyfunc.hours(column).tolist() == [0, 0, 1, 23, 0, 23, 0, 13, 2, 24]
+
+
+def test_hours_take_times_with_nanoseconds() -> None:
+    column = pa.array([np.datetime64("2009-01-01T05:59:59.999999999", "ns")])
+    assert pyfunc.hours(column).tolist() == [5]
+
+
+def test_other_and_missing_categories_share_the_last_code() -> None:
+    column = pa.array(["cash", "barter", None, "credit", "", "Cash"]).dictionary_encode()
+    for same in (column, column.cast(pa.string()), column.slice(1), pa.array(column.to_pylist(), pa.large_string())):
+        codes = pyfunc.category_codes(same, ["credit", "cash"]).tolist()
+        assert codes == [1, 2, 2, 0, 2, 2][len(column) - len(same) :]
+
+
+def test_numbers_are_moved_into_the_plausible_range() -> None:
+    column = pa.array([-5, 0, 3, 9, 208, None], pa.int32())
+    np.testing.assert_array_equal(pyfunc.encode(column, PASSENGERS), [0, 0, 3, 9, 9, np.nan])
+    np.testing.assert_array_equal(pyfunc.encode(column, DISTANCE), [-5, 0, 3, 9, 208, np.nan])
+
+
+def test_the_matrix_has_codes_and_no_code_for_what_is_not_listed() -> None:
+    trips = pa.RecordBatch.from_pydict(
+        {
+            "vendor": pa.array(["VTS", "Helix", None]).dictionary_encode(),
+            "pickup_datetime": pa.array([datetime(2009, 1, 1, 17), None, None], pa.timestamp("us")),  # noqa: DTZ001
+            "fare_amount": pa.array([-1.0, 600.0, None]),
+        }
+    )
+    matrix = pyfunc.matrix(trips, [VENDOR, TIME, FARE])
+    np.testing.assert_array_equal(matrix, [[2, 17, 0], [np.nan, np.nan, 500], [np.nan, np.nan, np.nan]])
+
+
+def test_the_file_imports_nothing_of_tipline() -> None:
+    tree = ast.parse(Path(pyfunc.__file__).read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "." * node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "numpy" in imported
+    assert not {name for name in imported if name.startswith((".", "tipline"))}
+
+
+def test_the_file_does_not_wait_for_mlflow_where_nobody_uses_it() -> None:
+    code = "import sys, tipline.pyfunc; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Loads a registered version where tipline cannot be imported, and scores a frame with it.
+ELSEWHERE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tipline":
+            raise ImportError("tipline is not installed here")
+
+sys.meta_path.insert(0, Absent())
+import mlflow
+import pandas
+
+uri, trips, result = sys.argv[1:]
+model = mlflow.pyfunc.load_model(uri)
+scores = model.predict(pandas.read_parquet(trips))
+assert list(scores.columns) == ["tip_probability"], scores
+assert not [name for name in sys.modules if name.split(".")[0] == "tipline"]
+open(result, "wb").write(scores["tip_probability"].to_numpy().tobytes())
+"""
+
+
+def test_a_registered_version_scores_elsewhere_as_bulk_scoring_does(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    layout = pipeline.scored(request)
+    columns = [feature["name"] for feature in pipeline.read_json(layout.champion / "model.json")["features"]]
+    frame = pipeline.trips(layout, "2009-03").select(columns).to_pandas()
+    frame = frame.astype({"vendor": "str", "payment_type": "str", "passenger_count": "float64"})
+    frame.to_parquet(tmp_path / "trips.parquet")
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{layout.root / 'mlflow.db'}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    uri, scores = "models:/tip-probability@champion", tmp_path / "scores"
+    arguments = [sys.executable, "-c", ELSEWHERE, uri, str(tmp_path / "trips.parquet"), str(scores)]
+    done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = pq.read_table(layout.predictions / "month=2009-03")["tip_probability"].to_numpy()
+    assert scores.read_bytes() == written.tobytes()
+
+
+pytestmark = pipeline.MLFLOW_WARNINGS

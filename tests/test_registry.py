@@ -1,0 +1,594 @@
+"""A model is one run and one version, whatever the registry has been through; the alias says which one scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from tests import pipeline
+from tipline import cluster, files, model, promote, registry, status, tracking
+from tipline.errors import TiplineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tipline.layout import Layout
+
+pytestmark = pipeline.MLFLOW_WARNINGS
+NAME = "tip-probability"
+
+
+@pytest.fixture
+def trained(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Layout:
+    """A project with a challenger and an empty store."""
+    del mlflow_store
+    return pipeline.copy(pipeline.trained(request), tmp_path)
+
+
+@pytest.fixture
+def project(trained: Layout) -> Layout:
+    """A project whose first version is registered and champion."""
+    pipeline.run(trained, "register")
+    return trained
+
+
+@pytest.fixture
+def complete(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Layout:
+    """A project in which all stages have run, but whose registry is empty."""
+    del mlflow_store
+    return pipeline.copy(pipeline.scored(request), tmp_path)
+
+
+def client(layout: Layout) -> MlflowClient:
+    address = tracking.store(layout)
+    mlflow.set_tracking_uri(address)
+    mlflow.set_registry_uri(address)
+    return MlflowClient()
+
+
+def versions(layout: Layout) -> list[int]:
+    return [int(version.version) for version in registry.versions(client(layout), NAME)]
+
+
+def champion(layout: Layout) -> int | None:
+    found = registry.by_alias(client(layout), NAME)
+    return int(found.version) if found else None
+
+
+def runs(layout: Layout, experiment: str) -> list[Any]:
+    found = client(layout).get_experiment_by_name(f"tipline/{experiment}")
+    return list(client(layout).search_runs([found.experiment_id])) if found else []
+
+
+def digest(folder: Path) -> str:
+    return model.digest(model.read(folder))
+
+
+def ref(layout: Layout) -> Any:
+    return pipeline.read_json(layout.ref)
+
+
+def train_another(layout: Layout, c: float = 0.01) -> str:
+    """Train with another C; return the new challenger's digest."""
+    pipeline.change(layout, train={"params": {"C": c}})
+    pipeline.run(layout, "train")
+    return digest(layout.challenger)
+
+
+def test_the_first_model_is_one_run_one_version_and_champion(trained: Layout) -> None:
+    pipeline.run(trained, "register")
+    assert versions(trained) == [1]
+    assert champion(trained) == 1
+    assert len(runs(trained, "train")) == 1
+    assert ref(trained) == {
+        "name": NAME,
+        "version": 1,
+        "run": runs(trained, "train")[0].info.run_id,
+        "digest": digest(trained.challenger),
+    }
+    assert digest(trained.champion) == digest(trained.challenger)
+    assert {path.name for path in trained.champion.iterdir()} == {*model.FILES, model.TRAINING, "ref.json"}
+
+
+def test_registering_again_makes_nothing(project: Layout) -> None:
+    written = {path: path.stat().st_mtime_ns for path in project.champion.iterdir()}
+    pipeline.run(project, "register")
+    assert versions(project) == [1]
+    assert len(runs(project, "train")) == 1
+    assert {path: path.stat().st_mtime_ns for path in project.champion.iterdir()} == written
+
+
+def test_the_run_tells_of_the_training(project: Layout) -> None:
+    run = runs(project, "train")[0]
+    training = pipeline.read_json(project.challenger / model.TRAINING)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == training["name"] == f"logistic_regression, {training['params']['rows']:,} rows"
+    assert run.data.params == {name: str(value) for name, value in training["params"].items()}
+    assert run.data.params["params.C"] == "1.0"
+    assert run.data.metrics == pytest.approx(training["metrics"])
+    assert set(run.data.metrics) == {"train.log_loss", "train.baseline_log_loss", "train.skill", "train.auc"}
+    tags = run.data.tags
+    assert tags["tipline.digest"] == digest(project.challenger)
+    assert tags["tipline.data"] == training["data"]
+    assert tags["dvc.stage"] == "train"
+    assert tags["tipline.git"].removesuffix("-dirty") == tags["mlflow.source.git.commit"]
+    assert [file.path for file in client(project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
+
+
+def test_dvcs_names_are_tags(trained: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "register")
+    monkeypatch.setenv("DVC_EXP_NAME", "soft-cat")
+    pipeline.run(trained, "register")
+    tags = runs(trained, "train")[0].data.tags
+    assert (tags["dvc.stage"], tags["dvc.exp"]) == ("register", "soft-cat")
+
+
+def test_the_model_has_signature_example_and_pinned_requirements(project: Layout) -> None:
+    version = client(project).get_model_version(NAME, "1")
+    assert version.tags["tipline.digest"] == digest(project.challenger)
+    assert version.run_id == runs(project, "train")[0].info.run_id
+    uri = f"models:/{NAME}/1"
+    info = mlflow.models.get_model_info(uri)
+    types = {column.name: column.type.name for column in info.signature.inputs}
+    assert types == {
+        "vendor": "string",
+        "pickup_datetime": "datetime",
+        "passenger_count": "double",
+        "trip_distance": "double",
+        "payment_type": "string",
+        "fare_amount": "double",
+        "extra": "double",
+    }
+    assert [(column.name, column.type.name) for column in info.signature.outputs] == [("tip_probability", "float")]
+    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    example = json.loads((root / "input_example.json").read_text())
+    assert example["columns"] == list(types)
+    assert len(example["data"]) == 5
+    pinned = (root / "requirements.txt").read_text().split()
+    assert [line.split("==")[0] for line in pinned] == list(registry.REQUIREMENTS)
+    assert not [line for line in pinned if "==" not in line]
+
+
+def test_an_equal_model_is_the_same_version(project: Layout) -> None:
+    pipeline.run(project, "train", "register")
+    train_another(project)
+    pipeline.run(project, "register")
+    train_another(project, 1.0)
+    pipeline.run(project, "register")
+    assert versions(project) == [2, 1]
+    assert len(runs(project, "train")) == 2
+
+
+def test_another_model_is_version_2_and_the_champion_stays(project: Layout) -> None:
+    before = ref(project)
+    assert train_another(project) != before["digest"]
+    pipeline.run(project, "register")
+    assert versions(project) == [2, 1]
+    assert champion(project) == 1
+    assert ref(project) == before
+    assert digest(project.champion) == before["digest"]
+
+
+@pytest.mark.parametrize("number", [2, None])
+def test_promoting_brings_the_versions_own_files(project: Layout, number: int | None) -> None:
+    first, second = digest(project.challenger), train_another(project)
+    pipeline.run(project, "register")
+    registered = {name: (project.challenger / name).read_bytes() for name in (*model.FILES, model.TRAINING)}
+    train_another(project, 0.1)  # what lies in the workspace is neither of them
+    promote.run(pipeline.settings(project), project, number)
+    assert champion(project) == 2
+    assert ref(project)["digest"] == first
+    pipeline.run(project, "register")
+    assert ref(project)["digest"] == second
+    assert ref(project)["version"] == 2
+    assert {name: (project.champion / name).read_bytes() for name in registered} == registered
+
+
+def test_promoting_back_is_a_roll_back(project: Layout) -> None:
+    first, second = digest(project.challenger), train_another(project)
+    pipeline.run(project, "register")
+    for number, expected in ((2, second), (1, first)):
+        promote.run(pipeline.settings(project), project, number)
+        pipeline.run(project, "register")
+        assert (ref(project)["version"], ref(project)["digest"]) == (number, expected)
+
+
+def test_an_alias_set_in_mlflow_is_followed(project: Layout) -> None:
+    second = train_another(project)
+    pipeline.run(project, "register")
+    client(project).set_registered_model_alias(NAME, "champion", "2")
+    pipeline.run(project, "register")
+    assert ref(project)["digest"] == digest(project.champion) == second
+
+
+@pytest.mark.parametrize("number", ["3", "0", "-1"])
+def test_a_version_that_does_not_exist_is_refused_with_those_that_do(
+    project: Layout, run_cli: Callable[..., tuple[int, str]], number: str
+) -> None:
+    train_another(project)
+    pipeline.run(project, "register")
+    code, printed = run_cli(project.root, "promote", "--", number)
+    assert code == 2, printed
+    assert f"no version {number}; there are: 2, 1." in printed
+    assert champion(project) == 1
+
+
+def test_promoting_with_an_empty_registry_says_what_to_run(
+    trained: Layout, run_cli: Callable[..., tuple[int, str]]
+) -> None:
+    for arguments in ((), ("1",)):
+        code, printed = run_cli(trained.root, "promote", *arguments)
+        assert code == 2, printed
+        assert "dvc repro register" in printed
+
+
+def test_a_pinned_version_scores_whatever_the_alias_says(project: Layout) -> None:
+    second = train_another(project)
+    pipeline.run(project, "register")
+    pipeline.change(project, score={"version": 2})
+    pipeline.run(project, "register")
+    assert (ref(project)["version"], ref(project)["digest"]) == (2, second)
+    assert champion(project) == 1
+    pipeline.change(project, score={"version": 3})
+    with pytest.raises(UsageError, match="no version 3; there are: 2, 1") as caught:
+        pipeline.run(project, "register")
+    assert caught.value.parts[1] == "params.yaml, score.version"
+    assert digest(project.champion) == second
+
+
+def test_a_registry_that_was_lost_is_refilled_with_the_champion(
+    project: Layout,
+    _mlflow_template: Path,  # noqa: PT019 (its path is needed)
+) -> None:
+    first, second = digest(project.challenger), train_another(project)
+    pipeline.run(project, "register")
+    (project.root / "mlflow.db").unlink()
+    shutil.rmtree(project.root / "mlartifacts")
+    shutil.copyfile(_mlflow_template, project.root / "mlflow.db")
+    pipeline.run(project, "register")
+    found = registry.by_alias(client(project), NAME)
+    assert found is not None
+    assert registry.digest_of(found) == ref(project)["digest"] == digest(project.champion) == first
+    assert {registry.digest_of(one) for one in registry.versions(client(project), NAME)} == {first, second}
+    assert ref(project)["version"] == int(found.version)
+    assert ref(project)["run"] == found.run_id
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def unreachable() -> str:
+    return f"http://person:geheim@127.0.0.1:{closed_port()}"
+
+
+def assert_told_in_words(code: int, printed: str) -> None:
+    assert code == 1
+    assert "cannot be reached" in printed
+    assert "MLFLOW_TRACKING_URI" in printed
+    assert "geheim" not in printed
+    assert "person" not in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) == 3, printed
+
+
+def test_a_registry_that_cannot_be_reached_is_told_in_seconds(trained: Layout) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("tipline")), "register"],
+        cwd=trained.root,
+        env=os.environ | {"MLFLOW_TRACKING_URI": unreachable()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - started < 20
+    assert_told_in_words(done.returncode, done.stdout)
+    assert not trained.ref.exists()
+
+
+@pytest.mark.parametrize("command", ["promote", "status", "record"])
+def test_other_commands_too_tell_of_a_registry_that_cannot_be_reached(
+    complete: Layout, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable())
+    started = time.monotonic()
+    assert_told_in_words(*run_cli(complete.root, command))
+    assert time.monotonic() - started < 10
+
+
+def test_a_store_in_a_folder_that_does_not_exist_is_made_or_told(
+    trained: Layout, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'no such folder' / 'mlflow.db'}")
+    assert run_cli(trained.root, "register")[0] == 0  # MLflow makes the folder
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'a file' / 'mlflow.db'}")
+    code, printed = run_cli(trained.root, "register")
+    assert code == 1
+    assert "a file" in printed
+    assert "defect" not in printed
+
+
+def test_a_database_that_is_none_is_told(trained: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
+    (trained.root / "mlflow.db").write_text("this is a text file, and longer than a page header is" * 100)
+    code, printed = run_cli(trained.root, "status")
+    assert code == 1
+    assert "cannot be reached" in printed
+    assert "defect" not in printed
+
+
+def register_foreign(layout: Layout) -> str:
+    """Register a version as somebody would without tipline."""
+    mlflow_client = client(layout)
+    version = mlflow_client.create_model_version(NAME, source=(layout.root / "mlartifacts").as_uri())
+    return str(version.version)
+
+
+def test_a_version_that_tipline_did_not_register_is_not_promoted(
+    project: Layout, run_cli: Callable[..., tuple[int, str]]
+) -> None:
+    number = register_foreign(project)
+    code, printed = run_cli(project.root, "promote", number)
+    assert code == 1
+    assert "not registered by tipline" in printed
+    assert f"version {number}" in printed
+    assert champion(project) == 1
+
+
+def test_a_foreign_version_promoted_in_mlflow_is_refused(project: Layout) -> None:
+    before = pipeline.tree(project.champion)
+    client(project).set_registered_model_alias(NAME, "champion", register_foreign(project))
+    with pytest.raises(TiplineError, match="not registered by tipline"):
+        pipeline.run(project, "register")
+    assert pipeline.tree(project.champion) == before
+
+
+def test_a_foreign_version_does_not_stop_status(project: Layout) -> None:
+    number = register_foreign(project)
+    client(project).set_registered_model_alias(NAME, "champion", number)
+    lines = status.run(pipeline.settings(project), project)
+    assert len(lines) == 10
+    assert f"version {number}" in lines[3]
+
+
+def test_files_changed_in_the_artifact_store_are_refused(project: Layout) -> None:
+    train_another(project)
+    pipeline.run(project, "register")
+    changed = [
+        path
+        for path in (project.root / "mlartifacts").rglob("estimator.skops")
+        if path.read_bytes() == (project.challenger / "estimator.skops").read_bytes()
+    ]
+    assert changed
+    for path in changed:
+        path.write_bytes(path.read_bytes() + b" ")
+    promote.run(pipeline.settings(project), project, 2)
+    before = pipeline.tree(project.champion)
+    train_another(project, 0.1)  # or the challenger's own files would do
+    with pytest.raises(TiplineError, match="not those that were registered"):
+        pipeline.run(project, "register")
+    assert pipeline.tree(project.champion) == before
+
+
+def test_files_missing_in_the_artifact_store_are_told(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
+    train_another(project)
+    pipeline.run(project, "register")
+    promote.run(pipeline.settings(project), project, 2)
+    train_another(project, 0.1)
+    shutil.rmtree(project.root / "mlartifacts")
+    before = pipeline.tree(project.champion)
+    code, printed = run_cli(project.root, "register")
+    assert code == 1
+    assert "defect" not in printed
+    assert pipeline.tree(project.champion) == before
+
+
+def test_two_processes_may_begin_with_a_fresh_store_at_once(trained: Layout, tmp_path: Path) -> None:
+    (trained.root / "mlflow.db").unlink()
+    other = tmp_path / "other"
+    other.mkdir()
+    second = pipeline.copy(trained, other)
+    pipeline.change(second, train={"params": {"C": 0.5}})
+    pipeline.run(second, "train")
+    environment = os.environ | {"DVC_ROOT": str(trained.root)}
+    processes = [
+        subprocess.Popen(
+            [str(Path(sys.executable).with_name("tipline")), "register"],
+            cwd=layout.root,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for layout in (trained, second)
+    ]
+    printed = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    digests = {registry.digest_of(version) for version in registry.versions(client(trained), NAME)}
+    assert digests == {digest(trained.challenger), digest(second.challenger)}
+    assert ref(trained)["digest"] == ref(second)["digest"]
+
+
+def test_a_failed_run_is_marked_and_made_again(trained: Layout) -> None:
+    picture = trained.learning_curve.with_suffix(".png")
+    picture.rename(picture.with_suffix(".away"))
+    with pytest.raises((OSError, MlflowException, TiplineError)):
+        pipeline.run(trained, "register")
+    assert [run.info.status for run in runs(trained, "train")] == ["FAILED"]
+    assert versions(trained) == []
+    picture.with_suffix(".away").rename(picture)
+    pipeline.run(trained, "register")
+    assert versions(trained) == [1]
+    assert sorted(run.info.status for run in runs(trained, "train")) == ["FAILED", "FINISHED"]
+
+
+def test_record_makes_each_run_once(complete: Layout) -> None:
+    pipeline.run(complete, "register", "record")
+    counts = {name: len(runs(complete, name)) for name in ("train", "learning_curve", "evaluate", "monitor")}
+    assert counts == {"train": 1, "learning_curve": 1 + 3, "evaluate": 1, "monitor": len(pipeline.MONTHS)}
+    pipeline.run(complete, "record")
+    assert {name: len(runs(complete, name)) for name in counts} == counts
+
+
+def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Layout) -> None:
+    pipeline.run(complete, "register", "record")
+    decision = pipeline.read_json(complete.learning_curve.with_suffix(".json"))
+    found = runs(complete, "learning_curve")
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = {int(run.data.params["rows"]): run for run in found if "mlflow.parentRunId" in run.data.tags}
+    assert len(parents) == 1
+    parent = parents[0]
+    assert parent.data.tags["mlflow.note.content"] == decision["reason"]
+    assert parent.data.metrics["chosen_rows"] == decision["rows"]
+    artifacts = {file.path for file in client(complete).list_artifacts(parent.info.run_id)}
+    assert artifacts == {"learning_curve.csv", "learning_curve.png"}
+    history = client(complete).get_metric_history(parent.info.run_id, "skill")
+    assert {point.step: point.value for point in history} == {
+        size["rows"]: pytest.approx(size["skill"]) for size in decision["sizes"]
+    }
+    for size in decision["sizes"]:
+        child = children[size["rows"]]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.metrics["log_loss"] == pytest.approx(size["log_loss"])
+
+
+def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Layout) -> None:
+    pipeline.run(complete, "register", "record")
+    report = pipeline.read_json(complete.evaluation)
+    run = runs(complete, "evaluate")[0]
+    assert run.data.tags["mlflow.note.content"] == report["verdict"]
+    for kind in ("challenger", "champion", "baseline", "majority"):
+        assert run.data.metrics[f"{kind}.log_loss"] == pytest.approx(report[kind]["log_loss"])
+    training = runs(complete, "train")[0]
+    assert training.data.metrics["evaluate.skill"] == pytest.approx(report["challenger"]["skill"])
+    assert training.data.params["evaluate.months"] == "2009-03"
+    artifacts = {file.path for file in client(complete).list_artifacts(training.info.run_id)}
+    assert "evaluation.png" in artifacts
+
+
+def test_each_month_is_a_run_and_another_one_for_another_model(
+    complete: Layout, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
+    pipeline.run(complete, "register", "record")
+    months = pipeline.read_json(complete.monitoring / "months.json")
+    found = {run.data.params["month"]: run for run in runs(complete, "monitor")}
+    for month in months:
+        run = found[month["month"]]
+        assert run.data.params["role"] == (month["role"] or "-")
+        assert run.data.params["model_digest"] == ref(complete)["digest"][:12]
+        assert run.data.metrics["skill"] == pytest.approx(month["skill"])
+        assert run.data.metrics["rows"] == month["rows"]
+    train_another(complete)
+    pipeline.run(complete, "register")
+    promote.run(pipeline.settings(complete), complete, 2)
+    pipeline.run(complete, "register", "evaluate", "score", "monitor", "record")
+    assert len(runs(complete, "monitor")) == 2 * len(months)
+    assert len(runs(complete, "evaluate")) == 2
+
+
+def status_of(layout: Layout) -> dict[str, str]:
+    lines = status.run(pipeline.settings(layout), layout)
+    assert len(lines) == 10
+    return {line[:12].strip(): line[12:] for line in lines}
+
+
+def test_status_before_anything_ran(make_project: Callable[..., Layout], mlflow_store: Path) -> None:
+    del mlflow_store
+    said = status_of(make_project(months=list(pipeline.MONTHS)))
+    assert said["champion"] == "none yet"
+    assert said["challenger"].startswith("none yet")
+    assert said["not scored"] == ", ".join(pipeline.MONTHS)
+    assert said["evaluation"] == said["last month"] == "none yet"
+    assert said["next"] == "dvc repro"
+
+
+def test_status_when_all_is_done(complete: Layout) -> None:
+    pipeline.run(complete, "register", "record")
+    said = status_of(complete)
+    skill = pipeline.read_json(complete.evaluation)["challenger"]["skill"]
+    assert said["champion"].startswith("version 1: logistic_regression, ")
+    assert said["champion"].endswith(f"skill {skill:.4f}")
+    assert said["challenger"].startswith("version 1: ")
+    assert said["months"] == "4, 4 scored with models/champion"
+    assert said["not scored"] == "-"
+    assert said["evaluation"] == pipeline.read_json(complete.evaluation)["verdict"]
+    last = pipeline.read_json(complete.monitoring / "months.json")[-1]
+    assert said["last month"].startswith(f"2024-01: 5,000 rows, mean probability {last['mean_probability']:.4f}")
+    assert said["next"] == "nothing to do"
+
+
+def test_status_after_a_promotion_says_to_run_dvc(complete: Layout) -> None:
+    pipeline.run(complete, "register")
+    train_another(complete)
+    pipeline.run(complete, "register")
+    promote.run(pipeline.settings(complete), complete, 2)
+    said = status_of(complete)
+    assert said["champion"].startswith("version 2: ")
+    assert said["next"].startswith("dvc repro: the champion is version 2, the predictions are version 1's")
+
+
+def test_status_names_months_that_are_not_scored(complete: Layout) -> None:
+    pipeline.run(complete, "register")
+    shutil.rmtree(complete.predictions / "month=2009-02")
+    pipeline.change(complete, months=[*pipeline.MONTHS, "2024-02"])
+    said = status_of(complete)
+    assert said["not scored"] == "2009-02, 2024-02"
+    assert said["months"] == "5, 3 scored with models/champion"
+    assert said["next"] == "dvc repro: 2 months to score"
+
+
+def test_the_status_command_prints_ten_lines_without_a_password(
+    complete: Layout, run_cli: Callable[..., tuple[int, str]]
+) -> None:
+    code, printed = run_cli(complete.root, "status")
+    assert code == 0
+    assert len(printed.splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("sqlite:////tmp/a/mlflow.db", "sqlite:////tmp/a/mlflow.db"),
+        ("https://mlflow.example.org:5000", "https://mlflow.example.org:5000"),
+        ("https://me:secret@mlflow.example.org:5000/x", "https://…@mlflow.example.org:5000/x"),
+        ("postgresql://me:se@cret@db/mlflow", "postgresql://…@db/mlflow"),
+        ("https://token@host", "https://…@host"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(address: str, shown: str) -> None:
+    assert tracking.without_password(address) == shown
+
+
+def test_artifacts_lie_in_the_project_whatever_the_working_directory(
+    trained: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    pipeline.run(trained, "register")
+    assert list((trained.root / "mlartifacts" / "train").iterdir())
+    assert not list(elsewhere.iterdir())
+
+
+def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: Layout) -> None:
+    expected = digest(project.champion)
+    (project.champion / model.CODE).write_text("changed")
+    pipeline.run(project, "register")
+    assert digest(project.champion) == ref(project)["digest"] == expected
+    assert files.RECEIPT not in {path.name for path in project.champion.iterdir()}
