@@ -68,7 +68,8 @@ class Story:
 
 def start(root: Path) -> Story:
     """The project as a clone has it, with small settings."""
-    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "data/README.md", "models/README.md"):
+    kept = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+    for name in (*kept, "data/README.md", "models/README.md"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -117,7 +118,8 @@ def test_the_first_repro_runs_every_stage(story: Story) -> None:
 
 @pytest.mark.parametrize("step", ["second", "mended"])
 def test_a_repro_with_nothing_to_do_runs_register_and_record_only(story: Story, step: str) -> None:
-    # Before "second" the command line's module was edited, which no stage depends on; "mended" puts params.yaml back to what it was, byte for byte: not even its check runs again.
+    # Before "second" the command line's module was edited, which no stage depends on; "mended" puts params.yaml back
+    # to what it was, byte for byte: not even its check runs again.
     assert story.repros[step].stages == ["register", "record"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import pipeline
-from tipline import files, metrics, model, sampling
+from tipline import files, metrics, modelfiles, sampling
 from tipline.errors import TiplineError
 from tipline.stages import evaluate
 
@@ -48,8 +48,8 @@ def test_figures_are_those_of_scikit_learn(project: Layout) -> None:
     report = report_of(project)
     trips = pipeline.batch(sampling.read_pool([project.sample("evaluate", "2009-03")]))
     tipped, _ = metrics.labels(trips, "tip_amount")
-    contents = model.read(project.challenger)
-    loaded = model.load(contents, model.digest(contents))
+    contents = modelfiles.read(project.challenger)
+    loaded = modelfiles.load(contents, modelfiles.digest(contents))
     scores = loaded.probabilities(trips)
     of_baseline = log_loss(tipped, metrics.baseline_probabilities(trips, loaded.spec["baseline"]))
     loss = log_loss(tipped, scores.astype(float))
@@ -120,7 +120,7 @@ def test_one_class_has_no_auc() -> None:
 )
 def test_the_verdict_is_in_words(challenger: float | None, champion: float | None, words: str) -> None:
     figures = {"challenger": {"skill": challenger}, "champion": {"skill": champion}}
-    assert words in evaluate.verdict(figures, "vendor")
+    assert words in evaluate.worth(challenger, "vendor") + evaluate.against(figures)
 
 
 def test_a_worse_challenger_is_called_worse(project: Layout) -> None:

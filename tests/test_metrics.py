@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import pipeline
-from tipline import metrics, model
+from tipline import metrics, modelfiles
 from tipline.metrics import Counts
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def floats(*values: float) -> Probabilities:
 def march(request: pytest.FixtureRequest) -> tuple[pa.RecordBatch, Probabilities, Any]:
     """Demo trips of a month that the model was not fitted on, their probabilities, the model's baseline."""
     layout = pipeline.trained(request)
-    contents = model.read(layout.challenger)
-    loaded = model.load(contents, model.digest(contents))
+    contents = modelfiles.read(layout.challenger)
+    loaded = modelfiles.load(contents, modelfiles.digest(contents))
     trips = pipeline.batch(pipeline.trips(layout, "2009-03"))
     return trips, loaded.probabilities(trips), loaded.spec["baseline"]
 

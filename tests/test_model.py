@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import skops.io
 
 from tests import pipeline
 from tests.conftest import ROOT
-from tipline import contract, metrics, model, pyfunc
+from tipline import contract, metrics, model, modelfiles, pyfunc
 from tipline.errors import TiplineError, UsageError
 from tipline.params import Model as ModelSettings
 from tipline.params import Train
@@ -76,7 +78,7 @@ def save(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) 
         folder.mkdir(exist_ok=True)
         fit = fitted(trips, features, train(estimator, **parameters), tmp_path)
         model.save(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})
-        return model.read(folder)
+        return modelfiles.read(folder)
 
     return saved
 
@@ -85,7 +87,7 @@ def save(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) 
 def test_three_fits_give_the_same_bytes(save: Callable[..., dict[str, bytes]], estimator: str) -> None:
     first, second, third = (save(estimator) for _ in range(3))
     assert first == second == third
-    assert model.digest(first) == model.digest(third)
+    assert modelfiles.digest(first) == modelfiles.digest(third)
 
 
 FIT_AGAIN = """
@@ -114,11 +116,11 @@ def test_a_fresh_process_gives_the_same_bytes(
     arguments = [sys.executable, "-c", FIT_AGAIN, str(pipeline.trained(request).root), str(folder)]
     subprocess.run(arguments, cwd=ROOT, check=True)
     for estimator in ESTIMATORS:
-        assert model.digest(model.read(folder / estimator)) == model.digest(save(estimator)), estimator
+        assert modelfiles.digest(modelfiles.read(folder / estimator)) == modelfiles.digest(save(estimator)), estimator
 
 
 def test_another_parameter_gives_another_digest(save: Callable[..., dict[str, bytes]]) -> None:
-    assert model.digest(save(C=1.0)) != model.digest(save(C=0.5))
+    assert modelfiles.digest(save(C=1.0)) != modelfiles.digest(save(C=0.5))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -128,6 +130,8 @@ def test_canonical_dumps_load_and_predict_the_same(
     fit = fitted(trips, features, train(estimator), tmp_path)
     dump = model.canonical(skops.io.dumps(fit))
     assert model.canonical(dump) == dump
+    with zipfile.ZipFile(io.BytesIO(dump)) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     loaded = skops.io.loads(dump, trusted=list(pyfunc.TRUSTED))
     inputs = pyfunc.matrix(trips, features)
     np.testing.assert_array_equal(loaded.predict_proba(inputs), fit.predict_proba(inputs))
@@ -142,7 +146,7 @@ def test_a_loaded_model_predicts_as_the_fitted_one(
     tmp_path: Path,
 ) -> None:
     contents = save(estimator)
-    loaded = model.load(contents, model.digest(contents))
+    loaded = modelfiles.load(contents, modelfiles.digest(contents))
     expected = fitted(trips, features, train(estimator), tmp_path).predict_proba(pyfunc.matrix(trips, features))[:, 1]
     np.testing.assert_allclose(loaded.probabilities(trips), expected, atol=1e-7)
 
@@ -263,20 +267,20 @@ def test_an_estimator_of_a_class_that_would_not_load_is_not_saved(
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("name", model.FILES)
+@pytest.mark.parametrize("name", modelfiles.FILES)
 def test_changed_files_are_refused_before_anything_of_them_runs(
     save: Callable[..., dict[str, bytes]], tmp_path: Path, name: str
 ) -> None:
     contents = save()
-    expected = model.digest(contents)
+    expected = modelfiles.digest(contents)
     trace = tmp_path / "planted code has run"
     planted = f"\nopen({str(trace)!r}, 'w').close()\n".encode()
-    changed = contents | {name: contents[name] + (planted if name == model.CODE else b" ")}
+    changed = contents | {name: contents[name] + (planted if name == modelfiles.CODE else b" ")}
     with pytest.raises(TiplineError, match="digest differs"):
-        model.load(changed, expected)
+        modelfiles.load(changed, expected)
     assert not trace.exists()
-    if name == model.CODE:  # the code does run where the digest is its own: the test can fail
-        model.load(changed, model.digest(changed))
+    if name == modelfiles.CODE:  # the code does run where the digest is its own: the test can fail
+        modelfiles.load(changed, modelfiles.digest(changed))
         assert trace.exists()
 
 
@@ -284,16 +288,16 @@ def test_a_missing_file_is_named(save: Callable[..., dict[str, bytes]], tmp_path
     save()
     (tmp_path / "model" / pyfunc.SPEC).unlink()
     with pytest.raises(TiplineError, match=r"model\.json") as caught:
-        model.read(tmp_path / "model")
+        modelfiles.read(tmp_path / "model")
     assert caught.value.parts[2] == "Run: dvc repro"
 
 
 def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, bytes]], trips: pa.RecordBatch) -> None:
     contents = save()
-    code = contents[model.CODE].decode()
-    other = contents | {model.CODE: code.replace("expit(odds, out=odds)", "odds[:] = 0.25").encode()}
+    code = contents[modelfiles.CODE].decode()
+    other = contents | {modelfiles.CODE: code.replace("expit(odds, out=odds)", "odds[:] = 0.25").encode()}
     assert other != contents
-    first, second = (model.load(files, model.digest(files)) for files in (contents, other))
+    first, second = (modelfiles.load(files, modelfiles.digest(files)) for files in (contents, other))
     before = first.probabilities(trips)
     assert (second.probabilities(trips) == 0.25).all()
     assert first.probabilities(trips).tobytes() == before.tobytes()
@@ -302,7 +306,7 @@ def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, b
 
 def test_the_challengers_digest_is_that_of_its_files(request: pytest.FixtureRequest) -> None:
     layout: Layout = pipeline.trained(request)
-    contents = model.read(layout.challenger)
-    assert contents[model.CODE] == Path(pyfunc.__file__).read_bytes()
-    for name in model.FILES:
-        assert model.digest(contents | {name: contents[name] + b" "}) != model.digest(contents)
+    contents = modelfiles.read(layout.challenger)
+    assert contents[modelfiles.CODE] == Path(pyfunc.__file__).read_bytes()
+    for name in modelfiles.FILES:
+        assert modelfiles.digest(contents | {name: contents[name] + b" "}) != modelfiles.digest(contents)

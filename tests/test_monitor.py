@@ -84,6 +84,7 @@ def test_a_month_without_labels_shows_blanks(
     receipt["trips"]["sha256"] = files.sha256(project.trips_file("2024-01"))
     files.write_json(project.trips("2024-01") / files.RECEIPT, receipt)
     pipeline.run(project, "score")
+    caplog.clear()
     with caplog.at_level(logging.INFO, "tipline"):
         pipeline.run(project, "monitor")
     told = months_of(project)["2024-01"]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import pipeline
-from tipline import model, pyfunc
+from tipline import model, modelfiles, pyfunc
 from tipline.params import Train
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logis
     tipped = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.5
     pipeline_ = model.fit(model.build(features, train(estimator), folder), pyfunc.matrix(trips, features), tipped)
     model.save(folder, pipeline_, {"target": "tip_amount", "features": features, "baseline": BASELINE})
-    return pyfunc.Model(model.read(folder))
+    return pyfunc.Model(modelfiles.read(folder))
 
 
 @pytest.fixture(scope="module", params=["logistic_regression", "hist_gradient_boosting"])

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tests import pipeline
-from tipline import cluster, files, model, promote, registry, status, tracking
+from tipline import cluster, files, modelfiles, promote, registry, status, tracking
 from tipline.errors import TiplineError, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def runs(layout: Layout, experiment: str) -> list[Any]:
 
 
 def digest(folder: Path) -> str:
-    return model.digest(model.read(folder))
+    return modelfiles.digest(modelfiles.read(folder))
 
 
 def ref(layout: Layout) -> Any:
@@ -99,7 +99,7 @@ def test_the_first_model_is_one_run_one_version_and_champion(trained: Layout) ->
         "digest": digest(trained.challenger),
     }
     assert digest(trained.champion) == digest(trained.challenger)
-    assert {path.name for path in trained.champion.iterdir()} == {*model.FILES, model.TRAINING, "ref.json"}
+    assert {path.name for path in trained.champion.iterdir()} == {*modelfiles.FILES, modelfiles.TRAINING, "ref.json"}
 
 
 def test_registering_again_makes_nothing(project: Layout) -> None:
@@ -112,7 +112,7 @@ def test_registering_again_makes_nothing(project: Layout) -> None:
 
 def test_the_run_tells_of_the_training(project: Layout) -> None:
     run = runs(project, "train")[0]
-    training = pipeline.read_json(project.challenger / model.TRAINING)
+    training = pipeline.read_json(project.challenger / modelfiles.TRAINING)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == training["name"] == f"logistic_regression, {training['params']['rows']:,} rows"
     assert run.data.params == {name: str(value) for name, value in training["params"].items()}
@@ -185,7 +185,7 @@ def test_another_model_is_version_2_and_the_champion_stays(project: Layout) -> N
 def test_promoting_brings_the_versions_own_files(project: Layout, number: int | None) -> None:
     first, second = digest(project.challenger), train_another(project)
     pipeline.run(project, "register")
-    registered = {name: (project.challenger / name).read_bytes() for name in (*model.FILES, model.TRAINING)}
+    registered = {name: (project.challenger / name).read_bytes() for name in (*modelfiles.FILES, modelfiles.TRAINING)}
     train_another(project, 0.1)  # what lies in the workspace is neither of them
     promote.run(pipeline.settings(project), project, number)
     assert champion(project) == 2
@@ -249,21 +249,23 @@ def test_a_pinned_version_scores_whatever_the_alias_says(project: Layout) -> Non
 
 
 def test_a_registry_that_was_lost_is_refilled_with_the_champion(
-    project: Layout,
-    _mlflow_template: Path,  # noqa: PT019 (its path is needed)
+    project: Layout, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = digest(project.challenger), train_another(project)
     pipeline.run(project, "register")
-    (project.root / "mlflow.db").unlink()
-    shutil.rmtree(project.root / "mlartifacts")
-    shutil.copyfile(_mlflow_template, project.root / "mlflow.db")
-    pipeline.run(project, "register")
-    found = registry.by_alias(client(project), NAME)
+    # Files without their registry, as in a fresh clone. In another folder, because MLflow keeps databases open.
+    (tmp_path / "clone").mkdir()
+    clone = pipeline.copy(project, tmp_path / "clone")
+    shutil.copyfile(request.getfixturevalue("_mlflow_template"), clone.root / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert versions(clone) == []
+    pipeline.run(clone, "register")
+    found = registry.by_alias(client(clone), NAME)
     assert found is not None
-    assert registry.digest_of(found) == ref(project)["digest"] == digest(project.champion) == first
-    assert {registry.digest_of(one) for one in registry.versions(client(project), NAME)} == {first, second}
-    assert ref(project)["version"] == int(found.version)
-    assert ref(project)["run"] == found.run_id
+    assert registry.digest_of(found) == ref(clone)["digest"] == digest(clone.champion) == first
+    assert {registry.digest_of(one) for one in registry.versions(client(clone), NAME)} == {first, second}
+    assert ref(clone)["version"] == int(found.version)
+    assert ref(clone)["run"] == found.run_id
 
 
 def closed_port() -> int:
@@ -588,7 +590,7 @@ def test_artifacts_lie_in_the_project_whatever_the_working_directory(
 
 def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: Layout) -> None:
     expected = digest(project.champion)
-    (project.champion / model.CODE).write_text("changed")
+    (project.champion / modelfiles.CODE).write_text("changed")
     pipeline.run(project, "register")
     assert digest(project.champion) == ref(project)["digest"] == expected
     assert files.RECEIPT not in {path.name for path in project.champion.iterdir()}

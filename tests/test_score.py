@@ -19,7 +19,7 @@ import pytest
 from distributed import Client
 
 from tests import pipeline
-from tipline import cluster, files, model, progress, scoring
+from tipline import cluster, files, modelfiles, progress, scoring
 from tipline.errors import MonthsFailedError, TiplineError
 from tipline.metrics import Counts
 from tipline.stages import score
@@ -85,10 +85,10 @@ def another_champion(layout: Layout, c: float = 0.01) -> str:
     """Train with another parameter and crown the model; return its digest."""
     pipeline.change(layout, train={"params": {"C": c}})
     pipeline.run(layout, "train")
-    contents = model.read(layout.challenger)
+    contents = modelfiles.read(layout.challenger)
     for name, data in contents.items():
         (layout.champion / name).write_bytes(data)
-    ref = pipeline.read_json(layout.ref) | {"version": 2, "digest": model.digest(contents)}
+    ref = pipeline.read_json(layout.ref) | {"version": 2, "digest": modelfiles.digest(contents)}
     files.write_json(layout.ref, ref)
     return str(ref["digest"])
 
@@ -100,8 +100,8 @@ def test_each_row_joins_to_one_trip_and_has_the_models_probability(done: Layout,
     merged = predictions.to_pandas().merge(trips.to_pandas(), on="row", how="outer", validate="1:1", indicator="side")
     assert len(merged) == len(trips) == 5000
     assert set(merged["side"]) == {"both"}
-    contents = model.read(done.champion)
-    expected = model.load(contents, pipeline.read_json(done.ref)["digest"]).probabilities(trips)
+    contents = modelfiles.read(done.champion)
+    expected = modelfiles.load(contents, pipeline.read_json(done.ref)["digest"]).probabilities(trips)
     np.testing.assert_array_equal(predictions["row"], trips["row"])
     assert predictions["tip_probability"].to_numpy().tobytes() == expected.tobytes()
     assert expected.std() > 0.1
@@ -141,7 +141,7 @@ def test_the_receipt_says_what_was_made_from_what(done: Layout, month: str) -> N
     assert (told["month"], told["rows"]) == (month, 5000)
     assert told["key"] == {
         "trips": files.sha256(done.trips_file(month)),
-        "model": model.digest(model.read(done.champion)),
+        "model": modelfiles.digest(modelfiles.read(done.champion)),
         "format": scoring.FORMAT,
     }
     made = told["made"]
@@ -409,12 +409,12 @@ def test_a_month_that_is_taken_off_the_list_loses_its_predictions(project: Layou
 
 
 @pytest.mark.usefixtures("on_cluster")
-@pytest.mark.parametrize("name", model.FILES)
+@pytest.mark.parametrize("name", modelfiles.FILES)
 def test_a_champion_that_was_tampered_with_is_refused(
     project: Layout, run_cli: Callable[..., tuple[int, str]], tmp_path: Path, name: str
 ) -> None:
     trace = tmp_path / "planted code has run"
-    planted = f"\nopen({str(trace)!r}, 'w').close()\n" if name == model.CODE else " "
+    planted = f"\nopen({str(trace)!r}, 'w').close()\n" if name == modelfiles.CODE else " "
     with (project.champion / name).open("a") as file:
         file.write(planted)
     (folder(project, "2009-03") / files.RECEIPT).unlink()

@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from tests import pipeline
-from tipline import files, metrics, model, sampling
+from tipline import files, metrics, modelfiles, sampling
 from tipline.errors import TiplineError, UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
 
 
 def digest(layout: Layout) -> str:
-    return model.digest(model.read(layout.challenger))
+    return modelfiles.digest(modelfiles.read(layout.challenger))
 
 
 def rows(layout: Layout) -> int:
-    return int(pipeline.read_json(layout.challenger / model.TRAINING)["params"]["rows"])
+    return int(pipeline.read_json(layout.challenger / modelfiles.TRAINING)["params"]["rows"])
 
 
 def test_auto_takes_the_learning_curves_size(project: Layout) -> None:
@@ -103,7 +103,7 @@ def test_a_failed_training_leaves_the_earlier_challenger(
 
 def test_the_same_inputs_make_the_same_files_in_another_process(project: Layout) -> None:
     here = pipeline.tree(project.challenger)
-    assert set(here) == {*model.FILES, model.TRAINING}
+    assert set(here) == {*modelfiles.FILES, modelfiles.TRAINING}
     command = Path(sys.executable).with_name("tipline")
     subprocess.run([str(command), "train"], cwd=project.root, capture_output=True, check=True)
     assert pipeline.tree(project.challenger) == here
@@ -122,17 +122,17 @@ def test_boosting_makes_the_same_files_again(project: Layout) -> None:
 def test_only_the_first_rows_of_the_sample_are_used(project: Layout) -> None:
     pipeline.change(project, train={"rows": 1000})
     pipeline.run(project, "train")
-    before = model.read(project.challenger)
+    before = modelfiles.read(project.challenger)
     path = project.sample("fit", "2009-01")
     sample = pq.read_table(path)
     tips = [*sample["tip_amount"].to_pylist()[:1000], *([5.0] * (len(sample) - 1000))]
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.array(tips, pa.float64())), path)
     pipeline.run(project, "train")
-    assert model.read(project.challenger) == before
+    assert modelfiles.read(project.challenger) == before
     pipeline.change(project, train={"rows": 1001})
     pipeline.run(project, "train")
-    assert model.read(project.challenger) != before
+    assert modelfiles.read(project.challenger) != before
 
 
 def test_rows_without_a_target_are_not_trained_on(project: Layout) -> None:
@@ -150,11 +150,11 @@ def test_rows_without_a_target_are_not_trained_on(project: Layout) -> None:
 
 
 def test_the_training_is_told_beside_the_model(project: Layout) -> None:
-    training = pipeline.read_json(project.challenger / model.TRAINING)
+    training = pipeline.read_json(project.challenger / modelfiles.TRAINING)
     count = rows(project)
     trips = pipeline.batch(sampling.read_pool([project.sample("fit", "2009-01")]).slice(0, count))
-    contents = model.read(project.challenger)
-    loaded = model.load(contents, digest(project))
+    contents = modelfiles.read(project.challenger)
+    loaded = modelfiles.load(contents, digest(project))
     tipped, _ = metrics.labels(trips, "tip_amount")
     loss = log_loss(tipped, loaded.probabilities(trips).astype(float))
     assert training["name"] == f"logistic_regression, {count:,} rows"
@@ -168,13 +168,13 @@ def test_the_training_is_told_beside_the_model(project: Layout) -> None:
 
 
 def test_the_data_digest_follows_sample_and_rows(project: Layout) -> None:
-    seen = {pipeline.read_json(project.challenger / model.TRAINING)["data"]}
+    seen = {pipeline.read_json(project.challenger / modelfiles.TRAINING)["data"]}
     pipeline.change(project, train={"rows": 1234})
     pipeline.run(project, "train")
-    seen.add(pipeline.read_json(project.challenger / model.TRAINING)["data"])
+    seen.add(pipeline.read_json(project.challenger / modelfiles.TRAINING)["data"])
     pipeline.change(project, sample={"seed": 2})
     pipeline.run(project, "sample", "train")
-    seen.add(pipeline.read_json(project.challenger / model.TRAINING)["data"])
+    seen.add(pipeline.read_json(project.challenger / modelfiles.TRAINING)["data"])
     assert len(seen) == 3
 
 

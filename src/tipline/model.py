@@ -1,4 +1,4 @@
-"""The scikit-learn pipeline: built from the settings, fitted, saved as the same bytes each time, loaded by digest."""
+"""The scikit-learn pipeline: built from the settings, fitted, saved as the same bytes each time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from tipline import pyfunc
 from tipline.errors import TiplineError, UsageError
-from tipline.files import digest_of, sha256_of
+from tipline.modelfiles import CODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +35,6 @@ if TYPE_CHECKING:
     from tipline.metrics import Labels
     from tipline.params import Model as ModelSettings
     from tipline.params import Train
-
-CODE = "pyfunc.py"
-# What makes a model: estimator, features and baseline, and the code that computes the features.
-FILES = (pyfunc.ESTIMATOR, pyfunc.SPEC, CODE)
-# Told of the training, beside the model; not part of its digest.
-TRAINING = "training.json"
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {
     "logistic_regression": LogisticRegression,
@@ -197,41 +190,3 @@ def canonical(dump: bytes) -> bytes:
         for number, data in sorted(renamed.items()):
             archive.writestr(zipfile.ZipInfo(f"{int(number)}.npy"), data)
     return result.getvalue()
-
-
-def read(folder: Path) -> dict[str, bytes]:
-    """The bytes of the model's files, by name.
-
-    Raises
-    ------
-    TiplineError
-        Where one is missing.
-    """
-    try:
-        return {name: (folder / name).read_bytes() for name in FILES}
-    except FileNotFoundError as error:
-        raise TiplineError("A file of the model is missing.", str(error.filename), "Run: dvc repro") from error
-
-
-def digest(files: Mapping[str, bytes]) -> str:
-    """The digest that names a model, from the bytes of its files."""
-    return digest_of({name: sha256_of(files[name]) for name in FILES})
-
-
-def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
-    """The model, run by the code that it carries.
-
-    Raises
-    ------
-    TiplineError
-        Where the files are not those that `expected` is the digest of; nothing of them has run then.
-    """
-    if digest(files) != expected:
-        what = "The model's files are not those that were registered: their digest differs."
-        raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
-    module = ModuleType(f"tipline_model_{expected[:12]}")
-    # dataclasses look their module up by name
-    sys.modules[module.__name__] = module
-    exec(compile(files[CODE], f"{expected[:12]}/{CODE}", "exec"), module.__dict__)  # noqa: S102 (digest checked above)
-    loaded: pyfunc.Model = module.Model(files)
-    return loaded

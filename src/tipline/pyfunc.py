@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import skops.io
 from scipy.special import expit
 
 if TYPE_CHECKING:
@@ -159,6 +158,8 @@ class Model:
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
+        import skops.io  # noqa: PLC0415 (it looks at all of scikit-learn and scipy, which takes seconds)
+
         self.spec: dict[str, Any] = json.loads(files[SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
         self.columns = [feature["name"] for feature in self.features]

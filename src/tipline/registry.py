@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from tipline import files, model, pyfunc, tracking
+from tipline import files, modelfiles, pyfunc, tracking
 from tipline.errors import TiplineError, UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def ensure_version(
     client: MlflowClient, layout: Layout, name: str, folder: Path, pictures: Sequence[Path]
 ) -> ModelVersion:
     """The version of the model in a folder, with its run; both are made if the registry has no such digest."""
-    digest = model.digest(model.read(folder))
+    digest = modelfiles.digest(modelfiles.read(folder))
     found = versions(client, name, digest)
     if found:
         return found[0]
@@ -102,7 +102,7 @@ def log_training(
     client: MlflowClient, layout: Layout, folder: Path, digest: str, pictures: Sequence[Path]
 ) -> tuple[str, str]:
     """Log the training of a model and the model itself; return the run's id and the model's address."""
-    training = files.read_json(folder / model.TRAINING, "Run: dvc repro train")
+    training = files.read_json(folder / modelfiles.TRAINING, "Run: dvc repro train")
     experiment = tracking.experiment(client, layout, "train")
     tags = {**tracking.lineage("train"), tracking.DIGEST: digest, "tipline.data": training["data"]}
     with tracking.new_run(client, experiment, training["name"], tags) as run:
@@ -119,8 +119,8 @@ def log_model(folder: Path, training: Mapping[str, Any]) -> Any:  # noqa: ANN401
     spec = json.loads((folder / pyfunc.SPEC).read_text(encoding="utf-8"))
     logged = mlflow.pyfunc.log_model(
         name="model",
-        python_model=str(folder / model.CODE),
-        artifacts={name: str(folder / name) for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, model.TRAINING)},
+        python_model=str(folder / modelfiles.CODE),
+        artifacts={name: str(folder / name) for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING)},
         signature=signature(spec["features"]),
         input_example=example(spec["features"], training["example"]),
         pip_requirements=[f"{package}=={installed(package)}" for package in REQUIREMENTS],
@@ -154,10 +154,10 @@ def fetch(version: ModelVersion, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"models:/{version.name}/{version.version}"
         root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-        shutil.copyfile(root / model.CODE, folder / model.CODE)
-        for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, model.TRAINING):
+        shutil.copyfile(root / modelfiles.CODE, folder / modelfiles.CODE)
+        for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING):
             shutil.copyfile(root / "artifacts" / name, folder / name)
-    if model.digest(model.read(folder)) != digest_of(version):
+    if modelfiles.digest(modelfiles.read(folder)) != digest_of(version):
         what = "The registry's files of this version are not those that were registered."
         raise TiplineError(what, f"{version.name} version {version.version}", "Promote another version.")
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import WorkerPlugin, get_worker
 
-from tipline import files, model
+from tipline import files, modelfiles
 from tipline.errors import TiplineError
 from tipline.layout import Layout, month_folder
 from tipline.metrics import Counts
@@ -150,7 +150,7 @@ class ModelPlugin(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Check the digest, then load."""
         del worker
-        self.model = model.load(self.contents, self.digest)
+        self.model = modelfiles.load(self.contents, self.digest)
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel without the loaded model."""

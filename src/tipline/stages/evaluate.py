@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from tipline import files, metrics, model, plots, sampling
+from tipline import files, metrics, modelfiles, plots, sampling
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def run(settings: Settings, layout: Layout) -> None:
 
 def loaded(folder: Path) -> Model:
     """The model in a folder, run by the code that it carries."""
-    contents = model.read(folder)
-    return model.load(contents, model.digest(contents))
+    contents = modelfiles.read(folder)
+    return modelfiles.load(contents, modelfiles.digest(contents))
 
 
 def evaluate(
@@ -63,7 +63,8 @@ def evaluate(
     }
     figures = {name: figures_of(values, tipped, of_baseline) for name, values in everything.items()}
     report = {"rows": len(trips), "tip_rate": float(tipped.mean()), **figures}
-    return report | {"verdict": verdict(figures, baseline["by"])}, scores
+    words = worth(figures["challenger"]["skill"], baseline["by"])
+    return report | {"worth": words, "verdict": words + against(figures)}, scores
 
 
 def figures_of(probabilities: Probabilities | Floats, tipped: Labels, baseline: float) -> dict[str, float | None]:
@@ -78,14 +79,20 @@ def figures_of(probabilities: Probabilities | Floats, tipped: Labels, baseline: 
     }
 
 
-def verdict(figures: dict[str, dict[str, float | None]], by: str) -> str:
-    """What the figures say, in words."""
-    skills = {name: figures[name]["skill"] for name in ("challenger", "champion")}
-    if skills["challenger"] is None or skills["champion"] is None:
-        return f"The tip rate by {by} leaves nothing to gain on these months; skill is not defined."
-    adds = "adds nothing to" if skills["challenger"] <= 0 else f"takes {skills['challenger']:.1%} off the log-loss of"
-    text = f"The challenger {adds} the tip rate by {by}"
-    difference = skills["challenger"] - skills["champion"]
-    if difference == 0:
-        return f"{text}; it scores as the champion does."
-    return f"{text}; its skill is {abs(difference):.4f} {'above' if difference > 0 else 'below'} the champion's."
+def worth(skill: float | None, by: str) -> str:
+    """What a model's skill says, in words."""
+    if skill is None:
+        return f"The tip rate by {by} leaves nothing to gain on these months; skill is not defined"
+    adds = "adds nothing to" if skill <= 0 else f"takes {skill:.1%} off the log-loss of"
+    return f"The challenger {adds} the tip rate by {by}"
+
+
+def against(figures: dict[str, dict[str, float | None]]) -> str:
+    """How the challenger stands to the champion, in words."""
+    challenger, champion = (figures[name]["skill"] for name in ("challenger", "champion"))
+    if challenger is None or champion is None:
+        return "."
+    if challenger == champion:
+        return "; it scores as the champion does."
+    word = "above" if challenger > champion else "below"
+    return f"; its skill is {abs(challenger - champion):.4f} {word} the champion's."

@@ -37,7 +37,7 @@ def run(settings: Settings, layout: Layout, month: str) -> None:
     with files.replacing_folder(layout.trips(month), layout.staging / "trips") as folder:
         receipt = prepare(published(layout.raw(month), month), folder, contracts.load(), month)
     seconds = time.perf_counter() - started
-    log.info("%s: %s; %.1f million rows/s", month, summary(receipt), receipt["rows_in"] / seconds / 1e6)
+    log.info("%s: %s, in %.1f s", month, summary(receipt), seconds)
 
 
 def published(folder: Path, month: str) -> Path:

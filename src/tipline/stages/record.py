@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, model, registry, tracking
+from tipline import files, modelfiles, registry, tracking
 from tipline.layout import month_folder
 from tipline.tracking import Entry
 
@@ -65,7 +65,7 @@ def curve(settings: Settings, layout: Layout) -> Entry:
 def evaluation(settings: Settings, layout: Layout) -> Entry:
     """Challenger, champion, baseline and majority on the months kept for it."""
     report = files.read_json(layout.evaluation, AGAIN)
-    digests = {role: model.digest(model.read(folder)) for role, folder in models(layout).items()}
+    digests = {role: modelfiles.digest(modelfiles.read(folder)) for role, folder in models(layout).items()}
     kinds = ("challenger", "champion", "baseline", "majority")
     return Entry(
         "evaluate",
@@ -107,10 +107,13 @@ def of_month(layout: Layout, month: dict[str, Any]) -> Entry:
 
 def describe_challenger(client: MlflowClient, settings: Settings, layout: Layout) -> None:
     """Put the challenger's evaluation on its training run too: that is where models are compared."""
-    found = registry.versions(client, settings.register_.name, model.digest(model.read(layout.challenger)))
+    found = registry.versions(client, settings.register_.name, modelfiles.digest(modelfiles.read(layout.challenger)))
     report = files.read_json(layout.evaluation, AGAIN)
     values = {f"evaluate.{name}": value for name, value in report["challenger"].items()}
     for version in found[:1]:
         if "evaluate.log_loss" not in client.get_run(version.run_id).data.metrics:
             tracking.log_batch(client, version.run_id, values, {"evaluate.months": ", ".join(report["months"])})
             client.log_artifact(version.run_id, str(layout.evaluation.with_suffix(".png")))
+            # In words too, where a person looks before promoting.
+            client.set_tag(version.run_id, "tipline.worth", report["worth"])
+            client.set_model_version_tag(version.name, str(version.version), "tipline.worth", report["worth"])

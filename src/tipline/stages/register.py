@@ -10,7 +10,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, model, registry, tracking
+from tipline import files, modelfiles, registry, tracking
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def place(layout: Layout, champion: ModelVersion, ref: dict[str, Any]) -> None:
             files.write_json(layout.ref, ref)
         return
     with files.replacing_folder(layout.champion, layout.staging / "models") as folder:
-        if ref["digest"] == model.digest(model.read(layout.challenger)):
-            for name in (*model.FILES, model.TRAINING):
+        if ref["digest"] == modelfiles.digest(modelfiles.read(layout.challenger)):
+            for name in (*modelfiles.FILES, modelfiles.TRAINING):
                 shutil.copyfile(layout.challenger / name, folder / name)
         else:
             registry.fetch(champion, folder)
@@ -95,6 +95,6 @@ def place(layout: Layout, champion: ModelVersion, ref: dict[str, Any]) -> None:
 def held(layout: Layout, digest: str) -> bool:
     """Whether models/champion/ holds the model of this digest."""
     try:
-        return model.digest(model.read(layout.champion)) == digest
+        return modelfiles.digest(modelfiles.read(layout.champion)) == digest
     except TiplineError:
         return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 from distributed import as_completed
 
-from tipline import cluster, files, git, model, scoring
+from tipline import cluster, files, git, modelfiles, scoring
 from tipline.errors import MonthsFailedError, TiplineError
 from tipline.progress import Progress
 
@@ -49,7 +49,7 @@ def run(settings: Settings, layout: Layout) -> None:
 def score(settings: Settings, layout: Layout) -> None:
     """Plan, score, publish."""
     ref = files.read_json(layout.ref, "Run: dvc repro register")
-    contents = model.read(layout.champion)
+    contents = modelfiles.read(layout.champion)
     layout.predictions.mkdir(parents=True, exist_ok=True)
     scoring.mend(layout)
     for month in scoring.drop_others(layout, list(settings.months)):
@@ -58,13 +58,16 @@ def score(settings: Settings, layout: Layout) -> None:
     rows = sum(block.rows for month in months for block in month.open)
     named = ", ".join(month.month for month in months) or "nothing to do"
     log.info("scoring with %s version %s: %s (%s rows)", ref["name"], ref["version"], named, f"{rows:,}")
+    kept = sum(part["rows"] for month in months for part in month.done.values())
+    if kept:
+        log.info("%s rows of a run that did not end are kept", f"{kept:,}")
     if months:
         started = time.perf_counter()
         with cluster.connect(settings.score.workers) as client:
             client.register_plugin(scoring.ModelPlugin(contents, ref["digest"]))
             failed |= score_months(client, months, recorded(ref))
         seconds = time.perf_counter() - started
-        log.info("%s rows in %.1f s, %.1f million rows/s", f"{rows:,}", seconds, rows / seconds / 1e6)
+        log.info("%s rows in %.1f s, workers' start included", f"{rows:,}", seconds)
     if failed:
         what = f"{len(failed)} of {len(settings.months)} months failed: " + "; ".join(
             f"{month}: {why}" for month, why in failed.items()
@@ -97,7 +100,9 @@ def score_months(client: Client, months: list[scoring.Month], made: dict[str, An
         waiting[block.month] -= 1
         progress.add(block.rows)
         if not waiting[block.month]:
-            scoring.publish_month(by_name[block.month], made | {"seconds": round(time.perf_counter() - started, 3)})
+            seconds = round(time.perf_counter() - started, 3)
+            scoring.publish_month(by_name[block.month], made | {"seconds": seconds})
+            progress.say(f"{block.month}: published")
     progress.close()
     return failed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tipline import contract, files, metrics, model, pyfunc, sampling
+from tipline import contract, files, metrics, model, modelfiles, pyfunc, sampling
 from tipline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(settings: Settings, layout: Layout) -> None:
     with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
         training = fit(settings, layout.root, trips, folder)
         training["data"] = files.digest_of({"rows": rows} | {path.stem: files.sha256(path) for path in paths})
-        files.write_json(folder / model.TRAINING, training)
+        files.write_json(folder / modelfiles.TRAINING, training)
     log.info("%s: training skill %.4f over the baseline", training["name"], training["metrics"]["train.skill"] or 0)
 
 
@@ -58,7 +58,7 @@ def fit(settings: Settings, root: Path, trips: pa.RecordBatch, folder: Path) -> 
     pipeline = model.fit(model.build(spec, settings.train, root), pyfunc.matrix(trips, spec), tipped)
     baseline = metrics.fit_baseline(trips, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
     model.save(folder, pipeline, {"target": settings.model.target, "features": spec, "baseline": baseline})
-    loaded = pyfunc.Model(model.read(folder))
+    loaded = pyfunc.Model(modelfiles.read(folder))
     counts = metrics.Counts.of(trips, settings.model.target, settings.baseline.by, loaded.probabilities(trips))
     figures = counts.figures(baseline)
     return {
