@@ -78,6 +78,8 @@ def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layout = Layout(tmp_path_factory.mktemp("mlflow"))
     with tracking.connect(layout):
         pass
+    # MLflow writes the address there, for its own subprocesses.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     return layout.root / "mlflow.db"
 
 

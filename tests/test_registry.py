@@ -114,7 +114,7 @@ def test_the_run_tells_of_the_training(project: Layout) -> None:
     run = runs(project, "train")[0]
     training = pipeline.read_json(project.challenger / modelfiles.TRAINING)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == training["name"] == f"logistic_regression, {training['params']['rows']:,} rows"
+    assert run.info.run_name == training["name"] == f"logistic_regression C=1.0, {training['params']['rows']:,} rows"
     assert run.data.params == {name: str(value) for name, value in training["params"].items()}
     assert run.data.params["params.C"] == "1.0"
     assert run.data.metrics == pytest.approx(training["metrics"])
@@ -524,7 +524,7 @@ def test_status_when_all_is_done(complete: Layout) -> None:
     pipeline.run(complete, "register", "record")
     said = status_of(complete)
     skill = pipeline.read_json(complete.evaluation)["challenger"]["skill"]
-    assert said["champion"].startswith("version 1: logistic_regression, ")
+    assert said["champion"].startswith("version 1: logistic_regression C=1.0, ")
     assert said["champion"].endswith(f"skill {skill:.4f}")
     assert said["challenger"].startswith("version 1: ")
     assert said["months"] == "4, 4 scored with models/champion"
@@ -594,3 +594,15 @@ def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: 
     pipeline.run(project, "register")
     assert digest(project.champion) == ref(project)["digest"] == expected
     assert files.RECEIPT not in {path.name for path in project.champion.iterdir()}
+
+
+def test_an_example_row_may_have_missing_values() -> None:
+    features = [
+        {"name": "vendor", "kind": "category"},
+        {"name": "pickup_datetime", "kind": "hour"},
+        {"name": "passenger_count", "kind": "number"},
+    ]
+    full = {"vendor": "CMT", "pickup_datetime": "2009-01-02 03:04:05", "passenger_count": 2}
+    frame = registry.example(features, [full, dict.fromkeys(full)])
+    assert frame.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
+    assert [dtype.kind for dtype in frame.dtypes] == ["O", "M", "f"]

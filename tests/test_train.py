@@ -157,7 +157,7 @@ def test_the_training_is_told_beside_the_model(project: Layout) -> None:
     loaded = modelfiles.load(contents, digest(project))
     tipped, _ = metrics.labels(trips, "tip_amount")
     loss = log_loss(tipped, loaded.probabilities(trips).astype(float))
-    assert training["name"] == f"logistic_regression, {count:,} rows"
+    assert training["name"] == f"logistic_regression C=1.0, {count:,} rows"
     assert training["metrics"]["train.log_loss"] == pytest.approx(loss, rel=1e-5)
     assert training["params"]["months"] == "2009-01"
     assert training["params"]["params.C"] == 1.0

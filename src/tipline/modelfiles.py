@@ -43,6 +43,19 @@ def digest(files: Mapping[str, bytes]) -> str:
     return digest_of({name: sha256_of(files[name]) for name in FILES})
 
 
+def check(files: Mapping[str, bytes], expected: str) -> None:
+    """Hold the model's files against the digest that they were registered with.
+
+    Raises
+    ------
+    TiplineError
+        Where they differ.
+    """
+    if digest(files) != expected:
+        what = "The model's files are not those that were registered: their digest differs."
+        raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
+
+
 def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
     """The model, run by the code that it carries.
 
@@ -51,9 +64,7 @@ def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
     TiplineError
         Where the files are not those that `expected` is the digest of; nothing of them has run then.
     """
-    if digest(files) != expected:
-        what = "The model's files are not those that were registered: their digest differs."
-        raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
+    check(files, expected)
     module = ModuleType(f"tipline_model_{expected[:12]}")
     # dataclasses look their module up by name
     sys.modules[module.__name__] = module

@@ -39,6 +39,7 @@ TRUSTED = (
 
 # Rows that go through the arithmetic at a time: few enough that the columns stay in a core's cache.
 CHUNK_ROWS = 2**15
+BATCH_ROWS = 2**20
 HOUR_MICROSECONDS = 3_600_000_000
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -168,10 +169,12 @@ class Model:
 
     def probabilities(self, trips: pa.Table | pa.RecordBatch) -> Probabilities:
         """Probability of a tip, float32, for each row of prepared trips."""
+        # Estimators of other kinds take a tenth of a second a call, however few the rows.
+        step = CHUNK_ROWS if self._linear is not None else BATCH_ROWS
         parts = [
-            self._score(batch.slice(start, CHUNK_ROWS)).astype(np.float32)
+            self._score(batch.slice(start, step)).astype(np.float32)
             for batch in (trips.to_batches() if isinstance(trips, pa.Table) else [trips])
-            for start in range(0, len(batch), CHUNK_ROWS)
+            for start in range(0, len(batch), step)
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

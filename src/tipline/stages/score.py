@@ -50,6 +50,7 @@ def score(settings: Settings, layout: Layout) -> None:
     """Plan, score, publish."""
     ref = files.read_json(layout.ref, "Run: dvc repro register")
     contents = modelfiles.read(layout.champion)
+    modelfiles.check(contents, ref["digest"])
     layout.predictions.mkdir(parents=True, exist_ok=True)
     scoring.mend(layout)
     for month in scoring.drop_others(layout, list(settings.months)):

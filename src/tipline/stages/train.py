@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tipline import contract, files, metrics, model, modelfiles, pyfunc, sampling
@@ -61,8 +62,9 @@ def fit(settings: Settings, root: Path, trips: pa.RecordBatch, folder: Path) -> 
     loaded = pyfunc.Model(modelfiles.read(folder))
     counts = metrics.Counts.of(trips, settings.model.target, settings.baseline.by, loaded.probabilities(trips))
     figures = counts.figures(baseline)
+    chosen = " ".join(f"{name}={value}" for name, value in settings.train.params.items())
     return {
-        "name": f"{settings.train.estimator}, {len(trips):,} rows",
+        "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(trips):,} rows",
         "params": {
             "estimator": settings.train.estimator,
             "rows": len(trips),
@@ -72,7 +74,7 @@ def fit(settings: Settings, root: Path, trips: pa.RecordBatch, folder: Path) -> 
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
         "example": [
-            {name: value if isinstance(value, (int, float)) else str(value) for name, value in row.items()}
+            {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
             for row in trips.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
         ],
     }
