@@ -447,6 +447,17 @@ def test_record_makes_each_run_once(complete: Layout) -> None:
     assert {name: len(runs(complete, name)) for name in counts} == counts
 
 
+def test_a_study_made_again_is_the_same_run_though_its_fits_took_other_seconds(complete: Layout) -> None:
+    pipeline.run(complete, "register", "record")
+    report = complete.learning_curve.with_suffix(".json")
+    decision = pipeline.read_json(report)
+    for size in decision["sizes"]:
+        size["fit_seconds"] += 1
+    files.write_json(report, decision)
+    pipeline.run(complete, "record")
+    assert len(runs(complete, "learning_curve")) == 1 + len(decision["sizes"])
+
+
 def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Layout) -> None:
     pipeline.run(complete, "register", "record")
     decision = pipeline.read_json(complete.learning_curve.with_suffix(".json"))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGAIN = "Run: dvc repro"
-# Of a curve's figures those that are the same each time the study is made; a fit's seconds are not.
 CURVE_FIGURES = ("log_loss", "skill", "auc", "behind_largest", "behind_largest_upper", "fit_seconds")
 
 
@@ -43,7 +42,7 @@ def curve(settings: Settings, layout: Layout) -> Entry:
         Entry(
             "learning_curve",
             f"{size['rows']:,} rows",
-            files.digest_of(size),
+            files.digest_of(repeatable(size)),
             {"rows": size["rows"], **params},
             {name: size[name] for name in CURVE_FIGURES},
         )
@@ -52,7 +51,7 @@ def curve(settings: Settings, layout: Layout) -> Entry:
     return Entry(
         "learning_curve",
         f"{settings.train.estimator}: {decision['rows']:,} rows",
-        files.digest_of(decision),
+        files.digest_of(decision | {"sizes": [repeatable(size) for size in decision["sizes"]]}),
         {**params, "min_gain": decision["min_gain"], "rows": decision["rows"]},
         {"chosen_rows": decision["rows"]},
         {"mlflow.note.content": decision["reason"]},
@@ -60,6 +59,11 @@ def curve(settings: Settings, layout: Layout) -> Entry:
         [layout.learning_curve, layout.learning_curve.with_suffix(".png")],
         children,
     )
+
+
+def repeatable(size: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a size that are the same when the study is made again: all but the seconds of a fit."""
+    return {name: value for name, value in size.items() if name != "fit_seconds"}
 
 
 def evaluation(settings: Settings, layout: Layout) -> Entry:
