@@ -566,6 +566,22 @@ def test_status_names_months_that_are_not_scored(complete: Layout) -> None:
     assert said["next"] == "dvc repro: 2 months to score"
 
 
+def test_status_after_a_training_that_failed_says_so(complete: Layout) -> None:
+    pipeline.run(complete, "register")
+    shutil.rmtree(complete.challenger)  # as DVC does before it runs the stage
+    assert status_of(complete)["next"].startswith("dvc repro: models/challenger is missing")
+
+
+def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete: Layout) -> None:
+    pipeline.run(complete, "register")
+    for path in complete.predictions.glob("month=*/_receipt.json"):
+        receipt = pipeline.read_json(path)
+        receipt["made"]["version"] = 7  # the number that a registry, lost since, had given the champion
+        files.write_json(path, receipt)
+    pipeline.run(complete, "record")
+    assert {run.data.params["version"] for run in runs(complete, "monitor")} == {"1"}
+
+
 def test_the_status_command_prints_ten_lines_without_a_password(
     complete: Layout, run_cli: Callable[..., tuple[int, str]]
 ) -> None:

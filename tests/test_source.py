@@ -172,11 +172,29 @@ def test_a_published_csv_is_taken_as_it_is(run_cli: Run, make_project: MakeProje
 def test_a_local_month_that_is_not_there_is_not_published(
     run_cli: Run, make_project: MakeProject, tmp_path: Path
 ) -> None:
+    (tmp_path / "store").mkdir()
     layout = make_project(source="../store/{month}.parquet")
     code, printed = run_cli(layout.root, "download", MONTH)
     assert code == 5
     assert str(tmp_path / "store" / "2009-01.parquet") in printed
     refused(printed, layout)
+
+
+@pytest.mark.parametrize("source", ["../stoer/{month}.parquet", "../stoer/yellow_{month}/{month}.csv"])
+def test_a_folder_written_wrongly_is_no_month_to_wait_for(
+    run_cli: Run, make_project: MakeProject, tmp_path: Path, source: str
+) -> None:
+    layout = make_project(source=source)
+    code, printed = run_cli(layout.root, "download", MONTH)
+    assert code == 1
+    assert str(tmp_path / "project" / ".." / "stoer") in printed
+    refused(printed, layout)
+
+
+def test_a_month_may_be_a_folder_that_is_not_there_yet(run_cli: Run, make_project: MakeProject, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    layout = make_project(source="../store/{month}/trips.csv")
+    assert run_cli(layout.root, "download", MONTH)[0] == 5
 
 
 def test_a_folder_is_no_month(run_cli: Run, make_project: MakeProject, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_more_rows_than_the_sample_has_is_a_usage_error(
     code, printed = run_cli(project.root, "train")
     assert code == UsageError.exit_code == 2
     assert "asks for 3,001 rows, the sample has 3,000" in printed
-    assert "params.yaml, train.rows" in printed
+    assert "train.rows" in printed
     assert pipeline.tree(project.challenger) == before
     assert not list((project.staging / "models").glob("*"))
 

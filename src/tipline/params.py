@@ -164,6 +164,10 @@ class Settings(Section):
         if strangers:
             message = f"sample.months: {strangers[0]} is not in the list `months`"
             raise ValueError(message)
+        at_most = self.sample.rows * len(self.sample.of("fit"))
+        if isinstance(self.train.rows, int) and self.train.rows > at_most:
+            message = f"train.rows: asks for {self.train.rows:,} rows, the sample has {at_most:,} at most"
+            raise ValueError(message)
         if self.source != "demo" and "{month}" not in self.source:
             message = "source: the address has no {month} in it"
             raise ValueError(message)

@@ -51,10 +51,26 @@ def fetch(source: str, month: str, folder: Path, home: Path, simulated: Mapping[
         demo.write_month(target, month, simulated["rows"], simulated["seed"])
     else:
         place = address(source, month, home)
+        check_folder(source, place, home)
         target = folder / (Path(urlsplit(place).path).name or month)
         copy(place, target)
     check_format(target, place)
     return {"address": place, "name": target.name, "bytes": target.stat().st_size, "sha256": files.sha256(target)}
+
+
+def check_folder(source: str, place: str, home: Path) -> None:
+    """Tell a path that was written wrongly from a month that is not there yet: the latter's folder exists.
+
+    Raises
+    ------
+    TiplineError
+        Where the folder before the first {month} of a local source is not there.
+    """
+    # As text: a Path would drop the slash that tells a folder from the beginning of a name.
+    folder, _ = os.path.split(os.path.join(home, source.removeprefix("file://").partition("{month}")[0]))  # noqa: PTH118
+    if place.startswith("/") and not Path(folder).is_dir():
+        what = "The folder that `source` names does not exist."
+        raise TiplineError(what, folder, "Check `source` in params.yaml.")
 
 
 def copy(place: str, target: Path) -> None:

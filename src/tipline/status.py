@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tipline import registry, scoring, tracking
+from tipline import modelfiles, registry, scoring, tracking
 from tipline.stages.register import current
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(settings: Settings, layout: Layout) -> list[str]:
         f"not scored  {', '.join(missing) or '-'}",
         f"evaluation  {evaluated(layout)}",
         f"last month  {last_figures(layout)}",
-        f"next        {advice(champion, ref, missing)}",
+        f"next        {advice(layout, champion, ref, missing)}",
     ]
 
 
@@ -78,10 +78,12 @@ def last_figures(layout: Layout) -> str:
     return f"{month['month']}: {month['rows']:,} rows, {figures}"
 
 
-def advice(champion: ModelVersion | None, ref: dict[str, Any] | None, missing: list[str]) -> str:
+def advice(layout: Layout, champion: ModelVersion | None, ref: dict[str, Any] | None, missing: list[str]) -> str:
     """What to do next."""
     if champion is None or ref is None:
         return "dvc repro"
+    if not all((layout.challenger / name).is_file() for name in modelfiles.FILES):
+        return "dvc repro: models/challenger is missing, its training did not end"
     if champion.tags.get(tracking.DIGEST) != ref["digest"]:
         return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
     return f"dvc repro: {len(missing)} months to score" if missing else "nothing to do"

@@ -97,11 +97,13 @@ def months(settings: Settings, layout: Layout) -> list[Entry]:
 def of_month(layout: Layout, month: dict[str, Any]) -> Entry:
     """The figures of one month, and what they were made from."""
     receipt = files.read_json(month_folder(layout.predictions, month["month"]) / files.RECEIPT, AGAIN)
+    # The champion's number, not the receipt's: a registry that was lost has given the same model another one.
+    version = files.read_json(layout.ref, AGAIN)["version"]
     values = {name: value for name, value in month.items() if name not in {"month", "role"}}
-    params = {"month": month["month"], "role": month["role"] or "-", "version": receipt["made"]["version"]}
+    params = {"month": month["month"], "role": month["role"] or "-", "version": version}
     return Entry(
         "monitor",
-        f"{month['month']}, version {receipt['made']['version']}",
+        f"{month['month']}, version {version}",
         files.digest_of([month, receipt["key"]]),
         params | {"model_digest": receipt["key"]["model"][:12]},
         values,
