@@ -43,6 +43,17 @@ def digest(files: Mapping[str, bytes]) -> str:
     return digest_of({name: sha256_of(files[name]) for name in FILES})
 
 
+def digest_in(folder: Path) -> str:
+    """The digest of the model in a folder.
+
+    Raises
+    ------
+    TiplineError
+        Where one of its files is missing.
+    """
+    return digest(read(folder))
+
+
 def check(files: Mapping[str, bytes], expected: str) -> None:
     """Hold the model's files against the digest that they were registered with.
 

@@ -83,7 +83,7 @@ def ensure_version(
     client: MlflowClient, layout: Layout, name: str, folder: Path, pictures: Sequence[Path]
 ) -> ModelVersion:
     """The version of the model in a folder, with its run; both are made if the registry has no such digest."""
-    digest = modelfiles.digest(modelfiles.read(folder))
+    digest = modelfiles.digest_in(folder)
     found = versions(client, name, digest)
     if found:
         return found[0]
@@ -157,7 +157,7 @@ def fetch(version: ModelVersion, folder: Path) -> None:
         shutil.copyfile(root / modelfiles.CODE, folder / modelfiles.CODE)
         for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING):
             shutil.copyfile(root / "artifacts" / name, folder / name)
-    if modelfiles.digest(modelfiles.read(folder)) != digest_of(version):
+    if modelfiles.digest_in(folder) != digest_of(version):
         what = "The registry's files of this version are not those that were registered."
         raise TiplineError(what, f"{version.name} version {version.version}", "Promote another version.")
 

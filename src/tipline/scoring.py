@@ -6,7 +6,6 @@ a killed run, an added month and a new champion.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -131,9 +130,8 @@ def is_published(folder: Path, key: Mapping[str, Any]) -> bool:
     except (FileNotFoundError, json.JSONDecodeError):
         return False
     parts = receipt["parts"]
-    whole = all((folder / part["name"]).is_file() for part in parts) and all(
-        (folder / part["name"]).stat().st_size == part["bytes"] for part in parts
-    )
+    sizes = {path.name: path.stat().st_size for path in folder.glob("part-*.parquet")}
+    whole = all(sizes.get(part["name"]) == part["bytes"] for part in parts)
     return bool(receipt["key"] == dict(key)) and whole
 
 
@@ -169,7 +167,7 @@ def score_block(block: Block) -> dict[str, Any]:
     spec = loaded.spec
     by = spec["baseline"]["by"]
     needed = list(dict.fromkeys(["row", *loaded.columns, spec["target"], by]))
-    with pq.ParquetFile(block.trips, read_dictionary=[]) as file:
+    with pq.ParquetFile(block.trips) as file:
         trips = file.read_row_group(block.row_group, columns=needed, use_threads=False)
     batches = trips.combine_chunks().to_batches()
     parts = [loaded.probabilities(batch) for batch in batches]
@@ -199,7 +197,7 @@ def publish_part(block: Block, rows: pa.ChunkedArray, scores: pa.ChunkedArray, c
         "name": block.part.name,
         "rows": len(rows),
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": files.sha256_of(data),
         "counts": counts.to_json(),
     }
     files.write_json(block.marker, made)

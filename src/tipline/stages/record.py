@@ -69,7 +69,7 @@ def repeatable(size: dict[str, Any]) -> dict[str, Any]:
 def evaluation(settings: Settings, layout: Layout) -> Entry:
     """Challenger, champion, baseline and majority on the months kept for it."""
     report = files.read_json(layout.evaluation, AGAIN)
-    digests = {role: modelfiles.digest(modelfiles.read(folder)) for role, folder in models(layout).items()}
+    digests = {role: modelfiles.digest_in(folder) for role, folder in models(layout).items()}
     kinds = ("challenger", "champion", "baseline", "majority")
     return Entry(
         "evaluate",
@@ -113,7 +113,7 @@ def of_month(layout: Layout, month: dict[str, Any]) -> Entry:
 
 def describe_challenger(client: MlflowClient, settings: Settings, layout: Layout) -> None:
     """Put the challenger's evaluation on its training run too: that is where models are compared."""
-    found = registry.versions(client, settings.register_.name, modelfiles.digest(modelfiles.read(layout.challenger)))
+    found = registry.versions(client, settings.register_.name, modelfiles.digest_in(layout.challenger))
     report = files.read_json(layout.evaluation, AGAIN)
     values = {f"evaluate.{name}": value for name, value in report["challenger"].items()}
     for version in found[:1]:

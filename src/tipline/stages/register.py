@@ -84,7 +84,7 @@ def place(layout: Layout, champion: ModelVersion, ref: dict[str, Any]) -> None:
             files.write_json(layout.ref, ref)
         return
     with files.replacing_folder(layout.champion, layout.staging / "models") as folder:
-        if ref["digest"] == modelfiles.digest(modelfiles.read(layout.challenger)):
+        if ref["digest"] == modelfiles.digest_in(layout.challenger):
             for name in (*modelfiles.FILES, modelfiles.TRAINING):
                 shutil.copyfile(layout.challenger / name, folder / name)
         else:
@@ -95,6 +95,6 @@ def place(layout: Layout, champion: ModelVersion, ref: dict[str, Any]) -> None:
 def held(layout: Layout, digest: str) -> bool:
     """Whether models/champion/ holds the model of this digest."""
     try:
-        return modelfiles.digest(modelfiles.read(layout.champion)) == digest
+        return modelfiles.digest_in(layout.champion) == digest
     except TiplineError:
         return False
