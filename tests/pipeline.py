@@ -83,6 +83,13 @@ def run_month(layout: Layout, stage: str, month: str) -> None:
     importlib.import_module(f"tipline.stages.{stage}").run(settings(layout), layout, month)
 
 
+def prepare_anew(layout: Layout, *months: str) -> None:
+    """Prepare months that are there already, as something else has changed than what `prepare` looks at."""
+    for month in months:
+        shutil.rmtree(layout.trips(month))
+        run_month(layout, "prepare", month)
+
+
 def run_to(layout: Layout, last: str) -> Layout:
     """Run all stages up to and with `last`."""
     run(layout, *ORDER[: ORDER.index(last) + 1])

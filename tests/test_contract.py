@@ -2,89 +2,106 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pytest
 
 from tests import factory
 from tipline import contract
-from tipline.contract import Contract
+from tipline.contract import Contract, Match
 from tipline.errors import TiplineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REQUIRED = [name for name, column in contract.load().columns.items() if column.required]
 
 
 def small() -> Contract:
     columns = {
-        "when": {"type": "timestamp", "meaning": "start", "names": ["Begin", "start"], "required": True},
+        "when": {"type": "timestamp", "meaning": "start", "names": {"1": ["Begin", "start"]}, "required": True},
         "kind": {
             "type": "category",
             "meaning": "kind",
-            "names": ["Kind"],
+            "names": {"1": "Kind", "3": "Sort"},
             "spellings": {"a": ["A", "1"], "b": ["B b"]},
         },
-        "price": {"type": "number", "meaning": "dollars", "names": ["Price"], "required": True, "after_payment": True},
-        "seats": {"type": "integer", "meaning": "seats", "names": ["Seats"]},
+        "price": {
+            "type": "number",
+            "meaning": "dollars",
+            "names": {"2": "Price"},
+            "required": True,
+            "after_payment": True,
+        },
+        "seats": {"type": "integer", "meaning": "seats", "names": {"2": ["Seats"]}},
     }
-    return Contract.model_validate({"columns": columns, "ignored": ["colour"]})
+    eras = {"1": "the first", "2": "the second", "3": "the third"}
+    return Contract.model_validate({"version": 1, "eras": eras, "columns": columns, "ignored": ["colour"]})
+
+
+def match(known: Contract, names: Iterable[str], **types: pa.DataType) -> Match:
+    """Match columns of these names, text where no type is given."""
+    return known.match(pa.schema([(name, types.get(name, pa.string())) for name in names]), "here")
 
 
 def test_names_match_whatever_their_case_and_blanks() -> None:
-    found = small().match([" BEGIN", "kind ", "pRiCe"], "here")
-    assert found == {"when": " BEGIN", "kind": "kind ", "price": "pRiCe"}
+    found = match(small(), [" BEGIN", "kind ", "pRiCe"])
+    assert found.names == {"when": " BEGIN", "kind": "kind ", "price": "pRiCe"}
 
 
 def test_any_of_a_columns_names_will_do() -> None:
-    assert small().match(["start", "price"], "here")["when"] == "start"
+    assert match(small(), ["start", "price"]).names["when"] == "start"
 
 
 @pytest.mark.parametrize("published", [factory.RAW_2009, factory.RAW_TPEP])
 def test_the_formats_of_2009_and_of_today_have_all_that_is_required(published: dict[str, object]) -> None:
-    found = contract.load().match(published, "here")
-    assert set(REQUIRED) <= set(found)
-    assert contract.load().unknown(published) == []
+    found = match(contract.load(), published)
+    assert set(REQUIRED) <= set(found.names)
+    assert found.unknown == []
 
 
 def test_the_airport_fee_is_found_under_both_its_names() -> None:
     for name in ("airport_fee", "Airport_fee"):
-        assert contract.load().match([*factory.RAW_2009, name], "here")["airport_fee"] == name
+        assert match(contract.load(), [*factory.RAW_2009, name]).names["airport_fee"] == name
 
 
 def test_two_columns_for_one_place_are_refused() -> None:
     with pytest.raises(TiplineError, match=r"'Begin' and 'START', are both when") as raised:
-        small().match(["Begin", "START", "Price"], "month 2009-01")
-    assert raised.value.parts[1] == "month 2009-01"
+        match(small(), ["Begin", "START", "Price"])
+    assert raised.value.parts[1] == "here"
 
 
 def test_two_columns_of_the_very_same_name_are_refused() -> None:
     with pytest.raises(TiplineError, match="both price"):
-        small().match(["Begin", "Price", "Price"], "here")
+        match(small(), ["Begin", "Price", "Price"])
 
 
 def test_two_unknown_columns_of_one_name_do_no_harm() -> None:
-    assert small().match(["Begin", "Price", "x", "x"], "here") == {"when": "Begin", "price": "Price"}
+    assert match(small(), ["Begin", "Price", "x", "x"]).names == {"when": "Begin", "price": "Price"}
 
 
 def test_a_missing_required_column_is_named_with_the_names_it_may_have() -> None:
     with pytest.raises(TiplineError) as raised:
-        small().match(["Price", "Seats"], "month 2009-01")
+        match(small(), ["Price", "Seats"])
     what, where, todo = raised.value.parts
     assert "when (as Begin or start)" in what
     assert "It has: Price, Seats" in what
     assert "price" not in what.partition("It has")[0]
-    assert where == "month 2009-01"
-    assert "contract.yaml" in todo
+    assert where == "here"
+    assert "the contract" in todo
 
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_no_required_column_can_go_unnoticed(name: str) -> None:
     known = contract.load()
-    published = [raw for raw in factory.RAW_2009 if raw != known.match(factory.RAW_2009, "here")[name]]
+    published = [raw for raw in factory.RAW_2009 if raw != match(known, factory.RAW_2009).names[name]]
     with pytest.raises(TiplineError, match=rf"needs: {name} \(as"):
-        known.match(published, "here")
+        match(known, published)
 
 
 def test_unknown_columns_are_reported_and_ignored_ones_are_not() -> None:
-    assert small().unknown(["Begin", " COLOUR ", "price", "weather", "Colour2"]) == ["weather", "Colour2"]
+    assert match(small(), ["Begin", " COLOUR ", "price", "weather", "Colour2"]).unknown == ["weather", "Colour2"]
 
 
 def test_the_schema_is_the_row_number_and_the_columns_in_their_order() -> None:

@@ -197,7 +197,7 @@ def test_another_champion_scores_all_months_again(project: Layout) -> None:
 def test_only_a_month_that_was_prepared_anew_is_scored_again(project: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     before = mtimes(project)
     pipeline.small_row_groups(monkeypatch, 2600)
-    pipeline.run_month(project, "prepare", "2009-02")
+    pipeline.prepare_anew(project, "2009-02")
     pipeline.run(project, "score")
     changed = {name for name, made in mtimes(project).items() if before.get(name) != made}
     assert changed == {f"month=2009-02/{name}" for name in ("part-00000.parquet", "part-00001.parquet", files.RECEIPT)}
@@ -225,7 +225,7 @@ def test_a_killed_run_goes_on_where_it_was(
     project: Layout, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.small_row_groups(monkeypatch, 110)
-    pipeline.run(project, "prepare")
+    pipeline.prepare_anew(project, *pipeline.settings(project).months)
     before = {month: pipeline.tree(folder(project, month)) for month in pipeline.MONTHS}
     (tmp_path / "uninterrupted").mkdir()
     uninterrupted = pipeline.copy(project, tmp_path / "uninterrupted")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import datetime as dt
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.contract import ARROW_TYPES, Column, Contract
-from tipline.raw import is_text
+from tipline.contract import ARROW_TYPES, Column, Contract, is_text
+from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tipline.raw import Rows
+    from tipline.raw import Apart, Batch, Rows
 
 QUARANTINE = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
-EXPECTED = {"timestamp": "a time", "number": "a number", "integer": "a whole number"}
+# Bounds on what a category holds in memory; published ones have a dozen values of a dozen letters.
+MOST_VALUES, LONGEST_VALUE = 10_000, 200
+EXPECTED = {
+    "timestamp": "a time",
+    "number": "a number",
+    "integer": "a whole number",
+    "category": f"a word of at most {LONGEST_VALUE} letters",
+}
 
 
 class Vocabulary:
@@ -29,30 +36,49 @@ class Vocabulary:
     def __init__(self, column: Column) -> None:
         self.column = column
         self.values = list(column.spellings)
-        self._known: dict[str, int | None] = {}
+        self.met: dict[str, int | None] = {}
 
     def code(self, spelling: str) -> int | None:
         """The code of a published spelling, None for a blank one."""
-        if spelling not in self._known:
+        if spelling not in self.met:
             canonical = self.column.canonical(spelling)
             if canonical is not None and canonical not in self.values:
                 self.values.append(canonical)
-            self._known[spelling] = None if canonical is None else self.values.index(canonical)
-        return self._known[spelling]
+            self.met[spelling] = None if canonical is None else self.values.index(canonical)
+            if len(self.met) > MOST_VALUES:
+                what = f"A category has more than {MOST_VALUES:,} different values."
+                names = ", ".join(name for names in self.column.names.values() for name in names)
+                raise TiplineError(what, f"column {names}", "Check the file, and the column's type in the contract.")
+        return self.met[spelling]
 
-    def encode(self, array: pa.Array) -> pa.Array:
-        """Code an array by the canonical values; the few distinct spellings are looked at, not the rows."""
+    def encode(self, array: pa.Array) -> tuple[pa.Array, list[int]]:
+        """Code an array by the canonical values; the few distinct spellings are looked at, not the rows.
+
+        Returns
+        -------
+        tuple
+            The coded array, and the places of values that are too long to be one of a category.
+        """
         coded = array if pa.types.is_dictionary(array.type) else pc.dictionary_encode(array)
         spellings = [as_text(value) for value in coded.dictionary.to_pylist()]
-        codes = pa.array([self.code(spelling) for spelling in spellings], pa.int32())
-        return pa.DictionaryArray.from_arrays(codes.take(coded.indices), pa.array(self.values, pa.string()))
+        long = [index for index, spelling in enumerate(spellings) if len(spelling) > LONGEST_VALUE]
+        codes = pa.array([None if len(text) > LONGEST_VALUE else self.code(text) for text in spellings], pa.int32())
+        unreadable = places(pc.is_in(coded.indices, pa.array(long, coded.indices.type))) if long else []
+        indices = codes.take(coded.indices)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(self.values, pa.string())), unreadable
+
+
+def places(mask: pa.BooleanArray) -> list[int]:
+    """Where a mask is true."""
+    found: list[int] = np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False)).tolist()  # noqa: FBT003
+    return found
 
 
 def as_text(value: object) -> str:
     """A published value as text: whole numbers the same where nulls made their column double; NaN is blank."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:g}"
-    return str(value)
+    return "" if value is None else str(value)
 
 
 class Conformer:
@@ -62,49 +88,67 @@ class Conformer:
     ----------
     contract
         The schema.
-    found
+    names
         Canonical to published names, as `Contract.match` gives them.
+    month
+        Written YYYY-MM: trips that begin outside it are counted.
     """
 
-    def __init__(self, contract: Contract, found: Mapping[str, str]) -> None:
+    def __init__(self, contract: Contract, names: Mapping[str, str], month: str) -> None:
         self.contract = contract
-        self.found = dict(found)
+        self.names = dict(names)
         self.schema = contract.schema
+        self.begin, self.end = (pa.scalar(time, pa.timestamp("us")) for time in bounds(month))
         self.quarantined: Counter[str] = Counter()
         self.filled: Counter[str] = Counter()
         self.out_of_range: Counter[str] = Counter()
+        self.outside_month = 0
         self.new_spellings: Counter[str] = Counter()
         self._vocabularies = {name: Vocabulary(c) for name, c in contract.columns.items() if c.type == "category"}
 
-    def conform(self, rows: Rows, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Return the batch in the schema, and its unreadable rows as QUARANTINE, the published values as json."""
-        arrays = {"row": pa.array(rows)}
+    @property
+    def spellings(self) -> dict[str, dict[str, str | None]]:
+        """What each category met, and the value that it stands for."""
+        return {
+            name: {spelling: self.contract.columns[name].canonical(spelling) for spelling in sorted(vocabulary.met)}
+            for name, vocabulary in self._vocabularies.items()
+            if name in self.names
+        }
+
+    def conform(self, batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Return the batch in the schema, and its unreadable rows as QUARANTINE."""
+        arrays = {"row": pa.array(batch.rows)}
         reasons: dict[int, str] = {}
         for name, column in self.contract.columns.items():
-            raw = batch.column(self.found[name]) if name in self.found else None
-            arrays[name], unreadable = self._read(name, column, raw, len(batch))
+            raw = batch.values.column(self.names[name]) if name in self.names else None
+            arrays[name], unreadable = self._read(name, column, raw, len(batch.rows))
             for index in unreadable:
                 reasons.setdefault(index, f"{name} is not {EXPECTED[column.type]}")
         apart = sorted(reasons)
-        raw_rows = [
-            json.dumps(value, default=str, ensure_ascii=False)
-            for value in batch.take(pa.array(apart, pa.int64())).to_pylist()
-        ]
-        unreadable = quarantine(rows[apart], [reasons[index] for index in apart], raw_rows)
+        unreadable_rows = quarantine(batch.rows[apart], [reasons[index] for index in apart], batch.raw(apart))
         self.quarantined.update(reasons.values())
         if apart:
-            keep = pa.array(np.isin(np.arange(len(rows)), apart, invert=True))
-            arrays = {name: array.filter(keep) for name, array in arrays.items()}
+            keep = np.ones(len(batch.rows), dtype=bool)
+            keep[apart] = False
+            arrays = {name: array.filter(pa.array(keep)) for name, array in arrays.items()}
         filled = [self._fill(name, column, arrays[name]) for name, column in self.contract.columns.items()]
         trips = pa.RecordBatch.from_arrays([arrays["row"], *filled], schema=self.schema)
         self._count_odd(trips)
-        return trips, unreadable
+        return trips, self._with_lines(unreadable_rows, batch.apart)
+
+    def _with_lines(self, unreadable: pa.RecordBatch, lines: Sequence[Apart]) -> pa.RecordBatch:
+        """Unreadable rows and lines that could not be split, in the order of the file."""
+        if not lines:
+            return unreadable
+        self.quarantined.update(line.reason for line in lines)
+        both = pa.Table.from_batches([unreadable, quarantine(*(list(part) for part in zip(*lines, strict=True)))])
+        return both.sort_by("row").combine_chunks().to_batches()[0]
 
     def _read(self, name: str, column: Column, raw: pa.Array | None, count: int) -> tuple[pa.Array, list[int]]:
         if raw is None:
             return pa.nulls(count, ARROW_TYPES[column.type]), []
         if column.type == "category":
-            return self._vocabularies[name].encode(raw), []
+            return self._vocabularies[name].encode(raw)
         return cast(raw, ARROW_TYPES[column.type])
 
     def _fill(self, name: str, column: Column, array: pa.Array) -> pa.Array:
@@ -113,11 +157,13 @@ class Conformer:
         self.filled[name] += array.null_count
         if column.type != "category":
             return array.fill_null(column.fill)
-        code = self._vocabularies[name].code(str(column.fill))
-        values = pa.array(self._vocabularies[name].values, pa.string())
-        return pa.DictionaryArray.from_arrays(array.indices.fill_null(code), values)
+        vocabulary = self._vocabularies[name]
+        code = vocabulary.values.index(str(column.fill))
+        return pa.DictionaryArray.from_arrays(array.indices.fill_null(code), pa.array(vocabulary.values, pa.string()))
 
     def _count_odd(self, trips: pa.RecordBatch) -> None:
+        times = trips[self.contract.time]
+        self.outside_month += pc.or_(pc.less(times, self.begin), pc.greater_equal(times, self.end)).true_count
         for name, column in self.contract.columns.items():
             if column.range is not None:
                 low, high = column.range
@@ -129,20 +175,35 @@ class Conformer:
                 self.new_spellings.update({f"{name}: {pair['values']}": pair["counts"] for pair in values})
 
 
+def bounds(month: str) -> tuple[dt.datetime, dt.datetime]:
+    """When a month begins, and when the next one does; local time of wherever the data come from."""
+    begin = dt.datetime.fromisoformat(f"{month}-01")
+    return begin, (begin + dt.timedelta(days=31)).replace(day=1)
+
+
 def cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
     """Cast an array; return it and the places whose values cannot be read, which are null in it.
 
     A float's NaN counts as missing: files written by pandas have it for null, and 1.0 for 1 beside it.
     """
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_timestamp(array.type) and array.type.tz:
+        array = pc.local_timestamp(array)
     try:
-        if is_text(array.type) and not pa.types.is_timestamp(target):
-            array = array.cast(pa.float64())
-        if pa.types.is_floating(array.type) and pc.any(pc.is_nan(array)).as_py():
-            array = pc.if_else(pc.is_nan(array), None, array)
-        # Cutting nanoseconds off a time loses nothing that the TLC ever recorded.
-        return array.cast(target, safe=not pa.types.is_timestamp(array.type)), []
+        return cast_all(array, target), []
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return cast_each(array, target)
+
+
+def cast_all(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """`cast` where all can be read."""
+    if is_text(array.type) and not pa.types.is_timestamp(target):
+        array = array.cast(pa.float64())
+    if pa.types.is_floating(array.type) and pc.any(pc.is_nan(array)).as_py():
+        array = pc.if_else(pc.is_nan(array), None, array)
+    # Cutting nanoseconds off a time loses nothing that the TLC ever recorded.
+    return array.cast(target, safe=not pa.types.is_timestamp(array.type))
 
 
 def cast_each(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:

@@ -1,20 +1,20 @@
-"""The trip schema of contract.yaml, and how a published month's columns map to it."""
+"""The trip schema of a contract file, and how a published month's columns map to it."""
 
 from __future__ import annotations
 
 import difflib
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
-import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from tipline import files, yamlfiles
 from tipline.errors import TiplineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROW = pa.field("row", pa.int64(), nullable=False)
 
@@ -24,11 +24,46 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "number": pa.float64(),
     "integer": pa.int32(),
 }
+# How each type is published at its best, and what else can be read as it: text and nothing but nulls always can.
+NATURAL: dict[str, Callable[[pa.DataType], bool]] = {
+    "category": lambda type_: is_text(type_),
+    "timestamp": pa.types.is_timestamp,
+    "number": pa.types.is_floating,
+    "integer": pa.types.is_integer,
+}
+CONVERTIBLE: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "category": (pa.types.is_integer, pa.types.is_floating),
+    "timestamp": (pa.types.is_date,),
+    "number": (pa.types.is_integer, pa.types.is_decimal),
+    "integer": (pa.types.is_floating, pa.types.is_decimal),
+}
+EXPECTED = {
+    "category": "text or numbers",
+    "timestamp": "timestamps, dates or text",
+    "number": "numbers or text",
+    "integer": "numbers or text",
+}
+SHOWN_NAMES, SHOWN_LETTERS = 40, 60  # of the columns that a refused month has; a hostile header has millions
 
 
 def normal(text: str) -> str:
     """The form in which names and spellings are compared: the TLC changes case and adds blanks at will."""
     return text.strip().casefold()
+
+
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's text types."""
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def plain(type_: pa.DataType) -> pa.DataType:
+    """The type of the values, where they are dictionary-coded."""
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def as_list(value: object) -> object:
+    """One name as a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class Column(BaseModel):
@@ -38,17 +73,54 @@ class Column(BaseModel):
 
     type: Literal["category", "timestamp", "number", "integer"]
     meaning: str
-    names: tuple[str, ...]
+    unit: str | None = None
+    names: dict[str, Annotated[tuple[str, ...], BeforeValidator(as_list)]]
     spellings: dict[str, tuple[str, ...]] = {}
     fill: str | float | None = None
     range: tuple[float, float] | None = None
     required: bool = False
     after_payment: bool = False
 
+    @property
+    def eras(self) -> dict[str, str]:
+        """The era of each name, in the form in which names are compared."""
+        return {normal(name): era for era, names in self.names.items() for name in names}
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The canonical value of each spelling, in the form in which spellings are compared."""
+        return {normal(spelling): value for value, spellings in self.spellings.items() for spelling in spellings}
+
     def canonical(self, value: str) -> str | None:
         """The canonical value of a published spelling; an unknown one stays as it is, a blank one is missing."""
-        known = {normal(spelling): value for value, spellings in self.spellings.items() for spelling in spellings}
-        return known.get(normal(value), value.strip() or None)
+        return self.known.get(normal(value), value.strip() or None)
+
+    def reads(self, type_: pa.DataType) -> bool:
+        """Whether values of a published type can be read as this column's."""
+        type_ = plain(type_)
+        able = (is_text, pa.types.is_null, NATURAL[self.type], *CONVERTIBLE[self.type])
+        return any(test(type_) for test in able)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a published month's columns map to the contract's.
+
+    Parameters
+    ----------
+    era
+        The latest era whose names the month has.
+    names, types
+        Published name and type of each of the contract's columns that the month has.
+    absent, unknown
+        The contract's columns that the month has not; the month's columns that the contract does not speak of.
+    """
+
+    era: str
+    names: dict[str, str]
+    types: dict[str, pa.DataType]
+    absent: list[str]
+    unknown: list[str]
 
 
 class Contract(BaseModel):
@@ -56,8 +128,31 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    version: Annotated[int, Field(ge=1)]
+    eras: dict[str, str]
     columns: dict[str, Column]
     ignored: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_of_one_piece(self) -> Contract:
+        claimed: dict[str, str] = {normal(name): "ignored" for name in self.ignored}
+        for key, column in self.columns.items():
+            strangers = sorted(set(column.names) - set(self.eras))
+            if strangers:
+                message = f"columns.{key}.names: {strangers[0]} is not one of the eras"
+                raise ValueError(message)
+            for name in column.eras:
+                if name in claimed:
+                    message = f"columns.{key}.names: {name} belongs to {claimed[name]} already"
+                    raise ValueError(message)
+                claimed[name] = key
+            if column.type == "category" and column.fill is not None and column.fill not in column.spellings:
+                message = f"columns.{key}.fill: {column.fill} is not one of the spellings' values"
+                raise ValueError(message)
+        if "timestamp" not in {column.type for column in self.columns.values()} or ROW.name in self.columns:
+            message = f"columns: one has to be a timestamp, and none is called {ROW.name}, which is the row's number"
+            raise ValueError(message)
+        return self
 
     @property
     def schema(self) -> pa.Schema:
@@ -69,40 +164,73 @@ class Contract(BaseModel):
         """The column that says when a trip began: the first timestamp."""
         return next(name for name, column in self.columns.items() if column.type == "timestamp")
 
-    def match(self, published: Iterable[str], where: str) -> dict[str, str]:
-        """Map canonical to published names, for the columns that a published month has.
+    def match(self, published: pa.Schema, where: str) -> Match:
+        """Map the contract's columns to those of a published month.
 
         Raises
         ------
         TiplineError
-            Where a required column is missing, or two columns claim one place.
+            Where a required column is missing, two columns claim one place, or a type cannot be read.
         """
-        canonical = {normal(name): key for key, column in self.columns.items() for name in column.names}
-        found: dict[str, str] = {}
-        for name in published:
-            key = canonical.get(normal(name))
+        keys = {name: key for key, column in self.columns.items() for name in column.eras}
+        found: dict[str, pa.Field] = {}
+        for field in published:
+            key = keys.get(normal(field.name))
             if key in found:
-                raise TiplineError(f"Two columns, {found[key]!r} and {name!r}, are both {key}.", where, "Drop one.")
+                what = f"Two columns, {found[key].name!r} and {field.name!r}, are both {key}."
+                raise TiplineError(what, where, "Drop one.")
             if key is not None:
-                found[key] = name
-        self._require(found, list(published), where)
-        return found
+                found[key] = field
+        self._require(found, published.names, where)
+        for key, field in found.items():
+            if not self.columns[key].reads(field.type):
+                type_ = self.columns[key].type
+                what = f"The column {field.name!r} is of type {shortened(field.type)}; the contract's {key} is a "
+                todo = "Check the file; a type that the TLC has begun to use is a change to tipline's contract.py."
+                raise TiplineError(what + f"{type_} and expects {EXPECTED[type_]}.", where, todo)
+        left = {normal(name) for name in self.ignored} | set(keys)
+        return Match(
+            max((self.columns[key].eras[normal(field.name)] for key, field in found.items()), default=""),
+            {key: field.name for key, field in found.items()},
+            {key: field.type for key, field in found.items()},
+            [key for key in self.columns if key not in found],
+            [name for name in published.names if normal(name) not in left],
+        )
 
-    def _require(self, found: Mapping[str, str], published: Sequence[str], where: str) -> None:
+    def _require(self, found: Mapping[str, object], published: Sequence[str], where: str) -> None:
         missing = [key for key, column in self.columns.items() if column.required and key not in found]
         if missing:
-            expected = "; ".join(f"{key} (as {' or '.join(self.columns[key].names)})" for key in missing)
+            expected = "; ".join(f"{key} (as {' or '.join(self.names_of(key))})" for key in missing)
+            has = ", ".join(shortened(name) for name in published[:SHOWN_NAMES])
+            more = f" and {len(published) - SHOWN_NAMES:,} more" if len(published) > SHOWN_NAMES else ""
             raise TiplineError(
-                f"The month lacks columns that the contract needs: {expected}. It has: {', '.join(published)}.",
+                f"The month lacks columns that the contract needs: {expected}. It has: {has}{more}.",
                 where,
-                "Check that this is a yellow-taxi month; a new name for a column goes into contract.yaml.",
+                "Check that this is a month of the contract's data; a new name for a column goes into the contract.",
             )
 
-    def unknown(self, published: Iterable[str]) -> list[str]:
-        """Published columns that the contract does not speak of."""
-        known = {normal(name) for column in self.columns.values() for name in column.names}
-        known |= {normal(name) for name in self.ignored}
-        return [name for name in published if normal(name) not in known]
+    def names_of(self, key: str) -> list[str]:
+        """All names that published files have for a column."""
+        return [name for names in self.columns[key].names.values() for name in names]
+
+    def mapping(self, match: Match, spellings: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+        """All of the contract that bears on the columns and the spellings that a month has.
+
+        Its digest is what makes a prepared month out of date: what is written into the contract for another month
+        changes none of it. Columns that the month has not are no part of it either.
+        """
+        return {
+            key: {
+                "name": name,
+                "type": str(match.types[key]),
+                **self.columns[key].model_dump(include={"type", "fill", "range"}),
+                "spellings": {
+                    spelling: [self.columns[key].canonical(spelling), normal(spelling) in self.columns[key].known]
+                    for spelling in sorted(spellings.get(key, ()))
+                },
+            }
+            for key, name in match.names.items()
+        }
 
     def check_features(self, features: Iterable[str], where: str) -> None:
         """Refuse features that the contract does not have, or that are known only after payment.
@@ -126,7 +254,24 @@ class Contract(BaseModel):
                 )
 
 
-@cache
-def load() -> Contract:
-    """The contract that the package carries."""
-    return Contract.model_validate(yaml.safe_load(resources.files("tipline").joinpath("contract.yaml").read_text()))
+def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
+    """A name or a type as part of a message, on one line."""
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= letters else f"{text[:letters]}…"
+
+
+def load(path: Path | None = None) -> Contract:
+    """Read a contract file; without a path, the one of yellow and green taxis that tipline comes with.
+
+    Raises
+    ------
+    UsageError
+        Where it is not there or makes no sense.
+    """
+    path = path or Path(__file__).with_name("contract.yaml")
+    return yamlfiles.load(path, Contract, "Name the contract's file under `contract` in params.yaml.")
+
+
+def digest(mapping: Mapping[str, Any]) -> str:
+    """Hex digest of a mapping."""
+    return files.digest_of(mapping)

@@ -30,6 +30,11 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def stated(path: Path) -> dict[str, Any]:
+    """Length and digest of a file, as receipts have them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def digest_of(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
     """Hex digest of a json value, whatever the order of its keys."""
     return sha256_of(json.dumps(value, sort_keys=True).encode())
@@ -121,3 +126,11 @@ def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (anything that json
         raise TiplineError("A file that an earlier stage writes is missing.", str(path), todo) from error
     except json.JSONDecodeError as error:
         raise TiplineError(f"This file is not valid json: {error}.", str(path), todo) from error
+
+
+def read_json_if_any(path: Path) -> Any:  # noqa: ANN401 (anything that json can hold)
+    """`read_json`, None where the file is not there or is no json."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

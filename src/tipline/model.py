@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tipline.contract import Contract
     from tipline.metrics import Labels
     from tipline.params import Model as ModelSettings
-    from tipline.params import Train
+    from tipline.params import Settings, Train
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {
     "logistic_regression": LogisticRegression,
@@ -43,6 +43,15 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 # The seed's scaled features converge in some 50 steps; real fares can take more than scikit-learn's default of 100.
 DEFAULTS: dict[str, dict[str, Any]] = {"logistic_regression": {"max_iter": 1000}}
 WHERE = "params.yaml, train"
+
+
+def spec(settings: Settings, contract: Contract) -> dict[str, Any]:
+    """What model.json says of a model, but for the baseline's rates."""
+    return {
+        "target": settings.model.target,
+        "features": features(settings.model, contract),
+        "baseline": {"by": settings.baseline.by},
+    }
 
 
 def features(settings: ModelSettings, contract: Contract) -> list[dict[str, Any]]:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from tipline import contract
+from tipline import contract, yamlfiles
 from tipline.errors import UsageError
 from tipline.layout import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
+    from tipline.contract import Contract
+
 # What `source` may begin with; a plain path has no scheme.
-SCHEMES = ("", "file", "http", "https")
+SCHEMES = ("", "file", "http", "https", "s3")
 
 Role = Literal["fit", "size", "evaluate"]
 
@@ -149,6 +147,7 @@ class Settings(Section):
 
     months: Annotated[tuple[Month, ...], Field(min_length=1), AfterValidator(check_distinct)]
     source: str
+    contract: Annotated[str, Field(min_length=1)]
     demo: Demo
     sample: Sample
     learning_curve: LearningCurve
@@ -172,7 +171,7 @@ class Settings(Section):
             message = "source: the address has no {month} in it"
             raise ValueError(message)
         if urlsplit(self.source).scheme not in SCHEMES:
-            message = f"source: tipline does not fetch from {urlsplit(self.source).scheme}:// yet"
+            message = f"source: tipline does not fetch from {urlsplit(self.source).scheme}://; use a path, https or s3"
             raise ValueError(message)
         return self
 
@@ -185,14 +184,8 @@ def load(path: Path) -> Settings:
     UsageError
         With one line for each thing that is wrong.
     """
-    values = read(path)
-    try:
-        # As json, because strict python input would refuse a list where a tuple is asked for.
-        settings = Settings.model_validate_json(json.dumps(values, default=str), strict=True)
-    except ValidationError as error:
-        problems = [explain(dict(problem)) for problem in error.errors()]
-        raise UsageError("; ".join(problems) + ".", str(path), "Correct the file and run it again.") from None
-    check_columns(settings, str(path))
+    settings = yamlfiles.load(path, Settings, "Change to the project's folder.")
+    check_columns(settings, contract.load(path.parent / settings.contract), str(path))
     return settings
 
 
@@ -210,58 +203,8 @@ def month_argument(text: str) -> str:
         raise UsageError(f"{error}.", "command line", "Write the month as 2009-01, for one.") from None
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        """The mapping of a node."""
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key {key!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The file as a mapping."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise UsageError("There is no params.yaml.", str(path), "Change to the project's folder.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = f"The file is not valid YAML: {' '.join(str(error).split())}."
-        raise UsageError(what, str(path), "Correct the line.") from None
-    if not isinstance(values, dict):
-        raise UsageError("The file is not a mapping of sections.", str(path), "See the README's section on params.")
-    return values
-
-
-def explain(problem: Mapping[str, Any]) -> str:
-    """One problem that pydantic found, in words, with the nearest known key for an unknown one."""
-    location = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known_keys(problem["loc"][:-1]), n=1, cutoff=0.4)
-        return f"unknown key {location}" + (f", did you mean {near[0]}?" if near else "")
-    if problem["type"] == "missing":
-        return f"the key {location} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{location}: {message}" if location else message
-
-
-def known_keys(location: tuple[Any, ...]) -> list[str]:
-    """The keys that params.yaml may have at a place."""
-    section: Any = Settings
-    for part in location:
-        section = {field.alias or name: field.annotation for name, field in section.model_fields.items()}[part]
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def check_columns(settings: Settings, where: str) -> None:
+def check_columns(settings: Settings, known: Contract, where: str) -> None:
     """Hold features, target, categories and baseline against the contract."""
-    known = contract.load()
     model = settings.model
     known.check_features(model.columns, f"{where}, model.columns")
     known.check_features([settings.baseline.by], f"{where}, baseline.by")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tipline.contract import is_text, shortened
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
@@ -17,88 +22,259 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 2**17
 BLOCK_BYTES = 2**24
+# No published line has 1 kB; where no line ends for so long, it is no CSV.
+HEADER_BYTES, LINE_BYTES = 2**20, 2**26
+# The TLC's rows have up to two fields more than the header, all of them blank.
+SURPLUS_FIELDS = 20
+RAGGED = "number of fields is not the header's"
+NOT_UTF8 = "not UTF-8"
+LINE_END = re.compile(rb"\r\n|\r|\n")
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
+class Apart(NamedTuple):
+    """A line that cannot even be split into fields."""
+
+    row: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a published month.
+
+    Parameters
+    ----------
+    rows
+        Their numbers in the file.
+    values
+        The columns that were asked for, as published.
+    apart
+        Lines among them that could not be split into fields; `rows` and `values` go without these.
+    lines
+        The text that the rows were read from, where there was one.
+    """
+
+    rows: Rows
+    values: pa.RecordBatch
+    apart: Sequence[Apart] = ()
+    lines: Lines | None = None
+
+    def raw(self, places: Sequence[int]) -> list[str]:
+        """The published text of rows, or their values as json where they were not published as text."""
+        if self.lines is not None:
+            return [self.lines.text(int(self.rows[place])) for place in places]
+        values = self.values.take(pa.array(places, pa.int64())).to_pylist()
+        return [json.dumps(value, default=str, ensure_ascii=False) for value in values]
+
+
+class Lines:
+    """The lines of a block of text that are not blank, split when they are first asked for; rows count from `first`."""
+
+    def __init__(self, data: bytes, first: int) -> None:
+        self._data, self._first = data, first
+        self._split: list[bytes] | None = None
+
+    def all(self) -> list[bytes]:
+        """Each line without its end."""
+        if self._split is None:
+            self._split = [line for line in LINE_END.split(self._data) if line]
+        return self._split
+
+    def text(self, row: int) -> str:
+        """A line as text."""
+        return self.all()[row - self._first].decode(errors="backslashreplace")
+
+
 class ParquetMonth:
     """A month in Parquet. Rows are numbered from 0 in the order of the file."""
+
+    kind = "Parquet"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
             self.schema = file.schema_arrow
             self.rows = file.metadata.num_rows
-        self.names = self.schema.names
-        self.unreadable: list[tuple[int, str]] = []
 
-    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[tuple[Rows, pa.RecordBatch]]:
-        """Yield row numbers and the columns `names`, at most BATCH_ROWS rows at a time, whatever the row groups are.
+    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
+        """Yield the columns `names`, at most BATCH_ROWS rows at a time, whatever the row groups are.
 
         Text columns among `categories` come dictionary-coded, as they lie in the file: decoding them costs more than
         all the rest.
         """
         coded = [name for name in categories if is_text(self.schema.field(name).type)]
+        first = 0
         with pq.ParquetFile(self.path, read_dictionary=coded) as file:
-            first = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
-                yield np.arange(first, first + len(batch)), batch.select(list(names))
+                yield Batch(np.arange(first, first + len(batch)), batch.select(list(names)))
                 first += len(batch)
+        if first != self.rows:
+            message = f"the footer says {self.rows:,} rows, there are {first:,}"
+            raise pa.ArrowInvalid(message)
 
 
 class CsvMonth:
     """A month in CSV: every field is text here. Rows are numbered from 0, blank lines not counted.
 
-    Lines whose number of fields is not the header's are left out of the batches; `unreadable` gathers their row
-    numbers and text, `rows` counts both once the batches are through.
+    Lines whose number of fields is not the header's are set apart, unless all fields that they have too many are
+    blank. `rows` counts all once the batches are through.
     """
+
+    kind = "CSV"
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open(encoding="utf-8-sig") as file:
-            self.names = file.readline().rstrip("\r\n").split(",")
+        with path.open("rb") as file:
+            head = file.readline(HEADER_BYTES)
+        self._start = len(head)
+        self.schema = header(head)
         self.rows = 0
-        self.unreadable: list[tuple[int, str]] = []
 
-    def _keep_unreadable(self, line: pyarrow.csv.InvalidRow) -> str:
-        # Arrow counts the header as line 1 and does not count blank lines.
-        self.unreadable.append((line.number - 2, line.text))
+    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
+        """Yield the columns `names` as text, a block at a time; `categories` is there for symmetry with Parquet."""
+        del categories
+        places = [self.schema.names.index(name) for name in names]
+        for data in self._blocks():
+            parsed, apart = Block(data, self.rows, len(self.schema)).parse(places)
+            rows = len(parsed) + len(apart)
+            numbers = np.arange(self.rows, self.rows + rows)
+            good = np.setdiff1d(numbers, [line.row for line in apart], assume_unique=True) if apart else numbers
+            values = pa.RecordBatch.from_arrays(parsed.columns, names=list(names))
+            yield Batch(good, values, apart, Lines(data, self.rows))
+            self.rows += rows
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The lines below the header in blocks of about BLOCK_BYTES, no line cut."""
+        rest = b""
+        with self.path.open("rb") as file:
+            file.seek(self._start)
+            while data := file.read(BLOCK_BYTES):
+                end = data.rfind(b"\n") + 1
+                if end:
+                    yield rest + data[:end]
+                rest = data[end:] if end else rest + data
+                if len(rest) > LINE_BYTES:
+                    message = f"no line ends within {LINE_BYTES:,} bytes"
+                    raise pa.ArrowInvalid(message)
+        if rest:
+            yield rest
+
+
+class Block:
+    """Whole lines of a CSV file.
+
+    Parameters
+    ----------
+    data
+        The lines.
+    first
+        The row number of the first.
+    width
+        How many fields the header has.
+    """
+
+    def __init__(self, data: bytes, first: int, width: int) -> None:
+        self.data, self.first, self.width = data, first, width
+        self.lines = Lines(data, first)
+
+    def parse(self, places: Sequence[int]) -> tuple[pa.RecordBatch, list[Apart]]:
+        """The fields at `places` as text, and the lines that cannot be split."""
+        expected = self._expected()
+        wanted = [*places, *range(self.width, expected)]
+        try:
+            table, odd = parse(self.data, expected, wanted)
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            return self._parse_lines(places)
+        blank = all(column.null_count == len(table) for column in table.columns[len(places) :])
+        if odd or not blank:
+            return self._parse_lines(places)
+        return as_batch(table.select(list(range(len(places))))), []
+
+    def _expected(self) -> int:
+        """The number of fields of the first line, where that is the header's or a little more."""
+        start = next((m.group() for m in re.finditer(rb"[^\r\n]+", self.data)), b"")
+        fields = start.count(b",") + 1
+        return fields if self.width <= fields <= self.width + SURPLUS_FIELDS else self.width
+
+    def _parse_lines(self, places: Sequence[int]) -> tuple[pa.RecordBatch, list[Apart]]:
+        """`parse` for a block with a line that is not like the others."""
+        good, apart = [], []
+        for row, line in enumerate(self.lines.all(), self.first):
+            fields = line.split(b",", self.width)
+            if len(fields) < self.width or (len(fields) > self.width and fields[-1].strip(b", ")):
+                apart.append(Apart(row, RAGGED, self.lines.text(row)))
+            elif not is_utf8(line):
+                apart.append(Apart(row, NOT_UTF8, self.lines.text(row)))
+            else:
+                good.append(b",".join(fields[: self.width]))
+        table, odd = parse(b"\n".join(good), self.width, places)
+        if odd:
+            message = f"{odd:,} lines could not be split"
+            raise pa.ArrowInvalid(message)
+        return as_batch(table), apart
+
+
+def parse(data: bytes, width: int, places: Sequence[int]) -> tuple[pa.Table, int]:
+    """The fields of lines at some places, as text, blank ones null; how many lines have another number of fields."""
+    names = [str(place) for place in range(width)]
+    odd = itertools.count()
+
+    def skip(_line: pyarrow.csv.InvalidRow) -> str:
+        next(odd)
         return "skip"
 
-    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[tuple[Rows, pa.RecordBatch]]:
-        """Yield row numbers and the columns `names` as text; `categories` is there for symmetry with Parquet."""
-        del categories
-        reader = pyarrow.csv.open_csv(
-            self.path,
-            # One thread: with several, Arrow does not know the number of an unreadable line.
-            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            # The TLC quotes nothing; a stray quote read as one would swallow all lines up to the next.
-            parse_options=pyarrow.csv.ParseOptions(quote_char=False, invalid_row_handler=self._keep_unreadable),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                include_columns=list(names),
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
-        first = kept = 0
-        for batch in reader:
-            rows = self._numbers(first, len(batch))
-            yield rows, batch
-            first = int(rows[-1]) + 1 if len(rows) else first
-            kept += len(batch)
-        self.rows = kept + len(self.unreadable)
-
-    def _numbers(self, first: int, count: int) -> Rows:
-        """The numbers of the next `count` readable rows, from `first` on."""
-        skipped = np.array([row for row, _ in self.unreadable if row >= first], dtype=np.int64)
-        numbers = np.arange(first, first + count + len(skipped))
-        return np.setdiff1d(numbers, skipped, assume_unique=True)[:count]
+    if not data:
+        return pa.table({str(place): pa.array([], pa.string()) for place in places}), 0
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(data),
+        # One block: a line that is longer than a block would end it.
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
+        # The TLC quotes nothing; a stray quote read as one would swallow all lines up to the next.
+        parse_options=pyarrow.csv.ParseOptions(quote_char=False, invalid_row_handler=skip),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[str(place) for place in places],
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
+    return table, next(odd)
 
 
-def is_text(type_: pa.DataType) -> bool:
-    """Whether a type is one of Arrow's text types."""
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+def as_batch(table: pa.Table) -> pa.RecordBatch:
+    """A table as one batch."""
+    arrays = [column.combine_chunks() for column in table.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=table.column_names)
+
+
+def is_utf8(line: bytes) -> bool:
+    """Whether some bytes are text."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def header(line: bytes) -> pa.Schema:
+    """The columns that a CSV file's first line names, all of them text.
+
+    Raises
+    ------
+    pa.ArrowInvalid
+        Where it is no such line.
+    """
+    if len(line) >= HEADER_BYTES:
+        message = f"its first line has {HEADER_BYTES:,} bytes or more, so it is no CSV file"
+        raise pa.ArrowInvalid(message)
+    first = LINE_END.split(line)[0]
+    if not is_utf8(first):
+        message = "its header is not UTF-8"
+        raise pa.ArrowInvalid(message)
+    return pa.schema([(name, pa.string()) for name in first.decode("utf-8-sig").split(",")])
 
 
 def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
@@ -113,11 +289,12 @@ def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
         with path.open("rb") as file:
             magic = file.read(4)
         return ParquetMonth(path) if magic == b"PAR1" else CsvMonth(path)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(error, where) from error
 
 
 def damaged(error: Exception, where: str) -> TiplineError:
     """The message for a month whose bytes cannot be read."""
-    what = f"The published month cannot be read: {str(error).splitlines()[0]}"
+    said = shortened(next(iter(str(error).splitlines()), repr(error)), 300)
+    what = f"The published month cannot be read: {said}"
     return TiplineError(what, where, "Fetch the month again: dvc repro -f download@2009-01, for one.")

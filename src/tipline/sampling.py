@@ -9,9 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tipline.errors import TiplineError
+from tipline.trips import with_columns
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
 
 KEY = "sample_key"
 
@@ -82,8 +88,25 @@ def read_pool(paths: Sequence[Path]) -> pa.Table:
         Samples, named by month.
     """
     tables = [pq.read_table(path) for path in sorted(paths)]
-    pool = pa.concat_tables(tables).unify_dictionaries()
+    pool = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     return pool.take(np.argsort(pool[KEY].to_numpy(), kind="stable"))
+
+
+def of_role(settings: Settings, layout: Layout, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    """The pool of a role's months, the rows whose target is known; columns of `types` that no month has are null.
+
+    Raises
+    ------
+    TiplineError
+        Where there is no such row.
+    """
+    months, target = settings.sample.of(role), settings.model.target
+    pool = with_columns(read_pool([layout.sample(role, month) for month in months]), types)
+    known = labelled(pool, target).combine_chunks().to_batches()
+    if not known:
+        what = f"None of the sampled rows has a known {target}."
+        raise TiplineError(what, ", ".join(months), f"Give the role {role} to other months in params.yaml.")
+    return known[0]
 
 
 def labelled(trips: pa.Table, target: str) -> pa.Table:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import WorkerPlugin, get_worker
 
-from tipline import files, modelfiles
+from tipline import files, modelfiles, trips
 from tipline.errors import TiplineError
 from tipline.layout import Layout, month_folder
 from tipline.metrics import Counts
@@ -164,17 +164,14 @@ def score_block(block: Block) -> dict[str, Any]:
         key, name, rows, bytes and sha256 of the part, counts.
     """
     loaded: Model = get_worker().plugins[PLUGIN].model  # type: ignore[attr-defined]
-    spec = loaded.spec
-    by = spec["baseline"]["by"]
-    needed = list(dict.fromkeys(["row", *loaded.columns, spec["target"], by]))
+    target, by = loaded.spec["target"], loaded.spec["baseline"]["by"]
+    types = trips.needed(loaded.spec)
     with pq.ParquetFile(block.trips) as file:
-        trips = file.read_row_group(block.row_group, columns=needed, use_threads=False)
-    batches = trips.combine_chunks().to_batches()
+        table = file.read_row_group(block.row_group, columns=["row", *types], use_threads=False)
+    batches = trips.with_columns(table, types).combine_chunks().to_batches()
     parts = [loaded.probabilities(batch) for batch in batches]
-    counts = Counts.sum(
-        Counts.of(batch, spec["target"], by, scores) for batch, scores in zip(batches, parts, strict=True)
-    )
-    return publish_part(block, trips["row"], pa.chunked_array([pa.array(part) for part in parts], pa.float32()), counts)
+    counts = Counts.sum(Counts.of(batch, target, by, scores) for batch, scores in zip(batches, parts, strict=True))
+    return publish_part(block, table["row"], pa.chunked_array([pa.array(part) for part in parts], pa.float32()), counts)
 
 
 def publish_part(block: Block, rows: pa.ChunkedArray, scores: pa.ChunkedArray, counts: Counts) -> dict[str, Any]:

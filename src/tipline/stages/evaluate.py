@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from tipline import files, metrics, modelfiles, plots, sampling
-from tipline.errors import TiplineError
+from tipline import files, metrics, modelfiles, plots, sampling, trips
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,17 +25,12 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, layout: Layout) -> None:
     """Write reports/evaluation.json and its picture."""
-    months = settings.sample.of("evaluate")
-    pool = sampling.read_pool([layout.sample("evaluate", month) for month in months])
-    batches = sampling.labelled(pool, settings.model.target).combine_chunks().to_batches()
-    if not batches:
-        what = f"None of the sampled rows has a known {settings.model.target}."
-        raise TiplineError(what, ", ".join(months), "Give the role evaluate to other months in params.yaml.")
     challenger, champion = (loaded(folder) for folder in (layout.challenger, layout.champion))
-    report, scores = evaluate(batches[0], settings.model.target, challenger, champion)
-    report = {"months": months, **report}
+    rows = sampling.of_role(settings, layout, "evaluate", trips.needed(challenger.spec) | trips.needed(champion.spec))
+    report, scores = evaluate(rows, settings.model.target, challenger, champion)
+    report = {"months": settings.sample.of("evaluate"), **report}
     files.write_json(layout.evaluation, report)
-    tipped, _ = metrics.labels(batches[0], settings.model.target)
+    tipped, _ = metrics.labels(rows, settings.model.target)
     plots.evaluation(layout.evaluation.with_suffix(".png"), report, scores, tipped)
     log.info("%s", report["verdict"])
 
@@ -48,21 +42,21 @@ def loaded(folder: Path) -> Model:
 
 
 def evaluate(
-    trips: pa.RecordBatch, target: str, challenger: Model, champion: Model
+    rows: pa.RecordBatch, target: str, challenger: Model, champion: Model
 ) -> tuple[dict[str, Any], dict[str, Probabilities]]:
     """Figures of both models, of the baseline and of the majority, with a verdict in words; and the models' scores."""
-    tipped, _ = metrics.labels(trips, target)
+    tipped, _ = metrics.labels(rows, target)
     baseline = challenger.spec["baseline"]
-    overall = np.full(len(trips), baseline["overall"])
-    scores = {"challenger": challenger.probabilities(trips), "champion": champion.probabilities(trips)}
-    of_baseline = float(metrics.losses(metrics.baseline_probabilities(trips, baseline), tipped).mean())
+    overall = np.full(len(rows), baseline["overall"])
+    scores = {"challenger": challenger.probabilities(rows), "champion": champion.probabilities(rows)}
+    of_baseline = float(metrics.losses(metrics.baseline_probabilities(rows, baseline), tipped).mean())
     everything: dict[str, Probabilities | Floats] = {
         **scores,
-        "baseline": metrics.baseline_probabilities(trips, baseline),
+        "baseline": metrics.baseline_probabilities(rows, baseline),
         "majority": overall,
     }
     figures = {name: figures_of(values, tipped, of_baseline) for name, values in everything.items()}
-    report = {"rows": len(trips), "tip_rate": float(tipped.mean()), **figures}
+    report = {"rows": len(rows), "tip_rate": float(tipped.mean()), **figures}
     words = worth(figures["challenger"]["skill"], baseline["by"])
     return report | {"worth": words, "verdict": words + against(figures)}, scores
 

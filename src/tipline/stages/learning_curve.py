@@ -10,8 +10,8 @@ import joblib
 import numpy as np
 import pyarrow.compute as pc
 
-from tipline import cluster, contract, curve, files, metrics, model, plots, pyfunc, sampling
-from tipline.errors import TiplineError, UsageError
+from tipline import cluster, contract, curve, files, metrics, model, plots, pyfunc, sampling, trips
+from tipline.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 
 def run(settings: Settings, layout: Layout) -> None:
     """Write the study's table, picture and decision, and models/sample_size.json."""
-    fit, size = (trips_of(settings, layout, role) for role in ("fit", "size"))
-    study = measure(settings, layout.root, fit, size)
+    known = contract.load(layout.root / settings.contract)
+    spec = model.spec(settings, known)
+    types = {known.time: contract.ARROW_TYPES["timestamp"], **trips.needed(spec)}
+    fit, size = (sampling.of_role(settings, layout, role, types) for role in ("fit", "size"))
+    study = measure(settings, layout.root, spec["features"], (fit, size), known.time)
     decision = curve.decide(study, settings.learning_curve.min_gain, len(fit))
     write_table(layout.learning_curve, decision["sizes"])
     files.write_json(layout.learning_curve.with_suffix(".json"), decision)
@@ -36,31 +39,26 @@ def run(settings: Settings, layout: Layout) -> None:
     log.info("%s", decision["reason"])
 
 
-def trips_of(settings: Settings, layout: Layout, role: str) -> pa.RecordBatch:
-    """The sampled rows of a role whose target is known."""
-    pool = sampling.read_pool([layout.sample(role, month) for month in settings.sample.of(role)])
-    known = sampling.labelled(pool, settings.model.target).combine_chunks().to_batches()
-    if not known:
-        what = f"None of the sampled rows has a known {settings.model.target}."
-        raise TiplineError(what, f"the {role} months", "Give this role to other months in params.yaml.")
-    return known[0]
-
-
-def measure(settings: Settings, root: Path, fit: pa.RecordBatch, size: pa.RecordBatch) -> curve.Study:
-    """Run the study on the project's dask client."""
+def measure(
+    settings: Settings,
+    root: Path,
+    features: list[dict[str, Any]],
+    rows: tuple[pa.RecordBatch, pa.RecordBatch],
+    time: str,
+) -> curve.Study:
+    """Run the study on the project's dask client, on the rows to fit on and the rows to score on."""
     wanted, target = settings.learning_curve, settings.model.target
+    fit, size = rows
     if len(fit) // 2 < wanted.smallest:
         what = (
             f"The sample has {len(fit):,} rows; half of it is less than learning_curve.smallest, {wanted.smallest:,}."
         )
         raise UsageError(what, "params.yaml, learning_curve.smallest", "Lower it, or raise sample.rows.")
-    known = contract.load()
-    spec = model.features(settings.model, known)
-    pipeline = model.build(spec, settings.train, root)
-    fit_data, size_data = ((pyfunc.matrix(trips, spec), metrics.labels(trips, target)[0]) for trips in (fit, size))
+    pipeline = model.build(features, settings.train, root)
+    fit_data, size_data = ((pyfunc.matrix(part, features), metrics.labels(part, target)[0]) for part in rows)
     baseline = metrics.fit_baseline(fit, target, settings.baseline.by, settings.baseline.smoothing)
     loss = metrics.losses(metrics.baseline_probabilities(size, baseline), size_data[1]).mean()
-    data = curve.Data(fit_data, size_data, days_of(size[known.time]), float(loss))
+    data = curve.Data(fit_data, size_data, days_of(size[time]), float(loss))
     of_sizes = curve.sizes(wanted.smallest, len(fit) // 2, wanted.sizes)
     with cluster.connect(settings.score.workers), joblib.parallel_config("dask"):
         return curve.study(pipeline, data, of_sizes, wanted.repeats, settings.sample.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,33 +12,37 @@ import pyarrow.parquet as pq
 
 from tipline import contract as contracts
 from tipline import files, raw
-from tipline.conform import QUARANTINE, Conformer, quarantine
+from tipline.conform import QUARANTINE, Conformer
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tipline.contract import Contract
+    from tipline.contract import Contract, Match
     from tipline.layout import Layout
     from tipline.params import Settings
 
 log = logging.getLogger(__name__)
 
+# Raised when the prepared files change for the same published month and mapping; all months are prepared again then.
+FORMAT = 1
 TRIPS = "trips.parquet"
 QUARANTINED = "_quarantine.parquet"
 ROW_GROUP_ROWS = 2**20
-RAGGED = "number of fields is not the header's"
 
 
 def run(settings: Settings, layout: Layout, month: str) -> None:
-    """Prepare one month into data/trips/."""
-    del settings
+    """Prepare one month into data/trips/, unless what is there was made from the same bytes with the same mapping."""
     started = time.perf_counter()
+    contract = contracts.load(layout.root / settings.contract)
+    path = published(layout.raw(month), month)
+    if is_prepared(layout.trips(month), path, contract, f"{path.name}, month {month}"):
+        log.info("%s: kept, prepared before from the same bytes with the same mapping", month)
+        return
     with files.replacing_folder(layout.trips(month), layout.staging / "trips") as folder:
-        receipt = prepare(published(layout.raw(month), month), folder, contracts.load(), month)
-    seconds = time.perf_counter() - started
-    log.info("%s: %s, in %.1f s", month, summary(receipt), seconds)
+        receipt = prepare(path, folder, contract, month)
+    log.info("%s: %s, in %.1f s", month, summary(receipt), time.perf_counter() - started)
 
 
 def published(folder: Path, month: str) -> Path:
@@ -49,44 +54,86 @@ def published(folder: Path, month: str) -> Path:
     return found[0]
 
 
+def is_prepared(folder: Path, path: Path, contract: Contract, where: str) -> bool:
+    """Whether a folder's files are whole and are what `prepare` would make of a published file now."""
+    receipt = files.read_json_if_any(folder / files.RECEIPT)
+    if receipt is None or receipt.get("format") != FORMAT:
+        return False
+    match = contract.match(raw.open_month(path, where).schema, where)
+    wanted = contracts.digest(contract.mapping(match, receipt["spellings"]))
+    return (
+        receipt["mapping"]["digest"] == wanted
+        and receipt["published"] == files.stated(path)
+        and all((folder / name).is_file() for name in (TRIPS, QUARANTINED))
+        and receipt["trips"] == files.stated(folder / TRIPS)
+        and receipt["quarantine"] == files.stated(folder / QUARANTINED)
+    )
+
+
 def prepare(path: Path, folder: Path, contract: Contract, month: str) -> dict[str, Any]:
     """Write trips, quarantine and receipt of a published file into an empty folder; return the receipt.
 
     Raises
     ------
     TiplineError
-        Where the file cannot be read, lacks a required column, or a row would be lost.
+        Where the file cannot be read, lacks a required column, has a type that cannot be read, or none of its rows
+        can be, or where a row would be lost.
     """
     where = f"{path.name}, month {month}"
     published_month = raw.open_month(path, where)
-    conformer = Conformer(contract, contract.match(published_month.names, where))
-    try:
-        rows = write(conformer, published_month, folder)
-    except pa.ArrowException as error:
-        raise raw.damaged(error, where) from error
-    except OSError as error:
-        # Arrow raises this for a damaged page, too; only the system's own errors carry a number.
-        if error.errno is None:
+    match = contract.match(published_month.schema, where)
+    conformer = Conformer(contract, match.names, month)
+    with ThreadPoolExecutor(1) as hashing:
+        bytes_in = hashing.submit(files.stated, path)
+        try:
+            rows = write(conformer, published_month, folder)
+        except pa.ArrowException as error:
             raise raw.damaged(error, where) from error
-        raise
-    receipt = {
-        "month": month,
-        **rows,
-        "quarantined_by_reason": dict(sorted(conformer.quarantined.items())),
-        "filled": dict(sorted(conformer.filled.items())),
-        "out_of_range": {name: n for name, n in sorted(conformer.out_of_range.items()) if n},
-        "new_spellings": dict(sorted(conformer.new_spellings.items())),
-        "unknown_columns": contract.unknown(published_month.names),
-        "columns": conformer.found,
-        "published": {"bytes": path.stat().st_size, "sha256": files.sha256(path)},
-        "trips": {"bytes": (folder / TRIPS).stat().st_size, "sha256": files.sha256(folder / TRIPS)},
-    }
+        except OSError as error:
+            # Arrow raises this for a damaged page, too; only the system's own errors carry a number.
+            if error.errno is None:
+                raise raw.damaged(error, where) from error
+            raise
+        made = {"trips": files.stated(folder / TRIPS), "quarantine": files.stated(folder / QUARANTINED)}
+    if rows["rows_in"] and not rows["rows_out"]:
+        reasons = "; ".join(f"{reason} ({n:,} rows)" for reason, n in conformer.quarantined.most_common())
+        what = f"None of the month's {rows['rows_in']:,} rows can be read: {reasons}."
+        raise TiplineError(what, where, "Check the file; `tipline check` shows how its columns are understood.")
+    receipt = {"month": month, **rows, **counts(conformer, match), **described(contract, conformer, match)}
+    receipt |= {"published": bytes_in.result(), **made}
     files.write_json(folder / files.RECEIPT, receipt)
     return receipt
 
 
+def counts(conformer: Conformer, match: Match) -> dict[str, Any]:
+    """What was met in a month, as its receipt has it."""
+    return {
+        "quarantined_by_reason": dict(sorted(conformer.quarantined.items())),
+        "filled": dict(sorted(conformer.filled.items())),
+        "out_of_range": {name: n for name, n in sorted(conformer.out_of_range.items()) if n},
+        "outside_month": conformer.outside_month,
+        "new_spellings": dict(sorted(conformer.new_spellings.items())),
+        "unknown_columns": match.unknown,
+    }
+
+
+def described(contract: Contract, conformer: Conformer, match: Match) -> dict[str, Any]:
+    """How a month was understood, as its receipt has it."""
+    mapping = contract.mapping(match, conformer.spellings)
+    columns = {key: {"name": name, "type": str(match.types[key])} for key, name in match.names.items()}
+    return {
+        "format": FORMAT,
+        "contract": contract.version,
+        "era": match.era,
+        "mapping": {"digest": contracts.digest(mapping), "columns": columns},
+        "spellings": conformer.spellings,
+    }
+
+
 def write(conformer: Conformer, month: raw.ParquetMonth | raw.CsvMonth, folder: Path) -> dict[str, int]:
     """Stream the month into trips.parquet and _quarantine.parquet; return the counts of rows.
+
+    A thread writes a row group while the next is read and cast: Arrow does both without Python's lock.
 
     Raises
     ------
@@ -97,11 +144,15 @@ def write(conformer: Conformer, month: raw.ParquetMonth | raw.CsvMonth, folder: 
     with (
         pq.ParquetWriter(folder / TRIPS, conformer.schema, **parquet_options(conformer.schema)) as trips,
         pq.ParquetWriter(folder / QUARANTINED, QUARANTINE) as apart_writer,
+        ThreadPoolExecutor(1) as writing,
     ):
+        written = writing.submit(int)  # nothing yet
         for group, unreadable in grouped(conformed(conformer, month)):
-            trips.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            written.result()
+            written = writing.submit(trips.write_table, group, row_group_size=ROW_GROUP_ROWS)
             apart_writer.write_table(unreadable)
             out, apart = out + len(group), apart + len(unreadable)
+        written.result()
     if month.rows != out + apart:
         what = f"{month.rows:,} rows were published, {out:,} prepared and {apart:,} set apart: some are lost."
         raise TiplineError(what, str(month.path), "This is a defect of tipline; please report it with the file.")
@@ -111,16 +162,11 @@ def write(conformer: Conformer, month: raw.ParquetMonth | raw.CsvMonth, folder: 
 def conformed(
     conformer: Conformer, month: raw.ParquetMonth | raw.CsvMonth
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    """Batches in the schema with their unreadable rows; last, the lines that could not even be split."""
+    """Batches in the schema with their unreadable rows."""
     columns = conformer.contract.columns
-    categories = [name for key, name in conformer.found.items() if columns[key].type == "category"]
-    for rows, batch in month.batches(list(conformer.found.values()), categories):
-        yield conformer.conform(rows, batch)
-    lines = month.unreadable
-    if lines:
-        conformer.quarantined[RAGGED] += len(lines)
-        none = pa.RecordBatch.from_pylist([], schema=conformer.schema)
-        yield none, quarantine([row for row, _ in lines], [RAGGED] * len(lines), [text for _, text in lines])
+    categories = [name for key, name in conformer.names.items() if columns[key].type == "category"]
+    for batch in month.batches(list(conformer.names.values()), categories):
+        yield conformer.conform(batch)
 
 
 def grouped(pairs: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -151,7 +197,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 def summary(receipt: dict[str, Any]) -> str:
     """One line about a prepared month."""
-    odd = sum(receipt["out_of_range"].values())
+    odd = sum(receipt["out_of_range"].values()) + receipt["outside_month"]
     text = f"{receipt['rows_in']:,} rows, {receipt['quarantined']:,} set apart, {odd:,} odd values kept"
     if receipt["new_spellings"]:
         text += f", new spellings: {', '.join(receipt['new_spellings'])}"

@@ -6,7 +6,7 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tipline import contract, files, metrics, model, modelfiles, pyfunc, sampling
+from tipline import contract, files, metrics, model, modelfiles, pyfunc, sampling, trips
 from tipline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ EXAMPLE_ROWS = 5
 
 def run(settings: Settings, layout: Layout) -> None:
     """Fit on the first rows of the sample and write models/challenger/."""
-    paths = [layout.sample("fit", month) for month in settings.sample.of("fit")]
-    pool = sampling.labelled(sampling.read_pool(paths), settings.model.target)
+    spec = model.spec(settings, contract.load(layout.root / settings.contract))
+    pool = sampling.of_role(settings, layout, "fit", trips.needed(spec))
     rows = rows_to_use(settings, layout, len(pool))
-    trips = pool.slice(0, rows).combine_chunks().to_batches()[0]
+    paths = [layout.sample("fit", month) for month in settings.sample.of("fit")]
     with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
-        training = fit(settings, layout.root, trips, folder)
+        training = fit(settings, layout.root, spec, pool.slice(0, rows), folder)
         training["data"] = files.digest_of({"rows": rows} | {path.stem: files.sha256(path) for path in paths})
         files.write_json(folder / modelfiles.TRAINING, training)
     log.info("%s: training skill %.4f over the baseline", training["name"], training["metrics"]["train.skill"] or 0)
@@ -52,22 +52,22 @@ def rows_to_use(settings: Settings, layout: Layout, there: int) -> int:
     return rows
 
 
-def fit(settings: Settings, root: Path, trips: pa.RecordBatch, folder: Path) -> dict[str, Any]:
+def fit(settings: Settings, root: Path, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path) -> dict[str, Any]:
     """Fit, save the model's files, return what is told of the training."""
-    spec = model.features(settings.model, contract.load())
-    tipped, _ = metrics.labels(trips, settings.model.target)
-    pipeline = model.fit(model.build(spec, settings.train, root), pyfunc.matrix(trips, spec), tipped)
-    baseline = metrics.fit_baseline(trips, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
-    model.save(folder, pipeline, {"target": settings.model.target, "features": spec, "baseline": baseline})
+    features = spec["features"]
+    tipped, _ = metrics.labels(rows, settings.model.target)
+    pipeline = model.fit(model.build(features, settings.train, root), pyfunc.matrix(rows, features), tipped)
+    baseline = metrics.fit_baseline(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
+    model.save(folder, pipeline, spec | {"baseline": baseline})
     loaded = pyfunc.Model(modelfiles.read(folder))
-    counts = metrics.Counts.of(trips, settings.model.target, settings.baseline.by, loaded.probabilities(trips))
+    counts = metrics.Counts.of(rows, settings.model.target, settings.baseline.by, loaded.probabilities(rows))
     figures = counts.figures(baseline)
     chosen = " ".join(f"{name}={value}" for name, value in settings.train.params.items())
     return {
-        "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(trips):,} rows",
+        "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(rows):,} rows",
         "params": {
             "estimator": settings.train.estimator,
-            "rows": len(trips),
+            "rows": len(rows),
             "months": ", ".join(settings.sample.of("fit")),
             "columns": ", ".join(settings.model.columns),
             **{f"params.{name}": value for name, value in settings.train.params.items()},
@@ -75,6 +75,6 @@ def fit(settings: Settings, root: Path, trips: pa.RecordBatch, folder: Path) -> 
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
         "example": [
             {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
-            for row in trips.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
+            for row in rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
         ],
     }
