@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -150,6 +151,12 @@ def write_parquet(path: Path, types: Mapping[str, Any], rows: list[dict[str, Any
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(types.items()))), path)
     return path
+
+
+def receipt_of(folder: Path) -> dict[str, Any]:
+    """Read the receipt of a prepared month."""
+    receipt: dict[str, Any] = json.loads((folder / "_receipt.json").read_text(encoding="utf-8"))
+    return receipt
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -35,8 +35,8 @@ def test_only_what_mirrors_into_mlflow_runs_each_time() -> None:
     assert {stage for stage in STAGES if body(stage).get("always_changed")} == {"register", "record"}
 
 
-def test_no_stage_but_score_depends_on_the_folder_of_all_months() -> None:
-    assert {stage for stage in STAGES if "data/trips" in body(stage)["deps"]} == {"score"}
+def test_only_score_and_what_follows_it_depend_on_the_folder_of_all_months() -> None:
+    assert {stage for stage in STAGES if "data/trips" in body(stage)["deps"]} == {"score", "monitor"}
 
 
 def test_every_param_of_a_stage_is_in_params_yaml() -> None:

@@ -52,9 +52,9 @@ class Story:
         }
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
 
-    def repro(self, name: str) -> None:
+    def repro(self, name: str, *targets: str) -> None:
         """Run `dvc repro` and keep what it did under a name."""
-        done = self.run("dvc", "repro")
+        done = self.run("dvc", "repro", *targets)
         output = done.stdout + done.stderr
         self.repros[name] = Repro(done.returncode, output, re.findall(r"Running stage '(.+?)'", output))
         self.receipts[name] = {

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import pipeline
+from tests import factory, pipeline
 from tipline import cluster, files, metrics
 from tipline.errors import TiplineError
 from tipline.stages import monitor
@@ -56,7 +56,8 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(request: pytes
 
 def test_table_picture_and_roles_are_written(request: pytest.FixtureRequest) -> None:
     layout = pipeline.scored(request)
-    assert {path.name for path in layout.monitoring.iterdir()} == {"months.json", "months.csv", "monitoring.png"}
+    written = {path.name for path in layout.monitoring.iterdir()}
+    assert written == {"months.json", "months.csv", "prepared.csv", "monitoring.png"}
     told = months_of(layout)
     assert {name: month["role"] for name, month in told.items()} == {
         "2009-01": "fit",
@@ -69,6 +70,35 @@ def test_table_picture_and_roles_are_written(request: pytest.FixtureRequest) -> 
     assert [row["month"] for row in table] == sorted(pipeline.MONTHS)
     for row in table:
         assert row == {name: str(value) for name, value in told[row["month"]].items()}
+
+
+def test_what_preparing_met_is_shown_across_months(
+    project: Layout, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = factory.receipt_of(project.trips("2009-02")) | {
+        "quarantined": 3,
+        "quarantined_by_reason": {"fare_amount is not a number": 2, "not UTF-8": 1},
+        "out_of_range": {"fare_amount": 7, "trip_distance": 1},
+        "outside_month": 11,
+        "new_spellings": {"payment_type: Barter": 5},
+        "unknown_columns": ["weather", "mood"],
+    }
+    files.write_json(project.trips("2009-02") / files.RECEIPT, receipt)
+    monkeypatch.setattr(logging.getLogger("tipline"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="tipline"):
+        pipeline.run(project, "monitor")
+    with (project.monitoring / "prepared.csv").open(newline="") as file:
+        table = {row["month"]: row for row in csv.DictReader(file)}
+    assert sorted(table) == sorted(pipeline.MONTHS)
+    assert {row["rows_in"] for row in table.values()} == {"5000"}
+    assert (table["2009-01"]["era"], table["2024-01"]["era"]) == ("2009-01", "2020-08")
+    told = table["2009-02"]
+    assert told["quarantined_by_reason"] == "fare_amount is not a number: 2; not UTF-8: 1"
+    assert (told["out_of_range"], told["outside_month"]) == ("fare_amount: 7; trip_distance: 1", "11")
+    assert "2009-02: rows set apart: fare_amount is not a number: 2; not UTF-8: 1" in caplog.text
+    assert "2009-02: spellings that the contract does not know: payment_type: Barter: 5" in caplog.text
+    assert "2009-02: columns that the contract does not know: weather; mood" in caplog.text
+    assert "2009-01: rows set apart" not in caplog.text
 
 
 def test_a_month_without_labels_shows_blanks(

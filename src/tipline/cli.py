@@ -13,11 +13,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import ModuleType
 
 MONTHLY_STAGES = {
-    "download": "fetch a month's published file, whole or not at all",
     "prepare": "bring a month to the one schema of contract.yaml",
     "sample": "draw the rows that training, sizing or evaluation may use",
 }
@@ -42,8 +41,15 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 failed, 2 usage, 4 some months failed, 5 a month is not published yet",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    text = "fetch the published files of some months, each whole or not at all"
+    download = commands.add_parser("download", help=text, description=text)
+    download.add_argument("months", nargs="+", metavar="month", help="such as 2009-01")
     for name, text in MONTHLY_STAGES.items():
         commands.add_parser(name, help=text, description=text).add_argument("month", help="such as 2009-01")
+    text = "say how months of a source would be understood, from their headers and footers alone"
+    check = commands.add_parser("check", help=text, description=text)
+    check.add_argument("source", help="a path, https:// or s3://, with {month} in it")
+    check.add_argument("months", nargs="+", metavar="month", help="such as 2009-01")
     for name, text in STAGES.items():
         commands.add_parser(name, help=text, description=text)
     text = "make a version the champion; `dvc repro` then scores with it"
@@ -61,14 +67,26 @@ def run(arguments: argparse.Namespace) -> None:
     project = layout.find()
     settings = params.load(project.params)
     command = arguments.command
-    if command in MONTHLY_STAGES:
+    months = [params.month_argument(month) for month in getattr(arguments, "months", ())]
+    if command == "download":
+        module("stages.download").run_months(settings, project, months)
+    elif command == "check":
+        show(module(command).run(settings, project, arguments.source, months))
+    elif command in MONTHLY_STAGES:
         module(f"stages.{command}").run(settings, project, params.month_argument(arguments.month))
     elif command in STAGES:
         module(f"stages.{command}").run(settings, project)
     elif command == "promote":
         module(command).run(settings, project, arguments.version)
     else:
-        sys.stdout.writelines(f"{line}\n" for line in module(command).run(settings, project))
+        show(module(command).run(settings, project))
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines as they come."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def module(name: str) -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from tipline.contract import ARROW_TYPES, Column, Contract, is_text
 from tipline.errors import TiplineError
+from tipline.raw import is_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,11 +31,17 @@ EXPECTED = {
 }
 
 
+# What Arrow reads of text; Python reads more.
+NUMBER = r"(?i)^[-+]?([0-9.]+(e[-+]?[0-9]+)?|nan|inf|infinity)$"
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?)?$"
+
+
 class Vocabulary:
     """The dictionary of a category: the contract's values first, then what else a month writes, as it comes."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: Column, where: str) -> None:
         self.column = column
+        self.where = where
         self.values = list(column.spellings)
         self.met: dict[str, int | None] = {}
 
@@ -46,9 +53,8 @@ class Vocabulary:
                 self.values.append(canonical)
             self.met[spelling] = None if canonical is None else self.values.index(canonical)
             if len(self.met) > MOST_VALUES:
-                what = f"A category has more than {MOST_VALUES:,} different values."
-                names = ", ".join(name for names in self.column.names.values() for name in names)
-                raise TiplineError(what, f"column {names}", "Check the file, and the column's type in the contract.")
+                what = f"A category has more than {MOST_VALUES:,} different values; the contract expects a few words."
+                raise TiplineError(what, self.where, "Check the file, and the column's type in the contract.")
         return self.met[spelling]
 
     def encode(self, array: pa.Array) -> tuple[pa.Array, list[int]]:
@@ -57,13 +63,15 @@ class Vocabulary:
         Returns
         -------
         tuple
-            The coded array, and the places of values that are too long to be one of a category.
+            The coded array, and the places of values that are too long or too broken to be one of a category.
         """
         coded = array if pa.types.is_dictionary(array.type) else pc.dictionary_encode(array)
-        spellings = [as_text(value) for value in coded.dictionary.to_pylist()]
-        long = [index for index, spelling in enumerate(spellings) if len(spelling) > LONGEST_VALUE]
-        codes = pa.array([None if len(text) > LONGEST_VALUE else self.code(text) for text in spellings], pa.int32())
-        unreadable = places(pc.is_in(coded.indices, pa.array(long, coded.indices.type))) if long else []
+        # As bytes: Parquet may call text what is not UTF-8.
+        values = coded.dictionary.cast(pa.large_binary()) if is_text(coded.dictionary.type) else coded.dictionary
+        spellings = [as_text(value) for value in values.to_pylist()]
+        odd = [index for index, text in enumerate(spellings) if text is None]
+        codes = pa.array([None if text is None else self.code(text) for text in spellings], pa.int32())
+        unreadable = places(pc.is_in(coded.indices, pa.array(odd, coded.indices.type))) if odd else []
         indices = codes.take(coded.indices)
         return pa.DictionaryArray.from_arrays(indices, pa.array(self.values, pa.string())), unreadable
 
@@ -74,11 +82,21 @@ def places(mask: pa.BooleanArray) -> list[int]:
     return found
 
 
-def as_text(value: object) -> str:
-    """A published value as text: whole numbers the same where nulls made their column double; NaN is blank."""
+def as_text(value: object) -> str | None:
+    """A published value as text, None for what is no word.
+
+    Whole numbers are the same where nulls made their column double; NaN is blank.
+    """
+    if isinstance(value, bytes):
+        return value.decode() if is_word(value) else None
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:g}"
+        return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
     return "" if value is None else str(value)
+
+
+def is_word(value: bytes) -> bool:
+    """Whether some bytes can be the value of a category."""
+    return len(value) <= 4 * LONGEST_VALUE and is_utf8(value) and len(value.decode()) <= LONGEST_VALUE
 
 
 class Conformer:
@@ -104,7 +122,11 @@ class Conformer:
         self.out_of_range: Counter[str] = Counter()
         self.outside_month = 0
         self.new_spellings: Counter[str] = Counter()
-        self._vocabularies = {name: Vocabulary(c) for name, c in contract.columns.items() if c.type == "category"}
+        self._vocabularies = {
+            name: Vocabulary(column, f"column {self.names.get(name)}, month {month}")
+            for name, column in contract.columns.items()
+            if column.type == "category"
+        }
 
     @property
     def spellings(self) -> dict[str, dict[str, str | None]]:
@@ -186,11 +208,12 @@ def cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
 
     A float's NaN counts as missing: files written by pandas have it for null, and 1.0 for 1 beside it.
     """
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     if pa.types.is_timestamp(array.type) and array.type.tz:
         array = pc.local_timestamp(array)
     try:
+        # The few distinct values where they are coded: one long one may stand in every row.
+        if pa.types.is_dictionary(array.type):
+            return cast_all(array.dictionary, target).take(array.indices), []
         return cast_all(array, target), []
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return cast_each(array, target)
@@ -200,27 +223,68 @@ def cast_all(array: pa.Array, target: pa.DataType) -> pa.Array:
     """`cast` where all can be read."""
     if is_text(array.type) and not pa.types.is_timestamp(target):
         array = array.cast(pa.float64())
+    if pa.types.is_decimal(array.type) or pa.types.is_float16(array.type):
+        array = array.cast(pa.float64())
     if pa.types.is_floating(array.type) and pc.any(pc.is_nan(array)).as_py():
         array = pc.if_else(pc.is_nan(array), None, array)
-    # Cutting nanoseconds off a time loses nothing that the TLC ever recorded.
-    return array.cast(target, safe=not pa.types.is_timestamp(array.type))
+    # Cutting nanoseconds off a time loses nothing that the TLC ever recorded; its days and years have to fit.
+    return pc.cast(array, options=pc.CastOptions(target, allow_time_truncate=pa.types.is_timestamp(target)))
 
 
 def cast_each(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
-    """`cast` for a batch with a value that Arrow refuses: one by one, blanks around text removed."""
-    values: list[Any] = []
-    unreadable = []
-    for index, value in enumerate(array.to_pylist()):
-        text = value.strip() if isinstance(value, str) else value
+    """`cast` for a batch with a value that Arrow refuses: each distinct value once, blanks around text removed."""
+    coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    values, unreadable = coded.dictionary, []
+    if is_text(values.type):
+        values, unreadable = cast_text(values, target)
+    if pa.types.is_integer(target):
+        unreadable += places(pc.invert(fits(values)))
+        values = pc.if_else(fits(values), values, None)
+    parts, refused = cast_halves(values, target, 0)
+    indices = pa.array([*unreadable, *refused], coded.indices.type)
+    return pa.concat_arrays(parts).take(coded.indices), places(pc.is_in(coded.indices, indices))
+
+
+def cast_text(texts: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """Texts one by one as times or as numbers; the places of those that are neither, nor blank.
+
+    By Python: Arrow's refusals take a hundred times as long, and a month may hold nothing else.
+    """
+    # As bytes: Parquet may call text what is not UTF-8.
+    texts = pc.ascii_trim_whitespace(texts.cast(pa.large_string()))
+    kind = target if pa.types.is_timestamp(target) else pa.float64()
+    read, form = (dt.datetime.fromisoformat, TIME) if pa.types.is_timestamp(kind) else (float, NUMBER)
+    likely = pc.match_substring_regex(texts.cast(pa.large_binary()), form)
+    unreadable = places(pc.and_(pc.invert(likely), pc.greater(pc.binary_length(texts), 0)))
+    values: list[object] = []
+    for index, text in enumerate(pc.if_else(likely, texts, None).to_pylist()):
         try:
-            if isinstance(text, str) and text and not pa.types.is_timestamp(target):
-                text = pa.scalar(text).cast(pa.float64()).as_py()
-            missing = text in (None, "") or (isinstance(text, float) and math.isnan(text))
-            values.append(None if missing else pa.scalar(text).cast(target).as_py())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            values.append(None if text is None else read(text))
+        except ValueError:
             values.append(None)
             unreadable.append(index)
-    return pa.array(values, target), unreadable
+    numbers = pa.array(values, kind)
+    return (numbers if kind == target else pc.if_else(pc.is_nan(numbers), None, numbers)), unreadable
+
+
+def fits(numbers: pa.Array) -> pa.BooleanArray:
+    """Which numbers are whole and no larger than an integer column holds."""
+    numbers = numbers.cast(pa.float64(), safe=False)
+    within = pc.and_(pc.greater_equal(numbers, -(2**31)), pc.less(numbers, 2**31))
+    return pc.or_(pc.is_nan(numbers), pc.and_(within, pc.equal(numbers, pc.trunc(numbers))))
+
+
+def cast_halves(values: pa.Array, target: pa.DataType, first: int) -> tuple[list[pa.Array], list[int]]:
+    """Cast what can be cast, halving until each value that Arrow refuses is alone; return parts and refused places."""
+    try:
+        return [cast_all(values, target)], []
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(values) == 1:
+            return [pa.nulls(1, target)], [first]
+    half = len(values) // 2
+    left, refused = cast_halves(values[:half], target, first)
+    right, more = cast_halves(values[half:], target, first + half)
+    return left + right, refused + more
 
 
 def quarantine(rows: Sequence[int] | Rows, reasons: Sequence[str], raw: Sequence[str]) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,25 +25,13 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "number": pa.float64(),
     "integer": pa.int32(),
 }
-# How each type is published at its best, and what else can be read as it: text and nothing but nulls always can.
-NATURAL: dict[str, Callable[[pa.DataType], bool]] = {
-    "category": lambda type_: is_text(type_),
-    "timestamp": pa.types.is_timestamp,
-    "number": pa.types.is_floating,
-    "integer": pa.types.is_integer,
-}
-CONVERTIBLE: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
-    "category": (pa.types.is_integer, pa.types.is_floating),
-    "timestamp": (pa.types.is_date,),
-    "number": (pa.types.is_integer, pa.types.is_decimal),
-    "integer": (pa.types.is_floating, pa.types.is_decimal),
-}
 EXPECTED = {
     "category": "text or numbers",
     "timestamp": "timestamps, dates or text",
     "number": "numbers or text",
     "integer": "numbers or text",
 }
+MOST_COLUMNS, LONGEST_NAME = 1000, 1000  # published months have two dozen columns
 SHOWN_NAMES, SHOWN_LETTERS = 40, 60  # of the columns that a refused month has; a hostile header has millions
 
 
@@ -66,6 +55,21 @@ def as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+# How each type is published at its best, and what else can be read as it: text and nothing but nulls always can.
+NATURAL: dict[str, Callable[[pa.DataType], bool]] = {
+    "category": is_text,
+    "timestamp": pa.types.is_timestamp,
+    "number": pa.types.is_floating,
+    "integer": pa.types.is_integer,
+}
+CONVERTIBLE: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "category": (pa.types.is_integer, pa.types.is_floating),
+    "timestamp": (pa.types.is_date,),
+    "number": (pa.types.is_integer, pa.types.is_decimal),
+    "integer": (pa.types.is_floating, pa.types.is_decimal),
+}
+
+
 class Column(BaseModel):
     """One canonical column; the keys are explained at the top of contract.yaml."""
 
@@ -81,6 +85,31 @@ class Column(BaseModel):
     required: bool = False
     after_payment: bool = False
 
+    @model_validator(mode="after")
+    def _is_of_its_type(self) -> Column:
+        """What means nothing for the type would be passed over in silence, or fail in the middle of a month."""
+        spelt = [normal(spelling) for spellings in self.spellings.values() for spelling in spellings]
+        twice = next((spelling for spelling in spelt if spelt.count(spelling) > 1), None)
+        low, high = self.range or (0, 0)
+        wrong = {
+            "names: there are none": not self.eras,
+            f"spellings: a {self.type} has none": bool(spelt) and self.type != "category",
+            f"spellings: {twice} stands for two values, or twice for one": twice is not None,
+            f"range: a {self.type} has none": self.range is not None and self.type in {"category", "timestamp"},
+            f"range: {low:g} is not below {high:g}": self.range is not None and not low < high,
+            f"fill: {self.fill} is not a {self.type}": not self._holds(self.fill),
+        }
+        message = next((message for message, is_so in wrong.items() if is_so), None)
+        if message:
+            raise ValueError(message)
+        return self
+
+    def _holds(self, fill: str | float | None) -> bool:
+        """Whether a missing value can be filled so; a category's is held against its values by the contract."""
+        if fill is None or self.type in {"category", "timestamp"}:
+            return fill is None or self.type == "category"
+        return isinstance(fill, float) and math.isfinite(fill) and (self.type == "number" or fill.is_integer())
+
     @property
     def eras(self) -> dict[str, str]:
         """The era of each name, in the form in which names are compared."""
@@ -94,6 +123,10 @@ class Column(BaseModel):
     def canonical(self, value: str) -> str | None:
         """The canonical value of a published spelling; an unknown one stays as it is, a blank one is missing."""
         return self.known.get(normal(value), value.strip() or None)
+
+    def is_natural(self, type_: pa.DataType) -> bool:
+        """Whether a published type is what one would expect of this column."""
+        return bool(NATURAL[self.type](plain(type_)))
 
     def reads(self, type_: pa.DataType) -> bool:
         """Whether values of a published type can be read as this column's."""
@@ -172,20 +205,21 @@ class Contract(BaseModel):
         TiplineError
             Where a required column is missing, two columns claim one place, or a type cannot be read.
         """
+        check_names(published, where)
         keys = {name: key for key, column in self.columns.items() for name in column.eras}
         found: dict[str, pa.Field] = {}
         for field in published:
             key = keys.get(normal(field.name))
             if key in found:
-                what = f"Two columns, {found[key].name!r} and {field.name!r}, are both {key}."
+                what = f"Two columns, {shortened(found[key].name)!r} and {shortened(field.name)!r}, are both {key}."
                 raise TiplineError(what, where, "Drop one.")
             if key is not None:
                 found[key] = field
         self._require(found, published.names, where)
         for key, field in found.items():
             if not self.columns[key].reads(field.type):
-                type_ = self.columns[key].type
-                what = f"The column {field.name!r} is of type {shortened(field.type)}; the contract's {key} is a "
+                type_, name = self.columns[key].type, shortened(field.name)
+                what = f"The column {name!r} is of type {shortened(field.type)}; the contract's {key} is a "
                 todo = "Check the file; a type that the TLC has begun to use is a change to tipline's contract.py."
                 raise TiplineError(what + f"{type_} and expects {EXPECTED[type_]}.", where, todo)
         left = {normal(name) for name in self.ignored} | set(keys)
@@ -201,10 +235,8 @@ class Contract(BaseModel):
         missing = [key for key, column in self.columns.items() if column.required and key not in found]
         if missing:
             expected = "; ".join(f"{key} (as {' or '.join(self.names_of(key))})" for key in missing)
-            has = ", ".join(shortened(name) for name in published[:SHOWN_NAMES])
-            more = f" and {len(published) - SHOWN_NAMES:,} more" if len(published) > SHOWN_NAMES else ""
             raise TiplineError(
-                f"The month lacks columns that the contract needs: {expected}. It has: {has}{more}.",
+                f"The month lacks columns that the contract needs: {expected}. It has: {listed(published)}.",
                 where,
                 "Check that this is a month of the contract's data; a new name for a column goes into the contract.",
             )
@@ -254,10 +286,36 @@ class Contract(BaseModel):
                 )
 
 
+def check_names(published: pa.Schema, where: str) -> None:
+    """Refuse a month whose columns are so many, or so named, that it is no month.
+
+    Raises
+    ------
+    TiplineError
+        Saying which of these it is.
+    """
+    todo = "Check that this is a month of the contract's data."
+    if len(published) > MOST_COLUMNS:
+        raise TiplineError(f"The month has {len(published):,} columns.", where, todo)
+    try:
+        longest = max(map(len, published.names), default=0)
+    except UnicodeDecodeError as error:
+        raise TiplineError("The name of a column is not UTF-8.", where, todo) from error
+    if longest > LONGEST_NAME:
+        raise TiplineError(f"The name of a column has {longest:,} letters.", where, todo)
+
+
 def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
-    """A name or a type as part of a message, on one line."""
-    text = str(value).replace("\n", " ")
-    return text if len(text) <= letters else f"{text[:letters]}…"
+    """A name or a type as part of a message: on one line, with nothing in it that a terminal would obey."""
+    text = str(value)
+    text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as part of a message, the first of very many."""
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(shortened(name) for name in names[:SHOWN_NAMES]) + more
 
 
 def load(path: Path | None = None) -> Contract:

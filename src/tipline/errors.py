@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 
 class TiplineError(Exception):
     """Something failed for a reason that a person can act on.
@@ -43,3 +48,15 @@ class NotPublishedError(TiplineError):
     """The source does not have the month (yet)."""
 
     exit_code = 5
+
+
+def of_months(failed: Mapping[str, TiplineError], asked: int) -> TiplineError:
+    """One error for the months that failed, of those that were asked for; each has been told when it happened.
+
+    The error of a single month is its own; where all that failed are not published yet, that is the exit code.
+    """
+    if asked == 1:
+        return next(iter(failed.values()))
+    kind = NotPublishedError if all(isinstance(e, NotPublishedError) for e in failed.values()) else MonthsFailedError
+    todo = "The reasons stand above; the other months are done. Run it again for these."
+    return kind(f"{len(failed)} of {asked} months failed.", ", ".join(sorted(failed)), todo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -112,6 +113,14 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything that j
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same keys as CSV, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (anything that json can hold)
     """Read a json file that tipline wrote.
 
@@ -132,5 +141,5 @@ def read_json_if_any(path: Path) -> Any:  # noqa: ANN401 (anything that json can
     """`read_json`, None where the file is not there or is no json."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None

@@ -32,6 +32,17 @@ def check_month(month: str) -> str:
     return month
 
 
+def check_address(address: str, *, one_month: bool = False) -> None:
+    """Raise ValueError for an address that months cannot be fetched from; one month's need not have {month} in it."""
+    scheme = urlsplit(address).scheme
+    if scheme not in SCHEMES:
+        message = f"source: tipline does not fetch from {scheme}://; use a path, https or s3"
+        raise ValueError(message)
+    if address == "demo" or not (one_month or "{month}" in address):
+        message = "source: the address has no {month} in it"
+        raise ValueError(message)
+
+
 def number_or(word: str) -> PlainValidator:
     """Accept a positive whole number or one word; a plain union would answer with one message for each of its parts."""
 
@@ -167,12 +178,8 @@ class Settings(Section):
         if isinstance(self.train.rows, int) and self.train.rows > at_most:
             message = f"train.rows: asks for {self.train.rows:,} rows, the sample has {at_most:,} at most"
             raise ValueError(message)
-        if self.source != "demo" and "{month}" not in self.source:
-            message = "source: the address has no {month} in it"
-            raise ValueError(message)
-        if urlsplit(self.source).scheme not in SCHEMES:
-            message = f"source: tipline does not fetch from {urlsplit(self.source).scheme}://; use a path, https or s3"
-            raise ValueError(message)
+        if self.source != "demo":
+            check_address(self.source)
         return self
 
 

@@ -6,10 +6,11 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+MAGIC = b"PAR1"
 BATCH_ROWS = 2**17
 BLOCK_BYTES = 2**24
+# Column chunks are read through buffers of this size: without, a huge row group is held in memory, all its bytes.
+BUFFER_BYTES = 2**20
 # No published line has 1 kB; where no line ends for so long, it is no CSV.
 HEADER_BYTES, LINE_BYTES = 2**20, 2**26
 # The TLC's rows have up to two fields more than the header, all of them blank.
 SURPLUS_FIELDS = 20
+LONGEST_RAW = 1000  # bytes of a value that are kept where a row of Parquet is set apart
+# Nulls take next to no room: a file of a kilobyte can hold billions of rows of nothing.
+FEW_ROWS, ROWS_A_BYTE = 2**20, 8
+LONGEST_REPEATED = 200  # bytes; published times have 19
 RAGGED = "number of fields is not the header's"
 NOT_UTF8 = "not UTF-8"
 LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -66,8 +74,30 @@ class Batch:
         """The published text of rows, or their values as json where they were not published as text."""
         if self.lines is not None:
             return [self.lines.text(int(self.rows[place])) for place in places]
-        values = self.values.take(pa.array(places, pa.int64())).to_pylist()
-        return [json.dumps(value, default=str, ensure_ascii=False) for value in values]
+        taken = self.values.take(pa.array(places, pa.int64()))
+        columns = [plain_values(column) for column in taken.columns]
+        rows = (dict(zip(taken.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+        return [json.dumps(row, default=str, ensure_ascii=False) for row in rows]
+
+
+def longest(coded: pa.DictionaryArray) -> int:
+    """The bytes of the longest text of a dictionary."""
+    return pc.max(pc.binary_length(coded.dictionary.cast(pa.large_binary()))).as_py() or 0
+
+
+def plain_values(array: pa.Array) -> list[Any]:
+    """Values that json can hold, long text cut.
+
+    Arrow's times reach further than Python's, and Parquet may call text what is not UTF-8.
+    """
+    if pa.types.is_dictionary(array.type):
+        values = plain_values(array.dictionary)
+        return [None if index is None else values[index] for index in array.indices.to_pylist()]
+    if is_text(array.type):
+        cut = pc.binary_slice(array.cast(pa.large_binary()), 0, LONGEST_RAW)
+        return [None if value is None else value.decode(errors="backslashreplace") for value in cut.to_pylist()]
+    found: list[Any] = (array.cast(pa.string()) if pa.types.is_temporal(array.type) else array).to_pylist()
+    return found
 
 
 class Lines:
@@ -98,6 +128,9 @@ class ParquetMonth:
         with pq.ParquetFile(path) as file:
             self.schema = file.schema_arrow
             self.rows = file.metadata.num_rows
+        if self.rows > FEW_ROWS + ROWS_A_BYTE * path.stat().st_size:
+            message = f"the footer says {self.rows:,} rows, in {path.stat().st_size:,} bytes"
+            raise pa.ArrowInvalid(message)
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
         """Yield the columns `names`, at most BATCH_ROWS rows at a time, whatever the row groups are.
@@ -105,15 +138,54 @@ class ParquetMonth:
         Text columns among `categories` come dictionary-coded, as they lie in the file: decoding them costs more than
         all the rest.
         """
-        coded = [name for name in categories if is_text(self.schema.field(name).type)]
+        texts = [name for name in names if is_text(self.schema.field(name).type)]
+        coded = texts if self._repeats_long_texts(texts) else [name for name in texts if name in categories]
         first = 0
-        with pq.ParquetFile(self.path, read_dictionary=coded) as file:
+        with pq.ParquetFile(self.path, read_dictionary=coded, buffer_size=BUFFER_BYTES) as file:
+            check_counts(file.metadata, names)
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
-                yield Batch(np.arange(first, first + len(batch)), batch.select(list(names)))
+                yield Batch(np.arange(first, first + len(batch)), without_views(batch.select(list(names))))
                 first += len(batch)
         if first != self.rows:
             message = f"the footer says {self.rows:,} rows, there are {first:,}"
             raise pa.ArrowInvalid(message)
+
+    def _repeats_long_texts(self, names: Sequence[str]) -> bool:
+        """Whether a dictionary holds a text so long that no batch could hold it in each of its rows."""
+        with pq.ParquetFile(self.path, read_dictionary=list(names), buffer_size=BUFFER_BYTES) as file:
+            try:
+                heads = [file.iter_batches(1, [group], columns=list(names)) for group in range(file.num_row_groups)]
+                columns = [column for head in heads for batch in itertools.islice(head, 1) for column in batch.columns]
+            except pa.ArrowNotImplementedError:  # text without a dictionary, in an encoding that the TLC does not use
+                return False
+        return any(longest(column) > LONGEST_REPEATED for column in columns)
+
+
+def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
+    """Refuse a footer that says fewer rows than its columns have: Arrow would leave out the others without a word.
+
+    Raises
+    ------
+    pa.ArrowInvalid
+        Naming the first such column.
+    """
+    indices = {footer.schema.column(index).path: index for index in range(footer.num_columns)}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for name in names:
+            values = group.column(indices[name]).num_values
+            if values != group.num_rows:
+                message = f"the footer says {group.num_rows:,} rows in a row group whose {name} has {values:,}"
+                raise pa.ArrowInvalid(message)
+
+
+def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose text is plain: Arrow has next to no functions for views of text."""
+    views = [pa.types.is_string_view(type_) for type_ in batch.schema.types]
+    if not any(views):
+        return batch
+    pairs = zip(batch.columns, views, strict=True)
+    arrays = [array.cast(pa.large_string()) if is_view else array for array, is_view in pairs]
+    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 
 
 class CsvMonth:
@@ -129,7 +201,8 @@ class CsvMonth:
         self.path = path
         with path.open("rb") as file:
             head = file.readline(HEADER_BYTES)
-        self._start = len(head)
+        end = LINE_END.search(head)
+        self._start = end.end() if end else len(head)
         self.schema = header(head)
         self.rows = 0
 
@@ -137,7 +210,7 @@ class CsvMonth:
         """Yield the columns `names` as text, a block at a time; `categories` is there for symmetry with Parquet."""
         del categories
         places = [self.schema.names.index(name) for name in names]
-        for data in self._blocks():
+        for data in itertools.chain.from_iterable(map(pieces, self._blocks())):
             parsed, apart = Block(data, self.rows, len(self.schema)).parse(places)
             rows = len(parsed) + len(apart)
             numbers = np.arange(self.rows, self.rows + rows)
@@ -152,7 +225,7 @@ class CsvMonth:
         with self.path.open("rb") as file:
             file.seek(self._start)
             while data := file.read(BLOCK_BYTES):
-                end = data.rfind(b"\n") + 1
+                end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
                 if end:
                     yield rest + data[:end]
                 rest = data[end:] if end else rest + data
@@ -161,6 +234,16 @@ class CsvMonth:
                     raise pa.ArrowInvalid(message)
         if rest:
             yield rest
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Whole lines, halved until no piece has many more than BATCH_ROWS: each that cannot be split is an object."""
+    end = LINE_END.search(data, len(data) // 2)
+    if not end or end.end() == len(data) or max(data.count(b"\n"), data.count(b"\r")) <= BATCH_ROWS:
+        yield data
+    else:
+        yield from pieces(data[: end.end()])
+        yield from pieces(data[end.end() :])
 
 
 class Block:
@@ -185,11 +268,10 @@ class Block:
         expected = self._expected()
         wanted = [*places, *range(self.width, expected)]
         try:
-            table, odd = parse(self.data, expected, wanted)
+            table = parse(self.data, expected, wanted)
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return self._parse_lines(places)
-        blank = all(column.null_count == len(table) for column in table.columns[len(places) :])
-        if odd or not blank:
+        if any(column.null_count < len(table) for column in table.columns[len(places) :]):
             return self._parse_lines(places)
         return as_batch(table.select(list(range(len(places))))), []
 
@@ -210,30 +292,26 @@ class Block:
                 apart.append(Apart(row, NOT_UTF8, self.lines.text(row)))
             else:
                 good.append(b",".join(fields[: self.width]))
-        table, odd = parse(b"\n".join(good), self.width, places)
-        if odd:
-            message = f"{odd:,} lines could not be split"
-            raise pa.ArrowInvalid(message)
-        return as_batch(table), apart
+        return as_batch(parse(b"\n".join(good), self.width, places)), apart
 
 
-def parse(data: bytes, width: int, places: Sequence[int]) -> tuple[pa.Table, int]:
-    """The fields of lines at some places, as text, blank ones null; how many lines have another number of fields."""
+def parse(data: bytes, width: int, places: Sequence[int]) -> pa.Table:
+    """The fields of lines at some places, as text, blank ones null.
+
+    Raises
+    ------
+    pa.ArrowInvalid, UnicodeDecodeError
+        Where a line has another number of fields, or what was asked for is not UTF-8.
+    """
     names = [str(place) for place in range(width)]
-    odd = itertools.count()
-
-    def skip(_line: pyarrow.csv.InvalidRow) -> str:
-        next(odd)
-        return "skip"
-
     if not data:
-        return pa.table({str(place): pa.array([], pa.string()) for place in places}), 0
-    table = pyarrow.csv.read_csv(
+        return pa.table({str(place): pa.array([], pa.string()) for place in places})
+    return pyarrow.csv.read_csv(
         pa.BufferReader(data),
         # One block: a line that is longer than a block would end it.
         read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
         # The TLC quotes nothing; a stray quote read as one would swallow all lines up to the next.
-        parse_options=pyarrow.csv.ParseOptions(quote_char=False, invalid_row_handler=skip),
+        parse_options=pyarrow.csv.ParseOptions(quote_char=False),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
             include_columns=[str(place) for place in places],
@@ -241,7 +319,6 @@ def parse(data: bytes, width: int, places: Sequence[int]) -> tuple[pa.Table, int
             strings_can_be_null=True,
         ),
     )
-    return table, next(odd)
 
 
 def as_batch(table: pa.Table) -> pa.RecordBatch:
@@ -267,10 +344,10 @@ def header(line: bytes) -> pa.Schema:
     pa.ArrowInvalid
         Where it is no such line.
     """
-    if len(line) >= HEADER_BYTES:
+    first = LINE_END.split(line)[0]
+    if len(first) >= HEADER_BYTES:
         message = f"its first line has {HEADER_BYTES:,} bytes or more, so it is no CSV file"
         raise pa.ArrowInvalid(message)
-    first = LINE_END.split(line)[0]
     if not is_utf8(first):
         message = "its header is not UTF-8"
         raise pa.ArrowInvalid(message)
@@ -288,7 +365,7 @@ def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
-        return ParquetMonth(path) if magic == b"PAR1" else CsvMonth(path)
+        return ParquetMonth(path) if magic == MAGIC else CsvMonth(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(error, where) from error
 

@@ -6,7 +6,6 @@ a killed run, an added month and a new champion.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -114,20 +113,16 @@ def plan_month(layout: Layout, month: str, key: Mapping[str, Any]) -> Month:
 def finished(blocks: list[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The parts of an earlier run that can be kept: the marker names the same key, the part has its length."""
     for block in blocks:
-        try:
-            made = json.loads(block.marker.read_text())
-            size = block.part.stat().st_size
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
-        if made["key"] == block.key and made["bytes"] == size:
+        made = files.read_json_if_any(block.marker)
+        whole = made is not None and block.part.is_file() and block.part.stat().st_size == made["bytes"]
+        if whole and made["key"] == block.key:
             yield block.part.name, made
 
 
 def is_published(folder: Path, key: Mapping[str, Any]) -> bool:
     """Whether a month's predictions are there, whole, and made from this key."""
-    try:
-        receipt = json.loads((folder / files.RECEIPT).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    receipt = files.read_json_if_any(folder / files.RECEIPT)
+    if receipt is None:
         return False
     parts = receipt["parts"]
     sizes = {path.name: path.stat().st_size for path in folder.glob("part-*.parquet")}

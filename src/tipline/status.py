@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from tipline import modelfiles, registry, scoring, tracking
+from tipline import files, modelfiles, registry, scoring, tracking
 from tipline.stages.register import current
 
 if TYPE_CHECKING:
@@ -61,18 +60,16 @@ def not_scored(settings: Settings, layout: Layout, ref: dict[str, Any] | None) -
 
 def evaluated(layout: Layout) -> str:
     """The last verdict."""
-    try:
-        return str(json.loads(layout.evaluation.read_text(encoding="utf-8"))["verdict"])
-    except (FileNotFoundError, json.JSONDecodeError):
-        return "none yet"
+    report = files.read_json_if_any(layout.evaluation)
+    return str(report["verdict"]) if report else "none yet"
 
 
 def last_figures(layout: Layout) -> str:
     """The figures of the last monitored month."""
-    try:
-        month = json.loads((layout.monitoring / "months.json").read_text(encoding="utf-8"))[-1]
-    except (FileNotFoundError, json.JSONDecodeError):
+    months = files.read_json_if_any(layout.monitoring / "months.json")
+    if not months:
         return "none yet"
+    month = months[-1]
     names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
     figures = ", ".join(f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month[name] is not None)
     return f"{month['month']}: {month['rows']:,} rows, {figures}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ def run(settings: Settings, layout: Layout) -> None:
     fit, size = (sampling.of_role(settings, layout, role, types) for role in ("fit", "size"))
     study = measure(settings, layout.root, spec["features"], (fit, size), known.time)
     decision = curve.decide(study, settings.learning_curve.min_gain, len(fit))
-    write_table(layout.learning_curve, decision["sizes"])
+    files.write_csv(layout.learning_curve, decision["sizes"])
     files.write_json(layout.learning_curve.with_suffix(".json"), decision)
     plots.learning_curve(layout.learning_curve.with_suffix(".png"), decision)
     files.write_json(layout.sample_size, {"rows": decision["rows"]})
@@ -68,11 +67,3 @@ def days_of(times: pa.Array) -> curve.Rows:
     """The day of each time, as codes from 0; a missing time counts as 1970-01-01."""
     days = pc.floor_temporal(times, unit="day").cast("int64").fill_null(0)
     return np.unique(days.to_numpy(), return_inverse=True)[1]
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The figures of each size as CSV."""
-    with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Of a prepared month's receipt, what is shown of all months side by side.
+RECEIPT_COLUMNS = (
+    "month",
+    "era",
+    "contract",
+    "rows_in",
+    "rows_out",
+    "quarantined",
+    "quarantined_by_reason",
+    "filled",
+    "out_of_range",
+    "outside_month",
+    "new_spellings",
+    "unknown_columns",
+)
+WORDS = {
+    "quarantined_by_reason": "rows set apart",
+    "new_spellings": "spellings that the contract does not know",
+    "unknown_columns": "columns that the contract does not know",
+}
+
 
 def run(settings: Settings, layout: Layout) -> None:
     """Write the table (CSV and json) and the picture of reports/monitoring/."""
@@ -23,12 +43,11 @@ def run(settings: Settings, layout: Layout) -> None:
     months = [of_month(layout, month, baseline, settings.sample.months.get(month)) for month in sorted(settings.months)]
     with files.replacing_folder(layout.monitoring, layout.staging / "reports") as folder:
         files.write_json(folder / "months.json", months)
-        with (folder / "months.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(months[0]))
-            writer.writeheader()
-            writer.writerows(months)
+        files.write_csv(folder / "months.csv", months)
         plots.monitoring(folder / "monitoring.png", months)
-    for line in table(months):
+        receipts = [of_preparation(layout, month) for month in sorted(settings.months)]
+        files.write_csv(folder / "prepared.csv", receipts)
+    for line in [*table(months), *odd(receipts)]:
         log.info("%s", line)
 
 
@@ -36,6 +55,27 @@ def of_month(layout: Layout, month: str, baseline: dict[str, Any], role: str | N
     """The figures of one month, with the role that it has in training."""
     receipt = files.read_json(month_folder(layout.predictions, month) / files.RECEIPT, "Run: dvc repro score")
     return {"month": month, "role": role or "", **Counts.from_json(receipt["counts"]).figures(baseline)}
+
+
+def of_preparation(layout: Layout, month: str) -> dict[str, Any]:
+    """What preparing a month met, from its receipt; counts by name as `name: count; ...`."""
+    receipt = files.read_json(layout.trips(month) / files.RECEIPT, f"Run: dvc repro prepare@{month}")
+    values = {name: receipt[name] for name in RECEIPT_COLUMNS}
+    return {name: listed(value) if isinstance(value, (dict, list)) else value for name, value in values.items()}
+
+
+def listed(value: dict[str, int] | list[str]) -> str:
+    """Several counts or names in one cell."""
+    return (
+        "; ".join(f"{name}: {count}" for name, count in value.items()) if isinstance(value, dict) else "; ".join(value)
+    )
+
+
+def odd(receipts: list[dict[str, Any]]) -> list[str]:
+    """Months in whose preparation something came up that a person should look at."""
+    return [
+        f"{receipt['month']}: {WORDS[name]}: {receipt[name]}" for receipt in receipts for name in WORDS if receipt[name]
+    ]
 
 
 def table(months: list[dict[str, Any]]) -> list[str]:

@@ -30,6 +30,7 @@ FORMAT = 1
 TRIPS = "trips.parquet"
 QUARANTINED = "_quarantine.parquet"
 ROW_GROUP_ROWS = 2**20
+QUARANTINE_BYTES = 2**26  # of rows set apart that are held until they are written
 
 
 def run(settings: Settings, layout: Layout, month: str) -> None:
@@ -57,16 +58,14 @@ def published(folder: Path, month: str) -> Path:
 def is_prepared(folder: Path, path: Path, contract: Contract, where: str) -> bool:
     """Whether a folder's files are whole and are what `prepare` would make of a published file now."""
     receipt = files.read_json_if_any(folder / files.RECEIPT)
-    if receipt is None or receipt.get("format") != FORMAT:
+    if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
         return False
     match = contract.match(raw.open_month(path, where).schema, where)
-    wanted = contracts.digest(contract.mapping(match, receipt["spellings"]))
-    return (
-        receipt["mapping"]["digest"] == wanted
-        and receipt["published"] == files.stated(path)
-        and all((folder / name).is_file() for name in (TRIPS, QUARANTINED))
-        and receipt["trips"] == files.stated(folder / TRIPS)
-        and receipt["quarantine"] == files.stated(folder / QUARANTINED)
+    mapping = contract.mapping(match, receipt.get("spellings", {}))
+    paths = {"published": path, "trips": folder / TRIPS, "quarantine": folder / QUARANTINED}
+    return bool(
+        receipt.get("mapping", {}).get("digest") == contracts.digest(mapping)
+        and all(file.is_file() and receipt.get(name) == files.stated(file) for name, file in paths.items())
     )
 
 
@@ -87,7 +86,7 @@ def prepare(path: Path, folder: Path, contract: Contract, month: str) -> dict[st
         bytes_in = hashing.submit(files.stated, path)
         try:
             rows = write(conformer, published_month, folder)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, MemoryError) as error:
             raise raw.damaged(error, where) from error
         except OSError as error:
             # Arrow raises this for a damaged page, too; only the system's own errors carry a number.
@@ -176,7 +175,7 @@ def grouped(pairs: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]) -> Iterator[
     for trips, unreadable in pairs:
         good.append(trips)
         bad.append(unreadable)
-        if sum(map(len, good)) >= ROW_GROUP_ROWS:
+        if sum(map(len, good)) >= ROW_GROUP_ROWS or sum(batch.nbytes for batch in bad) >= QUARANTINE_BYTES:
             yield tables(good, bad)
             good, bad = [], []
     if sum(map(len, good)) + sum(map(len, bad)):
@@ -200,7 +199,7 @@ def summary(receipt: dict[str, Any]) -> str:
     odd = sum(receipt["out_of_range"].values()) + receipt["outside_month"]
     text = f"{receipt['rows_in']:,} rows, {receipt['quarantined']:,} set apart, {odd:,} odd values kept"
     if receipt["new_spellings"]:
-        text += f", new spellings: {', '.join(receipt['new_spellings'])}"
+        text += f", new spellings: {contracts.listed(list(receipt['new_spellings']))}"
     if receipt["unknown_columns"]:
-        text += f", columns that the contract does not know: {', '.join(receipt['unknown_columns'])}"
+        text += f", columns that the contract does not know: {contracts.listed(receipt['unknown_columns'])}"
     return text

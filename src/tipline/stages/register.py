@@ -5,7 +5,6 @@ Runs at every `dvc repro`, because an alias can move without DVC seeing it. What
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -48,10 +47,7 @@ def run(settings: Settings, layout: Layout) -> None:
 
 def current(layout: Layout) -> dict[str, Any] | None:
     """The champion that this workspace scores with so far."""
-    try:
-        found: dict[str, Any] = json.loads(layout.ref.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    found: dict[str, Any] | None = files.read_json_if_any(layout.ref)
     return found
 
 
