@@ -559,6 +559,13 @@ def test_row_groups_are_no_larger_than_they_may_be(tmp_path: Path, monkeypatch: 
     assert sizes(whole.folder / "trips.parquet") == [5000]
 
 
+def test_text_that_arrow_cannot_read_dictionary_coded_is_read_all_the_same(tmp_path: Path) -> None:
+    path = factory.write_2009(tmp_path / "delta.parquet", {}, {"vendor_name": "VTS"})
+    encodings = dict.fromkeys(factory.TEXT_2009, "DELTA_BYTE_ARRAY")
+    pq.write_table(pq.read_table(path), path, use_dictionary=False, column_encoding=encodings)
+    assert prepared(path).values("vendor") == ["CMT", "VTS"]
+
+
 def test_small_batches_are_gathered_into_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw, "BATCH_ROWS", 100)
     monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 2000)

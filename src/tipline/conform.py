@@ -234,7 +234,7 @@ def cast_all(array: pa.Array, target: pa.DataType) -> pa.Array:
 def cast_each(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
     """`cast` for a batch with a value that Arrow refuses: each distinct value once, blanks around text removed."""
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    values, unreadable = coded.dictionary, []
+    values, unreadable = coded.dictionary, list[int]()
     if is_text(values.type):
         values, unreadable = cast_text(values, target)
     if pa.types.is_integer(target):

@@ -139,26 +139,31 @@ class ParquetMonth:
         all the rest.
         """
         texts = [name for name in names if is_text(self.schema.field(name).type)]
-        coded = texts if self._repeats_long_texts(texts) else [name for name in texts if name in categories]
+        coded = self._coded(texts, categories) if texts else []
         first = 0
         with pq.ParquetFile(self.path, read_dictionary=coded, buffer_size=BUFFER_BYTES) as file:
-            check_counts(file.metadata, names)
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
                 yield Batch(np.arange(first, first + len(batch)), without_views(batch.select(list(names))))
                 first += len(batch)
+            # Last: Arrow ends the process where it is asked about a chunk that reading has not found to be sound.
+            check_counts(file.metadata, names)
         if first != self.rows:
             message = f"the footer says {self.rows:,} rows, there are {first:,}"
             raise pa.ArrowInvalid(message)
 
-    def _repeats_long_texts(self, names: Sequence[str]) -> bool:
-        """Whether a dictionary holds a text so long that no batch could hold it in each of its rows."""
-        with pq.ParquetFile(self.path, read_dictionary=list(names), buffer_size=BUFFER_BYTES) as file:
+    def _coded(self, texts: Sequence[str], categories: Sequence[str]) -> list[str]:
+        """Which text columns to read dictionary-coded: the categories, but all where a dictionary holds a long text.
+
+        No batch could hold that in each of its rows. None in an encoding that Arrow cannot read so; the TLC uses none.
+        """
+        with pq.ParquetFile(self.path, read_dictionary=list(texts), buffer_size=BUFFER_BYTES) as file:
             try:
-                heads = [file.iter_batches(1, [group], columns=list(names)) for group in range(file.num_row_groups)]
+                heads = [file.iter_batches(1, [group], columns=list(texts)) for group in range(file.num_row_groups)]
                 columns = [column for head in heads for batch in itertools.islice(head, 1) for column in batch.columns]
-            except pa.ArrowNotImplementedError:  # text without a dictionary, in an encoding that the TLC does not use
-                return False
-        return any(longest(column) > LONGEST_REPEATED for column in columns)
+            except (pa.ArrowNotImplementedError, OSError):  # where the pages are damaged, reading them says so
+                return []
+        long = any(longest(column) > LONGEST_REPEATED for column in columns)
+        return [name for name in texts if long or name in categories]
 
 
 def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
