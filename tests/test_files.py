@@ -253,27 +253,6 @@ def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
     assert factory.contents(small_disk / "data") == before
 
 
-@pytest.mark.parametrize("spare", [0, 8_192, 100_000])
-def test_preparing_onto_a_full_disk_says_so_and_leaves_the_earlier_month(
-    run_cli: Run, small_disk: Path, make_project: MakeProject, spare: int
-) -> None:
-    layout = make_project(demo={"rows": 7000})
-    for command in ("download", "prepare"):
-        assert run_cli(layout.root, command, MONTH)[0] == 0
-    assert layout.trips_file(MONTH).stat().st_size > 100_000
-    before = factory.contents(small_disk / "data")
-    filler = fill(small_disk, spare)
-    code, printed = run_cli(layout.root, "prepare", MONTH)
-    assert code == 1
-    assert "No space left on device" in printed
-    assert "cannot be read" not in printed
-    assert "Traceback" not in printed
-    assert factory.contents(small_disk / "data") == before
-    filler.unlink()
-    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
-    assert factory.contents(small_disk / "data") == before
-
-
 def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
     run_cli: Run, small_disk: Path, make_project: MakeProject
 ) -> None:

@@ -205,11 +205,13 @@ def test_the_pauses_grow_and_the_server_may_ask_for_longer_ones(
     assert pauses[3] == 1.2
 
 
-def test_a_server_that_cannot_be_trusted_is_not_asked_again(shelf: servers.Shelf, part: Path) -> None:
+def test_a_server_that_cannot_be_trusted_is_not_asked_again(
+    shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     place = shelf.address("/trips.csv").replace("http:", "https:")  # it does not speak TLS
-    with pytest.raises(TiplineError, match="could not be fetched"):
+    with caplog.at_level(logging.INFO, "tipline"), pytest.raises(TiplineError, match="could not be fetched"):
         transfer.download(place, part, MONTH)
-    assert shelf.log == []
+    assert caplog.messages == []
 
 
 # ---- two versions ----
@@ -426,6 +428,17 @@ def test_a_part_whose_note_does_not_fit_is_begun_anew(
     assert bring(shelf, part) == OLD
 
 
+def test_a_part_of_no_stated_version_is_not_taken_for_an_earlier_one(shelf: servers.Shelf, part: Path) -> None:
+    interrupted(shelf, part)
+    shelf.files["/trips.csv"] = NEW
+    shelf.cut_after, shelf.has_ranges, shelf.states_version = HALF, False, False
+    with pytest.raises(TiplineError):
+        bring(shelf, part)
+    shelf.files["/trips.csv"] = OLD
+    shelf.cut_after, shelf.has_ranges, shelf.states_version = None, True, True
+    assert bring(shelf, part) == OLD
+
+
 def test_a_part_without_a_note_is_begun_anew(shelf: servers.Shelf, part: Path) -> None:
     part.write_bytes(b"x" * HALF)
     assert bring(shelf, part) == OLD
@@ -614,6 +627,23 @@ def test_where_the_server_states_no_version_a_month_is_fetched_again(
     assert [request.sent for request in shelf.log] == [len(OLD)] * 2
 
 
+def test_a_receipt_is_not_replaced_before_its_month_is(
+    run_cli: Run, make_project: MakeProject, shelf: servers.Shelf
+) -> None:
+    shelf.files[f"/{MONTH}.csv"] = OLD
+    layout = make_project(source=shelf.address("/{month}.csv"))
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    in_the_way = layout.staging / "raw" / f"{MONTH}.old"
+    in_the_way.write_bytes(b"")
+    before = left(layout)
+    shelf.files[f"/{MONTH}.csv"] = NEW
+    assert run_cli(layout.root, "download", MONTH)[0] == 1
+    assert left(layout) == before
+    in_the_way.unlink()
+    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    assert read_raw(layout) == {MONTH: NEW}
+
+
 # ---- a full disk ----
 
 
@@ -706,6 +736,28 @@ def test_passwords_and_signatures_are_sent_and_written_nowhere(
     assert any(name.endswith(".part.json") for name in left(layout))
     everything = "".join(caplog.messages) + printed + b"".join(left(layout).values()).decode("latin-1")
     assert "0ff1ce" not in everything.replace(OLD.decode("latin-1"), "").replace(NEW.decode("latin-1"), "")
+
+
+@pytest.mark.parametrize("place", ["http://me:0ff1ce@/{month}.csv", "http://me:0ff1ce@127.0.0.1:99999/{month}.csv"])
+def test_a_password_in_an_address_that_cannot_be_is_not_printed(
+    run_cli: Run, make_project: MakeProject, place: str
+) -> None:
+    code, printed = run_cli(make_project(source=place).root, "download", MONTH)
+    assert code == 1
+    assert "could not be fetched" in printed
+    assert "0ff1ce" not in printed
+
+
+@pytest.mark.parametrize("place", ["ftp://me:0ff1ce@127.0.0.1/a.csv", "http://127.0.0.1:99999/a.csv?sig=0ff1ce"])
+def test_a_password_in_an_address_that_a_server_names_is_not_printed(
+    run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, place: str
+) -> None:
+    shelf.moved[f"/{MONTH}.csv"] = place
+    code, printed = run_cli(make_project(source=shelf.address("/{month}.csv")).root, "download", MONTH)
+    assert code == 1
+    assert "could not be fetched" in printed
+    assert "***" in printed
+    assert "0ff1ce" not in printed
 
 
 @pytest.mark.parametrize(
@@ -1062,9 +1114,15 @@ def test_what_s3_states_is_held_against_the_bytes(
         assert list(part.parent.glob("*.part*")) == []
 
 
-def test_s3_that_is_busy_is_waited_for_and_one_that_refuses_is_not(bucket: servers.Shelf, part: Path) -> None:
+def test_s3_that_is_busy_is_waited_for_and_one_that_refuses_is_not(
+    bucket: servers.Shelf, part: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     bucket.statuses = [503, 500, 429]
-    transfer.download("s3://tlc/trips.csv", part, MONTH)
+    with caplog.at_level(logging.INFO, "tipline"):
+        transfer.download("s3://tlc/trips.csv", part, MONTH)
+    assert len([message for message in caplog.messages if "Trying again" in message]) == 3
+    assert bucket.log[0].headers["x-amz-checksum-mode"] == "ENABLED"
     assert part.read_bytes() == OLD
     assert len(bucket.log) == 4
     bucket.log.clear()
@@ -1073,6 +1131,14 @@ def test_s3_that_is_busy_is_waited_for_and_one_that_refuses_is_not(bucket: serve
         transfer.download("s3://tlc/trips.csv", part, MONTH)
     assert raised.value.exit_code == 1
     assert len(bucket.log) == 1
+
+
+def test_s3_that_says_nothing_is_given_up(bucket: servers.Shelf, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "READ_SECONDS", 0.1)
+    bucket.silent_after = 0
+    with pytest.raises(TiplineError, match="could not be fetched"):
+        transfer.download("s3://tlc/trips.csv", part, MONTH)
+    assert len(bucket.log) == transfer.TRIES
 
 
 @pytest.mark.usefixtures("s3")

@@ -194,7 +194,6 @@ def pour(answer: Answer, place: str, part: Path, stated: Stated, label: str) -> 
     """Write what arrives behind what is there."""
     with part.open("r+b" if answer.start else "wb") as file:
         file.seek(answer.start)
-        file.truncate()
         # After what does not fit is gone, before anything new arrives: a kill in between leaves nothing to mistake.
         note_of(part).unlink(missing_ok=True)
         if stated.version and not stated.version.startswith("W/"):  # a weak ETag may stay where bytes change

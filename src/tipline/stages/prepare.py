@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tipline import contract as contracts
 from tipline import files, raw
 from tipline.conform import QUARANTINE, Conformer
+from tipline.contract import ROW
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
@@ -188,10 +189,14 @@ def tables(good: list[pa.RecordBatch], bad: list[pa.RecordBatch]) -> tuple[pa.Ta
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """Row numbers as differences take next to no space; all else repeats enough for a dictionary."""
-    names = [name for name in schema.names if name != "row"]
-    # LZ4 unpacks twice as fast as Snappy, and a prepared month is read again after each promotion.
-    return {"compression": "lz4", "use_dictionary": names, "column_encoding": {"row": "DELTA_BINARY_PACKED"}}
+    """Row numbers and times as differences, which are small; all else repeats enough for a dictionary."""
+    delta = [field.name for field in schema if field.name == ROW.name or pa.types.is_timestamp(field.type)]
+    return {
+        # LZ4 unpacks twice as fast as Snappy, and a prepared month is read again after each promotion.
+        "compression": "lz4",
+        "use_dictionary": [name for name in schema.names if name not in delta],
+        "column_encoding": dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
+    }
 
 
 def summary(receipt: dict[str, Any]) -> str:
