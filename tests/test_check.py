@@ -141,7 +141,7 @@ def test_a_parquet_file_on_a_server_that_has_no_ranges_is_not_fetched_for_its_fo
     shelf.has_ranges = False
     code, printed = run_cli(make_project().root, "check", shelf.address("/m"), MONTH)
     assert code == 1
-    assert "does not answer for a part of a file" in printed
+    assert "sends whole files only" in printed
 
 
 def test_a_month_on_s3_is_looked_into(

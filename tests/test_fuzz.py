@@ -179,7 +179,7 @@ def test_every_number_of_a_footer_may_lie(child: Child, seed: str, value: int) -
 
 
 def test_a_process_that_dies_or_hangs_is_noticed_and_replaced(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = child.put("m.csv", b"a,b")
+    path = child.put("m.csv", b"a,b\n")
     monkeypatch.setattr(fuzzing, "HANG", 0.0)
     child.stop()
     hung = child.run(FORMAT, str(path))

@@ -158,6 +158,8 @@ def city(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     publish(layout.root / "published")
     template = request.getfixturevalue("_mlflow_template")
     (layout.root / "mlflow.db").write_bytes(template.read_bytes())
+    # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
         pipeline.run(layout, "params")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tipline import files, yamlfiles
-from tipline.errors import TiplineError, UsageError
+from tipline.errors import TiplineError, UsageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ EXPECTED = {
     "integer": "numbers or text",
 }
 MOST_COLUMNS, LONGEST_NAME = 1000, 1000  # published months have two dozen columns
-SHOWN_NAMES, SHOWN_LETTERS = 40, 60  # of the columns that a refused month has; a hostile header has millions
+SHOWN_NAMES = 40  # of the columns that a refused month has; a hostile header has millions
 
 
 def normal(text: str) -> str:
@@ -303,13 +303,6 @@ def check_names(published: pa.Schema, where: str) -> None:
         raise TiplineError("The name of a column is not UTF-8.", where, todo) from error
     if longest > LONGEST_NAME:
         raise TiplineError(f"The name of a column has {longest:,} letters.", where, todo)
-
-
-def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
-    """A name or a type as part of a message: on one line, with nothing in it that a terminal would obey."""
-    text = str(value)
-    text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+SHOWN_LETTERS = 60
+
+
 class TiplineError(Exception):
     """Something failed for a reason that a person can act on.
 
@@ -60,3 +63,10 @@ def of_months(failed: Mapping[str, TiplineError], asked: int) -> TiplineError:
     kind = NotPublishedError if all(isinstance(e, NotPublishedError) for e in failed.values()) else MonthsFailedError
     todo = "The reasons stand above; the other months are done. Run it again for these."
     return kind(f"{len(failed)} of {asked} months failed.", ", ".join(sorted(failed)), todo)
+
+
+def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
+    """A name or a type as part of a message: on one line, with nothing in it that a terminal would obey."""
+    text = str(value)
+    text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

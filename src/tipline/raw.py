@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from tipline.contract import is_text, shortened
-from tipline.errors import TiplineError
+from tipline.contract import is_text
+from tipline.errors import TiplineError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -379,4 +379,4 @@ def damaged(error: Exception, where: str) -> TiplineError:
     """The message for a month whose bytes cannot be read."""
     said = shortened(next(iter(str(error).splitlines()), repr(error)), 300)
     what = f"The published month cannot be read: {said}"
-    return TiplineError(what, where, "Fetch the month again: dvc repro -f download@2009-01, for one.")
+    return TiplineError(what, where, "Fetch the month again (dvc repro -f download@MONTH), or ask whoever made it.")

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import demo, files
-from tipline.contract import shortened
-from tipline.errors import TiplineError
+from tipline.errors import TiplineError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+HEAD_BYTES = 4096
 REMOTE = {"http", "https", "s3"}
 
 
@@ -118,7 +118,7 @@ def check_format(path: Path, where: str) -> None:
         Saying which of these it is.
     """
     with path.open("rb") as file:
-        head = file.read(4096)
+        head = file.read(HEAD_BYTES)
     if head.startswith(b"PAR1") or path.suffix == ".parquet":
         check_footer(path, head, where)
     else:
@@ -129,8 +129,9 @@ def check_head(head: bytes, where: str) -> None:
     """Refuse a file that begins as no CSV file does."""
     if looks_like_html(head):
         raise TiplineError("This is a web page, not a month of trips.", where, "Check `source` in params.yaml.")
-    if b"\x00" in head or b"," not in head.split(b"\n", 1)[0]:
-        what = "This is neither a Parquet file nor a CSV file with a header."
+    first = head.splitlines(keepends=True)[0] if head else b""
+    if b"\x00" in head or b"," not in first or (len(head) < HEAD_BYTES and not first.endswith((b"\n", b"\r"))):
+        what = "This is neither a Parquet file nor a CSV file with a whole header."
         raise TiplineError(what, where, "Check `source` in params.yaml.")
 
 

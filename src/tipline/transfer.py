@@ -127,8 +127,8 @@ def head(answer: Answer, start: int, length: int, where: str) -> bytes:
     """The first bytes of an answer, if they are those that were asked for."""
     size = answer.stated.size
     if answer.start != (start if start >= 0 or size is None else max(size + start, 0)):
-        what = "The server does not answer for a part of a file."
-        raise NoRangeError(what, where, "Download the month to look into it.")
+        what = "The server sends whole files only: the footer of a Parquet file does not come alone."
+        raise NoRangeError(what, where, "`tipline download` fetches the month and checks it.")
     data = bytearray()
     while len(data) < length and (piece := answer.read()):
         data += piece

@@ -201,8 +201,12 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 def summary(receipt: dict[str, Any]) -> str:
     """One line about a prepared month."""
-    odd = sum(receipt["out_of_range"].values()) + receipt["outside_month"]
+    odd = sum(receipt["out_of_range"].values())
     text = f"{receipt['rows_in']:,} rows, {receipt['quarantined']:,} set apart, {odd:,} odd values kept"
+    if receipt["outside_month"]:
+        text += f", {receipt['outside_month']:,} pick-ups outside the month"
+    if receipt["outside_month"] > receipt["rows_out"] / 2:
+        text += " (IS THIS THE FILE OF ANOTHER MONTH?)"
     if receipt["new_spellings"]:
         text += f", new spellings: {contracts.listed(list(receipt['new_spellings']))}"
     if receipt["unknown_columns"]:
