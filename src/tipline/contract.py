@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from tipline import files, yamlfiles
+from tipline import yamlfiles
 from tipline.errors import TiplineError, UsageError, shortened
 
 if TYPE_CHECKING:
@@ -321,8 +321,3 @@ def load(path: Path | None = None) -> Contract:
     """
     path = path or Path(__file__).with_name("contract.yaml")
     return yamlfiles.load(path, Contract, "Name the contract's file under `contract` in params.yaml.")
-
-
-def digest(mapping: Mapping[str, Any]) -> str:
-    """Hex digest of a mapping."""
-    return files.digest_of(mapping)

@@ -70,3 +70,8 @@ def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
     text = str(value)
     text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def said(error: Exception) -> str:
+    """The first line of what a library says, as part of a message."""
+    return shortened(next(iter(str(error).splitlines()), repr(error)), 300)

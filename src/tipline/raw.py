@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tipline.contract import is_text
-from tipline.errors import TiplineError, shortened
+from tipline.errors import TiplineError, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,8 +121,6 @@ class Lines:
 class ParquetMonth:
     """A month in Parquet. Rows are numbered from 0 in the order of the file."""
 
-    kind = "Parquet"
-
     def __init__(self, path: Path) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
@@ -200,8 +198,6 @@ class CsvMonth:
     blank. `rows` counts all once the batches are through.
     """
 
-    kind = "CSV"
-
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
@@ -216,12 +212,13 @@ class CsvMonth:
         del categories
         places = [self.schema.names.index(name) for name in names]
         for data in itertools.chain.from_iterable(map(pieces, self._blocks())):
-            parsed, apart = Block(data, self.rows, len(self.schema)).parse(places)
+            block = Block(data, self.rows, len(self.schema))
+            parsed, apart = block.parse(places)
             rows = len(parsed) + len(apart)
             numbers = np.arange(self.rows, self.rows + rows)
             good = np.setdiff1d(numbers, [line.row for line in apart], assume_unique=True) if apart else numbers
             values = pa.RecordBatch.from_arrays(parsed.columns, names=list(names))
-            yield Batch(good, values, apart, Lines(data, self.rows))
+            yield Batch(good, values, apart, block.lines)
             self.rows += rows
 
     def _blocks(self) -> Iterator[bytes]:
@@ -282,8 +279,8 @@ class Block:
 
     def _expected(self) -> int:
         """The number of fields of the first line, where that is the header's or a little more."""
-        start = next((m.group() for m in re.finditer(rb"[^\r\n]+", self.data)), b"")
-        fields = start.count(b",") + 1
+        start = re.search(rb"[^\r\n]+", self.data)
+        fields = start.group().count(b",") + 1 if start else self.width
         return fields if self.width <= fields <= self.width + SURPLUS_FIELDS else self.width
 
     def _parse_lines(self, places: Sequence[int]) -> tuple[pa.RecordBatch, list[Apart]]:
@@ -377,6 +374,5 @@ def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
 
 def damaged(error: Exception, where: str) -> TiplineError:
     """The message for a month whose bytes cannot be read."""
-    said = shortened(next(iter(str(error).splitlines()), repr(error)), 300)
-    what = f"The published month cannot be read: {said}"
+    what = f"The published month cannot be read: {said(error)}"
     return TiplineError(what, where, "Fetch the month again (dvc repro -f download@MONTH), or ask whoever made it.")

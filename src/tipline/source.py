@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import demo, files
-from tipline.errors import TiplineError, shortened
+from tipline.errors import TiplineError, said
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,7 +148,6 @@ def check_footer(path: Path, head: bytes, where: str) -> None:
         if looks_like_html(head):
             what, todo = "This is a web page, not a Parquet file.", "Check `source` in params.yaml."
         else:
-            said = shortened(next(iter(str(error).splitlines()), repr(error)), 300)
-            what = f"This Parquet file is damaged or cut off: {said}"
+            what = f"This Parquet file is damaged or cut off: {said(error)}"
             todo = "Fetch it again, or ask whoever made it."
         raise TiplineError(what, where, todo) from error

@@ -65,7 +65,7 @@ def is_prepared(folder: Path, path: Path, contract: Contract, where: str) -> boo
     mapping = contract.mapping(match, receipt.get("spellings", {}))
     paths = {"published": path, "trips": folder / TRIPS, "quarantine": folder / QUARANTINED}
     return bool(
-        receipt.get("mapping", {}).get("digest") == contracts.digest(mapping)
+        receipt.get("mapping", {}).get("digest") == files.digest_of(mapping)
         and all(file.is_file() and receipt.get(name) == files.stated(file) for name, file in paths.items())
     )
 
@@ -125,7 +125,7 @@ def described(contract: Contract, conformer: Conformer, match: Match) -> dict[st
         "format": FORMAT,
         "contract": contract.version,
         "era": match.era,
-        "mapping": {"digest": contracts.digest(mapping), "columns": columns},
+        "mapping": {"digest": files.digest_of(mapping), "columns": columns},
         "spellings": conformer.spellings,
     }
 
