@@ -295,7 +295,11 @@ def test_a_missing_file_is_named(save: Callable[..., dict[str, bytes]], tmp_path
 def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, bytes]], trips: pa.RecordBatch) -> None:
     contents = save()
     code = contents[modelfiles.CODE].decode()
-    other = contents | {modelfiles.CODE: code.replace("expit(odds, out=odds)", "odds[:] = 0.25").encode()}
+    other = contents | {
+        modelfiles.CODE: code.replace(
+            "return np.reciprocal(odds, out=odds)", "return np.full_like(odds, 0.25)"
+        ).encode()
+    }
     assert other != contents
     first, second = (modelfiles.load(files, modelfiles.digest(files)) for files in (contents, other))
     before = first.probabilities(trips)

@@ -97,17 +97,17 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_folded_arithmetic_is_the_estimators(tmp_path: Path, name: str) -> None:
     features = SELECTIONS[name]
     loaded = fitted(tmp_path, features)
-    linear = pyfunc.fold(loaded.estimator, features)
+    linear = loaded.linear
     assert linear is not None
     trips = rows(2000, 3)
     expected: Any = loaded.estimator.predict_proba(pyfunc.matrix(trips, features))[:, 1]
     assert len(np.unique(expected)) > 2
-    np.testing.assert_allclose(linear.probabilities(trips, features), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(linear.probabilities(trips, features), expected, rtol=0, atol=2**-25)
 
 
 def test_only_tiplines_own_logistic_regression_is_folded(tmp_path: Path) -> None:
     boosted = fitted(tmp_path, ALL, "hist_gradient_boosting")
-    assert pyfunc.fold(boosted.estimator, ALL) is None
+    assert boosted.linear is None
     trips = rows(500, 3)
     expected = boosted.estimator.predict_proba(pyfunc.matrix(trips, ALL))[:, 1]
     np.testing.assert_array_equal(boosted.probabilities(trips), expected.astype(np.float32))

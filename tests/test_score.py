@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on_where_it_was(
     staged = project.staging / "predictions"
     with pipeline.running("tipline", "score", folder=project.root) as process:
         pipeline.wait_for(lambda: len(list(staged.rglob(".part-*.json"))) > 20)
-        with pytest.raises(TiplineError, match="Another run is scoring"):
+        with pytest.raises(TiplineError, match="Another process is scoring"):
             pipeline.run(project, "score")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -283,7 +283,8 @@ def test_a_crash_between_the_two_renames_is_mended(project: Layout, monkeypatch:
             pipeline.run(project, "score")
     assert not folder(project, "2009-02").exists()
 
-    scoring.mend(project)
+    places = scoring.Places.of(project)
+    places.predictions.mend(places.staged)
     assert pipeline.tree(folder(project, "2009-02")) == before["2009-02"]
     pipeline.run(project, "score")
     for month in pipeline.MONTHS:
@@ -321,7 +322,7 @@ def test_a_failing_month_leaves_the_others_published(
     code, printed = run_cli(project.root, "score")
     assert code == MonthsFailedError.exit_code == 4, printed
     assert "1 of 4 months failed: 2009-02: " in printed
-    assert "run dvc repro again" in printed
+    assert "run it again (dvc repro)" in printed
     assert "Traceback" not in printed
     assert "defect" not in printed
     assert pipeline.tree(folder(project, "2009-02")) == before
@@ -331,8 +332,9 @@ def test_a_failing_month_leaves_the_others_published(
 
 
 def test_a_local_cluster_and_a_remote_one_give_the_same_bytes(project: Layout, done: Layout, on_cluster: str) -> None:
+    name = scoring.plugin_name(pipeline.read_json(project.ref)["digest"])
     with Client(on_cluster) as client:
-        loaded = client.run(lambda dask_worker: scoring.PLUGIN in dask_worker.plugins)
+        loaded = client.run(lambda dask_worker: name in dask_worker.plugins)
     assert list(loaded.values()) == [True, True]
     shutil.rmtree(project.predictions)
     with pytest.MonkeyPatch.context() as patched:

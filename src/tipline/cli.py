@@ -51,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("source", help="a path, https:// or s3://, with {month} in it")
     check.add_argument("months", nargs="+", metavar="month", help="such as 2009-01")
     for name, text in STAGES.items():
-        commands.add_parser(name, help=text, description=text)
+        stage = commands.add_parser(name, help=text, description=text)
+        if name == "score":
+            stage.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
+            stage.add_argument("--to", default="", metavar="PLACE", help="of predictions: a path or s3://…")
     text = "make a version the champion; `dvc repro` then scores with it"
     promote = commands.add_parser("promote", help=text, description=text)
     promote.add_argument("version", nargs="?", type=int, help="its number in the registry; default: the newest")
@@ -74,6 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
         show(module(command).run(settings, project, arguments.source, months))
     elif command in MONTHLY_STAGES:
         module(f"stages.{command}").run(settings, project, params.month_argument(arguments.month))
+    elif command == "score":
+        module("stages.score").run(settings, project, arguments.trips, arguments.to)
     elif command in STAGES:
         module(f"stages.{command}").run(settings, project)
     elif command == "promote":

@@ -7,20 +7,27 @@ import logging
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from distributed import Client, LocalCluster
+import dask
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 
-from tipline.errors import TiplineError
+from tipline.errors import TiplineError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 # Its start and end are a page of lines at level INFO.
 logging.getLogger("distributed").setLevel(logging.WARNING)
 
+T = TypeVar("T")
+
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
 WAIT_SECONDS = 30
+# dask lets glibc return memory at once (64 KiB); every temporary array is then mapped and cleared anew, which doubled
+# the time of the arithmetic. Blocks are bounded, so keeping a few of them costs little.
+KEPT = {f"distributed.nanny.pre-spawn-environ.MALLOC_{name}_THRESHOLD_": 1 << 28 for name in ("TRIM", "MMAP")}
 
 
 @contextlib.contextmanager
@@ -40,7 +47,7 @@ def connect(workers: int) -> Iterator[Client]:
         return
     count = workers or len(os.sched_getaffinity(0))
     with contextlib.ExitStack() as stack:
-        with without_interrupts():
+        with without_interrupts(), dask.config.set(KEPT):
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=count,
@@ -85,3 +92,54 @@ def remote(address: str) -> Iterator[Client]:
         except TimeoutError as error:
             raise TiplineError("The dask scheduler has no workers.", address, "Start one.") from error
         yield client
+
+
+def each(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    """Run a task for each item on the workers; give items and results, or the exceptions, as they come.
+
+    A task that takes its worker down with it is tried some times, and can take others of the same worker with it. So
+    those that ended like that run once more at the end, one at a time: then it is clear whose fault it is.
+
+    Raises
+    ------
+    TiplineError
+        Where the scheduler goes away.
+    """
+    killed = []
+    futures = dict(zip(client.map(task, items, pure=False, retries=1), items, strict=True))
+    for future in as_completed(list(futures)):
+        item = futures.pop(future)
+        result = outcome(future)
+        if isinstance(result, KilledWorker):
+            killed.append(item)
+        else:
+            yield item, result
+        future.release()
+    for item in killed:
+        result = outcome(client.submit(task, item, pure=False))
+        yield item, told(result) if isinstance(result, KilledWorker) else result
+
+
+def outcome(future: Any) -> Any:  # noqa: ANN401 (what a task returns)
+    """A task's result or exception."""
+    error = future.exception()
+    if future.status in {"cancelled", "lost"}:
+        what = f"The dask scheduler is gone: {one_line(error)}."
+        raise TiplineError(what, os.environ.get(ADDRESS, "the local cluster"), "Start it and run it again.")
+    return future.result() if error is None else error
+
+
+def told(error: KilledWorker) -> TiplineError:
+    """What a dead worker means, in words."""
+    what = "Every worker that took this block died: out of memory, most likely, or killed."
+    todo = "Give the workers more memory: a smaller `score.workers`, a larger --memory-limit."
+    return TiplineError(what, str(error.last_worker.address), todo)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process ever held (VmHWM); `ru_maxrss` would count what its parent held, too."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

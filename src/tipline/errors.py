@@ -72,6 +72,11 @@ def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def one_line(error: object) -> str:
+    """A message without its line ends."""
+    return " ".join(str(error).split())
+
+
 def said(error: Exception) -> str:
     """The first line of what a library says, as part of a message."""
     return shortened(next(iter(str(error).splitlines()), repr(error)), 300)

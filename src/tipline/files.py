@@ -10,6 +10,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import filelock
+
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
@@ -51,17 +53,24 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def placing(path: Path) -> Iterator[Path]:
     """Give a temporary path; rename it to `path` if the block ends well, remove it if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        flush(temporary)
         temporary.replace(path)
-        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """`placing`, and what is renamed in survives a power cut."""
+    with placing(path) as temporary:
+        yield temporary
+        flush(temporary)
+    flush(path.parent)
 
 
 @contextlib.contextmanager
@@ -102,6 +111,28 @@ def aside(staged: Path) -> Path:
     return staged.with_name(f"{staged.name}.old")
 
 
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of the block.
+
+    Raises
+    ------
+    TiplineError
+        At once, where another process is in it: `what` says what that is doing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        todo = "Wait for it to end, or stop it; what it has finished is kept."
+        raise TiplineError(f"Another process is {what}.", str(path), todo) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file, whole or not at all."""
     with replacing(path) as temporary:
@@ -110,7 +141,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything that json can hold)
     """Write a json file, whole or not at all; keys keep their order, so equal values are equal bytes."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
+    """A json value as the files have it."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -104,7 +104,12 @@ class Layout:
 
 def month_folder(parent: Path, month: str) -> Path:
     """The folder of a month, named so that readers of partitioned data find the column `month`."""
-    return parent / f"month={month}"
+    return parent / month_name(month)
+
+
+def month_name(month: str) -> str:
+    """The name of a month's folder."""
+    return f"month={month}"
 
 
 def find(start: Path | None = None) -> Layout:

@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tipline.pyfunc import Floats, Probabilities
+    from tipline.pyfunc import Codes, Floats, Probabilities
 
+    Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
     Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 BANDS = 1000
+CHUNK_ROWS = 2**15
 # The loss of a probability of exactly 0 or 1 that proves wrong is that of one float32 step away from it.
 EDGE = np.float32(2.0**-24)
 # Under this log-loss a baseline leaves nothing to gain, and the ratio to it is noise.
@@ -33,7 +35,8 @@ def labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Label
 
 def losses(probabilities: Probabilities | Floats, tipped: Labels) -> Probabilities | Floats:
     """Log-loss of each row, in nats."""
-    of_truth = np.where(tipped, probabilities, 1 - probabilities)
+    # p where it tipped, 1 - p where not; `np.where` takes ten times as long.
+    of_truth = np.abs(np.subtract(probabilities, ~tipped, dtype=probabilities.dtype))
     loss: Probabilities | Floats = -np.log(np.maximum(of_truth, EDGE))
     return loss
 
@@ -65,20 +68,17 @@ class Counts:
     def of(cls, trips: pa.RecordBatch, target: str, by: str, probabilities: Probabilities) -> Counts:
         """Count the rows of one batch of prepared trips."""
         tipped, known = labels(trips, target)
-        loss = losses(probabilities, tipped)
-        band = np.minimum((probabilities * BANDS).astype(np.int32), BANDS - 1) * 2 + tipped
-        codes = trips[by].indices.fill_null(len(trips[by].dictionary)).to_numpy()
-        if not known.all():
-            tipped, loss, band, codes = tipped[known], loss[known], band[known], codes[known]
         names = [*trips[by].dictionary.to_pylist(), MISSING]
-        table = np.bincount(codes * 2 + tipped, minlength=2 * len(names)).reshape(-1, 2)
-        sums = np.bincount(codes, weights=loss, minlength=len(names))
+        codes = trips[by].indices.fill_null(len(names) - 1).to_numpy()
+        scores = probabilities
+        if not known.all():
+            tipped, codes, scores = tipped[known], codes[known], probabilities[known]
+        bands, table, sums = tally(scores, tipped, codes, len(names))
         groups = {
             name: (int(row.sum()), int(row[1]), float(total))
             for name, row, total in zip(names, table, sums, strict=True)
             if row.sum()
         }
-        bands = np.bincount(band, minlength=2 * BANDS).reshape(BANDS, 2)
         return cls(len(trips), float(probabilities.sum(dtype=np.float64)), bands, groups)
 
     @classmethod
@@ -131,6 +131,30 @@ class Counts:
             "skill": skill(loss, of_baseline),
             "auc": auc(self.bands),
         }
+
+
+def tally(probabilities: Probabilities, tipped: Labels, codes: Codes, groups: int) -> tuple[Counted, Counted, Floats]:
+    """Rows by band of score and tipped, rows by group and tipped, sum of log-losses by group.
+
+    Parameters
+    ----------
+    codes
+        Each row's group, below `groups`.
+    """
+    bands, table, sums = np.zeros(2 * BANDS, np.int64), np.zeros(2 * groups, np.int64), np.zeros(groups)
+    # A few rows at a time: what is in between stays in a core's cache.
+    for start in range(0, len(probabilities), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        scores, yes, group = probabilities[rows], tipped[rows], codes[rows]
+        bands += np.bincount(band(scores) * 2 + yes, minlength=2 * BANDS)
+        table += np.bincount(group * 2 + yes, minlength=2 * groups)
+        sums += np.bincount(group, weights=losses(scores, yes), minlength=groups)
+    return bands.reshape(BANDS, 2), table.reshape(groups, 2), sums
+
+
+def band(probabilities: Probabilities) -> Codes:
+    """Which of the BANDS equal bands of score each row is in."""
+    return np.minimum((probabilities * np.float32(BANDS)).astype(np.int32), BANDS - 1)
 
 
 def ratio(total: float, rows: int) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import skops.io
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -24,7 +25,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from tipline import pyfunc
+from tipline import modelfiles, pyfunc
 from tipline.errors import TiplineError, UsageError
 from tipline.modelfiles import CODE
 
@@ -43,6 +44,7 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 # The seed's scaled features converge in some 50 steps; real fares can take more than scikit-learn's default of 100.
 DEFAULTS: dict[str, dict[str, Any]] = {"logistic_regression": {"max_iter": 1000}}
 WHERE = "params.yaml, train"
+CANARY_ROWS = 32
 
 
 def spec(settings: Settings, contract: Contract) -> dict[str, Any]:
@@ -160,8 +162,29 @@ def fit(pipeline: Pipeline, inputs: pyfunc.Matrix, tipped: Labels) -> Pipeline:
     return fitted
 
 
+def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.Linear | None:
+    """The fitted estimator as a `Linear`; None where it is no logistic regression behind tipline's preprocessing."""
+    classifier = estimator[-1]
+    if type(classifier).__name__ != "LogisticRegression" or "columns" not in estimator.named_steps:
+        return None
+    steps = estimator["columns"].named_transformers_
+    weights = iter(classifier.coef_[0])
+    terms: dict[int, pyfunc.Floats | tuple[float, float]] = {}
+    intercept = float(classifier.intercept_[0])
+    coded = [index for index, feature in enumerate(features) if pyfunc.levels(feature)]
+    for index in coded:
+        terms[index] = np.array([next(weights) for _ in range(pyfunc.levels(features[index]))] + [0.0])
+    plain = [index for index in range(len(features)) if index not in coded]
+    for place, index in enumerate(plain):
+        scaler, median = steps["numbers"]["scale"], steps["numbers"]["impute"].statistics_[place]
+        slope = next(weights) / scaler.scale_[place]
+        intercept -= slope * scaler.mean_[place]
+        terms[index] = (float(slope), float(median))
+    return pyfunc.Linear(intercept, tuple(terms[index] for index in range(len(features))))
+
+
 def save(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
-    """Write the model's three files.
+    """Write the model's three files. A linear model stands in model.json, too, folded: scoring needs no more.
 
     Raises
     ------
@@ -174,8 +197,29 @@ def save(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
         what = f"The estimator has types that tipline does not load from a file: {', '.join(strangers)}."
         raise UsageError(what, f"{WHERE}.estimator", "Use an estimator of scikit-learn's.")
     (folder / pyfunc.ESTIMATOR).write_bytes(estimator)
-    (folder / pyfunc.SPEC).write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+    linear = fold(pipeline, spec["features"])
+    save_spec(folder, {**spec, "linear": linear and linear.to_json()})
     (folder / CODE).write_bytes(Path(pyfunc.__file__).read_bytes())
+
+
+def keep_canary(folder: Path, trips: pa.RecordBatch) -> None:
+    """Add some rows with their scores to model.json: what each worker scores before anything else.
+
+    The last of the rows has nothing known in it.
+    """
+    loaded = pyfunc.Model(modelfiles.read(folder))
+    kept: dict[str, list[Any]] = {}
+    for feature in loaded.features:
+        plain = {"category": pa.string(), "hour": pa.int64(), "number": pa.float64()}[feature["kind"]]
+        kept[feature["name"]] = [*trips[feature["name"]].slice(0, CANARY_ROWS - 1).cast(plain).to_pylist(), None]
+    scores = loaded.probabilities(modelfiles.canary_rows(kept, loaded.features))
+    save_spec(folder, loaded.spec | {"canary": {**kept, pyfunc.OUTPUT: scores.tolist()}})
+
+
+def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Write model.json, a line a key."""
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in spec.items())
+    (folder / pyfunc.SPEC).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def canonical(dump: bytes) -> bytes:

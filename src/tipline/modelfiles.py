@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
 
 from tipline import pyfunc
 from tipline.errors import TiplineError
 from tipline.files import digest_of, sha256_of
+from tipline.trips import TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 CODE = "pyfunc.py"
@@ -82,3 +86,47 @@ def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
     exec(compile(files[CODE], f"{expected[:12]}/{CODE}", "exec"), module.__dict__)  # noqa: S102 (digest checked above)
     loaded: pyfunc.Model = module.Model(files)
     return loaded
+
+
+def canary(model: pyfunc.Model, where: str) -> int:
+    """Score the rows that model.json keeps with their scores; return by how many float32 steps they differ, 0 or 1.
+
+    Parameters
+    ----------
+    where
+        Who is asked, for the message.
+
+    Raises
+    ------
+    TiplineError
+        Where they differ by more: this machine's arithmetic is not that of the machine that trained.
+    """
+    kept = model.spec.get("canary")
+    if kept is None:
+        return 0
+    scores = model.probabilities(canary_rows(kept, model.features))
+    steps = float32_steps(scores, np.array(kept[pyfunc.OUTPUT], dtype=np.float32))
+    if steps > 1:
+        what = f"This worker scores the model's canary rows differently from where it was trained, by {steps} steps."
+        todo = "Give it the processor and library versions of the training, or train again where it scores."
+        raise TiplineError(what, where, todo)
+    return steps
+
+
+def canary_rows(kept: Mapping[str, Any], features: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    """The canary rows as prepared trips."""
+    columns = {feature["name"]: of_json(kept[feature["name"]], feature["kind"]) for feature in features}
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def of_json(values: Sequence[Any], kind: str) -> pa.Array:
+    """A column of json values as prepared trips have it; times are microseconds since 1970."""
+    return pa.array(values, pa.string()).dictionary_encode() if kind == "category" else pa.array(values, TYPES[kind])
+
+
+def float32_steps(one: pyfunc.Probabilities, other: pyfunc.Probabilities) -> int:
+    """The largest difference in representable numbers; probabilities are not negative, so their bits are in order."""
+    if not np.isfinite(one).all():
+        return int(np.iinfo(np.int32).max)
+    difference = one.view(np.int32).astype(np.int64) - other.view(np.int32)
+    return int(np.abs(difference).max(initial=0))

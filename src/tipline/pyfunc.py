@@ -7,6 +7,7 @@ must import nothing of tipline.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from dataclasses import dataclass
@@ -14,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.special import expit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    import pandas as pd
     from sklearn.pipeline import Pipeline
 
 ESTIMATOR = "estimator.skops"
@@ -46,26 +46,41 @@ Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Codes = np.ndarray[tuple[int], np.dtype[np.int32]]
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+if TYPE_CHECKING:
+    # Writes what a feature adds to the log-odds of some rows.
+    Term = Callable[[slice, Floats], None]
 
 
 def hours(column: pa.Array) -> Codes:
     """Hour of the day, 24 for a missing time."""
     times = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    since_1970 = times.fill_null(0).to_numpy() // HOUR_MICROSECONDS
-    # Not `% 24`: numpy divides with vector instructions and takes remainders without.
-    codes: Codes = (since_1970 - since_1970 // 24 * 24).astype(np.int32)
+    codes = hour_of_day(times.fill_null(0).to_numpy())
     if column.null_count:
         codes[column.is_null().to_numpy(zero_copy_only=False)] = 24
     return codes
 
 
-def category_codes(column: pa.Array, categories: list[str]) -> Codes:
-    """Position of each value in `categories`, their number for any other value and for a missing one."""
+def hour_of_day(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Codes:
+    """Hour of the day of microseconds since 1970."""
+    codes: Codes = (times // HOUR_MICROSECONDS).astype(np.int32)
+    # Not `% 24`: numpy divides with vector instructions and takes remainders without.
+    codes -= codes // 24 * 24
+    return codes
+
+
+def indexed(column: pa.Array, categories: list[str]) -> tuple[Codes, Codes]:
+    """Each row's place in a short table, and the table: positions in `categories`, their number for any other value."""
     coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column.cast(pa.string()))
     position = {value: index for index, value in enumerate(categories)}
     other = len(categories)
     table = np.array([*(position.get(value, other) for value in coded.dictionary.to_pylist()), other], dtype=np.int32)
-    codes: Codes = table.take(coded.indices.fill_null(len(table) - 1).to_numpy())
+    return coded.indices.fill_null(len(table) - 1).to_numpy(), table
+
+
+def category_codes(column: pa.Array, categories: list[str]) -> Codes:
+    """Position of each value in `categories`, their number for any other value and for a missing one."""
+    places, table = indexed(column, categories)
+    codes: Codes = table.take(places)
     return codes
 
 
@@ -101,6 +116,47 @@ def matrix(batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Matrix:
     return result
 
 
+def of_codes(codes: Codes, table: Floats) -> Term:
+    """A term that is looked up."""
+
+    def term(rows: slice, out: Floats) -> None:
+        np.take(table, codes[rows], out=out, mode="clip")
+
+    return term
+
+
+def of_categories(column: pa.Array, categories: list[str], table: Floats) -> Term:
+    """A term that is looked up by category."""
+    places, positions = indexed(column, categories)
+    return of_codes(places, table[positions])
+
+
+def of_hours(column: pa.Array, table: Floats) -> Term:
+    """A term that is looked up by the hour of the day."""
+    if column.null_count or column.type != pa.timestamp("us"):
+        return of_codes(hours(column), table)
+    times = column.cast(pa.int64()).to_numpy()
+
+    def term(rows: slice, out: Floats) -> None:
+        np.take(table, hour_of_day(times[rows]), out=out, mode="clip")
+
+    return term
+
+
+def of_numbers(column: pa.Array, feature: Mapping[str, Any], slope: float, median: float) -> Term:
+    """A term that is proportional to the value."""
+    low, high = feature["range"] or (-np.inf, np.inf)
+    values, missing = column.cast(pa.float64()).to_numpy(zero_copy_only=False), column.null_count > 0
+
+    def term(rows: slice, out: Floats) -> None:
+        np.clip(values[rows], low, high, out=out)
+        if missing:
+            np.copyto(out, median, where=np.isnan(out))
+        np.multiply(out, slope, out=out)
+
+    return term
+
+
 @dataclass(frozen=True)
 class Linear:
     """A fitted logistic regression and its preprocessing, folded into one table or one slope a feature.
@@ -112,41 +168,55 @@ class Linear:
     intercept: float
     terms: tuple[Floats | tuple[float, float], ...]
 
-    def probabilities(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Floats:
+    def of(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> list[Term]:
+        """The terms of the rows of a batch, one a feature, still to be computed."""
+        return [
+            self._term(batch[feature["name"]], feature, term)
+            for term, feature in zip(self.terms, features, strict=True)
+        ]
+
+    @staticmethod
+    def _term(column: pa.Array, feature: Mapping[str, Any], term: Floats | tuple[float, float]) -> Term:
+        if isinstance(term, tuple):
+            return of_numbers(column, feature, *term)
+        if feature["kind"] == "hour":
+            return of_hours(column, term)
+        return of_categories(column, feature["categories"], term)
+
+    def probabilities(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Probabilities:
         """Probabilities of the rows of a batch; each depends on its own row alone, whatever the batch."""
-        odds: Floats = np.full(len(batch), self.intercept)
-        for term, feature in zip(self.terms, features, strict=True):
-            values = encode(batch[feature["name"]], feature)
-            if isinstance(term, tuple):
-                slope, median = term
-                if batch[feature["name"]].null_count:
-                    values = np.where(np.isnan(values), median, values)
-                odds += slope * values
-            else:
-                odds += term.take(values.astype(np.int32, copy=False))
-        expit(odds, out=odds)
-        return odds
+        terms = self.of(batch, features)
+        result = np.empty(len(batch), np.float32)
+        odds_buffer, term_buffer = np.empty(CHUNK_ROWS), np.empty(CHUNK_ROWS)
+        with np.errstate(over="ignore"):
+            for start in range(0, len(batch), CHUNK_ROWS):
+                rows = slice(start, min(start + CHUNK_ROWS, len(batch)))
+                odds, value = odds_buffer[: rows.stop - start], term_buffer[: rows.stop - start]
+                odds[:] = self.intercept
+                for term in terms:
+                    term(rows, value)
+                    odds += value
+                result[rows] = logistic(odds)
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """As model.json has it: a list is a table, the numbers are exact."""
+        terms = [list(term) if isinstance(term, tuple) else {"table": term.tolist()} for term in self.terms]
+        return {"intercept": self.intercept, "terms": terms}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Linear:
+        """The model that `to_json` wrote."""
+        terms = (np.array(term["table"]) if isinstance(term, dict) else tuple(term) for term in value["terms"])
+        return cls(value["intercept"], tuple(terms))
 
 
-def fold(estimator: Pipeline, features: list[dict[str, Any]]) -> Linear | None:
-    """The estimator as a `Linear`, None where it is no logistic regression behind tipline's own preprocessing."""
-    classifier = estimator[-1]
-    if type(classifier).__name__ != "LogisticRegression" or "columns" not in estimator.named_steps:
-        return None
-    steps = estimator["columns"].named_transformers_
-    weights = iter(classifier.coef_[0])
-    terms: dict[int, Floats | tuple[float, float]] = {}
-    intercept = float(classifier.intercept_[0])
-    coded = [index for index, feature in enumerate(features) if levels(feature)]
-    for index in coded:
-        terms[index] = np.array([next(weights) for _ in range(levels(features[index]))] + [0.0])
-    plain = [index for index in range(len(features)) if index not in coded]
-    for place, index in enumerate(plain):
-        scaler, median = steps["numbers"]["scale"], steps["numbers"]["impute"].statistics_[place]
-        slope = next(weights) / scaler.scale_[place]
-        intercept -= slope * scaler.mean_[place]
-        terms[index] = (float(slope), float(median))
-    return Linear(intercept, tuple(terms[index] for index in range(len(features))))
+def logistic(odds: Floats) -> Floats:
+    """1 / (1 + exp(-odds)), in place."""
+    np.negative(odds, out=odds)
+    np.exp(odds, out=odds)
+    odds += 1
+    return np.reciprocal(odds, out=odds)
 
 
 class Model:
@@ -159,33 +229,40 @@ class Model:
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        import skops.io  # noqa: PLC0415 (it looks at all of scikit-learn and scipy, which takes seconds)
-
         self.spec: dict[str, Any] = json.loads(files[SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
         self.columns = [feature["name"] for feature in self.features]
-        self.estimator = skops.io.loads(files[ESTIMATOR], trusted=list(TRUSTED))
-        self._linear = fold(self.estimator, self.features)
+        self._dump = files[ESTIMATOR]
+        self.linear = Linear.from_json(self.spec["linear"]) if self.spec["linear"] else None
+        if self.linear is None:
+            self.estimator  # noqa: B018 (loaded now, not under the first rows)
+
+    @functools.cached_property
+    def estimator(self) -> Pipeline:
+        """The scikit-learn pipeline; a linear model is scored without it."""
+        import skops.io  # noqa: PLC0415 (it looks at all of scikit-learn and scipy, which takes seconds)
+
+        return skops.io.loads(self._dump, trusted=list(TRUSTED))
 
     def probabilities(self, trips: pa.Table | pa.RecordBatch) -> Probabilities:
         """Probability of a tip, float32, for each row of prepared trips."""
-        # Estimators of other kinds take a tenth of a second a call, however few the rows.
-        step = CHUNK_ROWS if self._linear is not None else BATCH_ROWS
-        parts = [
-            self._score(batch.slice(start, step)).astype(np.float32)
-            for batch in (trips.to_batches() if isinstance(trips, pa.Table) else [trips])
-            for start in range(0, len(batch), step)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        batches = trips.to_batches() if isinstance(trips, pa.Table) else [trips]
+        parts = [self._score(batch) for batch in batches]
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.float32)])
 
-    def _score(self, batch: pa.RecordBatch) -> Floats:
-        if self._linear is not None:
-            return self._linear.probabilities(batch, self.features)
-        scores: Matrix = self.estimator.predict_proba(matrix(batch, self.features))
-        return scores[:, 1]
+    def _score(self, batch: pa.RecordBatch) -> Probabilities:
+        if self.linear is not None:
+            return self.linear.probabilities(batch, self.features)
+        result = np.empty(len(batch), np.float32)
+        for start in range(0, len(batch), BATCH_ROWS):
+            part = batch.slice(start, BATCH_ROWS)
+            result[start : start + len(part)] = self.estimator.predict_proba(matrix(part, self.features))[:, 1]
+        return result
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """`probabilities` for a pandas frame with at least the model's columns; one column, tip_probability."""
+        import pandas as pd  # noqa: PLC0415 (scoring has no use for it)
+
         trips = pa.RecordBatch.from_pandas(frame[self.columns], preserve_index=False)
         return pd.DataFrame({OUTPUT: self.probabilities(trips)}, index=frame.index)
 

@@ -6,24 +6,25 @@ a killed run, an added month and a new champion.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import WorkerPlugin, get_worker
 
-from tipline import files, modelfiles, trips
-from tipline.errors import TiplineError
-from tipline.layout import Layout, month_folder
+from tipline import cluster, files, modelfiles, trips
+from tipline.errors import TiplineError, one_line
+from tipline.layout import Layout, month_name
 from tipline.metrics import Counts
+from tipline.places import Bucket, Folder, Place, place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from distributed import Worker
+    from distributed import Client, Worker
 
     from tipline.pyfunc import Model
 
@@ -33,7 +34,28 @@ FORMAT = 1
 SCHEMA = pa.schema(
     [pa.field("row", pa.int64(), nullable=False), pa.field("tip_probability", pa.float32(), nullable=False)]
 )
-PLUGIN = "tipline-model"
+PREPARED = "trips.parquet"
+PHASES = ("read", "score", "count", "write")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where prepared months come from, where predictions go, and where they wait until a month is whole."""
+
+    trips: Place
+    predictions: Place
+    staged: Place
+
+    @classmethod
+    def of(cls, layout: Layout, trips: str = "", to: str = "") -> Places:
+        """The project's own folders, or those that the command names."""
+        source = place(trips or layout.root / "data" / "trips")
+        if not to:
+            return cls(source, Folder(layout.predictions), Folder(layout.staging / "predictions"))
+        target = place(to)
+        if isinstance(target, Folder):
+            return cls(source, target, Folder(target.root.with_name(f".{target.root.name}.staging")))
+        return cls(source, target, Bucket(target.address("_staging")))
 
 
 @dataclass(frozen=True)
@@ -41,16 +63,32 @@ class Block:
     """One task: a row group of a prepared month, and the part that its predictions go to."""
 
     month: str
-    trips: Path
+    places: Places
+    state: str | None  # of the prepared file, when the run began
     row_group: int
     rows: int
-    part: Path
     key: str
+    model: str  # digest
 
     @property
-    def marker(self) -> Path:
+    def trips(self) -> str:
+        """The prepared month's file."""
+        return f"{month_name(self.month)}/{PREPARED}"
+
+    @property
+    def name(self) -> str:
+        """The part's file."""
+        return f"part-{self.row_group:05d}.parquet"
+
+    @property
+    def part(self) -> str:
+        """The part among the staged files."""
+        return f"{month_name(self.month)}/{self.name}"
+
+    @property
+    def marker(self) -> str:
         """What was made, written when the part is whole; the leading dot hides it from Parquet readers."""
-        return self.part.with_name(f".{self.part.stem}.json")
+        return f"{month_name(self.month)}/.part-{self.row_group:05d}.json"
 
 
 @dataclass
@@ -58,19 +96,26 @@ class Month:
     """A month that is not published with this key yet."""
 
     month: str
+    places: Places
     key: dict[str, Any]
-    staged: Path
-    folder: Path
     blocks: list[Block]
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def folder(self) -> str:
+        """Its folder, staged and published."""
+        return month_name(self.month)
+
+    @property
     def open(self) -> list[Block]:
         """The blocks whose parts are not there yet."""
-        return [block for block in self.blocks if block.part.name not in self.done]
+        return [block for block in self.blocks if block.name not in self.done]
 
 
-def plan(layout: Layout, months: list[str], digest: str) -> tuple[list[Month], dict[str, str]]:
+# ---- what is to be done ----
+
+
+def plan(places: Places, months: Sequence[str], digest: str) -> tuple[list[Month], dict[str, str]]:
     """The months that are not published with this model and their prepared rows, with the parts that are done.
 
     Returns
@@ -81,73 +126,146 @@ def plan(layout: Layout, months: list[str], digest: str) -> tuple[list[Month], d
     planned, failed = [], {}
     for month in months:
         try:
-            receipt = files.read_json(layout.trips(month) / files.RECEIPT, f"Run: dvc repro prepare@{month}")
-            key = {"trips": receipt["trips"]["sha256"], "model": digest, "format": FORMAT}
-            if not is_published(month_folder(layout.predictions, month), key):
-                planned.append(plan_month(layout, month, key))
+            key = key_of(places, month, digest)
+            if not is_published(places.predictions, month, key):
+                planned.append(plan_month(places, month, key))
         except TiplineError as error:
-            failed[month] = " ".join(str(error).split())
+            failed[month] = one_line(error)
     return planned, failed
 
 
-def plan_month(layout: Layout, month: str, key: Mapping[str, Any]) -> Month:
-    """Blocks of a month, and those of them that an earlier run has finished."""
-    staged = month_folder(layout.staging / "predictions", month)
-    trips = layout.trips_file(month)
-    try:
-        with pq.ParquetFile(trips) as file:
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    except (pa.ArrowException, OSError) as error:
-        what = f"The prepared month cannot be read: {str(error).splitlines()[0]}."
-        raise TiplineError(what, str(trips), f"Run: dvc repro -f prepare@{month}") from error
-    name = files.digest_of(key)
-    blocks = [
-        Block(month, trips, group, count, staged / f"part-{group:05d}.parquet", name)
-        for group, count in enumerate(rows)
-    ]
-    planned = Month(month, dict(key), staged, month_folder(layout.predictions, month), blocks)
-    planned.done = dict(finished(blocks))
-    return planned
+def key_of(places: Places, month: str, digest: str) -> dict[str, Any]:
+    """What the predictions of a month are made from.
 
-
-def finished(blocks: list[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of an earlier run that can be kept: the marker names the same key, the part has its length."""
-    for block in blocks:
-        made = files.read_json_if_any(block.marker)
-        whole = made is not None and block.part.is_file() and block.part.stat().st_size == made["bytes"]
-        if whole and made["key"] == block.key:
-            yield block.part.name, made
-
-
-def is_published(folder: Path, key: Mapping[str, Any]) -> bool:
-    """Whether a month's predictions are there, whole, and made from this key."""
-    receipt = files.read_json_if_any(folder / files.RECEIPT)
+    Raises
+    ------
+    TiplineError
+        Where the month is not prepared, or its file has not the length that its receipt says.
+    """
+    folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
+    receipt = places.trips.json(f"{folder}/{files.RECEIPT}")
     if receipt is None:
+        where = places.trips.address(f"{folder}/{files.RECEIPT}")
+        raise TiplineError("The month is not prepared: it has no receipt.", where, todo)
+    size = places.trips.sizes(folder).get(PREPARED)
+    if size != receipt["trips"]["bytes"]:
+        what = f"The prepared month has {size or 0:,} bytes, its receipt says {receipt['trips']['bytes']:,}."
+        raise TiplineError(what, places.trips.address(f"{folder}/{PREPARED}"), todo)
+    return {"trips": receipt["trips"]["sha256"], "model": digest, "format": FORMAT}
+
+
+def plan_month(places: Places, month: str, key: Mapping[str, Any]) -> Month:
+    """Blocks of a month, and those of them that an earlier run has finished."""
+    blocks = blocks_of(places, month, key)
+    return Month(month, places, dict(key), blocks, dict(finished(places.staged, month, blocks)))
+
+
+def blocks_of(places: Places, month: str, key: Mapping[str, Any]) -> list[Block]:
+    """A month's row groups."""
+    name = f"{month_name(month)}/{PREPARED}"
+    state, groups = places.trips.state(name), places.trips.groups(name)
+    digest = files.digest_of(key)
+    return [Block(month, places, state, group, rows, digest, key["model"]) for group, rows in enumerate(groups)]
+
+
+def finished(staged: Place, month: str, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts of an earlier run that can be kept: made from the same key, with the digest that was written down."""
+    there = staged.sizes(month_name(month))
+    for block in blocks:
+        made = staged.json(block.marker) if block.name in there else None
+        if made is not None and made["key"] == block.key and made["bytes"] == there[block.name]:
+            data = staged.read(block.part)
+            if data is not None and files.sha256_of(data) == made["sha256"]:
+                yield block.name, made
+
+
+def is_published(predictions: Place, month: str, key: Mapping[str, Any]) -> bool:
+    """Whether a month's predictions are there, whole, and made from this key."""
+    receipt = predictions.json(f"{month_name(month)}/{files.RECEIPT}")
+    if receipt is None or receipt["key"] != dict(key):
         return False
-    parts = receipt["parts"]
-    sizes = {path.name: path.stat().st_size for path in folder.glob("part-*.parquet")}
-    whole = all(sizes.get(part["name"]) == part["bytes"] for part in parts)
-    return bool(receipt["key"] == dict(key)) and whole
+    sizes = predictions.sizes(month_name(month))
+    return all(sizes.get(part["name"]) == part["bytes"] for part in receipt["parts"])
+
+
+# ---- on a worker ----
+
+
+def plugin_name(digest: str) -> str:
+    """A scheduler may serve several projects at once: each model has its own name there."""
+    return f"tipline-model-{digest}"
 
 
 class ModelPlugin(WorkerPlugin):
-    """Carries the model's files to each worker and loads them there once, also after a worker's restart."""
+    """Carries the model's files to each worker and loads them there once, also after a worker's restart.
 
-    name = PLUGIN
+    The model's canary rows are scored before anything else. Where they come out otherwise than where the model was
+    made, or the model cannot be loaded, every block that the worker is given is refused.
+    """
 
     def __init__(self, contents: Mapping[str, bytes], digest: str) -> None:
+        self.name = plugin_name(digest)
         self.contents = dict(contents)
         self.digest = digest
         self.model: Model | None = None
+        self.refusal: TiplineError | None = None
+        self.canary = 0
 
     def setup(self, worker: Worker) -> None:
-        """Check the digest, then load."""
-        del worker
-        self.model = modelfiles.load(self.contents, self.digest)
+        """Check the digest, load, score the canary."""
+        try:
+            self.model = modelfiles.load(self.contents, self.digest)
+            self.canary = modelfiles.canary(self.model, worker.address)
+        except TiplineError as error:
+            self.refusal = error
+
+    def ready(self) -> Model:
+        """The model.
+
+        Raises
+        ------
+        TiplineError
+            Where this worker must not score.
+        """
+        if self.refusal is not None or self.model is None:
+            raise self.refusal or TiplineError("The model is not loaded.", self.name, "Run it again.")
+        return self.model
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel without the loaded model."""
-        return {"contents": self.contents, "digest": self.digest, "model": None}
+        return {**self.__dict__, "model": None, "refusal": None}
+
+
+def send_model(client: Client, contents: Mapping[str, bytes], digest: str) -> int:
+    """Load the model on all workers; return by how many float32 steps, 0 or 1, canary rows came out differently.
+
+    Raises
+    ------
+    TiplineError
+        Where one of them cannot load it, or scores the canary rows differently.
+    """
+    client.register_plugin(ModelPlugin(contents, digest))
+    return max(client.run(canary_of, plugin_name(digest)).values(), default=0)
+
+
+def canary_of(name: str, dask_worker: Worker) -> int:
+    """How a worker's canary rows came out."""
+    plugin = cast(ModelPlugin, dask_worker.plugins[name])
+    plugin.ready()
+    return plugin.canary
+
+
+def model_here(digest: str) -> Model:
+    """A model on the worker that runs the task."""
+    return cast(ModelPlugin, get_worker().plugins[plugin_name(digest)]).ready()
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time of the block to a phase."""
+    started = time.perf_counter()
+    yield
+    seconds[phase] = round(seconds.get(phase, 0.0) + time.perf_counter() - started, 6)
 
 
 def score_block(block: Block) -> dict[str, Any]:
@@ -156,21 +274,43 @@ def score_block(block: Block) -> dict[str, Any]:
     Returns
     -------
     dict
-        key, name, rows, bytes and sha256 of the part, counts.
+        key, name, rows, bytes and sha256 of the part, counts, seconds by phase, peak_bytes of the worker.
     """
-    loaded: Model = get_worker().plugins[PLUGIN].model  # type: ignore[attr-defined]
-    target, by = loaded.spec["target"], loaded.spec["baseline"]["by"]
-    types = trips.needed(loaded.spec)
-    with pq.ParquetFile(block.trips) as file:
-        table = file.read_row_group(block.row_group, columns=["row", *types], use_threads=False)
-    batches = trips.with_columns(table, types).combine_chunks().to_batches()
-    parts = [loaded.probabilities(batch) for batch in batches]
-    counts = Counts.sum(Counts.of(batch, target, by, scores) for batch, scores in zip(batches, parts, strict=True))
-    return publish_part(block, table["row"], pa.chunked_array([pa.array(part) for part in parts], pa.float32()), counts)
+    model, seconds = model_here(block.model), dict[str, float]()
+    with timed(seconds, "read"):
+        rows, batch = read_block(block, model.spec)
+    with timed(seconds, "score"):
+        scores = model.probabilities(batch)
+    with timed(seconds, "count"):
+        counts = Counts.of(batch, model.spec["target"], model.spec["baseline"]["by"], scores)
+    with timed(seconds, "write"):
+        data = encoded(rows, pa.array(scores))
+        block.places.staged.write(block.part, data)
+    made = {
+        "key": block.key,
+        "name": block.name,
+        "rows": len(batch),
+        "bytes": len(data),
+        "sha256": files.sha256_of(data),
+        "counts": counts.to_json(),
+        "seconds": seconds,
+        "peak_bytes": cluster.peak_bytes(),
+    }
+    block.places.staged.write_json(block.marker, made)
+    return made
 
 
-def publish_part(block: Block, rows: pa.ChunkedArray, scores: pa.ChunkedArray, counts: Counts) -> dict[str, Any]:
-    """Write a part and, when it is whole, its marker."""
+def read_block(block: Block, spec: Mapping[str, Any]) -> tuple[pa.ChunkedArray, pa.RecordBatch]:
+    """Row numbers of a block, and the columns that a model and the counts of its scores need."""
+    types = trips.needed(spec)
+    table = block.places.trips.table(block.trips, block.row_group, ["row", *types], block.state)
+    # One batch: each column has one dictionary then, and no block is beyond a row group.
+    batch = trips.with_columns(table, types).combine_chunks().to_batches(max_chunksize=len(table) or 1)
+    return table["row"], batch[0] if batch else pa.RecordBatch.from_pylist([], table.schema)
+
+
+def encoded(rows: pa.ChunkedArray, scores: pa.Array) -> pa.Buffer:
+    """A part's bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.table([rows, scores], schema=SCHEMA),
@@ -178,22 +318,12 @@ def publish_part(block: Block, rows: pa.ChunkedArray, scores: pa.ChunkedArray, c
         compression="lz4",
         use_dictionary=False,
         column_encoding={"row": "DELTA_BINARY_PACKED", "tip_probability": "PLAIN"},
-        row_group_size=len(rows),
+        row_group_size=len(scores) or 1,
     )
-    data = sink.getvalue()
-    block.part.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(block.part) as temporary:
-        temporary.write_bytes(data)
-    made = {
-        "key": block.key,
-        "name": block.part.name,
-        "rows": len(rows),
-        "bytes": len(data),
-        "sha256": files.sha256_of(data),
-        "counts": counts.to_json(),
-    }
-    files.write_json(block.marker, made)
-    return made
+    return sink.getvalue()
+
+
+# ---- publishing ----
 
 
 def publish_month(month: Month, made: Mapping[str, Any]) -> None:
@@ -204,42 +334,33 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     made
         What is recorded of this run and not compared later: version, run, libraries, seconds.
     """
-    parts = [month.done[block.part.name] for block in month.blocks]
+    parts = [month.done[block.name] for block in month.blocks]
     rows = sum(block.rows for block in month.blocks)
     if sum(part["rows"] for part in parts) != rows:
         raise TiplineError("The parts do not have the month's rows.", f"month {month.month}", "Run: dvc repro -f score")
-    counts = Counts.sum(Counts.from_json(part["counts"]) for part in parts)
-    kept = {block.part.name for block in month.blocks}
-    month.staged.mkdir(parents=True, exist_ok=True)
-    for path in month.staged.iterdir():
-        if path.name not in kept:
-            path.unlink()
+    staged, kept = month.places.staged, {block.name for block in month.blocks}
+    for name in staged.sizes(month.folder).keys() - kept:
+        staged.remove_file(f"{month.folder}/{name}")
     receipt = {
         "month": month.month,
         "key": month.key,
         "rows": rows,
         "parts": [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in parts],
-        "counts": counts.to_json(),
-        "made": dict(made),
+        "counts": Counts.sum(Counts.from_json(part["counts"]) for part in parts).to_json(),
+        "made": {
+            **made,
+            "worker_seconds": {phase: round(sum(part["seconds"][phase] for part in parts), 3) for phase in PHASES},
+            "peak_worker_bytes": max((part["peak_bytes"] for part in parts), default=0),
+        },
     }
-    files.write_json(month.staged / files.RECEIPT, receipt)
-    files.swap_in(month.staged, month.folder)
+    staged.write_json(f"{month.folder}/{files.RECEIPT}", receipt)
+    month.places.predictions.publish(staged, month.folder)
 
 
-def mend(layout: Layout) -> None:
-    """Finish what a crash between the two renames of a publication left: the month that stood there goes back."""
-    for old in sorted((layout.staging / "predictions").glob("month=*.old")):
-        folder = layout.predictions / old.name.removesuffix(".old")
-        if folder.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(folder)
-
-
-def drop_others(layout: Layout, months: list[str]) -> list[str]:
+def drop_others(places: Places, months: Sequence[str]) -> list[str]:
     """Remove the predictions of months that are scored no more; return their names."""
-    kept = {month_folder(layout.predictions, month).name for month in months}
-    others = [folder for folder in sorted(layout.predictions.glob("month=*")) if folder.name not in kept]
-    for folder in others:
-        shutil.rmtree(folder)
-    return [folder.name.removeprefix("month=") for folder in others]
+    kept = {month_name(month) for month in months}
+    others = [name for name in places.predictions.folders() if name.startswith("month=") and name not in kept]
+    for name in others:
+        places.predictions.remove(name)
+    return [name.removeprefix("month=") for name in others]

@@ -53,7 +53,7 @@ def not_scored(settings: Settings, layout: Layout, ref: dict[str, Any] | None) -
     """Months without predictions of the model in models/champion/."""
     if ref is None:
         return list(settings.months)
-    planned, failed = scoring.plan(layout, list(settings.months), ref["digest"])
+    planned, failed = scoring.plan(scoring.Places.of(layout), settings.months, ref["digest"])
     missing = {month.month for month in planned} | set(failed)
     return [month for month in settings.months if month in missing]
 

@@ -7,8 +7,6 @@ import time
 from concurrent import futures
 from typing import TYPE_CHECKING
 
-import filelock
-
 from tipline import files, source
 from tipline.errors import TiplineError, of_months
 
@@ -35,13 +33,8 @@ def run(settings: Settings, layout: Layout, month: str) -> None:
         Where it cannot be fetched, is no month of trips, or is being fetched by another process.
     """
     parts = layout.staging / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(parts / f"{month}.lock", timeout=0):
-            fetch(settings, layout, month, parts / f"{month}.part")
-    except filelock.Timeout as error:
-        todo = "Wait for it to end, or stop it; what has arrived is kept."
-        raise TiplineError("Another process is fetching this month.", month, todo) from error
+    with files.locked(parts / f"{month}.lock", "fetching this month"):
+        fetch(settings, layout, month, parts / f"{month}.part")
 
 
 def fetch(settings: Settings, layout: Layout, month: str, part: Path) -> None:

@@ -59,6 +59,7 @@ def fit(settings: Settings, root: Path, spec: dict[str, Any], rows: pa.RecordBat
     pipeline = model.fit(model.build(features, settings.train, root), pyfunc.matrix(rows, features), tipped)
     baseline = metrics.fit_baseline(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
     model.save(folder, pipeline, spec | {"baseline": baseline})
+    model.keep_canary(folder, rows)
     loaded = pyfunc.Model(modelfiles.read(folder))
     counts = metrics.Counts.of(rows, settings.model.target, settings.baseline.by, loaded.probabilities(rows))
     figures = counts.figures(baseline)
