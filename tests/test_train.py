@@ -162,7 +162,7 @@ def test_the_training_is_told_beside_the_model(project: Layout) -> None:
     assert training["params"]["months"] == "2009-01"
     assert training["params"]["params.C"] == 1.0
     assert len(training["example"]) == 5
-    assert list(training["example"][0]) == loaded.columns
+    assert list(training["example"][0]) == [feature["name"] for feature in loaded.features]
     spec = pipeline.read_json(project.challenger / "model.json")
     assert spec["baseline"] == metrics.fit_baseline(trips, "tip_amount", "payment_type", 10)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tipline import pyfunc
+from tipline import foreign, pyfunc
 from tipline.errors import TiplineError
 from tipline.files import digest_of, sha256_of
 from tipline.trips import TYPES
@@ -20,6 +20,8 @@ from tipline.trips import TYPES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    Model = pyfunc.Model | foreign.Foreign
 
 CODE = "pyfunc.py"
 # What makes a model: estimator, features and baseline, and the code that computes the features.
@@ -29,22 +31,25 @@ TRAINING = "training.json"
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """The bytes of the model's files, by name.
+    """The bytes of the model's files, by name; of a model that tipline did not make, all that MLflow logged.
 
     Raises
     ------
     TiplineError
         Where one is missing.
     """
+    logged = sorted(path for path in (folder / foreign.FOLDER).rglob("*") if path.is_file())
+    names = [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC] if logged else FILES
     try:
-        return {name: (folder / name).read_bytes() for name in FILES}
+        return {name: (folder / name).read_bytes() for name in names}
     except FileNotFoundError as error:
         raise TiplineError("A file of the model is missing.", str(error.filename), "Run: dvc repro") from error
 
 
 def digest(files: Mapping[str, bytes]) -> str:
-    """The digest that names a model, from the bytes of its files."""
-    return digest_of({name: sha256_of(files[name]) for name in FILES})
+    """The digest that names a model, from the bytes of its files; model.json is part of our own models alone."""
+    names = [name for name in files if name != pyfunc.SPEC] if foreign.is_foreign(files) else FILES
+    return digest_of({name: sha256_of(files[name]) for name in names})
 
 
 def digest_in(folder: Path) -> str:
@@ -71,7 +76,7 @@ def check(files: Mapping[str, bytes], expected: str) -> None:
         raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
 
 
-def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
+def load(files: Mapping[str, bytes], expected: str) -> Model:
     """The model, run by the code that it carries.
 
     Raises
@@ -80,6 +85,8 @@ def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
         Where the files are not those that `expected` is the digest of; nothing of them has run then.
     """
     check(files, expected)
+    if foreign.is_foreign(files):
+        return foreign.Foreign(files)
     module = ModuleType(f"tipline_model_{expected[:12]}")
     # dataclasses look their module up by name
     sys.modules[module.__name__] = module
@@ -88,7 +95,7 @@ def load(files: Mapping[str, bytes], expected: str) -> pyfunc.Model:
     return loaded
 
 
-def canary(model: pyfunc.Model, where: str) -> int:
+def canary(model: Model, where: str) -> int:
     """Score the rows that model.json keeps with their scores; return by how many float32 steps they differ, 0 or 1.
 
     Parameters

@@ -21,7 +21,7 @@ def run(settings: Settings, layout: Layout, number: int | None) -> None:
     Raises
     ------
     UsageError
-        Where there is no such version.
+        Where there is no such version, or one that cannot score prepared trips.
     """
     name = settings.register_.name
     with tracking.connect(layout) as client:
@@ -32,7 +32,7 @@ def run(settings: Settings, layout: Layout, number: int | None) -> None:
             version = versions[0]
         else:
             version = registry.by_number(client, name, number, "MLflow's registry")
-        registry.digest_of(version)
+        version = registry.adopt(client, settings, layout, version)
         before = registry.by_alias(client, name)
         registry.promote(client, version)
     was = f", it was version {before.version}" if before else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -15,18 +16,21 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from tipline import files, modelfiles, pyfunc, tracking
+from tipline import contract, files, foreign, modelfiles, pyfunc, tracking
 from tipline.errors import TiplineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
     from tipline.layout import Layout
+    from tipline.params import Settings
 
 CHAMPION = "champion"
+# On versions that tipline did not make: what their model.json says.
+FOREIGN = "tipline.model"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")
 SPEC_TYPES = {"category": DataType.string, "hour": DataType.datetime, "number": DataType.double}
 
@@ -71,11 +75,11 @@ def digest_of(version: ModelVersion) -> str:
     Raises
     ------
     TiplineError
-        For a version that tipline did not register.
+        For a version that was not adopted.
     """
     if tracking.DIGEST not in version.tags:
         what = "This version was not registered by tipline: it has no digest to check its files by."
-        raise TiplineError(what, f"{version.name} version {version.version}", "Promote another version.")
+        raise TiplineError(what, f"{version.name} version {version.version}", "Run: tipline promote VERSION")
     return str(version.tags[tracking.DIGEST])
 
 
@@ -87,15 +91,20 @@ def ensure_version(
     found = versions(client, name, digest)
     if found:
         return found[0]
-    run, uri = log_training(client, layout, folder, digest, pictures)
+    tags = {tracking.DIGEST: digest}
+    if (folder / foreign.FOLDER).is_dir():
+        run, uri = log_adopted(client, layout, folder, digest)
+        tags[FOREIGN] = (folder / pyfunc.SPEC).read_text(encoding="utf-8")
+    else:
+        run, uri = log_training(client, layout, folder, digest, pictures)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(
-        name, source=uri, run_id=run, tags={tracking.DIGEST: digest}, model_id=uri.removeprefix("models:/")
-    )
+    # Only what MLflow keeps as a logged model has an id.
+    model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
+    return client.create_model_version(name, source=uri, run_id=run, tags=tags, model_id=model_id)
 
 
 def log_training(
@@ -144,22 +153,69 @@ def example(features: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, A
 
 
 def fetch(version: ModelVersion, folder: Path) -> None:
-    """Put the files of a version into an empty folder and hold them against its digest.
+    """Put the files of a version into a folder that is not there yet, and hold them against its digest.
 
     Raises
     ------
     TiplineError
         Where they are not the ones that were registered.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        uri = f"models:/{version.name}/{version.version}"
-        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-        shutil.copyfile(root / modelfiles.CODE, folder / modelfiles.CODE)
-        for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING):
-            shutil.copyfile(root / "artifacts" / name, folder / name)
+    with downloaded(version) as root:
+        if FOREIGN in version.tags:
+            shutil.copytree(root, folder / foreign.FOLDER)
+            (folder / pyfunc.SPEC).write_text(version.tags[FOREIGN], encoding="utf-8")
+        else:
+            shutil.copyfile(root / modelfiles.CODE, folder / modelfiles.CODE)
+            for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING):
+                shutil.copyfile(root / "artifacts" / name, folder / name)
     if modelfiles.digest_in(folder) != digest_of(version):
         what = "The registry's files of this version are not those that were registered."
         raise TiplineError(what, f"{version.name} version {version.version}", "Promote another version.")
+
+
+@contextlib.contextmanager
+def downloaded(version: ModelVersion) -> Iterator[Path]:
+    """The files of a version, as MLflow logged them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        uri = f"models:/{version.name}/{version.version}"
+        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/model"))
+        # MLflow's note of the version's number: the same model has another one elsewhere.
+        (root / "registered_model_meta").unlink(missing_ok=True)
+        yield root
+
+
+def adopt(client: MlflowClient, settings: Settings, layout: Layout, version: ModelVersion) -> ModelVersion:
+    """A version with a digest: our own as it is; another is looked at once, and tagged with what scoring needs.
+
+    Raises
+    ------
+    UsageError
+        Where it cannot be given prepared trips.
+    """
+    if tracking.DIGEST in version.tags:
+        return version
+    where = f"{version.name} version {version.version}"
+    trained = files.read_json(layout.challenger / pyfunc.SPEC, "Run: dvc repro train")
+    with downloaded(version) as root:
+        features = foreign.features(root, contract.load(layout.root / settings.contract), where)
+        shutil.copytree(root, root.parent / "adopted" / foreign.FOLDER)
+        # It says nothing of what its scores are to be counted by: the challenger's baseline is what there is.
+        spec = {"name": where, "target": trained["target"], "baseline": trained["baseline"], "features": features}
+        files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
+        tags = {tracking.DIGEST: modelfiles.digest_in(root.parent / "adopted"), FOREIGN: json.dumps(spec)}
+    for name, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), name, value)
+    return client.get_model_version(version.name, str(version.version))
+
+
+def log_adopted(client: MlflowClient, layout: Layout, folder: Path, digest: str) -> tuple[str, str]:
+    """Log a model that tipline did not make again, for a registry that has lost it; return run and address."""
+    spec = (folder / pyfunc.SPEC).read_text(encoding="utf-8")
+    experiment = tracking.experiment(client, layout, "train")
+    tags = {**tracking.lineage("train"), tracking.DIGEST: digest}
+    with tracking.new_run(client, experiment, f"{json.loads(spec)['name']}, not made by tipline", tags) as run:
+        client.log_artifacts(run, str(folder / foreign.FOLDER), "model")
+    return run, f"runs:/{run}/model"
 
 
 def promote(client: MlflowClient, version: ModelVersion) -> None:

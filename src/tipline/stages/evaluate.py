@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from tipline.layout import Layout
     from tipline.metrics import Labels
+    from tipline.modelfiles import Model
     from tipline.params import Settings
-    from tipline.pyfunc import Floats, Model, Probabilities
+    from tipline.pyfunc import Floats, Probabilities
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ def run(settings: Settings, layout: Layout) -> None:
         refill(client, layout, name, before)
         pictures = [layout.learning_curve.with_suffix(".png")]
         challenger = registry.ensure_version(client, layout, name, layout.challenger, pictures)
-        champion = resolve(client, settings, challenger)
+        champion = registry.adopt(client, settings, layout, resolve(client, settings, challenger))
         ref = {
             "name": name,
             "version": int(champion.version),
