@@ -56,12 +56,8 @@ def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def frame(layout: Layout, month: str) -> pd.DataFrame:
     """A month as a person has it who reads data/trips with pandas."""
-    read = pipeline.trips(layout, month).select(COLUMNS).to_pandas()
+    read: pd.DataFrame = pipeline.trips(layout, month).select(COLUMNS).to_pandas()
     return read.astype({"payment_type": "str", "pickup_datetime": "datetime64[ns]"})
-
-
-def with_hour(given: pd.DataFrame) -> pd.DataFrame:
-    return given.assign(hour=given.pop("pickup_datetime").dt.hour)
 
 
 def fitted(layout: Layout) -> Any:

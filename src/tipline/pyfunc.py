@@ -183,6 +183,13 @@ class Linear:
             return of_hours(column, term)
         return of_categories(column, feature["categories"], term)
 
+    def contributions(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> list[Floats]:
+        """What each feature adds to the log-odds of each row."""
+        result = [np.empty(len(batch)) for _ in features]
+        for term, values in zip(self.of(batch, features), result, strict=True):
+            term(slice(0, len(batch)), values)
+        return result
+
     def probabilities(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Probabilities:
         """Probabilities of the rows of a batch; each depends on its own row alone, whatever the batch."""
         terms = self.of(batch, features)

@@ -376,3 +376,14 @@ def damaged(error: Exception, where: str) -> TiplineError:
     """The message for a month whose bytes cannot be read."""
     what = f"The published month cannot be read: {said(error)}"
     return TiplineError(what, where, "Fetch the month again (dvc repro -f download@MONTH), or ask whoever made it.")
+
+
+def row_of(month: ParquetMonth | CsvMonth, row: int) -> str | None:
+    """A published row, as text or as json, None where there is no such row."""
+    # Of CSV, one column is enough to split the lines; the text of the whole line is kept beside it.
+    names = month.schema.names if isinstance(month, ParquetMonth) else month.schema.names[:1]
+    for batch in month.batches(names, []):
+        place = int(np.searchsorted(batch.rows, row))
+        if place < len(batch.rows) and batch.rows[place] == row:
+            return batch.raw([place])[0]
+    return None
