@@ -55,12 +55,33 @@ def parser() -> argparse.ArgumentParser:
         if name == "score":
             stage.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
             stage.add_argument("--to", default="", metavar="PLACE", help="of predictions: a path or s3://…")
+    text = "compare the scores of two versions over prepared months, before promoting one; writes no predictions"
+    diff_arguments(commands.add_parser("diff-scores", help=text, description=text))
+    text = "hold predictions against their receipts and prepared months: digests, rows, row numbers, counts"
+    verify = commands.add_parser("verify", help=text, description=text)
+    verify.add_argument("months", nargs="*", metavar="month", help="such as 2009-01; default: all of `months`")
+    verify.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
+    verify.add_argument("--predictions", default="", metavar="PLACE", help="a path or s3://…")
+    text = "walk back from one prediction: contributions, model, prepared and published row, source"
+    explain = commands.add_parser("explain", help=text, description=text)
+    explain.add_argument("month", help="such as 2009-01")
+    explain.add_argument("row", type=int, help="the row's number in the published month, from 0: the predictions' row")
     text = "make a version the champion; `dvc repro` then scores with it"
     promote = commands.add_parser("promote", help=text, description=text)
     promote.add_argument("version", nargs="?", type=int, help="its number in the registry; default: the newest")
     text = "show champion, challenger, months not scored yet, last figures"
     commands.add_parser("status", help=text, description=text)
     return top
+
+
+def diff_arguments(differ: argparse.ArgumentParser) -> None:
+    """What `diff-scores` is told."""
+    for letter in "ab":
+        differ.add_argument(letter, metavar=letter.upper(), help="a version's number in the registry, or champion")
+    differ.add_argument("months", nargs="*", metavar="month", help="such as 2009-01; default: all of `months`")
+    differ.add_argument("--threshold", type=float, default=0.5, metavar="P", help="a score is above it or not: 0.5")
+    differ.add_argument("--movers", type=int, default=10, metavar="K", help="rows of the largest differences kept: 10")
+    differ.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -81,6 +102,13 @@ def run(arguments: argparse.Namespace) -> None:
         module("stages.score").run(settings, project, arguments.trips, arguments.to)
     elif command in STAGES:
         module(f"stages.{command}").run(settings, project)
+    elif command == "diff-scores":
+        named, asked = (arguments.a, arguments.b), (arguments.threshold, arguments.movers, arguments.trips)
+        show(module("diff_scores").run(settings, project, named, months, *asked))
+    elif command == "verify":
+        show(module(command).run(settings, project, months, arguments.trips, arguments.predictions))
+    elif command == "explain":
+        show(module(command).run(settings, project, params.month_argument(arguments.month), arguments.row))
     elif command == "promote":
         module(command).run(settings, project, arguments.version)
     else:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tipline.pyfunc import filled
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -30,7 +32,7 @@ def labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Label
     """Whether each row's target is above zero, and whether it is known at all."""
     amount = trips[target]
     known = amount.is_valid().to_numpy(zero_copy_only=False) if amount.null_count else np.ones(len(trips), dtype=bool)
-    return amount.fill_null(0).to_numpy() > 0, known
+    return filled(amount, 0) > 0, known
 
 
 def losses(probabilities: Probabilities | Floats, tipped: Labels) -> Probabilities | Floats:
@@ -69,7 +71,7 @@ class Counts:
         """Count the rows of one batch of prepared trips."""
         tipped, known = labels(trips, target)
         names = [*trips[by].dictionary.to_pylist(), MISSING]
-        codes = trips[by].indices.fill_null(len(names) - 1).to_numpy()
+        codes = filled(trips[by].indices, len(names) - 1)
         scores = probabilities
         if not known.all():
             tipped, codes, scores = tipped[known], codes[known], probabilities[known]
@@ -219,5 +221,5 @@ def baseline_probabilities(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -
     column = trips[baseline["by"]]
     rates = [baseline["rates"].get(name or MISSING, baseline["overall"]) for name in column.dictionary.to_pylist()]
     missing = baseline["rates"].get(MISSING, baseline["overall"])
-    values: Floats = np.array([*rates, missing]).take(column.indices.fill_null(len(rates)).to_numpy())
+    values: Floats = np.array([*rates, missing]).take(filled(column.indices, len(rates)))
     return values

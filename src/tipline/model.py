@@ -203,15 +203,12 @@ def save(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
 
 
 def keep_canary(folder: Path, trips: pa.RecordBatch) -> None:
-    """Add some rows with their scores to model.json: what each worker scores before anything else.
-
-    The last of the rows has nothing known in it.
-    """
+    """Add some rows with their scores to model.json: what each worker scores before anything else."""
     loaded = pyfunc.Model(modelfiles.read(folder))
     kept: dict[str, list[Any]] = {}
     for feature in loaded.features:
         plain = {"category": pa.string(), "hour": pa.int64(), "number": pa.float64()}[feature["kind"]]
-        kept[feature["name"]] = [*trips[feature["name"]].slice(0, CANARY_ROWS - 1).cast(plain).to_pylist(), None]
+        kept[feature["name"]] = trips[feature["name"]].slice(0, CANARY_ROWS).cast(plain).to_pylist()
     scores = loaded.probabilities(modelfiles.canary_rows(kept, loaded.features))
     save_spec(folder, loaded.spec | {"canary": {**kept, pyfunc.OUTPUT: scores.tolist()}})
 

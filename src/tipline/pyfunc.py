@@ -46,15 +46,36 @@ Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Codes = np.ndarray[tuple[int], np.dtype[np.int32]]
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+Values = np.ndarray[tuple[int], Any]
+VIEWS: dict[pa.DataType, np.dtype[Any]] = {
+    pa.int32(): np.dtype(np.int32),
+    pa.int64(): np.dtype(np.int64),
+    pa.float64(): np.dtype(np.float64),
+}
 if TYPE_CHECKING:
     # Writes what a feature adds to the log-odds of some rows.
     Term = Callable[[slice, Floats], None]
 
 
+def viewed(column: pa.Array) -> Values:
+    """The values of a column without nulls, not copied."""
+    dtype = VIEWS.get(column.type)
+    if dtype is None or not len(column):
+        values: Values = column.to_numpy(zero_copy_only=False)
+        return values
+    # Not `to_numpy`: it imports pandas first, half a second in every worker.
+    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
+
+
+def filled(column: pa.Array, value: int) -> Values:
+    """A column's values, `value` for missing ones."""
+    return viewed(column.fill_null(value) if column.null_count else column)
+
+
 def hours(column: pa.Array) -> Codes:
     """Hour of the day, 24 for a missing time."""
     times = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    codes = hour_of_day(times.fill_null(0).to_numpy())
+    codes = hour_of_day(filled(times, 0))
     if column.null_count:
         codes[column.is_null().to_numpy(zero_copy_only=False)] = 24
     return codes
@@ -74,7 +95,7 @@ def indexed(column: pa.Array, categories: list[str]) -> tuple[Codes, Codes]:
     position = {value: index for index, value in enumerate(categories)}
     other = len(categories)
     table = np.array([*(position.get(value, other) for value in coded.dictionary.to_pylist()), other], dtype=np.int32)
-    return coded.indices.fill_null(len(table) - 1).to_numpy(), table
+    return filled(coded.indices, len(table) - 1), table
 
 
 def category_codes(column: pa.Array, categories: list[str]) -> Codes:
@@ -135,7 +156,7 @@ def of_hours(column: pa.Array, table: Floats) -> Term:
     """A term that is looked up by the hour of the day."""
     if column.null_count or column.type != pa.timestamp("us"):
         return of_codes(hours(column), table)
-    times = column.cast(pa.int64()).to_numpy()
+    times = viewed(column.cast(pa.int64()))
 
     def term(rows: slice, out: Floats) -> None:
         np.take(table, hour_of_day(times[rows]), out=out, mode="clip")
@@ -146,7 +167,8 @@ def of_hours(column: pa.Array, table: Floats) -> Term:
 def of_numbers(column: pa.Array, feature: Mapping[str, Any], slope: float, median: float) -> Term:
     """A term that is proportional to the value."""
     low, high = feature["range"] or (-np.inf, np.inf)
-    values, missing = column.cast(pa.float64()).to_numpy(zero_copy_only=False), column.null_count > 0
+    doubles, missing = column.cast(pa.float64()), column.null_count > 0
+    values = doubles.to_numpy(zero_copy_only=False) if missing else viewed(doubles)
 
     def term(rows: slice, out: Floats) -> None:
         np.clip(values[rows], low, high, out=out)

@@ -1,0 +1,262 @@
+"""What `benchmarks/scoring.py` holds tipline against: the floor, and bulk scoring as a user would write it by hand.
+
+Usage: python benchmarks/by_hand.py CASE PROJECT FOLDER MONTH...
+
+Prints {"seconds": s}, the time without start-up. What a case needs is imported when it runs, so that each pays for
+its own start alone. DuckDB and Polars are not among tipline's dependencies: pip install duckdb polars
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from multiprocessing.synchronize import Barrier
+
+    import numpy as np
+    import pyarrow as pa
+    from distributed import Client, Worker
+
+WORKERS = 2
+# What the published months of 2009 call the model's columns.
+PUBLISHED = {
+    "vendor": "vendor_name",
+    "pickup_datetime": "Trip_Pickup_DateTime",
+    "passenger_count": "Passenger_Count",
+    "trip_distance": "Trip_Distance",
+    "payment_type": "Payment_Type",
+    "fare_amount": "Fare_Amt",
+    "extra": "surcharge",
+}
+HOURS = [f"{hour:02}" for hour in range(24)]
+
+
+def prepared_file(project: Path, month: str) -> Path:
+    return project / "data" / "trips" / f"month={month}" / "trips.parquet"
+
+
+def published_file(project: Path, month: str) -> Path:
+    return next((project / "data" / "raw" / month).glob("*.parquet"))
+
+
+def model_of(project: Path) -> tuple[float, list[tuple[dict[str, Any], Any]]]:
+    """The linear model as model.json has it: the intercept; each feature with its table, or its slope and median."""
+    spec = json.loads((project / "models" / "champion" / "model.json").read_text(encoding="utf-8"))
+    terms = [term["table"] if isinstance(term, dict) else term for term in spec["linear"]["terms"]]
+    return spec["linear"]["intercept"], list(zip(spec["features"], terms, strict=True))
+
+
+# ---- the floor: tipline without a model ----
+
+
+class NoModel:
+    """Stands where the model stood; its values are there before the first block, and LZ4 cannot make them smaller."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+
+    def probabilities(self, batch: pa.RecordBatch) -> np.ndarray[Any, Any]:
+        return noise()[: len(batch)]
+
+
+@functools.cache
+def noise() -> np.ndarray[Any, Any]:
+    import numpy as np  # noqa: PLC0415
+
+    return np.random.default_rng(0).random(2**21, dtype=np.float32)
+
+
+def take_the_model_out(dask_worker: Worker) -> None:
+    """Let this worker's blocks be scored by nothing, and not be counted; all the rest is tipline's own."""
+    from tipline import scoring  # noqa: PLC0415
+    from tipline.metrics import Counts  # noqa: PLC0415
+
+    plugin = next(plugin for name, plugin in dask_worker.plugins.items() if name.startswith("tipline-model"))
+    noise()
+    module, counts, stand_in = cast(Any, scoring), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
+    module.model_here = lambda _: stand_in
+    counts.of = lambda *_: Counts()
+
+
+def floor(project: Path, folder: Path, months: list[str]) -> float:
+    """The command's own driver and its own task; the time is in the receipts."""
+    del folder, months
+    from tipline import layout, params  # noqa: PLC0415
+    from tipline.stages import score  # noqa: PLC0415
+
+    here, timed = cast(Any, score), score.score_months
+
+    def score_months(client: Client, *rest: Any) -> dict[str, str]:  # noqa: ANN401 (as it is)
+        client.run(take_the_model_out)
+        return timed(client, *rest)
+
+    here.score_months = score_months
+    found = layout.find(project)
+    score.run(params.load(found.params), found)
+    return 0.0
+
+
+# ---- DuckDB ----
+
+
+def double(value: float) -> str:
+    """A double of SQL: without an exponent it would be a DECIMAL, and the arithmetic takes four times as long."""
+    return f"{float(value):.17e}"
+
+
+def case_sql(expression: str, keys: Iterable[str], table: Sequence[float]) -> str:
+    whens = " ".join(f"WHEN '{key}' THEN {double(value)}" for key, value in zip(keys, table, strict=False))
+    return f"CASE {expression} {whens} ELSE 0e0 END"
+
+
+def term_sql(feature: dict[str, Any], term: Any, published: bool) -> str:  # noqa: ANN401, FBT001 (a table or a pair)
+    name = PUBLISHED[feature["name"]] if published else feature["name"]
+    if feature["kind"] == "category":
+        # Only payments were spelt in several ways, all upper-case or not.
+        lower = published and feature["name"] == "payment_type"
+        return case_sql(f"lower({name})" if lower else name, feature["categories"], term)
+    if feature["kind"] == "hour":
+        if published:  # the quickest of four ways; times are text there
+            return case_sql(f"substr({name}, 12, 2)", HOURS, term)
+        return f"coalesce([{', '.join(map(double, term[:24]))}][hour({name}) + 1], 0e0)"
+    (low, high), (slope, median) = feature["range"], term
+    filled = f"coalesce({name}, {double(median)})"
+    return f"{double(slope)} * least(greatest({filled}, {double(low)}), {double(high)})"
+
+
+def copy_sql(project: Path, folder: Path, month: str, published: bool) -> str:  # noqa: FBT001
+    """One month's COPY. Rows may come in any order: each carries its number."""
+    intercept, terms = model_of(project)
+    odds = " + ".join([double(intercept), *(term_sql(feature, term, published) for feature, term in terms)])
+    path = published_file(project, month) if published else prepared_file(project, month)
+    row = "file_row_number" if published else "row"
+    source = f"read_parquet('{path}', file_row_number = true)" if published else f"read_parquet('{path}')"
+    select = f"SELECT {row} AS row, (1e0 / (1e0 + exp(-({odds}))))::FLOAT AS tip_probability FROM {source}"  # noqa: S608
+    # Version 2 has row numbers as differences.
+    options = "FORMAT parquet, COMPRESSION lz4_raw, PARQUET_VERSION v2"
+    return f"COPY ({select}) TO '{folder / month}.parquet' ({options})"
+
+
+def duckdb_case(project: Path, folder: Path, months: list[str], published: bool = False, at_once: int = 2) -> float:  # noqa: FBT001, FBT002
+    duckdb = importlib.import_module("duckdb")
+    connection = duckdb.connect(config={"threads": WORKERS, "preserve_insertion_order": False})
+    started = time.perf_counter()
+    queries = [copy_sql(project, folder, month, published) for month in months]
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda query: connection.cursor().execute(query), queries))
+    return time.perf_counter() - started
+
+
+# ---- Polars; `pl` is the module ----
+
+
+def chain(pl: Any, column: Any, keys: Iterable[str], table: Sequence[float]) -> Any:  # noqa: ANN401
+    """A chain of when and then, which is quicker than `replace_strict` by half."""
+    for key, value in zip(keys, table, strict=False):
+        pl = pl.when(column == key).then(value)
+    return pl.otherwise(0.0)
+
+
+def looked_up(pl: Any, column: Any, keys: list[Any], table: Sequence[float]) -> Any:  # noqa: ANN401
+    """What its documentation tells for a lookup."""
+    pairs = dict(zip(keys, table, strict=False))
+    return column.replace_strict(pairs, default=0.0, return_dtype=pl.Float64)
+
+
+def term_polars(pl: Any, feature: dict[str, Any], term: Any, published: bool, tuned: bool) -> Any:  # noqa: ANN401, FBT001
+    column = pl.col(PUBLISHED[feature["name"]] if published else feature["name"])
+    if feature["kind"] == "category":
+        if published and feature["name"] == "payment_type":
+            column = column.str.to_lowercase()
+        if tuned:
+            return chain(pl, column, feature["categories"], term)
+        return looked_up(pl, column.cast(pl.String), feature["categories"], term)
+    if feature["kind"] == "hour":
+        hour = column.str.slice(11, 2).cast(pl.UInt32) if published else column.dt.hour().cast(pl.UInt32)
+        if tuned:
+            return pl.lit(pl.Series(term)).gather(hour.fill_null(24))
+        return looked_up(pl, hour, list(range(24)), term)
+    (low, high), (slope, median) = feature["range"], term
+    return column.cast(pl.Float64).clip(low, high).fill_null(median) * slope
+
+
+def polars_case(project: Path, folder: Path, months: list[str], published: bool = False, tuned: bool = True) -> float:  # noqa: FBT001, FBT002
+    """POLARS_MAX_THREADS is set by who starts this."""
+    pl = importlib.import_module("polars")
+    started = time.perf_counter()
+    intercept, terms = model_of(project)
+    odds = sum((term_polars(pl, feature, term, published, tuned) for feature, term in terms), pl.lit(intercept))
+    probability = (1 / (1 + (-odds).exp())).cast(pl.Float32).alias("tip_probability")
+    for month in months:
+        path = published_file(project, month) if published else prepared_file(project, month)
+        frame = pl.scan_parquet(path, row_index_name="row" if published else None)
+        frame.select(pl.col("row").cast(pl.Int64), probability).sink_parquet(
+            folder / f"{month}.parquet", compression="lz4", statistics=False, maintain_order=False
+        )
+    return time.perf_counter() - started
+
+
+# ---- hist_gradient_boosting: predict_proba on ready matrices ----
+
+
+def predict(project: Path, blocks: list[tuple[str, int]], ready: Barrier) -> float:
+    """Make the matrices of some row groups, wait for the others, return the seconds that predict_proba takes."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    from tipline import modelfiles, pyfunc, trips  # noqa: PLC0415
+
+    files = modelfiles.read(project / "models" / "champion")
+    model: Any = modelfiles.load(files, modelfiles.digest(files))
+    columns = list(trips.needed(model.spec))
+    tables = [pq.ParquetFile(prepared_file(project, month)).read_row_group(n, columns) for month, n in blocks]
+    inputs = [pyfunc.matrix(batch, model.features) for table in tables for batch in table.combine_chunks().to_batches()]
+    ready.wait()
+    started = time.perf_counter()
+    for matrix in inputs:
+        model.estimator.predict_proba(matrix)
+    return time.perf_counter() - started
+
+
+def matrices(project: Path, folder: Path, months: list[str]) -> float:
+    """The same blocks, dealt out to as many processes of one thread each (OMP_NUM_THREADS); the slower one counts."""
+    del folder
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    groups = {month: pq.ParquetFile(prepared_file(project, month)).num_row_groups for month in months}
+    blocks = [(month, group) for month in months for group in range(groups[month])]
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(WORKERS) as pool:
+        ready: Any = manager.Barrier(WORKERS)
+        return max(pool.starmap(predict, [(project, blocks[n::WORKERS], ready) for n in range(WORKERS)], chunksize=1))
+
+
+CASES: dict[str, Callable[[Path, Path, list[str]], float]] = {
+    "floor": floor,
+    "duckdb": duckdb_case,
+    "duckdb-one-by-one": functools.partial(duckdb_case, at_once=1),
+    "duckdb-published": functools.partial(duckdb_case, published=True),
+    "polars": polars_case,
+    "polars-lookup": functools.partial(polars_case, tuned=False),
+    "polars-published": functools.partial(polars_case, published=True),
+    "matrices": matrices,
+}
+
+
+def main() -> None:
+    case, project, folder, *months = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    print(json.dumps({"seconds": CASES[case](Path(project), Path(folder), months)}))
+
+
+if __name__ == "__main__":
+    # Under its own name: workers import what is here, they are not sent copies.
+    importlib.import_module("by_hand").main()
