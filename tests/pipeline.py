@@ -115,11 +115,16 @@ def write_project(root: Path, **sections: Any) -> Layout:
 
 
 @contextlib.contextmanager
-def running(*command: str, folder: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command of the environment while the block runs; its process group ends with it."""
-    program = Path(sys.executable).with_name(command[0])
-    arguments, quiet = [str(program), *command[1:]], subprocess.DEVNULL
-    process = subprocess.Popen(arguments, cwd=folder, start_new_session=True, stdout=quiet, stderr=quiet)
+def running(
+    *command: str, folder: Path | None = None, printed: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of the environment while the block runs; its process group ends with it.
+
+    What it prints is added to the file `printed`.
+    """
+    arguments = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    with (printed or Path(os.devnull)).open("ab") as out:
+        process = subprocess.Popen(arguments, cwd=folder, start_new_session=True, stdout=out, stderr=out)
     try:
         yield process
     finally:
@@ -144,12 +149,29 @@ LOCAL = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 
 
 @contextlib.contextmanager
+def scheduler_process(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `dask scheduler` on a free port; give its address and its process."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    with running("dask", "scheduler", *LOCAL, "--port", "0", "--scheduler-file", str(file)) as process:
+        wait_for(lambda: file.exists() and file.stat().st_size)
+        yield str(read_json(file)["address"]), process
+
+
+@contextlib.contextmanager
 def scheduler(folder: Path) -> Iterator[str]:
     """Run `dask scheduler` on a free port; give its address."""
-    file = folder / "scheduler.json"
-    with running("dask", "scheduler", *LOCAL, "--port", "0", "--scheduler-file", str(file)):
-        wait_for(lambda: file.exists() and file.stat().st_size)
-        yield str(read_json(file)["address"])
+    with scheduler_process(folder) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def workers(address: str, count: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `dask worker` with so many worker processes, each with its nanny, until they are there."""
+    with running("dask", "worker", address, *LOCAL, "--nworkers", str(count), *options) as process:
+        with Client(address) as client:
+            client.wait_for_workers(count, timeout=60)
+        yield process
 
 
 CLUSTERS: dict[Path, str] = {}
@@ -162,9 +184,7 @@ def dask_cluster(request: pytest.FixtureRequest) -> str:
         folder.mkdir()
         with contextlib.ExitStack() as stack:
             address = stack.enter_context(scheduler(folder))
-            stack.enter_context(running("dask", "worker", address, *LOCAL, "--nthreads", "1", "--nworkers", "2"))
-            with Client(address) as client:
-                client.wait_for_workers(2, timeout=60)
+            stack.enter_context(workers(address, 2, "--nthreads", "1"))
             request.session.addfinalizer(stack.pop_all().close)
         CLUSTERS[folder] = address
     return CLUSTERS[folder]

@@ -313,6 +313,10 @@ class Line(socketserver.ThreadingTCPServer):
         """Where to connect."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def requests(self) -> list[str]:
+        """The methods of the requests since `asked` was last cleared."""
+        return re.findall(r"([A-Z]+) /\S* HTTP/1", b"".join(self.asked).decode("latin-1"))
+
 
 class Passing(socketserver.BaseRequestHandler):
     """One connection."""

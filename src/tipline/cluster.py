@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed.comm.core import CommClosedError
 
-from tipline.errors import TiplineError, one_line
+from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
 # Its start and end are a page of lines at level INFO.
 logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -39,10 +41,13 @@ def connect(workers: int) -> Iterator[Client]:
     Raises
     ------
     TiplineError
-        Where the scheduler cannot be reached, or has no worker within half a minute.
+        Where the scheduler cannot be reached, has no worker within half a minute, or goes away in the block.
     """
+    # What fails comes back as an exception; of a scheduler that dies distributed logs a page of traces beside it.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if os.environ.get(ADDRESS):
-        with remote(os.environ[ADDRESS]) as client:
+        with told_when_lost(os.environ[ADDRESS]), remote(os.environ[ADDRESS]) as client:
             yield client
         return
     count = workers or len(os.sched_getaffinity(0))
@@ -59,6 +64,7 @@ def connect(workers: int) -> Iterator[Client]:
                     silence_logs=logging.CRITICAL,
                 )
             )
+        stack.enter_context(told_when_lost("the local cluster"))
         yield stack.enter_context(Client(cluster))
 
 
@@ -84,7 +90,8 @@ def remote(address: str) -> Iterator[Client]:
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
         client = Client(address, timeout=WAIT_SECONDS)
-    except (OSError, TimeoutError, ValueError) as error:  # ValueError: the address is none
+    # ValueError: the address is none; TypeError: it says tls, and no certificates are configured
+    except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise TiplineError(f"The dask scheduler does not answer: {error}.", address, todo) from error
     with client:
         try:
@@ -94,38 +101,62 @@ def remote(address: str) -> Iterator[Client]:
         yield client
 
 
-def each(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> Iterator[tuple[T, Any]]:
+@contextlib.contextmanager
+def told_when_lost(address: str) -> Iterator[None]:
+    """Say in one way what distributed says in several: results are cancelled, connections closed."""
+    try:
+        yield
+    except (CancelledError, CommClosedError) as error:
+        todo = "Start it and run it again; finished parts are kept."
+        raise TiplineError("The dask scheduler is gone, or does not answer any more.", address, todo) from error
+
+
+def each(
+    client: Client, task: Callable[[T], Any], items: Sequence[T], group: Callable[[T], Hashable] = id
+) -> Iterator[tuple[T, Any]]:
     """Run a task for each item on the workers; give items and results, or the exceptions, as they come.
 
     A task that takes its worker down with it is tried some times, and can take others of the same worker with it. So
-    those that ended like that run once more at the end, one at a time: then it is clear whose fault it is.
+    those that ended like that run once more by themselves: then it is clear whose fault it is. Each death costs
+    seconds, so the rest of its group waits meanwhile, and is not run and not given where one of the group is to blame.
 
     Raises
     ------
-    TiplineError
-        Where the scheduler goes away.
+    CancelledError, CommClosedError
+        Where the scheduler goes away; `connect` says so.
     """
-    killed = []
-    futures = dict(zip(client.map(task, items, pure=False, retries=1), items, strict=True))
-    for future in as_completed(list(futures)):
-        item = futures.pop(future)
-        result = outcome(future)
-        if isinstance(result, KilledWorker):
+    blamed: set[Hashable] = set()
+    left = list(items)
+    while left:
+        futures = dict(zip(client.map(task, left, pure=False, retries=1), left, strict=True))
+        killed, left = list[T](), list[T]()
+        for future in as_completed(list(futures)):
+            if future not in futures:
+                continue  # it waits
+            item, result = futures.pop(future), outcome(future)
+            # Before the result is given: were it still held and its worker died, the block would be scored once more.
+            future.release()
+            if not isinstance(result, KilledWorker):
+                yield item, result
+                continue
             killed.append(item)
-        else:
+            waiting = [other for other in futures if group(futures[other]) == group(item)]
+            left += [futures.pop(other) for other in waiting]
+            client.cancel(waiting)
+        for item in killed:
+            if group(item) in blamed:
+                continue
+            result = outcome(client.submit(task, item, pure=False))
+            if isinstance(result, KilledWorker):
+                blamed.add(group(item))
+                result = told(result)
             yield item, result
-        future.release()
-    for item in killed:
-        result = outcome(client.submit(task, item, pure=False))
-        yield item, told(result) if isinstance(result, KilledWorker) else result
+        left = [item for item in left if group(item) not in blamed]
 
 
 def outcome(future: Any) -> Any:  # noqa: ANN401 (what a task returns)
     """A task's result or exception."""
     error = future.exception()
-    if future.status in {"cancelled", "lost"}:
-        what = f"The dask scheduler is gone: {one_line(error)}."
-        raise TiplineError(what, os.environ.get(ADDRESS, "the local cluster"), "Start it and run it again.")
     return future.result() if error is None else error
 
 

@@ -154,9 +154,7 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
 def frame(table: pa.Table, features: list[dict[str, Any]]) -> pd.DataFrame:
     """The columns that a model takes, in its order and of the types that it declares."""
     types = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
-    columns = {
-        feature["name"]: table[feature["name"]].cast(types[feature["type"]], safe=False) for feature in features
-    }
+    columns = {feature["name"]: table[feature["name"]].cast(types[feature["type"]], safe=False) for feature in features}
     given: pd.DataFrame = pa.table(columns).to_pandas()
     return given
 

@@ -6,9 +6,11 @@ Names are relative to a place's root, with slashes. A file appears whole or not 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +19,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
-from tipline.errors import TiplineError, said
+from tipline.errors import TiplineError, UsageError, said
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+SCHEME = "s3://"
+# Three tries, some seconds in all, for a server that does not answer; s3fs itself waits longer for one that is busy.
+PATIENCE = {"retries": {"mode": "standard", "max_attempts": 3}, "connect_timeout": 5, "read_timeout": 60}
+FOOTER_BYTES = 1 << 16  # holds the footer of a month of 20 row groups; a longer one takes a second request
+AT_ONCE = 16
 
 
 class Place(ABC):
     """A folder of folders, one a month. It travels to the workers: small, and nothing open in it."""
+
+    @abstractmethod
+    def reach(self) -> None:
+        """Find out whether this process can use the place.
+
+        Raises
+        ------
+        TiplineError
+            Where it cannot.
+        """
 
     @abstractmethod
     def address(self, name: str = "") -> str:
@@ -52,17 +70,22 @@ class Place(ABC):
         """Remove a folder with its files, if it is there."""
 
     @abstractmethod
-    def remove_file(self, name: str) -> None:
-        """Remove a file, if it is there."""
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove files, those that are there."""
 
     @abstractmethod
     def state(self, name: str) -> str | None:
-        """What differs when a file is replaced or written to, None where it is not there."""
+        """The file's length, a dash, and what differs when it is replaced; None where it is not there."""
 
     @abstractmethod
     @contextlib.contextmanager
-    def parquet(self, name: str, columns: Sequence[str] | None, groups: Sequence[int]) -> Iterator[pq.ParquetFile]:
-        """An open Parquet file, of which these row groups and columns (None: all) are to be read."""
+    def parquet(
+        self, name: str, columns: Sequence[str] | None, groups: Sequence[int], state: str | None = None
+    ) -> Iterator[pq.ParquetFile]:
+        """An open Parquet file, of which these row groups and columns (None: all) are to be read.
+
+        Where its `state` is known, it need not be asked for.
+        """
 
     @abstractmethod
     def publish(self, staged: Place, folder: str) -> None:
@@ -84,9 +107,9 @@ class Place(ABC):
         """Write a json file."""
         self.write(name, files.json_text(value).encode())
 
-    def groups(self, name: str) -> list[int]:
-        """The rows of each row group of a Parquet file."""
-        with self._reading(name), self.parquet(name, [], []) as file:
+    def groups(self, name: str, state: str | None) -> list[int]:
+        """The rows of each row group of a Parquet file in this state."""
+        with self._reading(name, state), self.parquet(name, [], [], state) as file:
             return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
     def table(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
@@ -97,25 +120,36 @@ class Place(ABC):
         TiplineError
             Where the file cannot be read, or is no longer as it was when `state` was asked for.
         """
-        before = self.state(name)
-        with self._reading(name), self.parquet(name, columns, [group]) as file:
+        with self._reading(name, state), self.parquet(name, columns, [group], state) as file:
             table = file.read_row_group(group, columns=list(columns), use_threads=False)
-        if not state == before == self.state(name):
-            todo = "Let nothing else write there, and run it again: the month is then scored as it is now."
-            raise TiplineError("This file changed while it was being used.", self.address(name), todo)
+        self._check(name, state)
         return table
 
+    def _check(self, name: str, state: str | None) -> None:
+        """Refuse a file that is another one now."""
+        if (now := self.state(name)) is None:
+            raise gone(self.address(name))
+        if now != state:
+            todo = "Let nothing else write there, and run it again: the month is then scored as it is now."
+            raise TiplineError("This file changed while it was being used.", self.address(name), todo)
+
     @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
+    def _reading(self, name: str, state: str | None) -> Iterator[None]:
         """Turn what Arrow says of a file into what a person is told."""
         try:
             yield
         except FileNotFoundError as error:
-            todo = "Bring it back; workers that do not share this machine's folders need places such as s3://…"
-            raise TiplineError("A file is not there, or not for this worker.", self.address(name), todo) from error
+            raise gone(self.address(name)) from error
         except (pa.ArrowException, OSError) as error:
+            self._check(name, state)
             todo = "Make it again: dvc repro -f prepare@MONTH"
             raise TiplineError(f"This file cannot be read: {said(error)}.", self.address(name), todo) from error
+
+
+def gone(address: str) -> TiplineError:
+    """What it means that a file is not there."""
+    todo = "Bring it back; workers that do not share this machine's folders need places such as s3://… (--trips, --to)."
+    return TiplineError("A file is not there, or not for this worker.", address, todo)
 
 
 @dataclass(frozen=True)
@@ -123,6 +157,12 @@ class Folder(Place):
     """A folder of this machine, or one that all machines mount at the same path."""
 
     root: Path
+
+    def reach(self) -> None:
+        """See `Place.reach`: a worker must not make a folder of its own, which the others do not see."""
+        if not self.root.is_dir():
+            todo = "Prepare months (dvc repro) or mount it; workers on other machines need s3://… (--trips, --to)."
+            raise TiplineError("This folder is not there, or cannot be seen from here.", self.address(), todo)
 
     def address(self, name: str = "") -> str:
         """The path."""
@@ -153,22 +193,25 @@ class Folder(Place):
         if (self.root / folder).exists():
             shutil.rmtree(self.root / folder)
 
-    def remove_file(self, name: str) -> None:
-        """See `Place.remove_file`."""
-        (self.root / name).unlink(missing_ok=True)
+    def remove_files(self, names: Iterable[str]) -> None:
+        """See `Place.remove_files`."""
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
 
     def state(self, name: str) -> str | None:
         """See `Place.state`."""
         try:
             found: os.stat_result = (self.root / name).stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
 
     @contextlib.contextmanager
-    def parquet(self, name: str, columns: Sequence[str] | None, groups: Sequence[int]) -> Iterator[pq.ParquetFile]:
+    def parquet(
+        self, name: str, columns: Sequence[str] | None, groups: Sequence[int], state: str | None = None
+    ) -> Iterator[pq.ParquetFile]:
         """See `Place.parquet`. Not mapped into memory: a file that is cut meanwhile would end the process."""
-        del columns, groups
+        del columns, groups, state
         with pq.ParquetFile(self.root / name) as file:
             yield file
 
@@ -179,7 +222,9 @@ class Folder(Place):
         files.swap_in(staged.root / folder, self.root / folder)
 
     def mend(self, staged: Place) -> None:
-        """Put the month that a crash between the two renames left aside back in its place."""
+        """Put the month that a crash between the two renames left aside back in its place; make both folders."""
+        for folder in (self.root, Path(staged.address())):
+            folder.mkdir(parents=True, exist_ok=True)
         for old in sorted(Path(staged.address()).glob("month=*.old")):
             folder = self.root / old.name.removesuffix(".old")
             if folder.exists():
@@ -190,7 +235,7 @@ class Folder(Place):
 
 @dataclass(frozen=True)
 class Bucket(Place):
-    """A folder of an object store, by fsspec; keys and endpoint come from the environment of each process."""
+    """A folder of a bucket of S3, by s3fs; keys and endpoint come from the environment of each process."""
 
     root: str
 
@@ -202,19 +247,21 @@ class Bucket(Place):
     def _filesystem(self) -> Any:  # noqa: ANN401 (fsspec carries no types)
         import fsspec  # noqa: PLC0415 (not for folders)
 
-        protocol = self.root.partition("://")[0]
         # Stores that only look like S3 know no trailing checksums; listings that are kept would hide what others do.
-        options = {"config_kwargs": {"request_checksum_calculation": "when_required"}} if protocol == "s3" else {}
-        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        # Small files are fetched without asking for their length first (max_concurrency).
+        config = PATIENCE | {"request_checksum_calculation": "when_required"}
+        return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=config)
+
+    def reach(self) -> None:
+        """See `Place.reach`."""
+        self._list("")
 
     def read(self, name: str) -> bytes | None:
         """See `Place.read`."""
-        with self._speaking(name):
-            try:
-                data: bytes = self._filesystem.cat_file(self.address(name))
-            except FileNotFoundError:
-                return None
+        with contextlib.suppress(FileNotFoundError), self._speaking(name):
+            data: bytes = self._filesystem.cat_file(self.address(name))
             return data
+        return None
 
     def write(self, name: str, data: bytes) -> None:
         """See `Place.write`."""
@@ -230,90 +277,174 @@ class Bucket(Place):
         return sorted(_last(info) for info in self._list("") if info["type"] == "directory")
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
-        with self._speaking(folder):
-            try:
-                found: list[dict[str, Any]] = self._filesystem.ls(self.address(folder), detail=True)
-            except FileNotFoundError:
-                return []
-            return found
+        """What a folder holds, but for the empty object that stores' pages make for the folder itself."""
+        with contextlib.suppress(FileNotFoundError), self._speaking(folder):
+            found: list[dict[str, Any]] = self._filesystem.ls(self.address(folder), detail=True)
+            return [info for info in found if not info["name"].endswith("/")]
+        return []
 
     def remove(self, folder: str) -> None:
-        """See `Place.remove`. One by one: not every store knows how to remove many at once."""
-        for name in self.sizes(folder):
-            self.remove_file(f"{folder}/{name}")
+        """See `Place.remove`. The receipt first: what is left by a crash is not taken for a whole month."""
+        names = self.sizes(folder).keys()
+        self.remove_files(f"{folder}/{name}" for name in names & {files.RECEIPT})
+        self.remove_files(f"{folder}/{name}" for name in names - {files.RECEIPT})
 
-    def remove_file(self, name: str) -> None:
-        """See `Place.remove_file`."""
-        with self._speaking(name), contextlib.suppress(FileNotFoundError):
-            self._filesystem.rm_file(self.address(name))
+    def remove_files(self, names: Iterable[str]) -> None:
+        """See `Place.remove_files`. Many requests at once: not every store takes one request for many."""
+        filesystem = self._filesystem
+
+        def remove(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError), self._speaking(name):
+                filesystem.rm_file(self.address(name))
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(remove, names))
 
     def state(self, name: str) -> str | None:
         """See `Place.state`."""
-        with self._speaking(name):
-            try:
-                info = self._filesystem.info(self.address(name))
-            except FileNotFoundError:
-                return None
+        with contextlib.suppress(FileNotFoundError), self._speaking(name):
+            info = self._filesystem.info(self.address(name))
             return f"{info['size']}-{info.get('ETag')}-{info.get('LastModified')}"
+        return None
 
     @contextlib.contextmanager
-    def parquet(self, name: str, columns: Sequence[str] | None, groups: Sequence[int]) -> Iterator[pq.ParquetFile]:
-        """See `Place.parquet`. Only the bytes of these columns and row groups are fetched, all at once."""
-        from fsspec.parquet import open_parquet_file  # noqa: PLC0415 (not for folders)
+    def parquet(
+        self, name: str, columns: Sequence[str] | None, groups: Sequence[int], state: str | None = None
+    ) -> Iterator[pq.ParquetFile]:
+        """See `Place.parquet`. Only the bytes of these columns and row groups are fetched, all at once.
 
+        A file's footer is fetched once by a process. fsspec's own way (`fsspec.parquet`) asks for the length and for a
+        million bytes of the footer each time.
+        """
+        from fsspec.parquet import AlreadyBufferedFile  # noqa: PLC0415 (not for folders)
+
+        address, state = self.address(name), state or self.state(name)
+        if state is None:
+            raise FileNotFoundError(address)
+        footer = _footer(self, name, state)
+        spans = _spans(footer, columns, groups, address)
+        data = dict(zip(spans, self._fetch(name, spans), strict=True))
+        options = {"cache_type": "parts", "cache_options": {"data": data}, "size": _length(state)}
         with (
-            self._speaking(name),
-            open_parquet_file(
-                self.address(name), fs=self._filesystem, columns=columns, row_groups=list(groups), engine="pyarrow"
-            ) as opened,
-            pq.ParquetFile(opened) as file,
+            AlreadyBufferedFile(None, address, "rb", **options) as opened,
+            pq.ParquetFile(opened, metadata=footer) as file,
         ):
             yield file
 
+    def _fetch(self, name: str, spans: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Parts of a file, each from the first byte to before the second."""
+        starts, ends = [start for start, _ in spans], [end for _, end in spans]
+        with self._speaking(name):
+            paths = [self.address(name)] * len(starts)
+            found: list[bytes] = self._filesystem.cat_ranges(paths, starts, ends, on_error="raise")
+            return found
+
     def mend(self, staged: Place) -> None:
-        """Nothing: a month that was being copied is not published, its staged folder is whole."""
+        """Publish the months that a crash met while they were published; tidy up what it left of others."""
+        for folder in staged.folders():
+            sizes, receipt = staged.sizes(folder), staged.json(f"{folder}/{files.RECEIPT}")
+            if receipt is not None and all(sizes.get(part["name"]) == part["bytes"] for part in receipt["parts"]):
+                self.publish(staged, folder)
+            elif receipt is not None or not any(name.startswith(".") for name in sizes):
+                staged.remove(folder)
 
     def publish(self, staged: Place, folder: str) -> None:
         """Copy the files within the store, the receipt last; a folder without a receipt is not published.
 
-        There are no renames of folders there: a reader that does not look for the receipt can meet, for the seconds
+        There are no renames of folders there: a reader that does not look for the receipt can meet, for the moment
         that the copies take, parts of the old month beside parts of the new one. A crash in between leaves the staged
-        folder whole, and the next run publishes it again.
+        folder whole, and `mend` publishes it again.
         """
         receipt = f"{folder}/{files.RECEIPT}"
-        self.remove_file(receipt)
-        names = [name for name in staged.sizes(folder) if name != files.RECEIPT]
-        for name in names:
-            self._copy_from(staged, f"{folder}/{name}")
-        for name in self.sizes(folder).keys() - set(names):
-            self.remove_file(f"{folder}/{name}")
-        self._copy_from(staged, receipt)
+        names = {name for name in staged.sizes(folder) if not name.startswith((".", "_"))}
+        self.remove_files([receipt])
+        self._copy(staged, [f"{folder}/{name}" for name in sorted(names)])
+        self.remove_files(f"{folder}/{name}" for name in self.sizes(folder).keys() - names)
+        self._copy(staged, [receipt])
         staged.remove(folder)
 
-    def _copy_from(self, staged: Place, name: str) -> None:
-        with self._speaking(name):
-            self._filesystem.copy(staged.address(name), self.address(name))
+    def _copy(self, staged: Place, names: Sequence[str]) -> None:
+        """Copy files from another place of the store, many at once."""
+        with self._speaking(names[0] if names else ""):
+            self._filesystem.copy([staged.address(name) for name in names], [self.address(name) for name in names])
 
     @contextlib.contextmanager
     def _speaking(self, name: str) -> Iterator[None]:
-        """Turn what the store's library says into what a person is told."""
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 (not for folders)
+        """Turn what the store's library says into what a person is told; a file that is not there stays that."""
+        from tipline import transfer  # noqa: PLC0415 (not for folders)
 
         try:
             yield
-        except FileNotFoundError:
-            raise
-        except (OSError, BotoCoreError) as error:
-            todo = "Check the address, the keys and the endpoint (AWS_…), here and on the workers; then run it again."
-            raise TiplineError(f"The store does not do it: {said(error)}.", self.address(name), todo) from error
+        except transfer.ERRORS as error:
+            if (message := _told(error, self.address(name))) is None:
+                raise
+            raise message from error
+
+
+def _told(error: Exception, address: str) -> TiplineError | None:
+    """What a store's error means; None where a file is not there."""
+    from tipline import transfer  # noqa: PLC0415 (not for folders)
+
+    status, code, _, words = transfer.facts(error)
+    if code == "NoSuchBucket":
+        return TiplineError("The bucket does not exist.", address, "Check --trips and --to, or make the bucket.")
+    if isinstance(error, FileNotFoundError):
+        return None
+    if status == transfer.FORBIDDEN or isinstance(error, transfer.NO_KEYS):
+        todo = f"{transfer.TODO_KEYS} Workers on other machines need them, too."
+        return TiplineError(f"The store refuses these keys: {words}.", address, todo)
+    if status in transfer.STALE:
+        return TiplineError("This file changed while it was being used.", address, "Run it again.")
+    todo = "Check the address, AWS_ENDPOINT_URL and the network, here and on the workers; then run it again."
+    return TiplineError(f"The store does not do it: {transfer.hide(words)}.", address, todo)
+
+
+@functools.lru_cache(maxsize=16)
+def _footer(bucket: Bucket, name: str, state: str) -> pq.FileMetaData:
+    """The footer of a Parquet file; a worker is given block after block of a month."""
+    size = _length(state)
+    (tail,) = bucket._fetch(name, [(max(size - FOOTER_BYTES, 0), size)])  # noqa: SLF001 (a method that lru_cache keeps)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail.endswith(b"PAR1") and len(tail) < length <= size:
+        (tail,) = bucket._fetch(name, [(size - length, size)])  # noqa: SLF001
+    return pq.read_metadata(pa.BufferReader(tail))
+
+
+def _spans(
+    footer: pq.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int], address: str
+) -> list[tuple[int, int]]:
+    """Where the columns of the row groups lie in the file, those beside each other as one."""
+    from fsspec.utils import merge_offset_ranges  # noqa: PLC0415 (not for folders)
+
+    chunks = [footer.row_group(group).column(column) for group in groups for column in range(footer.num_columns)]
+    wanted = [chunk for chunk in chunks if columns is None or chunk.path_in_schema in columns]
+    starts = [min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset) for chunk in wanted]
+    ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, wanted, strict=True)]
+    _, starts, ends = merge_offset_ranges([address] * len(starts), starts, ends, max_gap=FOOTER_BYTES)
+    return list(zip(starts, ends, strict=True))
+
+
+def _length(state: str) -> int:
+    """The bytes of a file in this state."""
+    return int(state.partition("-")[0])
 
 
 def _last(info: dict[str, Any]) -> str:
     """A file's or folder's own name."""
-    return str(info["name"]).rstrip("/").rpartition("/")[2]
+    return str(info["name"]).rpartition("/")[2]
 
 
 def place(address: str | Path) -> Place:
-    """The place that a path or an address (`s3://bucket/folder`) names."""
+    """The place that a path or an address (`s3://bucket/folder`) names.
+
+    Raises
+    ------
+    UsageError
+        Where it is neither.
+    """
     text = str(address).removeprefix("file://")
-    return Bucket(text.rstrip("/")) if "://" in text else Folder(Path(text).resolve())
+    if "://" not in text:
+        return Folder(Path(text).resolve())
+    if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
+        raise UsageError("This is no place for months.", text, "Give a path or s3://BUCKET/FOLDER.")
+    return Bucket(SCHEME + text.removeprefix(SCHEME).strip("/"))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from distributed import WorkerPlugin, get_worker
 
 from tipline import cluster, files, modelfiles, trips
-from tipline.errors import TiplineError, one_line
+from tipline.errors import TiplineError, UsageError, one_line
 from tipline.layout import Layout, month_name
 from tipline.metrics import Counts
 from tipline.places import Bucket, Folder, Place, place
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from distributed import Client, Worker
 
-    from tipline.pyfunc import Model
+    from tipline.modelfiles import Model
 
 # Raised when the predictions' files change for the same input and model; they are all scored again then.
 FORMAT = 1
@@ -48,11 +48,19 @@ class Places:
 
     @classmethod
     def of(cls, layout: Layout, trips: str = "", to: str = "") -> Places:
-        """The project's own folders, or those that the command names."""
+        """The project's own folders, or those that the command names.
+
+        Raises
+        ------
+        UsageError
+            Where one is no place, or both are the same: predictions would replace the months.
+        """
         source = place(trips or layout.root / "data" / "trips")
         if not to:
             return cls(source, Folder(layout.predictions), Folder(layout.staging / "predictions"))
         target = place(to)
+        if target == source:
+            raise UsageError("The predictions would replace the prepared months.", to, "Name another place with --to.")
         if isinstance(target, Folder):
             return cls(source, target, Folder(target.root.with_name(f".{target.root.name}.staging")))
         return cls(source, target, Bucket(target.address("_staging")))
@@ -127,7 +135,7 @@ def plan(places: Places, months: Sequence[str], digest: str) -> tuple[list[Month
     for month in months:
         try:
             key = key_of(places, month, digest)
-            if not is_published(places.predictions, month, key):
+            if not is_published(places.predictions, month, key) and not go_on_publishing(places, month, key):
                 planned.append(plan_month(places, month, key))
         except TiplineError as error:
             failed[month] = one_line(error)
@@ -163,20 +171,29 @@ def plan_month(places: Places, month: str, key: Mapping[str, Any]) -> Month:
 def blocks_of(places: Places, month: str, key: Mapping[str, Any]) -> list[Block]:
     """A month's row groups."""
     name = f"{month_name(month)}/{PREPARED}"
-    state, groups = places.trips.state(name), places.trips.groups(name)
-    digest = files.digest_of(key)
+    state, digest = places.trips.state(name), files.digest_of(key)
+    groups = places.trips.groups(name, state)
     return [Block(month, places, state, group, rows, digest, key["model"]) for group, rows in enumerate(groups)]
 
 
 def finished(staged: Place, month: str, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of an earlier run that can be kept: made from the same key, with the digest that was written down."""
+    """The parts of an earlier run that can be kept: made from the same key, with the digest that was written down.
+
+    The prepared file must not have been touched since then: no month is made from two states of it.
+    """
     there = staged.sizes(month_name(month))
     for block in blocks:
         made = staged.json(block.marker) if block.name in there else None
-        if made is not None and made["key"] == block.key and made["bytes"] == there[block.name]:
-            data = staged.read(block.part)
-            if data is not None and files.sha256_of(data) == made["sha256"]:
-                yield block.name, made
+        if made is None or (made["key"], made.get("state")) != (block.key, block.state):
+            continue
+        if made["bytes"] == there[block.name] and is_digest(staged, block.part, made["sha256"]):
+            yield block.name, made
+
+
+def is_digest(staged: Place, name: str, sha256: str) -> bool:
+    """Whether a file is there and has this digest."""
+    data = staged.read(name)
+    return data is not None and files.sha256_of(data) == sha256
 
 
 def is_published(predictions: Place, month: str, key: Mapping[str, Any]) -> bool:
@@ -248,6 +265,27 @@ def send_model(client: Client, contents: Mapping[str, bytes], digest: str) -> in
     return max(client.run(canary_of, plugin_name(digest)).values(), default=0)
 
 
+def reach(client: Client, places: Places) -> None:
+    """Let every worker find out whether it can use the places.
+
+    Raises
+    ------
+    TiplineError
+        Where one of them cannot.
+    """
+    client.run(reach_here, places)
+
+
+def reach_here(places: Places, dask_worker: Worker) -> None:
+    """Find out whether this worker can use the places."""
+    for used in (places.trips, places.staged):
+        try:
+            used.reach()
+        except TiplineError as error:
+            what, where, todo = error.parts
+            raise TiplineError(what, f"{where}, from the worker at {dask_worker.address}", todo) from error
+
+
 def canary_of(name: str, dask_worker: Worker) -> int:
     """How a worker's canary rows came out."""
     plugin = cast(ModelPlugin, dask_worker.plugins[name])
@@ -288,6 +326,7 @@ def score_block(block: Block) -> dict[str, Any]:
         block.places.staged.write(block.part, data)
     made = {
         "key": block.key,
+        "state": block.state,
         "name": block.name,
         "rows": len(batch),
         "bytes": len(data),
@@ -338,9 +377,10 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     rows = sum(block.rows for block in month.blocks)
     if sum(part["rows"] for part in parts) != rows:
         raise TiplineError("The parts do not have the month's rows.", f"month {month.month}", "Run: dvc repro -f score")
-    staged, kept = month.places.staged, {block.name for block in month.blocks}
-    for name in staged.sizes(month.folder).keys() - kept:
-        staged.remove_file(f"{month.folder}/{name}")
+    staged, sizes = month.places.staged, month.places.staged.sizes(month.folder)
+    if any(sizes.get(part["name"]) != part["bytes"] for part in parts):
+        todo = "Run it again, with a place that all workers and this machine share (--to)."
+        raise TiplineError("Parts that workers wrote are not there.", staged.address(month.folder), todo)
     receipt = {
         "month": month.month,
         "key": month.key,
@@ -354,7 +394,26 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
         },
     }
     staged.write_json(f"{month.folder}/{files.RECEIPT}", receipt)
-    month.places.predictions.publish(staged, month.folder)
+    move_in(month.places, receipt)
+
+
+def move_in(places: Places, receipt: Mapping[str, Any]) -> None:
+    """Publish a staged month without the files that its receipt does not name."""
+    folder, kept = month_name(receipt["month"]), {files.RECEIPT, *(part["name"] for part in receipt["parts"])}
+    places.staged.remove_files(f"{folder}/{name}" for name in places.staged.sizes(folder).keys() - kept)
+    places.predictions.publish(places.staged, folder)
+
+
+def go_on_publishing(places: Places, month: str, key: Mapping[str, Any]) -> bool:
+    """Publish a month that a run had made whole when it was killed, if there is one: the markers may be gone then."""
+    folder = month_name(month)
+    if not is_published(places.staged, month, key):
+        return False
+    receipt = places.staged.json(f"{folder}/{files.RECEIPT}")
+    if not all(is_digest(places.staged, f"{folder}/{part['name']}", part["sha256"]) for part in receipt["parts"]):
+        return False
+    move_in(places, receipt)
+    return True
 
 
 def drop_others(places: Places, months: Sequence[str]) -> list[str]:

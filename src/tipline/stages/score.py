@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tipline import cluster, files, git, modelfiles, scoring
-from tipline.errors import MonthsFailedError, TiplineError, one_line
+from tipline import cluster, files, foreign, git, modelfiles, pyfunc, scoring
+from tipline.errors import MonthsFailedError, TiplineError, one_line, said
 from tipline.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("scikit-learn", "numpy", "pyarrow", "skops", "dask")
+CANARY_ROWS = 32
 
 
 def run(settings: Settings, layout: Layout, trips: str = "", to: str = "") -> None:
@@ -45,32 +47,47 @@ def run(settings: Settings, layout: Layout, trips: str = "", to: str = "") -> No
     with files.locked(layout.staging / "score.lock", "scoring this project"):
         places = scoring.Places.of(layout, trips, to)
         places.predictions.mend(places.staged)
+        ref = files.read_json(layout.ref, "Run: dvc repro register")
+        contents = modelfiles.read(layout.champion)
+        modelfiles.check(contents, ref["digest"])
         if not to:
             layout.predictions.mkdir(parents=True, exist_ok=True)
             for month in scoring.drop_others(places, settings.months):
                 log.info("%s is no longer in `months`: its predictions are removed", month)
-        score(settings, layout, places)
+        score(settings, places, ref, contents)
 
 
-def score(settings: Settings, layout: Layout, places: Places) -> None:
+def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dict[str, bytes]) -> None:
     """Plan, score, publish."""
-    ref = files.read_json(layout.ref, "Run: dvc repro register")
-    contents = modelfiles.read(layout.champion)
-    modelfiles.check(contents, ref["digest"])
+    places.trips.reach()
     months, failed = scoring.plan(places, settings.months, ref["digest"])
     announce(ref, months)
     if months:
+        contents = with_canary(contents, months)
+        made = recorded(ref)
         started = time.perf_counter()
         with cluster.connect(settings.score.workers) as client:
             warn(scoring.send_model(client, contents, ref["digest"]))
-            failed |= score_months(client, months, recorded(ref))
-        log.info("%.1f s, workers' start included", time.perf_counter() - started)
+            scoring.reach(client, places)
+            ready = time.perf_counter()
+            failed |= score_months(client, months, made)
+            ended = time.perf_counter()
+        log.info("%.1f s, and %.1f s for the workers' start", ended - ready, ready - started)
     if failed:
         what = f"{len(failed)} of {len(settings.months)} months failed: " + "; ".join(
             f"{month}: {why}" for month, why in failed.items()
         )
         todo = "The others are published and finished parts are kept; mend the cause and run it again (dvc repro)."
         raise MonthsFailedError(what, "score", todo)
+
+
+def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str, bytes]:
+    """The model's files; one that tipline did not make gets canary rows here, from the first that are to be scored."""
+    first = next((block for month in months for block in month.blocks), None)
+    if first is None or not foreign.is_foreign(contents):
+        return contents
+    _, rows = scoring.read_block(first, json.loads(contents[pyfunc.SPEC]))
+    return foreign.with_canary(contents, rows.slice(0, CANARY_ROWS))
 
 
 def announce(ref: dict[str, Any], months: Sequence[Month]) -> None:
@@ -115,9 +132,9 @@ def score_months(
     for month in months:
         if not month.open:
             publish(month)
-    for block, result in cluster.each(client, task, blocks):
+    for block, result in cluster.each(client, task, blocks, group=lambda block: block.month):
         if isinstance(result, Exception):
-            failed[block.month] = one_line(result)
+            failed[block.month] = why(block, result)
             continue
         month = by_name[block.month]
         month.done[block.name] = result
@@ -126,6 +143,14 @@ def score_months(
             publish(month)
     progress.close()
     return failed
+
+
+def why(block: Block, error: Exception) -> str:
+    """Why a block failed, on one line; errors that are not ours say neither what kind they are nor where they were."""
+    if isinstance(error, TiplineError):
+        return one_line(error)
+    where = f"row group {block.row_group} of {block.places.trips.address(block.trips)}"
+    return f"{type(error).__name__}: {said(error)}, where: {where}"
 
 
 def recorded(ref: dict[str, Any]) -> dict[str, Any]:
