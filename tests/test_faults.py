@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from tests import pipeline
 from tests.conftest import missing
 from tests.test_disk_full import mount
 from tests.test_score import another_champion, assert_whole, folder, parts, receipt
-from tipline import cluster, files, modelfiles, pyfunc, scoring
+from tipline import cluster, files, modelfiles, places, pyfunc, scoring
 from tipline.layout import Layout, month_name
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def staged(layout: Layout) -> Path:
 
 def markers(layout: Layout) -> int:
     """How many blocks of unpublished months are done."""
-    return len(list(staged(layout).rglob(".part-*.json")))
+    return len(list(staged(layout).rglob("part-*.json")))
 
 
 def published_by(layout: Layout, month: str) -> str:
@@ -206,15 +207,15 @@ def finished(layout: Layout) -> dict[str, int]:
     """The parts of the champion that need not be scored again, and when each was written."""
     digest, found = pipeline.read_json(layout.ref)["digest"], {}
     receipts = [*staged(layout).rglob(files.RECEIPT), *layout.predictions.rglob(files.RECEIPT)]
-    for marker in [*staged(layout).rglob(".part-*.json"), *receipts]:
+    for marker in [*staged(layout).rglob("part-*.json"), *receipts]:
         told = pipeline.read_json(marker)
-        month = marker.parent.name.removeprefix("month=")
+        month = marker.parent.name.removeprefix("month=").partition(".")[0]
         key = {"trips": files.sha256(layout.trips_file(month)), "model": digest, "format": scoring.FORMAT}
         if told["key"] in (key, files.digest_of(key)):
             for part in told.get("parts", [told]):
-                path = marker.with_name(part["name"])
+                path = marker.parent.with_name(marker.parent.name.removesuffix(scoring.MARKERS)) / part["name"]
                 if path.exists():
-                    found[f"{marker.parent.name}/{path.name}"] = path.stat().st_mtime_ns
+                    found[f"{month_name(month)}/{path.name}"] = path.stat().st_mtime_ns
     return found
 
 
@@ -290,17 +291,28 @@ def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_gone_on_with(
     assert_clean(project)
 
 
-def test_a_month_that_only_had_to_be_moved_in_when_the_driver_died_is_not_scored_again(
-    prepared: Prepared, project: Layout, monkeypatch: pytest.MonkeyPatch
+def test_months_that_only_had_to_be_published_are_not_scored_again(
+    prepared: Prepared, project: Layout, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared.second.crown(project)
-    shutil.copytree(prepared.by_second.predictions, staged(project), dirs_exist_ok=True)
-    (staged(project) / month_name(BAD) / ".part-00000.parquet.1.tmp").touch()
-    before = finished(project)
-    assert len(before) == PARTS * len(pipeline.MONTHS)
+    before = pipeline.tree(project.predictions)
+
+    def publish(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(project.predictions))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(places.Folder, "publish", publish)
+        code, printed = run_cli(project.root, "score")
+    assert code == 4
+    assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in printed
+    assert pipeline.tree(project.predictions) == before
+    left = next(staged(project).glob(f"{month_name(BAD)}.*{scoring.MARKERS}"))
+    left.with_name(left.name.removesuffix(scoring.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
+    made = finished(project)
+    assert len(made) == PARTS * len(pipeline.MONTHS)
     monkeypatch.setenv(cluster.ADDRESS, "tcp://127.0.0.1:1")  # it would fail where it needed a cluster
     assert score(project)[0] == 0
-    assert finished(project) == before
+    assert finished(project) == made
     assert parts(project) == prepared.second.parts
     assert_clean(project)
 

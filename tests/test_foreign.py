@@ -50,6 +50,12 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) 
 
 
 @pytest.fixture
+def empty_store(_mlflow_template: Path, tmp_path: Path) -> Path:
+    """A second database, as a person has it after a loss."""
+    return shutil.copyfile(_mlflow_template, tmp_path / "fresh.db")
+
+
+@pytest.fixture
 def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
 
@@ -92,7 +98,7 @@ SIGNATURE = ModelSignature(Schema(INPUTS[:2]), Schema([TensorSpec(np.dtype("floa
 
 @pytest.mark.usefixtures("on_cluster")
 def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_loss(
-    project: Layout, run_cli: Callable[..., tuple[int, str]], _mlflow_template: Path, monkeypatch: pytest.MonkeyPatch
+    project: Layout, run_cli: Callable[..., tuple[int, str]], empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fitted(project)
     number = add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba")
@@ -110,8 +116,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
 
     # A new, empty registry is given the same champion again; nothing is scored for that.
     template = pipeline.tree(project.predictions)
-    fresh = shutil.copyfile(_mlflow_template, project.root / "fresh.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     shutil.rmtree(project.root / "elsewhere")
     code, printed = run_cli(project.root, "register")
     assert code == 0, printed

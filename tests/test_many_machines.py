@@ -327,7 +327,7 @@ def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
 
 def staged(bucket: Bucket) -> list[str]:
     """The parts that are finished and not published."""
-    return [name for name in bucket.names("predictions/_staging") if "/.part" in name]
+    return [name for name in bucket.names("predictions/_staging") if f"{scoring.MARKERS}/" in name]
 
 
 def test_a_driver_that_is_killed_loses_no_finished_part(
@@ -397,11 +397,11 @@ def test_a_crash_while_a_month_is_published_is_mended_without_scoring(
     left = [copies]
     copy = places.Bucket._copy
 
-    def crash(self: places.Bucket, source: places.Place, names: list[str]) -> None:
+    def crash(self: places.Bucket, staged: places.Place, source: str, folder: str, names: list[str]) -> None:
         left[0] -= 1
         if not left[0]:
             raise Crash
-        copy(self, source, names)
+        copy(self, staged, source, folder, names)
 
     with monkeypatch.context() as patched:
         patched.setattr(places.Bucket, "_copy", crash)

@@ -232,7 +232,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
     staged = project.staging / "predictions"
     with pipeline.running("tipline", "score", folder=project.root) as process:
-        pipeline.wait_for(lambda: len(list(staged.rglob(".part-*.json"))) > 20)
+        pipeline.wait_for(lambda: len(list(staged.rglob("part-*.json"))) > 20)
         with pytest.raises(TiplineError, match="Another process is scoring"):
             pipeline.run(project, "score")
         os.killpg(process.pid, signal.SIGKILL)
@@ -241,11 +241,15 @@ def test_a_killed_run_goes_on_where_it_was(
     for month in pipeline.MONTHS:
         if pipeline.tree(folder(project, month)) != before[month]:
             assert_whole(project, month)
-    finished = {
-        f"{marker.parent.name}/{marker.stem.removeprefix('.')}.parquet": marker
-        for marker in staged.rglob(".part-*.json")
+    parts_made = [
+        staged / marker.parent.name.removesuffix(scoring.MARKERS) / f"{marker.stem}.parquet"
+        for marker in staged.rglob("part-*.json")
+    ]
+    made = {
+        f"{part.parent.name.partition('.')[0]}/{part.name}": part.stat().st_mtime_ns
+        for part in parts_made
+        if part.exists()
     }
-    made = {name: (staged / name).stat().st_mtime_ns for name in finished if (staged / name).exists()}
     assert made
 
     monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))

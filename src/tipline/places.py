@@ -88,8 +88,8 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def publish(self, staged: Place, folder: str) -> None:
-        """Move a finished folder here from a place of the same kind, in place of the one that is here."""
+    def publish(self, staged: Place, source: str, folder: str) -> None:
+        """Move a finished folder of a place of the same kind here, in place of the one that is here."""
 
     @abstractmethod
     def mend(self, staged: Place) -> None:
@@ -215,18 +215,18 @@ class Folder(Place):
         with pq.ParquetFile(self.root / name) as file:
             yield file
 
-    def publish(self, staged: Place, folder: str) -> None:
+    def publish(self, staged: Place, source: str, folder: str) -> None:
         """Rename the folder in; at any moment the old month is here or the new one, but for between two renames."""
         if not isinstance(staged, Folder):
             raise TypeError(staged)
-        files.swap_in(staged.root / folder, self.root / folder)
+        files.swap_in(staged.root / source, self.root / folder)
 
     def mend(self, staged: Place) -> None:
         """Put the month that a crash between the two renames left aside back in its place; make both folders."""
         for folder in (self.root, Path(staged.address())):
             folder.mkdir(parents=True, exist_ok=True)
         for old in sorted(Path(staged.address()).glob("month=*.old")):
-            folder = self.root / old.name.removesuffix(".old")
+            folder = self.root / old.name.partition(".")[0]
             if folder.exists():
                 shutil.rmtree(old)
             else:
@@ -340,33 +340,26 @@ class Bucket(Place):
             return found
 
     def mend(self, staged: Place) -> None:
-        """Publish the months that a crash met while they were published; tidy up what it left of others."""
-        for folder in staged.folders():
-            sizes, receipt = staged.sizes(folder), staged.json(f"{folder}/{files.RECEIPT}")
-            if receipt is not None and all(sizes.get(part["name"]) == part["bytes"] for part in receipt["parts"]):
-                self.publish(staged, folder)
-            elif receipt is not None or not any(name.startswith(".") for name in sizes):
-                staged.remove(folder)
+        """Nothing: the staged folder of a month that was being published is whole, and it is published again."""
 
-    def publish(self, staged: Place, folder: str) -> None:
+    def publish(self, staged: Place, source: str, folder: str) -> None:
         """Copy the files within the store, the receipt last; a folder without a receipt is not published.
 
         There are no renames of folders there: a reader that does not look for the receipt can meet, for the moment
-        that the copies take, parts of the old month beside parts of the new one. A crash in between leaves the staged
-        folder whole, and `mend` publishes it again.
+        that the copies take, parts of the old month beside parts of the new one.
         """
-        receipt = f"{folder}/{files.RECEIPT}"
-        names = {name for name in staged.sizes(folder) if not name.startswith((".", "_"))}
-        self.remove_files([receipt])
-        self._copy(staged, [f"{folder}/{name}" for name in sorted(names)])
+        names = staged.sizes(source).keys() - {files.RECEIPT}
+        self.remove_files([f"{folder}/{files.RECEIPT}"])
+        self._copy(staged, source, folder, sorted(names))
         self.remove_files(f"{folder}/{name}" for name in self.sizes(folder).keys() - names)
-        self._copy(staged, [receipt])
-        staged.remove(folder)
+        self._copy(staged, source, folder, [files.RECEIPT])
+        staged.remove(source)
 
-    def _copy(self, staged: Place, names: Sequence[str]) -> None:
+    def _copy(self, staged: Place, source: str, folder: str, names: Sequence[str]) -> None:
         """Copy files from another place of the store, many at once."""
-        with self._speaking(names[0] if names else ""):
-            self._filesystem.copy([staged.address(name) for name in names], [self.address(name) for name in names])
+        sources = [staged.address(f"{source}/{name}") for name in names]
+        with self._speaking(folder):
+            self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])
 
     @contextlib.contextmanager
     def _speaking(self, name: str) -> Iterator[None]:

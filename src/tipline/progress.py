@@ -31,11 +31,6 @@ class Progress:
             self._shown = now
             log.info("%s", self)
 
-    def say(self, text: str) -> None:
-        """Print a line of its own."""
-        self.close()
-        log.info("%s", text)
-
     def close(self) -> None:
         """Leave the terminal's line free."""
         if self._line:

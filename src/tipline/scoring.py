@@ -7,6 +7,7 @@ a killed run, an added month and a new champion.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ from tipline.metrics import Counts
 from tipline.places import Bucket, Folder, Place, place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from distributed import Client, Worker
 
@@ -35,6 +36,7 @@ SCHEMA = pa.schema(
     [pa.field("row", pa.int64(), nullable=False), pa.field("tip_probability", pa.float32(), nullable=False)]
 )
 PREPARED = "trips.parquet"
+MARKERS = ".made"
 PHASES = ("read", "score", "count", "write")
 
 
@@ -91,12 +93,12 @@ class Block:
     @property
     def part(self) -> str:
         """The part among the staged files."""
-        return f"{month_name(self.month)}/{self.name}"
+        return f"{staged_name(self.month, self.key)}/{self.name}"
 
     @property
     def marker(self) -> str:
-        """What was made, written when the part is whole; the leading dot hides it from Parquet readers."""
-        return f"{month_name(self.month)}/.part-{self.row_group:05d}.json"
+        """What was made, written when the part is whole."""
+        return f"{staged_name(self.month, self.key)}{MARKERS}/part-{self.row_group:05d}.json"
 
 
 @dataclass
@@ -110,14 +112,19 @@ class Month:
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def folder(self) -> str:
-        """Its folder, staged and published."""
-        return month_name(self.month)
+    def staged(self) -> str:
+        """Its folder among the staged ones."""
+        return staged_name(self.month, files.digest_of(self.key))
 
     @property
     def open(self) -> list[Block]:
         """The blocks whose parts are not there yet."""
         return [block for block in self.blocks if block.name not in self.done]
+
+
+def staged_name(month: str, key: str) -> str:
+    """Where a month's parts wait: apart for each key, so that a worker of a run that was killed cannot meddle."""
+    return f"{month_name(month)}.{key[:12]}"
 
 
 # ---- what is to be done ----
@@ -135,7 +142,7 @@ def plan(places: Places, months: Sequence[str], digest: str) -> tuple[list[Month
     for month in months:
         try:
             key = key_of(places, month, digest)
-            if not is_published(places.predictions, month, key) and not go_on_publishing(places, month, key):
+            if not is_published(places.predictions, month, key):
                 planned.append(plan_month(places, month, key))
         except TiplineError as error:
             failed[month] = one_line(error)
@@ -165,7 +172,7 @@ def key_of(places: Places, month: str, digest: str) -> dict[str, Any]:
 def plan_month(places: Places, month: str, key: Mapping[str, Any]) -> Month:
     """Blocks of a month, and those of them that an earlier run has finished."""
     blocks = blocks_of(places, month, key)
-    return Month(month, places, dict(key), blocks, dict(finished(places.staged, month, blocks)))
+    return Month(month, places, dict(key), blocks, dict(finished(places.staged, blocks)))
 
 
 def blocks_of(places: Places, month: str, key: Mapping[str, Any]) -> list[Block]:
@@ -176,12 +183,12 @@ def blocks_of(places: Places, month: str, key: Mapping[str, Any]) -> list[Block]
     return [Block(month, places, state, group, rows, digest, key["model"]) for group, rows in enumerate(groups)]
 
 
-def finished(staged: Place, month: str, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
+def finished(staged: Place, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The parts of an earlier run that can be kept: made from the same key, with the digest that was written down.
 
     The prepared file must not have been touched since then: no month is made from two states of it.
     """
-    there = staged.sizes(month_name(month))
+    there = staged.sizes(staged_name(blocks[0].month, blocks[0].key)) if blocks else {}
     for block in blocks:
         made = staged.json(block.marker) if block.name in there else None
         if made is None or (made["key"], made.get("state")) != (block.key, block.state):
@@ -322,7 +329,8 @@ def score_block(block: Block) -> dict[str, Any]:
     with timed(seconds, "count"):
         counts = Counts.of(batch, model.spec["target"], model.spec["baseline"]["by"], scores)
     with timed(seconds, "write"):
-        data = encoded(rows, pa.array(scores))
+        # Not `pa.array`, which imports pandas first.
+        data = encoded(rows, pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))
         block.places.staged.write(block.part, data)
     made = {
         "key": block.key,
@@ -335,7 +343,7 @@ def score_block(block: Block) -> dict[str, Any]:
         "seconds": seconds,
         "peak_bytes": cluster.peak_bytes(),
     }
-    block.places.staged.write_json(block.marker, made)
+    block.places.staged.write(block.marker, json.dumps(made).encode())
     return made
 
 
@@ -377,10 +385,12 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     rows = sum(block.rows for block in month.blocks)
     if sum(part["rows"] for part in parts) != rows:
         raise TiplineError("The parts do not have the month's rows.", f"month {month.month}", "Run: dvc repro -f score")
-    staged, sizes = month.places.staged, month.places.staged.sizes(month.folder)
+    staged, sizes = month.places.staged, month.places.staged.sizes(month.staged)
     if any(sizes.get(part["name"]) != part["bytes"] for part in parts):
         todo = "Run it again, with a place that all workers and this machine share (--to)."
-        raise TiplineError("Parts that workers wrote are not there.", staged.address(month.folder), todo)
+        raise TiplineError("Parts that workers wrote are not there.", staged.address(month.staged), todo)
+    # What a worker that was killed had begun to write.
+    staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - {part["name"] for part in parts})
     receipt = {
         "month": month.month,
         "key": month.key,
@@ -393,27 +403,19 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
             "peak_worker_bytes": max((part["peak_bytes"] for part in parts), default=0),
         },
     }
-    staged.write_json(f"{month.folder}/{files.RECEIPT}", receipt)
-    move_in(month.places, receipt)
+    staged.write_json(f"{month.staged}/{files.RECEIPT}", receipt)
+    month.places.predictions.publish(staged, month.staged, month_name(month.month))
+    # Last: after a crash in between, the next run finds all parts done and publishes them again.
+    staged.remove(month.staged + MARKERS)
 
 
-def move_in(places: Places, receipt: Mapping[str, Any]) -> None:
-    """Publish a staged month without the files that its receipt does not name."""
-    folder, kept = month_name(receipt["month"]), {files.RECEIPT, *(part["name"] for part in receipt["parts"])}
-    places.staged.remove_files(f"{folder}/{name}" for name in places.staged.sizes(folder).keys() - kept)
-    places.predictions.publish(places.staged, folder)
-
-
-def go_on_publishing(places: Places, month: str, key: Mapping[str, Any]) -> bool:
-    """Publish a month that a run had made whole when it was killed, if there is one: the markers may be gone then."""
-    folder = month_name(month)
-    if not is_published(places.staged, month, key):
-        return False
-    receipt = places.staged.json(f"{folder}/{files.RECEIPT}")
-    if not all(is_digest(places.staged, f"{folder}/{part['name']}", part["sha256"]) for part in receipt["parts"]):
-        return False
-    move_in(places, receipt)
-    return True
+def drop_staged(places: Places, months: Sequence[Month], failed: Iterable[str]) -> None:
+    """Remove what runs with other models or other prepared rows have left unfinished."""
+    kept = {name for month in months for name in (month.staged, month.staged + MARKERS)}
+    uncertain = tuple(f"{month_name(month)}." for month in failed)
+    for name in places.staged.folders():
+        if name not in kept and not name.startswith(uncertain):
+            places.staged.remove(name)
 
 
 def drop_others(places: Places, months: Sequence[str]) -> list[str]:

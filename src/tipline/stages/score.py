@@ -61,16 +61,21 @@ def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dic
     """Plan, score, publish."""
     places.trips.reach()
     months, failed = scoring.plan(places, settings.months, ref["digest"])
+    scoring.drop_staged(places, months, failed)
     announce(ref, months)
-    if months:
-        contents = with_canary(contents, months)
-        made = recorded(ref)
+    made = recorded(ref)
+    for month in months:
+        if not month.open:  # a run was ended before it could publish it
+            publish(month, made | {"seconds": 0.0}, failed)
+    left = [month for month in months if month.open]
+    if left:
+        contents = with_canary(contents, left)
         started = time.perf_counter()
         with cluster.connect(settings.score.workers) as client:
             warn(scoring.send_model(client, contents, ref["digest"]))
             scoring.reach(client, places)
             ready = time.perf_counter()
-            failed |= score_months(client, months, made)
+            failed |= score_months(client, left, made)
             ended = time.perf_counter()
         log.info("%.1f s, and %.1f s for the workers' start", ended - ready, ready - started)
     if failed:
@@ -120,18 +125,6 @@ def score_months(
     blocks = [block for month in months for block in month.open]
     progress = Progress(sum(block.rows for block in blocks))
     failed: dict[str, str] = {}
-
-    def publish(month: Month) -> None:
-        try:
-            scoring.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
-        except (TiplineError, OSError) as error:
-            failed[month.month] = f"it is scored, but cannot be published: {one_line(error)}"
-        else:
-            progress.say(f"{month.month}: published")
-
-    for month in months:
-        if not month.open:
-            publish(month)
     for block, result in cluster.each(client, task, blocks, group=lambda block: block.month):
         if isinstance(result, Exception):
             failed[block.month] = why(block, result)
@@ -140,9 +133,20 @@ def score_months(
         month.done[block.name] = result
         progress.add(block.rows)
         if not month.open:
-            publish(month)
+            progress.close()
+            publish(month, made | {"seconds": round(time.perf_counter() - started, 3)}, failed)
     progress.close()
     return failed
+
+
+def publish(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
+    """Publish a month; where that fails, add it to those that failed."""
+    try:
+        scoring.publish_month(month, made)
+    except (TiplineError, OSError) as error:
+        failed[month.month] = f"it is scored, but cannot be published: {one_line(error)}"
+    else:
+        log.info("%s: published", month.month)
 
 
 def why(block: Block, error: Exception) -> str:
