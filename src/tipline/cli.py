@@ -10,27 +10,104 @@ import importlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import ModuleType
 
-MONTHLY_STAGES = {
-    "prepare": "bring a month to the one schema of contract.yaml",
-    "sample": "draw the rows that training, sizing or evaluation may use",
-}
-STAGES = {
-    "params": "check params.yaml, before anything else runs",
-    "learning_curve": "study how many rows the model needs",
-    "train": "fit the model on the sample",
-    "register": "put the model into MLflow and follow the champion",
-    "evaluate": "compare challenger, champion and baseline",
-    "score": "score every month out of core with the champion",
-    "monitor": "say what the scores of each month were worth",
-    "record": "mirror curve, evaluation and months into MLflow",
-}
 INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it says of itself, the function that it calls, what that is given beside settings and project.
+
+    Parameters
+    ----------
+    function
+        `module:function`.
+    arguments
+        As `add_argument` takes them; the name of each is that of the function's parameter.
+    """
+
+    text: str
+    function: str
+    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+MONTH = ("month", {"help": "such as 2009-01"})
+MONTHS = ("months", {"nargs": "+", "metavar": "month", "help": "such as 2009-01"})
+ANY_MONTHS = ("months", {"nargs": "*", "metavar": "month", "help": "such as 2009-01; default: all of `months`"})
+PLACE: dict[str, Any] = {"default": "", "metavar": "PLACE"}
+TRIPS = ("--trips", {**PLACE, "help": "of prepared months: a path or s3://…"})
+TRIPS_PLACE = (TRIPS[0], {**TRIPS[1], "dest": "trips_place"})  # where `trips` is the module's name
+COMMANDS = {
+    # The stages, in the order of dvc.yaml.
+    "params": Command("check params.yaml, before anything else runs", "stages.params:run"),
+    "download": Command(
+        "fetch the published files of some months, each whole or not at all", "stages.download:run_months", (MONTHS,)
+    ),
+    "prepare": Command("bring a month to the one schema of contract.yaml", "stages.prepare:run", (MONTH,)),
+    "sample": Command("draw the rows that training, sizing or evaluation may use", "stages.sample:run", (MONTH,)),
+    "learning_curve": Command("study how many rows the model needs", "stages.learning_curve:run"),
+    "train": Command("fit the model on the sample", "stages.train:run"),
+    "register": Command("put the model into MLflow and follow the champion", "stages.register:run"),
+    "evaluate": Command("compare challenger, champion and baseline", "stages.evaluate:run"),
+    "score": Command(
+        "score every month out of core with the champion",
+        "stages.score:run",
+        (TRIPS, ("--to", {**PLACE, "help": "of predictions: a path or s3://…"})),
+    ),
+    "monitor": Command("say what the scores of each month were worth", "stages.monitor:run"),
+    "record": Command("mirror curve, evaluation and months into MLflow", "stages.record:run"),
+    # What a person needs beside them.
+    "status": Command("show champion, challenger, months not scored yet, last figures", "status:run"),
+    "check": Command(
+        "say how months of a source would be understood, from their headers and footers alone",
+        "check:run",
+        (("address", {"metavar": "source", "help": "a path, https:// or s3://, with {month} in it"}), MONTHS),
+    ),
+    "promote": Command(
+        "make a version the champion; `dvc repro` then scores with it",
+        "promote:run",
+        (
+            (
+                "number",
+                {
+                    "nargs": "?",
+                    "type": int,
+                    "metavar": "version",
+                    "help": "its number in the registry; default: the newest",
+                },
+            ),
+        ),
+    ),
+    "diff-scores": Command(
+        "compare the scores of two versions over prepared months, before promoting one; writes no predictions",
+        "diff_scores:run",
+        (
+            (
+                "names",
+                {"nargs": 2, "metavar": ("A", "B"), "help": "versions' numbers in the registry, or champion"},
+            ),
+            ANY_MONTHS,
+            ("--threshold", {"type": float, "default": 0.5, "metavar": "P", "help": "a score is above it or not: 0.5"}),
+            ("--movers", {"type": int, "default": 10, "metavar": "K", "help": "rows that differ most: 10"}),
+            TRIPS_PLACE,
+        ),
+    ),
+    "verify": Command(
+        "hold predictions against their receipts and prepared months: digests, rows, row numbers, counts",
+        "verify:run",
+        (ANY_MONTHS, TRIPS_PLACE, ("--predictions", {**PLACE, "help": "a path or s3://…"})),
+    ),
+    "explain": Command(
+        "walk back from one prediction: contributions, model, prepared and published row, source",
+        "explain:run",
+        (MONTH, ("row", {"type": int, "help": "the row's number, as it stands beside the prediction"})),
+    ),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,47 +118,11 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 failed, 2 usage, 4 some months failed, 5 a month is not published yet",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    text = "fetch the published files of some months, each whole or not at all"
-    download = commands.add_parser("download", help=text, description=text)
-    download.add_argument("months", nargs="+", metavar="month", help="such as 2009-01")
-    for name, text in MONTHLY_STAGES.items():
-        commands.add_parser(name, help=text, description=text).add_argument("month", help="such as 2009-01")
-    text = "say how months of a source would be understood, from their headers and footers alone"
-    check = commands.add_parser("check", help=text, description=text)
-    check.add_argument("source", help="a path, https:// or s3://, with {month} in it")
-    check.add_argument("months", nargs="+", metavar="month", help="such as 2009-01")
-    for name, text in STAGES.items():
-        stage = commands.add_parser(name, help=text, description=text)
-        if name == "score":
-            stage.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
-            stage.add_argument("--to", default="", metavar="PLACE", help="of predictions: a path or s3://…")
-    text = "compare the scores of two versions over prepared months, before promoting one; writes no predictions"
-    diff_arguments(commands.add_parser("diff-scores", help=text, description=text))
-    text = "hold predictions against their receipts and prepared months: digests, rows, row numbers, counts"
-    verify = commands.add_parser("verify", help=text, description=text)
-    verify.add_argument("months", nargs="*", metavar="month", help="such as 2009-01; default: all of `months`")
-    verify.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
-    verify.add_argument("--predictions", default="", metavar="PLACE", help="a path or s3://…")
-    text = "walk back from one prediction: contributions, model, prepared and published row, source"
-    explain = commands.add_parser("explain", help=text, description=text)
-    explain.add_argument("month", help="such as 2009-01")
-    explain.add_argument("row", type=int, help="the row's number in the published month, from 0: the predictions' row")
-    text = "make a version the champion; `dvc repro` then scores with it"
-    promote = commands.add_parser("promote", help=text, description=text)
-    promote.add_argument("version", nargs="?", type=int, help="its number in the registry; default: the newest")
-    text = "show champion, challenger, months not scored yet, last figures"
-    commands.add_parser("status", help=text, description=text)
+    for name, command in COMMANDS.items():
+        described = commands.add_parser(name, help=command.text, description=command.text)
+        for argument, options in command.arguments:
+            described.add_argument(argument, **options)
     return top
-
-
-def diff_arguments(differ: argparse.ArgumentParser) -> None:
-    """What `diff-scores` is told."""
-    for letter in "ab":
-        differ.add_argument(letter, metavar=letter.upper(), help="a version's number in the registry, or champion")
-    differ.add_argument("months", nargs="*", metavar="month", help="such as 2009-01; default: all of `months`")
-    differ.add_argument("--threshold", type=float, default=0.5, metavar="P", help="a score is above it or not: 0.5")
-    differ.add_argument("--movers", type=int, default=10, metavar="K", help="rows of the largest differences kept: 10")
-    differ.add_argument("--trips", default="", metavar="PLACE", help="of prepared months: a path or s3://…")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -90,29 +131,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     project = layout.find()
     settings = params.load(project.params)
-    command = arguments.command
-    months = [params.month_argument(month) for month in getattr(arguments, "months", ())]
-    if command == "download":
-        module("stages.download").run_months(settings, project, months)
-    elif command == "check":
-        show(module(command).run(settings, project, arguments.source, months))
-    elif command in MONTHLY_STAGES:
-        module(f"stages.{command}").run(settings, project, params.month_argument(arguments.month))
-    elif command == "score":
-        module("stages.score").run(settings, project, arguments.trips, arguments.to)
-    elif command in STAGES:
-        module(f"stages.{command}").run(settings, project)
-    elif command == "diff-scores":
-        named, asked = (arguments.a, arguments.b), (arguments.threshold, arguments.movers, arguments.trips)
-        show(module("diff_scores").run(settings, project, named, months, *asked))
-    elif command == "verify":
-        show(module(command).run(settings, project, months, arguments.trips, arguments.predictions))
-    elif command == "explain":
-        show(module(command).run(settings, project, params.month_argument(arguments.month), arguments.row))
-    elif command == "promote":
-        module(command).run(settings, project, arguments.version)
-    else:
-        show(module(command).run(settings, project))
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    if "month" in given:
+        given["month"] = params.month_argument(given["month"])
+    if "months" in given:
+        given["months"] = [params.month_argument(month) for month in given["months"]]
+    module, _, function = COMMANDS[arguments.command].function.partition(":")
+    show(getattr(importlib.import_module(f"tipline.{module}"), function)(settings, project, **given) or ())
 
 
 def show(lines: Iterable[str]) -> None:
@@ -120,11 +145,6 @@ def show(lines: Iterable[str]) -> None:
     for line in lines:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-
-
-def module(name: str) -> ModuleType:
-    """A module of tipline, imported now."""
-    return importlib.import_module(f"tipline.{name}")
 
 
 def fail(arguments: argparse.Namespace, code: int, *lines: str) -> int:
@@ -146,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(arguments, error.exit_code, str(error))
     except KeyboardInterrupt:
         return fail(arguments, INTERRUPTED, "interrupted; what is finished is kept, run it again to go on")
+    except BrokenPipeError:  # whoever reads the output, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         # A full disk, a missing right: the system's words say what, and every file is published whole or not at all.
         todo = "to do: mend it and run the command again; nothing half-written is left"

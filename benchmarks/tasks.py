@@ -1,0 +1,86 @@
+"""What `tipline score` costs beside the blocks themselves: planning, the scheduler's work for each task, publishing.
+
+Usage: python benchmarks/tasks.py [tasks] [folder]
+
+These run on the driver, one after the other: they say how many workers one driver can keep busy. The tasks do nothing
+but return a marker as large as a real one. Months are of 14 blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tipline import cluster, files, scoring
+from tipline.layout import month_name
+from tipline.metrics import BANDS, Counts
+from tipline.places import Folder
+
+GROUPS, ROWS = 14, 1000
+MODEL = "0" * 64
+
+
+def prepared(places: scoring.Places, month: str) -> None:
+    """Write a prepared month of 14 small row groups."""
+    folder = Path(places.trips.address(month_name(month)))
+    folder.mkdir(parents=True)
+    table = pa.table({"row": pa.array(np.arange(GROUPS * ROWS))})
+    pq.write_table(table, folder / scoring.PREPARED, row_group_size=ROWS)
+    files.write_json(folder / files.RECEIPT, {"month": month, "trips": files.stated(folder / scoring.PREPARED)})
+
+
+def made(block: scoring.Block) -> dict[str, Any]:
+    """A marker, with rows in every band as those of a real block."""
+    counts = Counts(ROWS, 0.5, np.ones((BANDS, 2), np.int64), {"cash": (1, 1, 0.1), "credit": (1, 1, 0.1)})
+    part = {"name": block.name, "rows": block.rows, "bytes": 4, "sha256": MODEL, "counts": counts.to_json()}
+    return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(scoring.PHASES, 0.1), **part} | {
+        "peak_bytes": 1
+    }
+
+
+def measure(places: scoring.Places, months: list[str]) -> dict[str, float]:
+    """Seconds a month to plan, a task to run, a month to publish."""
+    start = time.perf_counter()
+    planned, _ = scoring.plan(places, months, MODEL)
+    plan = time.perf_counter() - start
+    blocks = [block for month in planned for block in month.blocks]
+    with cluster.connect(2) as client:
+        list(cluster.each(client, made, blocks[:2]))
+        start = time.perf_counter()
+        results = list(cluster.each(client, made, blocks))
+        tasks = time.perf_counter() - start
+    for block, told in results:
+        places.staged.write(block.part, b"part")
+        next(month for month in planned if month.month == block.month).done[block.name] = told
+    start = time.perf_counter()
+    for month in planned:
+        scoring.publish_month(month, {})
+    publish = time.perf_counter() - start
+    return {"plan": plan / len(planned), "task": tasks / len(blocks), "publish": publish / len(planned)}
+
+
+def main() -> None:
+    given = dict(enumerate(sys.argv[1:]))
+    count = -(-int(given.get(0, "1700")) // GROUPS)
+    months = [f"{2009 + index // 12}-{index % 12 + 1:02d}" for index in range(count)]
+    with tempfile.TemporaryDirectory(dir=given.get(1)) as name:
+        root = Path(name)
+        places = scoring.Places(Folder(root / "trips"), Folder(root / "predictions"), Folder(root / "staged"))
+        for month in months:
+            prepared(places, month)
+        told = measure(places, months)
+    print(json.dumps({name: f"{seconds * 1000:.2f} ms" for name, seconds in told.items()}))
+    busy = told["task"] + (told["plan"] + told["publish"]) / GROUPS
+    print(f"the driver is busy for {busy * 1000:.2f} ms a block of a million rows: {1e-6 / busy * 1e6:.0f} blocks/s")
+
+
+if __name__ == "__main__":
+    main()
