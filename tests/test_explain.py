@@ -99,12 +99,22 @@ def test_a_row_that_was_set_apart_is_explained_so(project: Layout, run_cli: Call
     assert "set apart when the month was prepared: number of fields is not the header's" in printed
 
 
-@pytest.mark.parametrize("row", ["5000", "-1"])
-def test_a_row_that_is_not_there_is_told(project: Layout, run_cli: Callable[..., tuple[int, str]], row: str) -> None:
-    code, printed = run_cli(project.root, "explain", "2009-01", row)
+@pytest.mark.parametrize(
+    ("month", "row", "said"),
+    [
+        ("2009-01", "5000", "no prediction for this row"),
+        ("2009-01", "-1", "There is no such row"),
+        ("2009-01", "9" * 30, "There is no such row"),
+        ("2031-01", "0", "not among `months`"),
+    ],
+)
+def test_a_row_that_is_not_there_is_told(
+    project: Layout, run_cli: Callable[..., tuple[int, str]], month: str, row: str, said: str
+) -> None:
+    code, printed = run_cli(project.root, "explain", month, row)
     assert code == 2
-    assert "no prediction for this row" in printed
-    assert "5,000 of the month have predictions" in printed
+    assert said in printed
+    assert "Traceback" not in printed
 
 
 def test_a_published_row_of_csv_is_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

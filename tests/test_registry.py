@@ -342,21 +342,19 @@ def register_foreign(layout: Layout) -> str:
     return str(version.version)
 
 
-def test_a_version_that_tipline_did_not_register_is_not_promoted(
-    project: Layout, run_cli: Callable[..., tuple[int, str]]
-) -> None:
+def test_a_version_that_is_no_model_is_not_promoted(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
     number = register_foreign(project)
     code, printed = run_cli(project.root, "promote", number)
-    assert code == 1
-    assert "not registered by tipline" in printed
+    assert code == 2
+    assert "are no MLflow model" in printed
     assert f"version {number}" in printed
     assert champion(project) == 1
 
 
-def test_a_foreign_version_promoted_in_mlflow_is_refused(project: Layout) -> None:
+def test_a_version_that_is_no_model_promoted_in_mlflow_is_refused(project: Layout) -> None:
     before = pipeline.tree(project.champion)
     client(project).set_registered_model_alias(NAME, "champion", register_foreign(project))
-    with pytest.raises(TiplineError, match="not registered by tipline"):
+    with pytest.raises(TiplineError, match="are no MLflow model"):
         pipeline.run(project, "register")
     assert pipeline.tree(project.champion) == before
 

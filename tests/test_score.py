@@ -474,3 +474,36 @@ def test_a_year_of_months_in_any_order_is_scored(project: Layout) -> None:
     told = pipeline.read_json(project.monitoring / "months.json")
     assert [month["month"] for month in told] == sorted(year)
     assert {month["rows"] for month in told} == {300}
+
+
+def test_files_that_are_no_predictions_are_not_replaced(
+    project: Layout, run_cli: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    mine = tmp_path / "place" / "month=2009-01" / "my.csv"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    code, printed = run_cli(project.root, "score", "--to", str(tmp_path / "place"))
+    assert code == 4
+    assert f"This is no prediction, and would be lost. where: {mine}" in printed
+    assert mine.read_text() == "x"
+    assert_whole(project, "2009-02")
+    assert sorted(path.name for path in (tmp_path / "place").glob("month=*")) == [
+        f"month={month}" for month in pipeline.MONTHS
+    ]
+
+
+@pytest.mark.parametrize("place", ["trips", "predictions"])
+def test_a_receipt_that_is_none_stops_its_month_alone(
+    project: Layout,
+    run_cli: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    on_cluster: str,
+    place: str,
+) -> None:
+    monkeypatch.setenv(cluster.ADDRESS, on_cluster)
+    (project.root / "data" / place / "month=2009-02" / files.RECEIPT).write_text("{}")
+    code, printed = run_cli(project.root, "score")
+    assert code == (4 if place == "trips" else 0)
+    assert ("no receipt of a prepared month" in printed) == (place == "trips")
+    if place == "predictions":
+        assert_whole(project, "2009-02")

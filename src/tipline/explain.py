@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tipline import files, modelfiles, raw, registry, tracking, trips
-from tipline.errors import TiplineError, UsageError
+from tipline.errors import TiplineError, UsageError, said
 from tipline.layout import month_folder
 from tipline.stages.prepare import QUARANTINED, published
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tipline.params import Settings
 
 WIDTH = 24
-SHOWN_DIGEST = 12
+MOST = 2**62
 
 
 def run(settings: Settings, layout: Layout, month: str, row: int) -> Iterator[str]:
@@ -38,6 +38,9 @@ def run(settings: Settings, layout: Layout, month: str, row: int) -> Iterator[st
         Where a file on the way back is missing.
     """
     folder = month_folder(layout.predictions, month)
+    if month not in settings.months or not 0 <= row <= MOST:
+        what = "The month is not among `months`." if month not in settings.months else "There is no such row."
+        raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")
     receipt = files.read_json(folder / files.RECEIPT, "Run: dvc repro score")
     group, stored = prediction(layout, month, row, receipt)
     trip = prepared(layout, month, row, group)
@@ -74,7 +77,10 @@ def prediction(layout: Layout, month: str, row: int, receipt: Mapping[str, Any])
         path = folder / part["name"]
         if not path.is_file():
             raise TiplineError("A part of the predictions is missing.", str(path), "Run: tipline verify")
-        found = pq.read_table(path, filters=[("row", "=", row)], partitioning=None)
+        try:
+            found = pq.read_table(path, filters=[("row", "=", row)], partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise TiplineError(f"This part cannot be read: {said(error)}.", str(path), "Run: tipline verify") from error
         if len(found):
             return group, float(found["tip_probability"][0].as_py())
     raise no_such_row(layout, month, row, receipt["rows"])

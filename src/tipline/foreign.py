@@ -58,6 +58,8 @@ def features(folder: Path, contract: Contract, where: str) -> list[dict[str, Any
     """
     from mlflow.models import Model  # noqa: PLC0415 (MLflow takes seconds, and our own models do without)
 
+    if not (folder / "MLmodel").is_file():
+        raise UsageError("The files of this version are no MLflow model.", where, TODO)
     signature = Model.load(str(folder)).signature
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         what = "This version says not by name which columns it takes: it has no signature, or one of a bare array."

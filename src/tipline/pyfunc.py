@@ -21,8 +21,11 @@ import pyarrow.compute as pc
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import pandas as pd
     from sklearn.pipeline import Pipeline
+
+# MLflow reads the annotations of `predict`. Scoring has no use for pandas, and need not wait for its import.
+if TYPE_CHECKING or "mlflow" in sys.modules:
+    import pandas as pd  # noqa: TC002 (read at run time, see above)
 
 ESTIMATOR = "estimator.skops"
 SPEC = "model.json"
@@ -290,7 +293,7 @@ class Model:
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """`probabilities` for a pandas frame with at least the model's columns; one column, tip_probability."""
-        import pandas as pd  # noqa: PLC0415 (scoring has no use for it)
+        import pandas as pd  # noqa: PLC0415 (see above)
 
         trips = pa.RecordBatch.from_pandas(frame[self.columns], preserve_index=False)
         return pd.DataFrame({OUTPUT: self.probabilities(trips)}, index=frame.index)

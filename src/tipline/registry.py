@@ -17,7 +17,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from tipline import contract, files, foreign, modelfiles, pyfunc, tracking
-from tipline.errors import TiplineError, UsageError
+from tipline.errors import TiplineError, UsageError, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -175,10 +175,21 @@ def fetch(version: ModelVersion, folder: Path) -> None:
 
 @contextlib.contextmanager
 def downloaded(version: ModelVersion) -> Iterator[Path]:
-    """The files of a version, as MLflow logged them."""
+    """The files of a version, as MLflow logged them.
+
+    Raises
+    ------
+    TiplineError
+        Where they are not there, or are no model.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"models:/{version.name}/{version.version}"
-        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/model"))
+        try:
+            root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/model"))
+        except (MlflowException, OSError) as error:
+            what = f"The files of this version cannot be had, or are no MLflow model: {said(error)}."
+            todo = "Bring MLflow's artifacts back, or promote another version."
+            raise TiplineError(what, f"{version.name} version {version.version}", todo) from error
         # MLflow's note of the version's number: the same model has another one elsewhere.
         (root / "registered_model_meta").unlink(missing_ok=True)
         yield root

@@ -20,7 +20,7 @@ from tipline import cluster, files, modelfiles, trips
 from tipline.errors import TiplineError, UsageError, one_line
 from tipline.layout import Layout, month_name
 from tipline.metrics import Counts
-from tipline.places import Bucket, Folder, Place, place
+from tipline.places import Folder, Place, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,11 +61,10 @@ class Places:
         if not to:
             return cls(source, Folder(layout.predictions), Folder(layout.staging / "predictions"))
         target = place(to)
-        if target == source:
+        if target in (source, place(layout.root / "data" / "trips")):
             raise UsageError("The predictions would replace the prepared months.", to, "Name another place with --to.")
-        if isinstance(target, Folder):
-            return cls(source, target, Folder(target.root.with_name(f".{target.root.name}.staging")))
-        return cls(source, target, Bucket(target.address("_staging")))
+        # In the place itself, which may be a file system of its own; readers pass over the underscore.
+        return cls(source, target, place(target.address("_staging")))
 
 
 @dataclass(frozen=True)
@@ -143,6 +142,7 @@ def plan(places: Places, months: Sequence[str], digest: str) -> tuple[list[Month
         try:
             key = key_of(places, month, digest)
             if not is_published(places.predictions, month, key):
+                refuse_strangers(places.predictions, month)
                 planned.append(plan_month(places, month, key))
         except TiplineError as error:
             failed[month] = one_line(error)
@@ -162,11 +162,25 @@ def key_of(places: Places, month: str, digest: str) -> dict[str, Any]:
     if receipt is None:
         where = places.trips.address(f"{folder}/{files.RECEIPT}")
         raise TiplineError("The month is not prepared: it has no receipt.", where, todo)
+    try:
+        expected, sha256 = int(receipt["trips"]["bytes"]), str(receipt["trips"]["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        where = places.trips.address(f"{folder}/{files.RECEIPT}")
+        raise TiplineError("This is no receipt of a prepared month.", where, todo) from error
     size = places.trips.sizes(folder).get(PREPARED)
-    if size != receipt["trips"]["bytes"]:
-        what = f"The prepared month has {size or 0:,} bytes, its receipt says {receipt['trips']['bytes']:,}."
+    if size != expected:
+        what = f"The prepared month has {size or 0:,} bytes, its receipt says {expected:,}."
         raise TiplineError(what, places.trips.address(f"{folder}/{PREPARED}"), todo)
-    return {"trips": receipt["trips"]["sha256"], "model": digest, "format": FORMAT}
+    return {"trips": sha256, "model": digest, "format": FORMAT}
+
+
+def refuse_strangers(predictions: Place, month: str) -> None:
+    """Refuse to put predictions in place of what is none: a folder is replaced as a whole."""
+    ours = ("part-", files.RECEIPT, ".")
+    strangers = [name for name in predictions.sizes(month_name(month)) if not name.startswith(ours)]
+    if strangers:
+        where = predictions.address(f"{month_name(month)}/{min(strangers)}")
+        raise TiplineError("This is no prediction, and would be lost.", where, "Move it, or name another place: --to")
 
 
 def plan_month(places: Places, month: str, key: Mapping[str, Any]) -> Month:
@@ -206,10 +220,12 @@ def is_digest(staged: Place, name: str, sha256: str) -> bool:
 def is_published(predictions: Place, month: str, key: Mapping[str, Any]) -> bool:
     """Whether a month's predictions are there, whole, and made from this key."""
     receipt = predictions.json(f"{month_name(month)}/{files.RECEIPT}")
-    if receipt is None or receipt["key"] != dict(key):
+    try:
+        told, parts = receipt["key"], {part["name"]: part["bytes"] for part in receipt["parts"]}
+    except (KeyError, TypeError):  # none, or not one that `score` wrote
         return False
     sizes = predictions.sizes(month_name(month))
-    return all(sizes.get(part["name"]) == part["bytes"] for part in receipt["parts"])
+    return bool(told == dict(key)) and all(sizes.get(name) == length for name, length in parts.items())
 
 
 # ---- on a worker ----

@@ -42,11 +42,7 @@ def run(settings: Settings, layout: Layout, month: str) -> None:
     if is_prepared(layout.trips(month), path, contract, f"{path.name}, month {month}"):
         log.info("%s: kept, prepared before from the same bytes with the same mapping", month)
         return
-    staging = layout.staging / "trips"
-    with (
-        files.locked(staging / f"{month}.lock", "preparing this month"),
-        files.replacing_folder(layout.trips(month), staging) as folder,
-    ):
+    with files.replacing_folder(layout.trips(month), layout.staging / "trips") as folder:
         receipt = prepare(path, folder, contract, month)
     log.info("%s: %s, in %.1f s", month, summary(receipt), time.perf_counter() - started)
 

@@ -82,7 +82,8 @@ def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dic
         what = f"{len(failed)} of {len(settings.months)} months failed: " + "; ".join(
             f"{month}: {why}" for month, why in failed.items()
         )
-        todo = "The others are published and finished parts are kept; mend the cause and run it again (dvc repro)."
+        others = "None is published, but" if len(failed) == len(settings.months) else "The others are published and"
+        todo = f"{others} finished parts are kept; mend the cause and run it again (dvc repro)."
         raise MonthsFailedError(what, "score", todo)
 
 
