@@ -43,8 +43,9 @@ def connect(workers: int) -> Iterator[Client]:
     TiplineError
         Where the scheduler cannot be reached, has no worker within half a minute, or goes away in the block.
     """
-    # What fails comes back as an exception; of a scheduler that dies distributed logs a page of traces beside it.
-    for name in ("distributed", "distributed.client"):
+    # What fails comes back as an exception; of a scheduler that dies distributed, and the event loop below it, log a
+    # page of traces beside it.
+    for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if os.environ.get(ADDRESS):
         with told_when_lost(os.environ[ADDRESS]), remote(os.environ[ADDRESS]) as client:
