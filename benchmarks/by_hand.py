@@ -78,7 +78,7 @@ def noise() -> np.ndarray[Any, Any]:
 def take_the_model_out(dask_worker: Worker) -> None:
     """Let this worker's blocks be scored by nothing, and not be counted; all the rest is tipline's own."""
     from tipline import scoring  # noqa: PLC0415
-    from tipline.metrics import Counts  # noqa: PLC0415
+    from tipline.counts import Counts  # noqa: PLC0415
 
     plugin = next(plugin for name, plugin in dask_worker.plugins.items() if name.startswith("tipline-model"))
     noise()

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import cluster, files, scoring
+from tipline.counts import BANDS, Counts
 from tipline.layout import month_name
-from tipline.metrics import BANDS, Counts
 from tipline.places import Folder
 
 GROUPS, ROWS = 14, 1000

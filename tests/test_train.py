@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from tests import pipeline
-from tipline import files, metrics, modelfiles, sampling
+from tipline import baseline, files, metrics, modelfiles, sampling
 from tipline.errors import TiplineError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def test_the_training_is_told_beside_the_model(project: Layout) -> None:
     assert len(training["example"]) == 5
     assert list(training["example"][0]) == [feature["name"] for feature in loaded.features]
     spec = pipeline.read_json(project.challenger / "model.json")
-    assert spec["baseline"] == metrics.fit_baseline(trips, "tip_amount", "payment_type", 10)
+    assert spec["baseline"] == baseline.fit(trips, "tip_amount", ["payment_type"], 10)
 
 
 def test_the_data_digest_follows_sample_and_rows(project: Layout) -> None:

@@ -48,12 +48,20 @@ CANARY_ROWS = 32
 
 
 def spec(settings: Settings, contract: Contract) -> dict[str, Any]:
-    """What model.json says of a model, but for the baseline's rates."""
+    """What model.json says of a model before it is fitted: of the baseline, only the columns."""
     return {
         "target": settings.model.target,
+        "time": contract.time,
         "features": features(settings.model, contract),
-        "baseline": {"by": settings.baseline.by},
+        "baseline": {"by": list(settings.baseline.by)},
+        "months": months(settings),
     }
+
+
+def months(settings: Settings) -> dict[str, list[str]]:
+    """The months that the model was made on, by role: no gate may judge it on one of them."""
+    sized = settings.train.rows == "auto" or settings.train.calibration != "none"
+    return {"fit": settings.sample.of("fit"), "size": settings.sample.of("size") if sized else []}
 
 
 def features(settings: ModelSettings, contract: Contract) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ class Model(Section):
 class Baseline(Section):
     """The one-line rule that a model has to beat."""
 
-    by: str
+    by: Names
     smoothing: Annotated[Finite, Field(ge=0)]
 
 
@@ -137,6 +137,7 @@ class Train(Section):
     rows: Annotated[int | Literal["auto"], number_or("auto")]
     estimator: str
     params: dict[str, Any]
+    calibration: Literal["none", "sigmoid", "isotonic"]
     seed: Annotated[int, Field(ge=0)]
 
 
@@ -214,7 +215,7 @@ def check_columns(settings: Settings, known: Contract, where: str) -> None:
     """Hold features, target, categories and baseline against the contract."""
     model = settings.model
     known.check_features(model.columns, f"{where}, model.columns")
-    known.check_features([settings.baseline.by], f"{where}, baseline.by")
+    known.check_features(settings.baseline.by, f"{where}, baseline.by")
     if model.target not in known.columns or known.columns[model.target].type != "number":
         what = f"The target {model.target!r} is not a number of the contract."
         raise UsageError(what, f"{where}, model.target", "Name a column of type number.")
@@ -228,6 +229,8 @@ def check_columns(settings: Settings, known: Contract, where: str) -> None:
         raise UsageError(
             f"{wrong}: its values and its place in model.columns disagree.", f"{where}, model.categories", todo
         )
-    if known.columns[settings.baseline.by].type != "category":
-        what = f"{settings.baseline.by} is not a category of the contract."
+    for name in settings.baseline.by:
+        if known.columns[name].type == "category":
+            continue
+        what = f"{name} is not a category of the contract."
         raise UsageError(what, f"{where}, baseline.by", "Name a category, payment_type for one.")

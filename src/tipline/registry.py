@@ -211,7 +211,7 @@ def adopt(client: MlflowClient, settings: Settings, layout: Layout, version: Mod
         features = foreign.features(root, contract.load(layout.root / settings.contract), where)
         shutil.copytree(root, root.parent / "adopted" / foreign.FOLDER)
         # It says nothing of what its scores are to be counted by: the challenger's baseline is what there is.
-        spec = {"name": where, "target": trained["target"], "baseline": trained["baseline"], "features": features}
+        spec = {name: trained[name] for name in ("target", "time", "baseline")} | {"name": where, "features": features}
         files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
         tags = {tracking.DIGEST: modelfiles.digest_in(root.parent / "adopted"), FOREIGN: json.dumps(spec)}
     for name, value in tags.items():

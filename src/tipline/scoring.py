@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from distributed import WorkerPlugin, get_worker
 
 from tipline import cluster, files, modelfiles, trips
+from tipline.counts import Counts
 from tipline.errors import TiplineError, UsageError, one_line
 from tipline.layout import Layout, month_name
-from tipline.metrics import Counts
 from tipline.places import Folder, Place, place
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def score_block(block: Block) -> dict[str, Any]:
     with timed(seconds, "score"):
         scores = model.probabilities(batch)
     with timed(seconds, "count"):
-        counts = Counts.of(batch, model.spec["target"], model.spec["baseline"]["by"], scores)
+        counts = Counts.of(batch, model.spec, scores)
     with timed(seconds, "write"):
         # Not `pa.array`, which imports pandas first.
         data = encoded(rows, pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))

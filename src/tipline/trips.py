@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from tipline import baseline
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,9 +16,13 @@ TYPES = {"category": CATEGORY, "hour": pa.timestamp("us"), "number": pa.float64(
 
 
 def needed(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
-    """The columns that a model and the counts of its scores read, from model.json: features, target, `baseline.by`."""
+    """The columns that a model and the counts of its scores read, from model.json: features, target, `baseline.by`,
+    the time.
+    """
     features = {feature["name"]: TYPES[feature["kind"]] for feature in spec["features"]}
-    return {**features, spec["target"]: pa.float64(), spec["baseline"]["by"]: CATEGORY}
+    groups = dict.fromkeys(baseline.columns(spec["baseline"]), CATEGORY)
+    times = {spec["time"]: TYPES["hour"]} if "time" in spec else {}
+    return {**features, spec["target"]: pa.float64(), **groups, **times}
 
 
 def with_columns(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files, modelfiles, pyfunc, scoring, trips
+from tipline.counts import BANDS, Counts, band
 from tipline.errors import TiplineError, UsageError, said
 from tipline.layout import month_name
-from tipline.metrics import BANDS, Counts, band
 from tipline.places import place
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def compare(month: Month, block: Block, rows: Rows, scores: Probabilities, found
         found.ends = (int(rows[0]), int(rows[-1]))
     if month.spec is not None and len(rows):
         batch = trips.with_columns(table, types).combine_chunks().to_batches(max_chunksize=len(table))[0]
-        found.counts = Counts.of(batch, month.spec["target"], month.spec["baseline"]["by"], scores)
+        found.counts = Counts.of(batch, month.spec, scores)
     elif month.spec is not None:
         found.counts = Counts()
 

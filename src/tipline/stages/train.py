@@ -6,7 +6,8 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tipline import contract, files, metrics, model, modelfiles, pyfunc, sampling, trips
+from tipline import baseline, contract, files, metrics, model, modelfiles, pyfunc, sampling, trips
+from tipline.counts import Counts
 from tipline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,12 +58,11 @@ def fit(settings: Settings, root: Path, spec: dict[str, Any], rows: pa.RecordBat
     features = spec["features"]
     tipped, _ = metrics.labels(rows, settings.model.target)
     pipeline = model.fit(model.build(features, settings.train, root), pyfunc.matrix(rows, features), tipped)
-    baseline = metrics.fit_baseline(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
-    model.save(folder, pipeline, spec | {"baseline": baseline})
+    rule = baseline.fit(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
+    model.save(folder, pipeline, spec | {"baseline": rule})
     model.keep_canary(folder, rows)
     loaded = pyfunc.Model(modelfiles.read(folder))
-    counts = metrics.Counts.of(rows, settings.model.target, settings.baseline.by, loaded.probabilities(rows))
-    figures = counts.figures(baseline)
+    figures = Counts.of(rows, loaded.spec, loaded.probabilities(rows)).figures(rule)
     chosen = " ".join(f"{name}={value}" for name, value in settings.train.params.items())
     return {
         "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(rows):,} rows",
