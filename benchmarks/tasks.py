@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import cluster, files, scoring
-from tipline.counts import BANDS, Counts
+from tipline.counts import BANDS, Counts, Sums
 from tipline.layout import month_name
 from tipline.places import Folder
 
@@ -39,7 +39,8 @@ def prepared(places: scoring.Places, month: str) -> None:
 
 def made(block: scoring.Block) -> dict[str, Any]:
     """A marker, with rows in every band as those of a real block."""
-    counts = Counts(ROWS, 0.5, np.ones((BANDS, 2), np.int64), {"cash": (1, 1, 0.1), "credit": (1, 1, 0.1)})
+    days = {str(day): dict.fromkeys(("cash", "credit"), Sums(1, 1, 0.1, 0.1)) for day in range(1, 32)}
+    counts = Counts(ROWS, 0.5, np.ones((BANDS, 3), np.int64), days)
     part = {"name": block.name, "rows": block.rows, "bytes": 4, "sha256": MODEL, "counts": counts.to_json()}
     return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(scoring.PHASES, 0.1), **part} | {
         "peak_bytes": 1

@@ -23,8 +23,10 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def direct(path: Path) -> set[Path]:
-    """The modules of tipline that a file imports, at the top or in a function, types apart."""
+    """The modules of tipline that a file imports, at the top or in a function, types apart; templates that it names."""
     found: set[Path] = set()
+    if path.suffix != ".py":
+        return found
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()
@@ -34,6 +36,8 @@ def direct(path: Path) -> set[Path]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tipline":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {file for name in names if (file := path_of(name) or path_of(node.module))}
+        if isinstance(node, ast.Constant) and str(node.value).endswith(".html"):
+            found |= {file for file in (PACKAGE / str(node.value),) if file.is_file()}
     return found - {PACKAGE / "__init__.py"}
 
 

@@ -20,8 +20,8 @@ from distributed import Client
 
 from tests import pipeline
 from tipline import cluster, files, modelfiles, progress, scoring
+from tipline.counts import Counts
 from tipline.errors import MonthsFailedError, TiplineError
-from tipline.metrics import Counts
 from tipline.stages import score
 
 if TYPE_CHECKING:
@@ -150,12 +150,14 @@ def test_the_receipt_says_what_was_made_from_what(done: Layout, month: str) -> N
     assert made["seconds"] > 0
     trips = pipeline.batch(pipeline.trips(done, month))
     scores = pq.read_table(folder(done, month))["tip_probability"].to_numpy()
-    expected = Counts.of(trips, "tip_amount", "payment_type", scores)
+    expected = Counts.of(trips, pipeline.read_json(done.champion / "model.json"), scores, month)
     counted = Counts.from_json(told["counts"])
     np.testing.assert_array_equal(counted.bands, expected.bands)
-    assert {name: group[:2] for name, group in counted.groups.items()} == {
-        name: group[:2] for name, group in expected.groups.items()
+    assert counted.days.keys() == expected.days.keys()
+    assert {name: sums[:2] for name, sums in counted.groups().items()} == {
+        name: sums[:2] for name, sums in expected.groups().items()
     }
+    assert counted.to_json()["histograms"] == expected.to_json()["histograms"]
 
 
 def test_a_second_run_scores_nothing(project: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

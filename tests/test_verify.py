@@ -18,7 +18,7 @@ import s3fs
 from tests import pipeline, servers
 from tests.test_score import another_champion
 from tipline import cluster, files, scoring, verify
-from tipline.metrics import BANDS, Counts
+from tipline.counts import BANDS, Counts, Sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -290,27 +290,38 @@ def test_a_part_that_is_no_parquet_behind_a_right_digest_is_found(project: Layou
     only(found(project, run_cli), "The part is no Parquet file that can be read", part(project))
 
 
-COUNTS = ["a band", "a tip", "a loss", "the sum of probabilities", "a group"]
+COUNTS = ["a band", "a tip", "a loss", "an expected tip", "the sum of probabilities", "a group", "a bin", "a day"]
 
 
 def miscount(layout: Layout, what: str) -> str:
     """Change one of a receipt's counts; give what is to be said of it."""
     counts = receipt(layout)["counts"]
-    group = counts["groups"]["credit"]
+    groups = counts["days"]["14"]
+    group = groups["credit"]
     if what == "a band":
         next(iter(counts["bands"].values()))[0] += 1
     elif what == "a tip":
         group[1] += 1
     elif what == "a loss":
+        group[3] *= 1 + 1e-8
+    elif what == "an expected tip":
         group[2] *= 1 + 1e-8
+    elif what == "a bin":
+        counts["histograms"]["fare_amount"]["counts"][3] += 1
+    elif what == "a day":
+        counts["days"]["31"] = {"credit": groups.pop("credit")}
     elif what == "the sum of probabilities":
         counts["probability"] *= 1 + 1e-8
     else:
-        counts["groups"]["barter"] = counts["groups"].pop("credit")
+        groups["barter"] = groups.pop("credit")
     told(layout, counts=counts)
-    return {"a band": "bands", "the sum of probabilities": "probability", "a group": "group barter, group credit"}.get(
-        what, "group credit"
-    )
+    words = {
+        "a band": "bands",
+        "the sum of probabilities": "probability",
+        "a group": "group barter, group credit",
+        "a bin": "histogram of fare_amount",
+    }
+    return words.get(what, "group credit")
 
 
 @pytest.mark.parametrize("what", COUNTS)
@@ -322,7 +333,7 @@ def test_a_count_that_was_changed_is_found(project: Layout, run_cli: Run, what: 
 
 def test_sums_that_were_added_in_another_order_are_equal(project: Layout, run_cli: Run) -> None:
     counts = receipt(project)["counts"]
-    counts["groups"]["credit"][2] *= 1 + 1e-12
+    counts["days"]["14"]["credit"][3] *= 1 + 1e-12
     told(project, counts=counts)
     assert run_cli(project.root, "verify")[0] == 0
 
@@ -413,13 +424,15 @@ def test_what_needs_no_model_is_counted_for_another_one_too(project: Layout, run
     assert f"The receipt's counts are not those of its rows: {words}." in printed
 
 
-def test_rows_of_unknown_target_are_in_no_band() -> None:
+def test_rows_of_unknown_target_are_in_a_band_and_in_no_group() -> None:
     bands = np.zeros(BANDS, np.int64)
     bands[3] = 5
-    counts = Counts(groups={"cash": (4, 1, 0.5)})
-    counts.bands[3] = 3, 1
+    counts = Counts(days={"1": {"cash": Sums(4, 1, 0.5, 0.5)}})
+    counts.bands[3] = 3, 1, 1
     assert verify.may_be(counts, bands)
-    counts.bands[3] = 5, 1
+    counts.bands[3] = 3, 1, 0
+    assert not verify.may_be(counts, bands)
+    counts.bands[3] = 3, 2, 0
     assert not verify.may_be(counts, bands)
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from tipline.modelfiles import Model
 
-# Raised when the predictions' files change for the same input and model; they are all scored again then.
-FORMAT = 1
+# Raised when the predictions' files or receipts change for the same input and model; all are scored again then.
+FORMAT = 2
 
 SCHEMA = pa.schema(
     [pa.field("row", pa.int64(), nullable=False), pa.field("tip_probability", pa.float32(), nullable=False)]
@@ -343,7 +343,7 @@ def score_block(block: Block) -> dict[str, Any]:
     with timed(seconds, "score"):
         scores = model.probabilities(batch)
     with timed(seconds, "count"):
-        counts = Counts.of(batch, model.spec, scores)
+        counts = Counts.of(batch, model.spec, scores, block.month)
     with timed(seconds, "write"):
         # Not `pa.array`, which imports pandas first.
         data = encoded(rows, pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files, modelfiles, pyfunc, scoring, trips
-from tipline.counts import BANDS, Counts, band
+from tipline.counts import BANDS, Counts, band, together
 from tipline.errors import TiplineError, UsageError, said
 from tipline.layout import month_name
 from tipline.places import place
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
+    from tipline.counts import Sums
     from tipline.layout import Layout
     from tipline.params import Settings
     from tipline.pyfunc import Probabilities
@@ -338,16 +339,29 @@ def differences(told: Counts, counted: Counts) -> Iterator[str]:
         yield "rows"
     if not np.array_equal(told.bands, counted.bands):
         yield "bands"
-    for name in sorted({*told.groups, *counted.groups}):
-        one, other = told.groups.get(name), counted.groups.get(name)
-        if one is None or other is None or one[:2] != other[:2] or not close(one[2], other[2]):
-            yield f"group {name}"
+    yield from (f"group {name}" for name in sorted(set(differing_groups(told, counted))))
+    one, other = told.to_json()["histograms"], counted.to_json()["histograms"]
+    yield from (f"histogram of {name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name))
+
+
+def differing_groups(told: Counts, counted: Counts) -> Iterator[str]:
+    """The groups whose sums differ on a day."""
+    for day in {*told.days, *counted.days}:
+        one, other = told.days.get(day, {}), counted.days.get(day, {})
+        yield from (name for name in {*one, *other} if differ(one.get(name), other.get(name)))
+
+
+def differ(one: Sums | None, other: Sums | None) -> bool:
+    """Whether two sums are not of the same rows."""
+    if one is None or other is None or one[:2] != other[:2]:
+        return True
+    return not (close(one.probability, other.probability) and close(one.loss, other.loss))
 
 
 def may_be(told: Counts, bands: Rows) -> bool:
-    """Whether a month with so many rows a band can have such counts, which leave rows of unknown target out."""
-    labelled = told.bands.sum(axis=1)
-    return bool((labelled <= bands).all()) and sum(rows for rows, _, _ in told.groups.values()) == labelled.sum()
+    """Whether a month with so many rows a band can have such counts."""
+    labelled = told.bands[:, :2].sum()
+    return np.array_equal(told.bands.sum(axis=1), bands) and together(told.groups()).rows == int(labelled)
 
 
 def close(one: float, other: float) -> bool:
@@ -411,14 +425,14 @@ def compare(month: Month, block: Block, rows: Rows, scores: Probabilities, found
         found.ends = (int(rows[0]), int(rows[-1]))
     if month.spec is not None and len(rows):
         batch = trips.with_columns(table, types).combine_chunks().to_batches(max_chunksize=len(table))[0]
-        found.counts = Counts.of(batch, month.spec, scores)
+        found.counts = Counts.of(batch, month.spec, scores, month.month)
     elif month.spec is not None:
         found.counts = Counts()
 
 
 def counted_by(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
-    """The columns that scores are counted by."""
-    return trips.needed({**spec, "features": []})
+    """The columns that scores are counted by: features only where the model has something to compare them with."""
+    return trips.needed(spec if spec.get("reference") else {**spec, "features": []})
 
 
 def check_rows(month: Month, block: Block, rows: Rows, expected: Rows) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, plots
+from tipline import files, monitoring, page, plots
+from tipline.counts import Counts
+from tipline.errors import TiplineError
 from tipline.layout import month_folder
-from tipline.metrics import Counts
 
 if TYPE_CHECKING:
     from tipline.layout import Layout
     from tipline.params import Settings
 
 log = logging.getLogger(__name__)
+
+AGAIN = "Run: dvc repro score"
 
 # Of a prepared month's receipt, what is shown of all months side by side.
 RECEIPT_COLUMNS = (
@@ -38,23 +41,40 @@ WORDS = {
 
 
 def run(settings: Settings, layout: Layout) -> None:
-    """Write the table (CSV and json) and the picture of reports/monitoring/."""
-    baseline = files.read_json(layout.champion / "model.json", "Run: dvc repro register")["baseline"]
-    months = [of_month(layout, month, baseline, settings.sample.months.get(month)) for month in sorted(settings.months)]
+    """Write the tables (CSV and json), the picture and the page of reports/monitoring/."""
+    spec = files.read_json(layout.champion / "model.json", "Run: dvc repro register")
+    months = [of_month(layout, month, spec, settings.sample.months.get(month)) for month in sorted(settings.months)]
     with files.replacing_folder(layout.monitoring, layout.staging / "reports") as folder:
         files.write_json(folder / "months.json", months)
-        files.write_csv(folder / "months.csv", months)
+        files.write_csv(folder / "months.csv", [flat(month) for month in months])
         plots.monitoring(folder / "monitoring.png", months)
+        page.write(folder / "index.html", months)
         receipts = [of_preparation(layout, month) for month in sorted(settings.months)]
         files.write_csv(folder / "prepared.csv", receipts)
     for line in [*table(months), *odd(receipts)]:
         log.info("%s", line)
 
 
-def of_month(layout: Layout, month: str, baseline: dict[str, Any], role: str | None) -> dict[str, Any]:
-    """The figures of one month, with the role that it has in training."""
-    receipt = files.read_json(month_folder(layout.predictions, month) / files.RECEIPT, "Run: dvc repro score")
-    return {"month": month, "role": role or "", **Counts.from_json(receipt["counts"]).figures(baseline)}
+def of_month(layout: Layout, month: str, spec: dict[str, Any], role: str | None) -> dict[str, Any]:
+    """The figures of one month, with the role that it has in training.
+
+    Raises
+    ------
+    TiplineError
+        Where it is not scored, or was by another tipline.
+    """
+    path = month_folder(layout.predictions, month) / files.RECEIPT
+    receipt = files.read_json(path, AGAIN)
+    try:
+        counts = Counts.from_json(receipt["counts"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise TiplineError("This receipt has no counts that this tipline can read.", str(path), AGAIN) from error
+    return {"month": month, "role": role or "", **monitoring.figures(counts, spec)}
+
+
+def flat(month: dict[str, Any]) -> dict[str, Any]:
+    """What of a month's figures fits in a cell."""
+    return {name: value for name, value in month.items() if name not in monitoring.NESTED}
 
 
 def of_preparation(layout: Layout, month: str) -> dict[str, Any]:
@@ -79,12 +99,12 @@ def odd(receipts: list[dict[str, Any]]) -> list[str]:
 
 
 def table(months: list[dict[str, Any]]) -> list[str]:
-    """The months as lines of text."""
-    lines = [
-        f"{'month':8} {'role':8} {'rows':>12} {'mean p':>8} {'tip rate':>8} {'log-loss':>8} {'skill':>8} {'AUC':>8}"
-    ]
+    """The months as lines of text; below them the reasons of all verdicts but `keep`."""
+    heads = (f"{name:>8}" for name in ("mean p", "tip rate", "log-loss", "skill", "AUC"))
+    lines = [f"{'month':8} {'role':8} {'rows':>12} {' '.join(heads)}  verdict"]
     for month in months:
         figures = (month[name] for name in ("mean_probability", "tip_rate", "log_loss", "skill", "auc"))
         cells = " ".join(f"{value:8.4f}" if value is not None else f"{'-':>8}" for value in figures)
-        lines.append(f"{month['month']:8} {month['role']:8} {month['rows']:12,} {cells}")
-    return lines
+        lines.append(f"{month['month']:8} {month['role']:8} {month['rows']:12,} {cells}  {month['verdict']}")
+    others = [month for month in months if month["verdict"] != monitoring.KEEP]
+    return lines + [f"{month['month']}: {month['verdict']}: {month['reason']}" for month in others]
