@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from scipy.stats import norm
 from scipy.stats import t as student
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests import pipeline
-from tipline import cluster, curve, plots
+from tipline import cluster, curve, sampling
 from tipline.errors import UsageError
+from tipline.params import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,24 +31,31 @@ if TYPE_CHECKING:
     from tipline.layout import Layout
 
 pytestmark = pipeline.MLFLOW_WARNINGS
+NO_BUDGET = Budget(rows=None, megabytes=None)
+ALL = curve.Bound.of(5000, NO_BUDGET, 100)
 
 
-def synthetic(losses: Any, sizes: tuple[int, ...], days: Any, baseline: float = 0.5) -> curve.Study:
-    """Make a study of which only the losses matter, shape (sizes, repeats, rows)."""
-    losses = np.asarray(losses, np.float32)
-    nothing: Any = np.empty((0, 0))
-    data = curve.Data((nothing, nothing), (nothing, nothing), np.asarray(days), baseline)
-    figures: Any = np.full(losses.shape[:2], 0.7)
-    return curve.Study(data, sizes, losses, figures, figures)
+def synthetic(sums: Any, baseline: Any) -> curve.Study:
+    """Make a study of which only the sums of losses matter, shape (sizes, repeats, days)."""
+    sums, baseline = np.asarray(sums, float), np.asarray(baseline, float)
+    sizes = tuple(100 * 2**place for place in range(len(sums)))
+    figures: Any = {"size.auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
+    of_baseline = {"size.log_loss": float(baseline.mean()) / 100}
+    return curve.Study(sizes, {"size": sums}, {"size": baseline}, figures, of_baseline)
 
 
-def noisy(behind: list[float], rows: int = 2000, days: int = 10, noise: float = 0.01) -> curve.Study:
-    """Make a study whose sizes have losses `behind` above the largest size's, but for a little noise."""
+def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 0.001) -> curve.Study:
+    """Make a study whose sizes have `behind` less skill than the largest, but for a little noise; 100 rows a day."""
     generator = np.random.default_rng(3)
-    common = generator.exponential(0.3, rows)
-    losses = [[common + one + generator.normal(0, noise, rows) for _ in range(5)] for one in [*behind, 0.0]]
-    sizes = tuple(100 * 2**place for place in range(len(behind) + 1))
-    return synthetic(losses, sizes, np.arange(rows) % days)
+    baseline = generator.uniform(40, 60, days)
+    common = generator.uniform(30, 50, days)
+    shape = (repeats, days)
+    return synthetic(
+        [common + baseline * (one + generator.normal(0, noise, shape)) for one in [*behind, 0.0]], baseline
+    )
+
+
+# ---- the study ----
 
 
 def test_sizes_are_evenly_spaced_on_a_log_scale() -> None:
@@ -51,144 +63,241 @@ def test_sizes_are_evenly_spaced_on_a_log_scale() -> None:
     assert curve.sizes(500, 50_000, 7) == (500, 1077, 2321, 5000, 10772, 23208, 50_000)
 
 
-@pytest.mark.parametrize(("largest", "count"), [(100, 5), (103, 30), (10_000, 1)])
-def test_sizes_are_different_and_begin_with_the_smallest(largest: int, count: int) -> None:
+@pytest.mark.parametrize(("largest", "count"), [(100, 5), (103, 30), (10_000, 1), (4999, 30)])
+def test_sizes_are_different_and_have_both_ends(largest: int, count: int) -> None:
     sizes = curve.sizes(100, largest, count)
-    assert sizes[0] == 100
-    assert max(sizes) <= largest
+    assert (sizes[0], sizes[-1]) == (100, largest if count > 1 else 100)
     assert list(sizes) == sorted(set(sizes))
     assert len(sizes) <= count
 
 
-def test_both_ends_are_studied() -> None:
-    for count in (2, 3, 10, 30):
-        sizes = curve.sizes(50, 4999, count)
-        assert (sizes[0], sizes[-1]) == (50, 4999)
+def examples(rows: int, seed: int) -> curve.Examples:
+    generator = np.random.default_rng(seed)
+    inputs = generator.normal(size=(rows, 2))
+    tipped = inputs[:, 0] + generator.normal(size=rows) > 0
+    days, segment = generator.integers(0, 7, rows).astype(np.int32), generator.random(rows) < 0.3
+    return curve.Examples(inputs, tipped, days, segment, generator.random(rows))
 
 
-def test_the_excess_of_a_small_case_is_that_by_hand() -> None:
-    # Two repeats, four rows on two days; above the largest size by:
-    #   repeat 0: .2 .0 | .1 .1    repeat 1: .4 .2 | .0 .2
-    study = synthetic(
-        [[[0.3, 0.1, 0.2, 0.2], [0.5, 0.3, 0.1, 0.3]], [[0.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]]],
-        (10, 20),
-        [0, 0, 1, 1],
-        baseline=0.5,
-    )
+def small_study(sizes: tuple[int, ...], seed: int = 9) -> curve.Study:
+    validation = {"held_out": examples(200, 1), "size": examples(300, 2)}
+    pool = examples(400, 0)
+    orders = curve.shuffles(pool.tipped, 3, sizes[0], seed)
+    with joblib.parallel_config("sequential"):
+        return curve.study(Pipeline([("classifier", LogisticRegression())]), pool, validation, sizes, orders)
+
+
+@pytest.mark.parametrize(("name", "rows", "seed"), [("held_out", 200, 1), ("size", 300, 2)])
+def test_the_figures_are_those_of_plain_scikit_learn(name: str, rows: int, seed: int) -> None:
+    study, pool, scored = small_study((50, 200)), examples(400, 0), examples(rows, seed)
+    first = np.random.default_rng(9).permutation(400)[:50]
+    model = LogisticRegression().fit(pool.inputs[first], pool.tipped[first])
+    for part, mask in ((name, np.full(rows, fill_value=True)), (f"{name}.segment", scored.segment)):
+        scores, tipped = model.predict_proba(scored.inputs[mask])[:, 1], scored.tipped[mask]
+        expected = log_loss(tipped, scores), roc_auc_score(tipped, scores), brier_score_loss(tipped, scores)
+        found = [study.figures[f"{part}.{figure}"][0, 0] for figure in ("log_loss", "auc", "brier")]
+        assert found == pytest.approx(expected)
+        assert study.of_baseline[f"{part}.log_loss"] == pytest.approx(log_loss(tipped, scored.baseline[mask]))
+    scores = model.predict_proba(scored.inputs)[:, 1]
+    for day in range(7):
+        rows_of_day = scored.days == day
+        expected_sum = log_loss(scored.tipped[rows_of_day], scores[rows_of_day], normalize=False, labels=[False, True])
+        assert study.sums[name][0, 0, day] == pytest.approx(expected_sum)
+    assert study.sums[name].shape == (2, 3, 7)
+    assert study.baseline[name].sum() == pytest.approx(rows * log_loss(scored.tipped, scored.baseline))
+    assert (study.figures["fit_seconds"] > 0).all()
+
+
+def test_samples_nest_and_follow_the_seed() -> None:
+    study = small_study((50, 200))
+    np.testing.assert_array_equal(small_study((50, 100, 200)).sums["size"][[0, 2]], study.sums["size"])
+    assert (small_study((50, 200), seed=10).sums["size"] != study.sums["size"]).any()
+
+
+def test_a_sample_of_one_class_is_refused_before_anything_is_fitted() -> None:
+    tipped = np.zeros(1000, dtype=bool)
+    tipped[:20] = True
+    with pytest.raises(UsageError, match="All rows of a sample of 50 are without a tip"):
+        curve.shuffles(tipped, 20, 50, 1)
+    with pytest.raises(UsageError, match="All rows of a sample of 50 are with a tip"):
+        curve.shuffles(~tipped, 20, 50, 1)
+    assert len(curve.shuffles(tipped, 20, 900, 1)) == 20
+
+
+def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> None:
+    scored = examples(100, 4)
+    none = curve.Examples(scored.inputs, np.zeros(100, bool), scored.days, np.zeros(100, bool), scored.baseline)
+    sorted_rows, ends = none.blocks()
+    figures = curve.Scorer({"size": (0, *ends)}).figures(sorted_rows.baseline, sorted_rows.tipped)
+    assert math.isnan(figures["size.auc"])
+    assert figures["size.log_loss"] == pytest.approx(-np.log1p(-scored.baseline).mean())
+    assert all(math.isnan(figures[f"size.segment.{figure}"]) for figure in ("log_loss", "auc", "brier"))
+    assert sum(figures[f"size.day{day}"] for day in range(7)) == pytest.approx(100 * figures["size.log_loss"])
+
+
+# ---- the bound ----
+
+
+def test_the_bound_is_that_of_a_two_way_bootstrap_drawn_one_by_one() -> None:
+    study = noisy([0.02, 0.003], repeats=6, days=9, noise=0.02)
     mean, upper = curve.excess(study)
-    expected = (0.1 + 0.2) / 2
-    of_repeats = ((0.1 - expected) ** 2 + (0.2 - expected) ** 2) / 1 / 2
-    # Sums a day, mean of the repeats: (.2 + .6) / 2 and (.2 + .2) / 2; two rows a day.
-    residuals = [0.4 - 2 * expected, 0.2 - 2 * expected]
-    of_days = (residuals[0] ** 2 + residuals[1] ** 2) * 2 / 1 / 4**2
-    bound = expected + student.ppf(0.95, 1) * math.sqrt(of_repeats + of_days)
-    assert mean == pytest.approx([expected / 0.5, 0], abs=1e-6)
-    assert upper == pytest.approx([bound / 0.5, 0], abs=1e-6)
+    sums, baseline = study.sums["size"], study.baseline["size"]
+    generator, draws = np.random.default_rng(1), []
+    for _ in range(6000):
+        repeats, days = generator.integers(0, 6, 6), generator.integers(0, 9, 9)
+        paired = (sums - sums[-1])[:, repeats][:, :, days]
+        draws.append(paired.mean(axis=1).sum(axis=1) / baseline[days].sum())
+    expected = mean + (np.quantile(draws, 0.95, axis=0) - mean) * math.sqrt(6 / 5) * student.ppf(0.95, 5) / norm.ppf(
+        0.95
+    )
+    assert mean == pytest.approx((sums - sums[-1]).sum(axis=(1, 2)) / 6 / baseline.sum())
+    assert upper[:-1] == pytest.approx(expected[:-1], abs=0.001)
+    assert (upper[:-1] - mean[:-1] > 0.004).all()
+    assert upper[-1] == mean[-1] == 0
 
 
-def test_the_standard_error_counts_days_as_blocks() -> None:
+def test_rows_that_all_sizes_share_do_not_widen_the_bound() -> None:
     study = noisy([0.01])
-    moved = study.losses.copy()
-    moved[0] += np.where(study.data.days < 5, 0.05, -0.05).astype(np.float32)
-    by_day = synthetic(moved, study.sizes, study.data.days)
-    (mean, upper), (mean_by_day, upper_by_day) = curve.excess(study), curve.excess(by_day)
-    assert mean_by_day[0] == pytest.approx(mean[0], abs=1e-4)
-    assert upper_by_day[0] > upper[0] + 0.05
+    harder = synthetic(study.sums["size"] + np.random.default_rng(1).uniform(0, 500, 10), study.baseline["size"])
+    assert curve.excess(harder)[1] == pytest.approx(curve.excess(study)[1])
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_repeats_and_days_both_widen_the_bound(axis: int) -> None:
+    study = noisy([0.01], repeats=10)
+    sums = study.sums["size"].copy()
+    shift = np.where(np.arange(10) < 5, 2.0, -2.0)
+    sums[0] += shift[:, None] if axis == 1 else shift
+    moved = synthetic(sums, study.baseline["size"])
+    (mean, upper), (mean_moved, upper_moved) = curve.excess(study), curve.excess(moved)
+    assert mean_moved == pytest.approx(mean)
+    assert upper_moved[0] > upper[0] + 0.01
+
+
+# ---- the decision ----
 
 
 def test_a_curve_that_has_levelled_off_gives_the_smallest_size_that_is_enough() -> None:
-    decision = curve.decide(noisy([0.1, 0.01, 0.00001]), 0.01, 5000)
-    assert decision["rows"] == 400
-    assert decision["levelled_off"]
-    assert "400 rows: with 95% confidence, 800 rows add less than 0.01 skill" in decision["reason"]
-    assert [size["rows"] for size in decision["sizes"]] == [100, 200, 400, 800]
-    assert decision["sizes"][2]["behind_largest_upper"] < 0.01 < decision["sizes"][1]["behind_largest_upper"]
+    decision = curve.decide(noisy([0.1, 0.005, 0.00001]), 0.01, ALL, 7)
+    assert (decision["rows"], decision["levelled_off"]) == (200, True)
+    assert "200 rows: with 95% confidence, 800 rows add less than 0.01 skill points" in decision["reason"]
+    assert decision["sizes"][1]["behind_largest_upper"] < 0.01 < decision["sizes"][0]["behind_largest_upper"]
+    assert decision["sizes"][1]["well_specified_nats"] == 7 / 400
+    assert "7 parameters loses p/(2n) = 0.017500 nats" in decision["sanity"]
+
+
+def test_a_smaller_tolerance_takes_a_larger_size() -> None:
+    study = noisy([0.1, 0.02, 0.004])
+    chosen = [curve.decide(study, min_gain, ALL, None)["rows"] for min_gain in (0.2, 0.05, 0.01, 0.001)]
+    assert chosen == [100, 200, 400, 5000]
 
 
 def test_a_curve_that_has_not_levelled_off_takes_all_rows_and_says_so() -> None:
-    decision = curve.decide(noisy([0.1, 0.05, 0.02]), 0.001, 5000)
-    assert decision["rows"] == 5000
-    assert not decision["levelled_off"]
+    decision = curve.decide(noisy([0.1, 0.05, 0.02]), 0.001, ALL, None)
+    assert (decision["rows"], decision["levelled_off"], decision["sanity"]) == (5000, False, None)
     assert "has not levelled off" in decision["reason"]
-    assert "All 5,000 rows" in decision["reason"]
+    assert "all 5,000 rows of the sample are used, and a larger sample would help" in decision["reason"]
 
 
 def test_a_small_gain_that_is_uncertain_is_not_ruled_out() -> None:
-    decision = curve.decide(noisy([0.0], days=3, rows=30, noise=0.5), 0.001, 5000)
-    assert not decision["levelled_off"]
-    assert decision["rows"] == 5000
-
-
-def test_equal_losses_need_no_more_than_the_smallest_size() -> None:
-    losses = np.broadcast_to(np.random.default_rng(1).exponential(0.4, 60), (3, 2, 60))
-    decision = curve.decide(synthetic(losses, (100, 200, 400), np.arange(60) % 4), 0.001, 5000)
-    assert (decision["rows"], decision["levelled_off"]) == (100, True)
-    assert "at most 0.00000" in decision["reason"]
+    assert curve.decide(noisy([0.0], noise=0.05), 0.001, ALL, None)["rows"] == 5000
 
 
 def test_a_smaller_size_that_is_better_is_enough() -> None:
-    decision = curve.decide(noisy([-0.05, -0.02]), 0.001, 5000)
+    decision = curve.decide(noisy([-0.05, -0.02]), 0.001, ALL, None)
     assert decision["rows"] == 100
     assert "at most 0.00000" in decision["reason"]
 
 
-def test_one_size_alone_says_nothing_about_smaller_ones() -> None:
-    decision = curve.decide(noisy([]), 0.001, 5000)
+@pytest.mark.parametrize(
+    ("study", "reason"),
+    [
+        (noisy([]), "One size alone says nothing about smaller ones"),
+        (noisy([0.2, 0.0], days=1), "Of 5 repeats and 1 days there is no telling"),
+        (noisy([0.2, 0.0], repeats=1), "Of 1 repeats and 10 days there is no telling"),
+        (synthetic(noisy([0.1, 0.0]).sums["size"], np.zeros(10)), "The baseline leaves nothing to gain"),
+    ],
+    ids=["one size", "one day", "one repeat", "a perfect baseline"],
+)
+def test_what_cannot_be_told_takes_all_rows_and_says_why(study: curve.Study, reason: str) -> None:
+    decision = curve.decide(study, 0.05, ALL, 3)
     assert (decision["rows"], decision["levelled_off"]) == (5000, False)
-    assert len(decision["sizes"]) == 1
-
-
-def test_one_day_is_one_block() -> None:
-    decision = curve.decide(noisy([0.2, 0.000001], days=1), 0.05, 5000)
-    assert (decision["rows"], decision["levelled_off"]) == (200, True)
-    assert all(math.isfinite(size["behind_largest_upper"]) for size in decision["sizes"])
-
-
-@pytest.mark.parametrize("baseline", [0.0, 1e-9])
-def test_a_baseline_that_leaves_nothing_takes_all_rows(baseline: float, tmp_path: Path) -> None:
-    study = noisy([0.1, 0.0])
-    decision = curve.decide(synthetic(study.losses, study.sizes, study.data.days, baseline), 0.01, 5000)
-    assert decision["rows"] == 5000
-    assert not decision["levelled_off"]
-    assert "leaves nothing to gain" in decision["reason"]
-    for size in decision["sizes"]:
-        assert {size[name] for name in ("skill", "skill_low", "skill_high", "behind_largest")} == {None}
-        assert size["log_loss"] > 0
+    assert reason in decision["reason"]
+    assert curve.extrapolation(study, 10_000) is None
     assert json.loads(json.dumps(decision, allow_nan=False)) == decision
-    plots.learning_curve(tmp_path / "curve.png", decision)
 
 
-def test_figures_of_a_size_are_over_its_repeats() -> None:
-    losses = [[[0.2, 0.4], [0.4, 0.6]], [[0.1, 0.1], [0.1, 0.1]]]
-    first = curve.decide(synthetic(losses, (100, 200), [0, 1]), 0.001, 5000)["sizes"][0]
-    assert first["log_loss"] == pytest.approx(0.4)
-    assert (first["skill_low"], first["skill"], first["skill_high"]) == pytest.approx((0, 0.2, 0.4), abs=1e-6)
-    assert first["auc"] == pytest.approx(0.7)
+@pytest.mark.parametrize(
+    ("budget", "rows", "words"),
+    [
+        ({"rows": 300, "megabytes": None}, 300, "the 300 rows of the budget are used"),
+        ({"rows": 3000, "megabytes": 0.1}, 1000, "1,000 rows that the budget of 0.1 MB holds at 100 bytes a row are"),
+        ({"rows": 8000, "megabytes": 10}, 5000, "all 5,000 rows of the sample are used"),
+    ],
+)
+def test_a_budget_binds_where_the_curve_does_not_level_off(budget: dict[str, Any], rows: int, words: str) -> None:
+    bound = curve.Bound.of(5000, Budget(**budget), 100)
+    decision = curve.decide(noisy([0.1]), 0.001, bound, None)
+    assert decision["rows"] == rows
+    assert words in decision["reason"]
+    assert curve.decide(noisy([0.0001]), 0.01, bound, None)["rows"] == 100
 
 
-def test_a_study_scores_prefixes_of_the_same_shuffles() -> None:
-    generator = np.random.default_rng(5)
+# ---- power law ----
 
-    def data(rows: int) -> tuple[Any, Any]:
-        inputs = generator.normal(size=(rows, 2))
-        return inputs, inputs[:, 0] + generator.normal(size=rows) > 0
 
-    fit, size = data(400), data(300)
-    made = curve.Data(fit, size, np.arange(300) % 7, 0.6)
-    estimator = Pipeline([("classifier", LogisticRegression())])
-    with joblib.parallel_config("sequential"):
-        study = curve.study(estimator, made, (50, 200), 3, seed=9)
-        larger = curve.study(estimator, made, (50, 100, 200), 3, seed=9)
-        other = curve.study(estimator, made, (50, 200), 3, seed=10)
-    assert study.losses.shape == (2, 3, 300)
-    assert study.aucs.shape == study.seconds.shape == (2, 3)
-    np.testing.assert_array_equal(larger.losses[[0, 2]], study.losses)
-    assert (other.losses != study.losses).any()
-    shuffle = np.random.default_rng(9).permutation(400)
-    model = LogisticRegression().fit(fit[0][shuffle[:50]], fit[1][shuffle[:50]])
-    scores = model.predict_proba(size[0])[:, 1]
-    assert study.losses[0, 0].mean() == pytest.approx(log_loss(size[1], scores), rel=1e-5)
-    assert study.aucs[0, 0] == pytest.approx(roc_auc_score(size[1], scores))
+def test_a_power_law_is_found_again() -> None:
+    sizes = (100, 300, 1000, 3000, 10_000)
+    curves = np.array([0.9 + 2.0 * np.array(sizes) ** -0.5, 0.5 + 9.0 * np.array(sizes) ** -1.2, [0.7] * 5])
+    limits, slopes, exponents = curve.power_law(sizes, curves, np.ones(5))
+    assert limits == pytest.approx([0.9, 0.5, 0.7])
+    assert slopes == pytest.approx([2.0, 9.0, 0.0])
+    assert exponents[:2] == pytest.approx([0.5, 1.2])
+
+
+@pytest.mark.parametrize(("power", "exponent"), [(3.0, 1.5), (0.05, 0.3)])
+def test_the_exponent_stays_within_its_bounds(power: float, exponent: float) -> None:
+    sizes = np.array([100, 300, 1000, 3000])
+    assert curve.power_law(sizes.tolist(), (1 + sizes**-power)[None], np.ones(4))[2] == pytest.approx(exponent)
+
+
+def test_an_extrapolation_goes_to_the_rows_there_are_and_tells_where_it_does_not_fit() -> None:
+    behind = [2 * size**-0.5 - 2 * 1600**-0.5 for size in (100, 200, 400, 800)]
+    law = curve.extrapolation(noisy(behind), 1_000_000)
+    assert law is not None
+    assert (law["rows"][0], law["rows"][-1]) == (100, 1_000_000)
+    assert law["exponent"] == pytest.approx(0.5, abs=0.05)
+    assert law["misses"] == 0
+    assert all(low < skill < high for low, skill, high in zip(law["low"], law["skill"], law["high"], strict=True))
+    bent = curve.extrapolation(noisy([0.3, 0.3, 0.3, 0.0]), 100)
+    assert bent is not None
+    assert bent["rows"][-1] == 1600
+    assert bent["misses"] > 0
+
+
+# ---- what a fit takes ----
+
+
+def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart() -> None:
+    generator = np.random.default_rng(1)
+    inputs = np.column_stack([generator.integers(0, 3, 5000), generator.normal(size=5000)])
+    tipped = generator.random(5000) < 0.5
+
+    def cost(first: Any, width: int) -> curve.Cost:
+        steps = [("columns", first), ("classifier", LogisticRegression())]
+        return curve.Cost.of(Pipeline(steps), inputs[:, :width].copy, tipped)
+
+    # One of three values: two columns of three and the intercept are all that there is to tell apart.
+    assert cost(OneHotEncoder(sparse_output=False), 1).parameters == 3
+    plain = cost(StandardScaler(), 2)
+    assert plain.parameters == 3
+    assert 16 < plain.bytes_a_row < 200
+    assert plain == cost(StandardScaler(), 2)
+    boosted = curve.Cost.of(Pipeline([("classifier", HistGradientBoostingClassifier(max_iter=2))]), inputs.copy, tipped)
+    assert boosted.parameters is None
+
+
+# ---- the stage ----
 
 
 @pytest.fixture
@@ -201,12 +310,15 @@ def test_the_stage_writes_table_picture_decision_and_size(project: Layout) -> No
     decision = pipeline.read_json(project.learning_curve.with_suffix(".json"))
     with project.learning_curve.open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [int(row["rows"]) for row in table] == [200, 548, 1500]
+    # Of 3,000 rows 600 are held out.
+    assert [int(row["rows"]) for row in table] == [200, 490, 1200]
     for row, size in zip(table, decision["sizes"], strict=True):
-        assert {name: float(value) for name, value in row.items()} == size
+        assert {name: float(value) if value else None for name, value in row.items()} == size
     assert project.learning_curve.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert pipeline.read_json(project.sample_size) == {"rows": decision["rows"]}
-    assert decision["rows"] in {200, 548, 3000}
+    assert decision["segment"] == "credit"
+    assert decision["available"] == 5000
+    assert decision["sizes"][0]["size.log_loss"] > decision["sizes"][2]["size.log_loss"]
 
 
 def test_the_same_sample_gives_the_same_decision(project: Layout) -> None:
@@ -221,12 +333,10 @@ def test_the_same_sample_gives_the_same_decision(project: Layout) -> None:
     assert project.sample_size.read_bytes() == size
 
 
-def test_a_smallest_size_above_half_of_the_sample_is_refused(
-    project: Layout, run_cli: Callable[..., tuple[int, str]]
-) -> None:
+def test_a_smallest_size_above_the_largest_is_refused(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
     before = pipeline.tree(project.root / "reports") | pipeline.tree(project.root / "models")
-    pipeline.change(project, learning_curve={"smallest": 1501})
-    with pytest.raises(UsageError, match=r"3,000 rows; half of it is less than learning_curve\.smallest, 1,501"):
+    pipeline.change(project, learning_curve={"smallest": 1201})
+    with pytest.raises(UsageError, match=r"has 1,200 rows, fewer than learning_curve\.smallest, 1,201"):
         pipeline.run(project, "learning_curve")
     code, printed = run_cli(project.root, "learning_curve")
     assert code == 2
@@ -234,9 +344,17 @@ def test_a_smallest_size_above_half_of_the_sample_is_refused(
     assert pipeline.tree(project.root / "reports") | pipeline.tree(project.root / "models") == before
 
 
-def test_half_of_the_sample_may_be_the_only_size(project: Layout) -> None:
-    pipeline.change(project, learning_curve={"smallest": 1500})
+def test_a_budget_is_the_largest_size_studied_and_the_most_that_is_chosen(project: Layout) -> None:
+    pipeline.change(project, learning_curve={"smallest": 300, "budget": {"rows": 300, "megabytes": None}})
     pipeline.run(project, "learning_curve")
     decision = pipeline.read_json(project.learning_curve.with_suffix(".json"))
-    assert [size["rows"] for size in decision["sizes"]] == [1500]
-    assert pipeline.read_json(project.sample_size) == {"rows": 3000}
+    assert [size["rows"] for size in decision["sizes"]] == [300]
+    assert pipeline.read_json(project.sample_size) == {"rows": 300}
+    assert "One size alone" in decision["reason"]
+
+
+def test_a_sample_that_does_not_say_how_many_rows_its_month_has_counts_its_own(project: Layout, tmp_path: Path) -> None:
+    sample = project.sample("fit", "2009-01")
+    assert sampling.available([sample, sample]) == 10_000
+    pq.write_table(pq.read_table(sample).replace_schema_metadata(None), tmp_path / "older.parquet")
+    assert sampling.available([tmp_path / "older.parquet"]) == 3000

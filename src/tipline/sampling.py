@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tipline.params import Settings
 
 KEY = "sample_key"
+# In a sample's schema: how many rows the month has.
+OF_ROWS = b"tipline.rows"
 
 Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
@@ -47,7 +49,7 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
     Returns
     -------
     pa.Table
-        The prepared columns and `sample_key` (uint64).
+        The prepared columns and `sample_key` (uint64); the month's rows stand in the schema's metadata.
     """
     kept: pa.Table | None = None
     with pq.ParquetFile(trips) as file:
@@ -59,7 +61,8 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
             chosen = table.take(places).append_column(KEY, pa.array(of_group[places]))
             kept = chosen if kept is None else first(pa.concat_tables([kept, chosen]), rows)
         empty = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
-    return empty if kept is None else first(kept, rows)
+        of_rows = {OF_ROWS: str(file.metadata.num_rows).encode()}
+    return (empty if kept is None else first(kept, rows)).replace_schema_metadata(of_rows)
 
 
 def smallest(
@@ -90,6 +93,12 @@ def read_pool(paths: Sequence[Path]) -> pa.Table:
     tables = [pq.read_table(path) for path in sorted(paths)]
     pool = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     return pool.take(np.argsort(pool[KEY].to_numpy(), kind="stable"))
+
+
+def available(paths: Sequence[Path]) -> int:
+    """How many rows the months of these samples have; of a sample that does not say so, its own rows."""
+    files = [pq.read_metadata(path) for path in paths]
+    return sum(int((file.metadata or {}).get(OF_ROWS, file.num_rows)) for file in files)
 
 
 def of_role(settings: Settings, layout: Layout, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:

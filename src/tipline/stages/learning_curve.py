@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
-import pyarrow.compute as pc
 
-from tipline import cluster, contract, curve, files, metrics, model, plots, pyfunc, sampling, trips
+from tipline import baseline, cluster, contract, curve, files, metrics, model, plots, pyfunc, sampling, times, trips
 from tipline.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -22,48 +22,83 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Of the `fit` rows, the last fifth is held out: rows of the same months that no repeat is fitted on.
+HELD_OUT = 5
+
 
 def run(settings: Settings, layout: Layout) -> None:
     """Write the study's table, picture and decision, and models/sample_size.json."""
-    known = contract.load(layout.root / settings.contract)
-    spec = model.spec(settings, known)
-    types = {known.time: contract.ARROW_TYPES["timestamp"], **trips.needed(spec)}
-    fit, size = (sampling.of_role(settings, layout, role, types) for role in ("fit", "size"))
-    study = measure(settings, layout.root, spec["features"], (fit, size), known.time)
-    decision = curve.decide(study, settings.learning_curve.min_gain, len(fit))
+    spec = model.spec(settings, contract.load(layout.root / settings.contract))
+    fit, size = (sampling.of_role(settings, layout, role, trips.needed(spec)) for role in ("fit", "size"))
+    available = sampling.available([layout.sample("fit", month) for month in settings.sample.of("fit")])
+    decision = study(settings, layout.root, spec, (fit, size), available)
     files.write_csv(layout.learning_curve, decision["sizes"])
     files.write_json(layout.learning_curve.with_suffix(".json"), decision)
     plots.learning_curve(layout.learning_curve.with_suffix(".png"), decision)
     files.write_json(layout.sample_size, {"rows": decision["rows"]})
-    log.info("%s", decision["reason"])
+    for words in filter(None, (decision["reason"], decision["sanity"])):
+        log.info("%s", words)
 
 
-def measure(
-    settings: Settings,
-    root: Path,
-    features: list[dict[str, Any]],
-    rows: tuple[pa.RecordBatch, pa.RecordBatch],
-    time: str,
-) -> curve.Study:
-    """Run the study on the project's dask client, on the rows to fit on and the rows to score on."""
-    wanted, target = settings.learning_curve, settings.model.target
-    fit, size = rows
-    if len(fit) // 2 < wanted.smallest:
-        what = (
-            f"The sample has {len(fit):,} rows; half of it is less than learning_curve.smallest, {wanted.smallest:,}."
-        )
-        raise UsageError(what, "params.yaml, learning_curve.smallest", "Lower it, or raise sample.rows.")
-    pipeline = model.build(features, settings.train, root)
-    fit_data, size_data = ((pyfunc.matrix(part, features), metrics.labels(part, target)[0]) for part in rows)
-    baseline = metrics.fit_baseline(fit, target, settings.baseline.by, settings.baseline.smoothing)
-    loss = metrics.losses(metrics.baseline_probabilities(size, baseline), size_data[1]).mean()
-    data = curve.Data(fit_data, size_data, days_of(size[time]), float(loss))
-    of_sizes = curve.sizes(wanted.smallest, len(fit) // 2, wanted.sizes)
+def study(
+    settings: Settings, root: Path, spec: dict[str, Any], rows: tuple[pa.RecordBatch, pa.RecordBatch], available: int
+) -> dict[str, Any]:
+    """Run the study on the project's dask client, and decide.
+
+    Parameters
+    ----------
+    rows
+        Those of the `fit` months and those of the `size` months.
+    available
+        How many the `fit` months have.
+    """
+    wanted, budget, (fit, size) = settings.learning_curve, settings.learning_curve.budget, rows
+    pool, held_out = fit.slice(0, len(fit) - len(fit) // HELD_OUT), fit.slice(len(fit) - len(fit) // HELD_OUT)
+    largest = at_least(wanted.smallest, min(len(pool) // 2, budget.rows or len(pool)))
+    segment, parts = examples(settings, spec, {"pool": pool, "held_out": held_out, "size": size})
+    orders = curve.shuffles(parts["pool"].tipped, wanted.repeats, wanted.smallest, settings.sample.seed)
+    pipeline, first = model.build(spec["features"], settings.train, root), pool.slice(0, largest)
+    cost = curve.Cost.of(pipeline, lambda: pyfunc.matrix(first, spec["features"]), parts["pool"].tipped[:largest])
+    bound = curve.Bound.of(len(fit), budget, cost.bytes_a_row)
+    of_sizes = curve.sizes(wanted.smallest, at_least(wanted.smallest, min(largest, bound.rows)), wanted.sizes)
     with cluster.connect(settings.score.workers), joblib.parallel_config("dask"):
-        return curve.study(pipeline, data, of_sizes, wanted.repeats, settings.sample.seed)
+        made = curve.study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
+    return {
+        **curve.decide(made, wanted.min_gain, bound, cost.parameters),
+        "budget": budget.model_dump(),
+        "bytes_a_row": cost.bytes_a_row,
+        "segment": segment,
+        "available": available,
+        "power_law": curve.extrapolation(made, available),
+    }
 
 
-def days_of(times: pa.Array) -> curve.Rows:
-    """The day of each time, as codes from 0; a missing time counts as 1970-01-01."""
-    days = pc.floor_temporal(times, unit="day").cast("int64").fill_null(0)
-    return np.unique(days.to_numpy(), return_inverse=True)[1]
+def at_least(smallest: int, largest: int) -> int:
+    """The largest size to study, unless it is too small."""
+    if largest >= smallest:
+        return largest
+    what = f"The largest sample to study has {largest:,} rows, fewer than learning_curve.smallest, {smallest:,}."
+    todo = "Lower it, or raise sample.rows or the budget: a fifth is held out, half of the rest is the most."
+    raise UsageError(what, f"{curve.WHERE}.smallest", todo)
+
+
+def examples(
+    settings: Settings, spec: dict[str, Any], parts: Mapping[str, pa.RecordBatch]
+) -> tuple[str, dict[str, curve.Examples]]:
+    """The rows as the study takes them, and its segment: the baseline's group with most tips in the pool."""
+    target, by = spec["target"], settings.baseline.by
+    rule = baseline.fit(parts["pool"], target, by, settings.baseline.smoothing)
+    groups = {name: baseline.groups(part, by) for name, part in parts.items()}
+    tipped = {name: metrics.labels(part, target)[0] for name, part in parts.items()}
+    names, codes = groups["pool"]
+    segment = names[int(np.argmax(np.bincount(codes, tipped["pool"])))]
+    return segment, {
+        name: curve.Examples(
+            pyfunc.matrix(part, spec["features"]),
+            tipped[name],
+            np.unique(times.days(part[spec["time"]]), return_inverse=True)[1].astype(np.int32),
+            np.array(groups[name][0])[groups[name][1]] == segment,
+            baseline.probabilities(part, rule),
+        )
+        for name, part in parts.items()
+    }

@@ -1,0 +1,106 @@
+"""The study on real trips of 2009 (1 in 1,000): `python docs/simulations/real_curve.py`.
+
+Fits on January, scores on February, both models. Writes the pictures and, in docs/learning-curve.md, the table.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tipline import params
+from tipline.layout import Layout
+from tipline.stages import download, learning_curve, prepare, sample
+
+ROOT = Path(__file__).parents[2]
+TRIPS = ROOT.parent / "shared" / "tlc" / "tiny2009" / "yellow_{month}.parquet"
+PAGE = ROOT / "docs" / "learning-curve.md"
+MARKS = ("<!-- real trips -->", "<!-- /real trips -->")
+MONTHS = {"2009-01": "fit", "2009-02": "size", "2009-03": "evaluate"}
+ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lr": ("logistic_regression", {"C": 1.0}),
+    "hgb": ("hist_gradient_boosting", {}),
+}
+HEAD = (
+    "| model | rows | skill on held-out rows of January | skill on February | AUC on February, all | in `segment` | "
+    "behind the largest (bound) | p/(2n), skill points |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def project(folder: Path) -> Layout:
+    """A project of three months, whole."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values |= {"months": list(MONTHS), "source": str(TRIPS), "contract": str(ROOT / values["contract"])}
+    values["sample"] |= {"months": MONTHS, "rows": 20_000}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    layout = Layout(folder)
+    settings = params.load(layout.params)
+    for month in MONTHS:
+        for stage in (download, prepare, sample):
+            stage.run(settings, layout, month)
+    return layout
+
+
+def decision(layout: Layout, short: str) -> dict[str, Any]:
+    """Make the study with one of the models; keep its picture."""
+    values = yaml.safe_load(layout.params.read_text(encoding="utf-8"))
+    values["train"] |= dict(zip(("estimator", "params"), ESTIMATORS[short], strict=True))
+    layout.params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    learning_curve.run(params.load(layout.params), layout)
+    picture = ROOT / "docs" / "images" / f"learning_curve_real_{short}.png"
+    shutil.copyfile(layout.learning_curve.with_suffix(".png"), picture)
+    found: dict[str, Any] = json.loads(layout.learning_curve.with_suffix(".json").read_text(encoding="utf-8"))
+    return found
+
+
+def lines(short: str, found: dict[str, Any]) -> list[str]:
+    """A line of the table for each size."""
+
+    def skill(size: dict[str, Any], name: str) -> str:
+        low, mean, high = (100 * size[f"{name}.{figure}"] for figure in ("skill_low", "skill", "skill_high"))
+        return f"{mean:.1f}% ({low:.1f} to {high:.1f})"
+
+    return [
+        f"| {short} | {size['rows']:,} | {skill(size, 'held_out')} | {skill(size, 'size')} | {size['size.auc']:.4f} | "
+        f"{size['size.segment.auc']:.3f} | {size['behind_largest']:.4f} ({size['behind_largest_upper']:.4f}) | "
+        f"{points(size, found)} |"
+        for size in found["sizes"]
+    ]
+
+
+def points(size: dict[str, Any], found: dict[str, Any]) -> str:
+    """What theory says that a sample of this size costs."""
+    nats = size["well_specified_nats"]
+    return "-" if nats is None else f"{nats / found['baseline']['size.log_loss']:.4f}"
+
+
+def words(short: str, found: dict[str, Any]) -> str:
+    """What the study says of a model."""
+    law = found["power_law"]
+    return (
+        f"- {ESTIMATORS[short][0]}: {found['reason']} {found['sanity'] or ''} A power law with exponent "
+        f"{law['exponent']:.2f} (misses {law['misses']} of the sizes) has a skill of {law['skill'][-1]:.1%} "
+        f"({law['low'][-1]:.1%} to {law['high'][-1]:.1%}) at {law['rows'][-1]:,} rows."
+    ).replace("  ", " ")
+
+
+def main() -> None:
+    """Make both studies."""
+    with tempfile.TemporaryDirectory() as folder:
+        layout = project(Path(folder))
+        found = {short: decision(layout, short) for short in ESTIMATORS}
+    told = [words(short, one) for short, one in found.items()]
+    head = HEAD.replace("segment", found["lr"]["segment"])
+    table = [head, *(row for short, one in found.items() for row in lines(short, one)), "", *told]
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    text = "\n".join([MARKS[0], *table, MARKS[1]])
+    PAGE.write_text(before + text + rest.partition(MARKS[1])[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
