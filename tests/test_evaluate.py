@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import pipeline
-from tipline import files, metrics, modelfiles, sampling
+from tipline import baseline, files, metrics, modelfiles, sampling
 from tipline.errors import TiplineError
 from tipline.stages import evaluate
 
@@ -30,6 +30,10 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
     return layout
 
 
+def folders(layout: Layout) -> dict[str, Path]:
+    return {"challenger": layout.challenger, "champion": layout.champion}
+
+
 def report_of(layout: Layout) -> Any:
     pipeline.run(layout, "evaluate")
     return pipeline.read_json(layout.evaluation)
@@ -39,6 +43,8 @@ def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Layout
     report = report_of(project)
     assert report["challenger"] == report["champion"]
     assert report["verdict"].endswith("; it scores as the champion does.")
+    assert report["gate"]["words"] == "The challenger is the champion: there is nothing to promote."
+    assert not report["gate"]["promote"]
     assert report["months"] == ["2009-03"]
     assert report["rows"] == 3000
     assert project.evaluation.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -51,7 +57,7 @@ def test_figures_are_those_of_scikit_learn(project: Layout) -> None:
     contents = modelfiles.read(project.challenger)
     loaded = modelfiles.load(contents, modelfiles.digest(contents))
     scores = loaded.probabilities(trips)
-    of_baseline = log_loss(tipped, metrics.baseline_probabilities(trips, loaded.spec["baseline"]))
+    of_baseline = log_loss(tipped, baseline.probabilities(trips, loaded.spec["baseline"]))
     loss = log_loss(tipped, scores.astype(float))
     assert report["tip_rate"] == pytest.approx(tipped.mean())
     assert report["challenger"] == {
@@ -64,46 +70,72 @@ def test_figures_are_those_of_scikit_learn(project: Layout) -> None:
     assert report["baseline"]["skill"] == 0
 
 
-def constant(probability: float) -> Any:
-    """Make a model that gives every row the same probability, by a rule of two categories."""
+SPEC = {
+    "target": "tip_amount",
+    "baseline": {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}},
+}
+SPECS = {"challenger": SPEC, "champion": SPEC}
 
-    class Constant:
-        def __init__(self) -> None:
-            rates = {"cash": 0.2, "credit": 0.8}
-            self.spec = {"baseline": {"by": "payment_type", "overall": 0.4, "rates": rates}}
 
-        def probabilities(self, trips: pa.RecordBatch) -> Any:
-            return np.full(len(trips), probability, np.float32)
-
-    return Constant()
+def constant(rows: int, challenger: float, champion: float) -> dict[str, Any]:
+    """Make the scores of models that give every row the same probability."""
+    return {
+        "challenger": np.full(rows, challenger, np.float32),
+        "champion": np.full(rows, champion, np.float32),
+    }
 
 
 def test_majority_and_baseline_are_those_by_hand() -> None:
     payments = pa.array(["cash", "cash", "credit", "credit", "other"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0, 3, 0, 2])})
-    report, scores = evaluate.evaluate(trips, "tip_amount", constant(0.5), constant(0.3))
+    report = evaluate.evaluate(trips, SPECS, constant(5, 0.5, 0.3))
     # Of the rules' 0.4, overall, no row is above one half: right where there was no tip.
     assert report["majority"]["accuracy"] == pytest.approx(3 / 5)
     assert report["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
     assert report["majority"]["auc"] == pytest.approx(0.5)
     # By payment: 0.2 0.2 0.8 0.8, and the overall 0.4 for what was not seen.
-    baseline = -(2 * np.log(0.8) + np.log(0.8) + np.log(0.2) + np.log(0.4)) / 5
-    assert report["baseline"]["log_loss"] == pytest.approx(baseline)
+    of_rule = -(2 * np.log(0.8) + np.log(0.8) + np.log(0.2) + np.log(0.4)) / 5
+    assert report["baseline"]["log_loss"] == pytest.approx(of_rule)
     assert report["baseline"]["accuracy"] == pytest.approx(3 / 5)
     assert report["baseline"]["auc"] == pytest.approx((2 + 0.5 + 2) / 6)
     assert report["challenger"]["log_loss"] == pytest.approx(np.log(2))
-    assert report["challenger"]["skill"] == pytest.approx(1 - np.log(2) / baseline)
-    assert {name: float(values[0]) for name, values in scores.items()} == pytest.approx(
-        {"challenger": 0.5, "champion": 0.3}
-    )
+    assert report["challenger"]["skill"] == pytest.approx(1 - np.log(2) / of_rule)
 
 
 def test_one_class_has_no_auc() -> None:
     payments = pa.array(["cash", "credit"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0.0])})
-    report, _ = evaluate.evaluate(trips, "tip_amount", constant(0.5), constant(0.5))
+    report = evaluate.evaluate(trips, SPECS, constant(2, 0.5, 0.5))
     assert {report[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
     assert report["challenger"]["log_loss"] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(("rows", "why"), [(999, "not judged: fewer than 1,000 rows"), (1000, None)])
+def test_skill_by_payment_type_needs_a_thousand_rows(rows: int, why: str | None) -> None:
+    payments = pa.array(["cash"] * 2000 + ["credit"] * rows).dictionary_encode()
+    tips = pa.array([0.0] * 2000 + [1.0] * rows)
+    trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": tips})
+    found = evaluate.evaluate(trips, SPECS, constant(2000 + rows, 0.2, 0.8))["groups"]
+    assert list(found) == ["cash", "credit"]
+    assert (found["credit"]["rows"], found["credit"]["why"]) == (rows, why)
+    assert found["cash"]["challenger"] == pytest.approx(0, abs=1e-6)
+    assert found["cash"]["champion"] == pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6)
+    assert found["credit"]["challenger"] == (None if why else pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6))
+
+
+def test_expected_tips_stand_beside_those_that_there_were_with_an_interval_by_day() -> None:
+    day = 86_400_000_000
+    times = pa.array([day * (place % 20) for place in range(4000)], pa.timestamp("us"))
+    tips = pa.array([float(place % 4 == 0 or place % 40 == 1) for place in range(4000)])
+    payments = pa.array(["cash"] * 4000).dictionary_encode()
+    trips = pa.RecordBatch.from_pydict({"pickup": times, "payment_type": payments, "tip_amount": tips})
+    specs = {"challenger": SPEC | {"time": "pickup"}, "champion": SPEC}
+    found = evaluate.evaluate(trips, specs, constant(4000, 0.25, 0.5))["tips"]
+    assert found["challenger"]["expected"] == pytest.approx(1000)
+    assert found["challenger"]["there"] == 1100
+    assert found["challenger"]["ratio"] == pytest.approx(1.1)
+    assert found["challenger"]["lower"] < 1.1 < found["challenger"]["upper"]
+    assert found["champion"]["ratio"] == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +151,11 @@ def test_one_class_has_no_auc() -> None:
     ],
 )
 def test_the_verdict_is_in_words(challenger: float | None, champion: float | None, words: str) -> None:
-    figures = {"challenger": {"skill": challenger}, "champion": {"skill": champion}}
-    assert words in evaluate.worth(challenger, "vendor") + evaluate.against(figures)
+    figures = {
+        "challenger": {"log_loss": 0.1, "skill": challenger},
+        "champion": {"log_loss": 0.1, "skill": champion},
+    }
+    assert words in evaluate.worth(figures["challenger"], "vendor") + evaluate.against(figures)
 
 
 def test_a_worse_challenger_is_called_worse(project: Layout) -> None:
@@ -130,6 +165,14 @@ def test_a_worse_challenger_is_called_worse(project: Layout) -> None:
     assert report["challenger"]["skill"] < report["champion"]["skill"]
     assert "below the champion's" in report["verdict"]
     assert "adds nothing" in report["verdict"]
+    verdict = report["gate"]
+    assert not verdict["promote"]
+    assert "its gain over the champion may be as low as" in verdict["reasons"][0]
+    assert verdict["gain"]["upper"] < 0
+    assert verdict["gain"]["value"] == pytest.approx(
+        report["challenger"]["skill"] - report["champion"]["skill"], abs=1e-4
+    )
+    assert {segment["column"] for segment in verdict["segments"]} == {"payment_type", "vendor", "hour"}
 
 
 def test_a_better_challenger_is_called_better(project: Layout) -> None:
@@ -142,6 +185,11 @@ def test_a_better_challenger_is_called_better(project: Layout) -> None:
     report = report_of(project)
     assert report["challenger"]["skill"] > report["champion"]["skill"]
     assert "above the champion's" in report["verdict"]
+    assert report["gate"]["promote"]
+    assert report["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
+    assert "Judged on 2009-03; says nothing about months to come." in report["gate"]["words"]
+    made = {role: modelfiles.digest_in(folder) for role, folder in folders(project).items()}
+    assert {role: report["made"][role] for role in made} == made
 
 
 def test_models_of_different_columns_are_compared(project: Layout) -> None:
@@ -177,3 +225,61 @@ def test_a_report_without_skill_is_still_written(project: Layout) -> None:
     report = report_of(project)
     assert report["challenger"]["skill"] is None
     assert "leaves nothing to gain" in report["verdict"]
+
+
+def edit_spec(folder: Path, **values: Any) -> None:
+    """Change model.json; None takes a key out."""
+    spec = pipeline.read_json(folder / "model.json") | values
+    files.write_json(folder / "model.json", {name: value for name, value in spec.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"months": None}, "which months the champion was made on"),
+        ({"months": {"fit": ["2009-03"], "size": []}}, "no month is left to judge on"),
+        ({"target": "tolls_amount"}, "the champion predicts tolls_amount, not tip_amount"),
+        ({"features": [{"name": "weather", "kind": "number", "range": None}]}, "the champion cannot score these rows"),
+    ],
+)
+def test_a_champion_that_cannot_be_compared_is_a_reason_to_refuse(
+    project: Layout, values: dict[str, Any], words: str
+) -> None:
+    edit_spec(project.champion, **values)
+    report = report_of(project)
+    assert not report["gate"]["promote"]
+    assert words in report["gate"]["words"]
+    assert report["challenger"]["skill"] is not None
+    assert (report["champion"]["log_loss"] is None) is ("features" in values)
+    assert project.evaluation.with_suffix(".png").is_file()
+
+
+def test_a_challenger_that_cannot_score_is_called_that(project: Layout) -> None:
+    edit_spec(project.challenger, features=[{"name": "weather", "kind": "number", "range": None}])
+    report = report_of(project)
+    assert report["worth"] == "The challenger cannot score these rows"
+    assert not report["gate"]["promote"]
+
+
+def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Layout) -> None:
+    edit_spec(project.champion, note="another digest")
+    path = project.sample("evaluate", "2009-03")
+    pq.write_table(pq.read_table(path).drop_columns("vendor"), path)
+    verdict = report_of(project)["gate"]
+    assert verdict["promote"]
+    vendors = [segment for segment in verdict["segments"] if segment["column"] == "vendor"]
+    assert [(segment["value"], segment["why"]) for segment in vendors] == [("(missing)", "all rows are in it")]
+
+
+def test_a_missing_sample_says_what_to_run(project: Layout) -> None:
+    project.sample("evaluate", "2009-03").unlink()
+    with pytest.raises(TiplineError, match="There is no sample of 2009-03") as caught:
+        pipeline.run(project, "evaluate")
+    assert "dvc repro sample@2009-03" in str(caught.value)
+
+
+def test_a_trip_belongs_to_the_band_of_its_hour() -> None:
+    hours = [0, 5, 6, 11, 12, 17, 18, 23]
+    column = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
+    assert evaluate.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert len(evaluate.HOURS) == 5

@@ -102,7 +102,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
 ) -> None:
     model = fitted(project)
     number = add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba")
-    assert run_cli(project.root, "promote", str(number))[0] == 0
+    assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
     for stage in ("register", "evaluate", "score", "monitor", "record"):
         code, printed = run_cli(project.root, stage)
         assert code == 0, printed
@@ -174,7 +174,7 @@ def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
 ) -> None:
     number = add_version(project, fitted(project), SIGNATURE)  # its predict gives truth values
     before = pipeline.tree(project.predictions)
-    assert run_cli(project.root, "promote", str(number))[0] == 0
+    assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
     assert run_cli(project.root, "register")[0] == 0
     code, printed = run_cli(project.root, "score")
     assert code == 1

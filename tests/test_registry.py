@@ -187,7 +187,7 @@ def test_promoting_brings_the_versions_own_files(project: Layout, number: int | 
     pipeline.run(project, "register")
     registered = {name: (project.challenger / name).read_bytes() for name in (*modelfiles.FILES, modelfiles.TRAINING)}
     train_another(project, 0.1)  # what lies in the workspace is neither of them
-    promote.run(pipeline.settings(project), project, number)
+    promote.run(pipeline.settings(project), project, number, "test")
     assert champion(project) == 2
     assert ref(project)["digest"] == first
     pipeline.run(project, "register")
@@ -200,7 +200,7 @@ def test_promoting_back_is_a_roll_back(project: Layout) -> None:
     first, second = digest(project.challenger), train_another(project)
     pipeline.run(project, "register")
     for number, expected in ((2, second), (1, first)):
-        promote.run(pipeline.settings(project), project, number)
+        promote.run(pipeline.settings(project), project, number, "test")
         pipeline.run(project, "register")
         assert (ref(project)["version"], ref(project)["digest"]) == (number, expected)
 
@@ -378,7 +378,7 @@ def test_files_changed_in_the_artifact_store_are_refused(project: Layout) -> Non
     assert changed
     for path in changed:
         path.write_bytes(path.read_bytes() + b" ")
-    promote.run(pipeline.settings(project), project, 2)
+    promote.run(pipeline.settings(project), project, 2, "test")
     before = pipeline.tree(project.champion)
     train_another(project, 0.1)  # or the challenger's own files would do
     with pytest.raises(TiplineError, match="not those that were registered"):
@@ -389,7 +389,7 @@ def test_files_changed_in_the_artifact_store_are_refused(project: Layout) -> Non
 def test_files_missing_in_the_artifact_store_are_told(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
     train_another(project)
     pipeline.run(project, "register")
-    promote.run(pipeline.settings(project), project, 2)
+    promote.run(pipeline.settings(project), project, 2, "test")
     train_another(project, 0.1)
     shutil.rmtree(project.root / "mlartifacts")
     before = pipeline.tree(project.champion)
@@ -482,7 +482,7 @@ def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Layout) -> No
     pipeline.run(complete, "register", "record")
     report = pipeline.read_json(complete.evaluation)
     run = runs(complete, "evaluate")[0]
-    assert run.data.tags["mlflow.note.content"] == report["verdict"]
+    assert run.data.tags["mlflow.note.content"] == f"{report['verdict']} {report['gate']['words']}"
     for kind in ("challenger", "champion", "baseline", "majority"):
         assert run.data.metrics[f"{kind}.log_loss"] == pytest.approx(report[kind]["log_loss"])
     training = runs(complete, "train")[0]
@@ -505,9 +505,13 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
         assert run.data.params["model_digest"] == ref(complete)["digest"][:12]
         assert run.data.metrics["skill"] == pytest.approx(month["skill"])
         assert run.data.metrics["rows"] == month["rows"]
+        assert run.data.metrics["skill_low"] == pytest.approx(month["skill_low"])
+        assert run.data.metrics["psi.fare_amount"] == month["drift"]["features"]["fare_amount"]["psi"]
+        assert run.data.tags["tipline.verdict"] == month["verdict"]
+        assert run.data.tags["mlflow.note.content"].endswith(month["reason"])
     train_another(complete)
     pipeline.run(complete, "register")
-    promote.run(pipeline.settings(complete), complete, 2)
+    promote.run(pipeline.settings(complete), complete, 2, "test")
     pipeline.run(complete, "register", "evaluate", "score", "monitor", "record")
     assert len(runs(complete, "monitor")) == 2 * len(months)
     assert len(runs(complete, "evaluate")) == 2
@@ -548,7 +552,7 @@ def test_status_after_a_promotion_says_to_run_dvc(complete: Layout) -> None:
     pipeline.run(complete, "register")
     train_another(complete)
     pipeline.run(complete, "register")
-    promote.run(pipeline.settings(complete), complete, 2)
+    promote.run(pipeline.settings(complete), complete, 2, "test")
     said = status_of(complete)
     assert said["champion"].startswith("version 2: ")
     assert said["next"].startswith("dvc repro: the champion is version 2, the predictions are version 1's")

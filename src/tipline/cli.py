@@ -69,7 +69,7 @@ COMMANDS = {
         (("address", {"metavar": "source", "help": "a path, https:// or s3://, with {month} in it"}), MONTHS),
     ),
     "promote": Command(
-        "make a version the champion; `dvc repro` then scores with it",
+        "make a version the champion, if the gate lets it; `dvc repro` then scores with it",
         "promote:run",
         (
             (
@@ -81,6 +81,7 @@ COMMANDS = {
                     "help": "its number in the registry; default: the newest",
                 },
             ),
+            ("--force", {"metavar": "REASON", "help": "promote it whatever the gate says; the reason is recorded"}),
         ),
     ),
     "diff-scores": Command(
@@ -115,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="tipline",
         description="Train on a sample, score every trip. `dvc repro` runs all stages that are out of date.",
-        epilog="exit codes: 0 done, 1 failed, 2 usage, 4 some months failed, 5 a month is not published yet",
+        epilog="exit codes: 0 done, 1 failed, 2 usage, 3 the gate refused, 4 some months failed, "
+        "5 a month is not published yet",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():

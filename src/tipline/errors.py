@@ -41,6 +41,12 @@ class UsageError(TiplineError):
     exit_code = 2
 
 
+class GateRefusedError(TiplineError):
+    """The gate refuses a version."""
+
+    exit_code = 3
+
+
 class MonthsFailedError(TiplineError):
     """Some months failed; the others are done."""
 

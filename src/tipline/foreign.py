@@ -105,8 +105,7 @@ class Foreign:
     linear = None
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415 (see above)
-        from mlflow.pyfunc import load_model  # noqa: PLC0415
+        from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)
 
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
@@ -116,7 +115,7 @@ class Foreign:
         unpack(files, folder)
         try:
             self._model = load_model(str(folder / FOLDER))
-        except (MlflowException, ImportError, AttributeError, OSError, ValueError, TypeError, RuntimeError) as error:
+        except failures() as error:
             what = f"MLflow cannot load this model here: {type(error).__name__}: {one_line(error)}."
             todo = "Install what its requirements.txt names, here and on all workers; or promote another version."
             raise TiplineError(what, self.spec["name"], todo) from error
@@ -127,14 +126,18 @@ class Foreign:
         Raises
         ------
         TiplineError
-            Where `predict` gives something else than one probability a row.
+            Where `predict` fails, or gives something else than one probability a row.
         """
         table = trips if isinstance(trips, pa.Table) else pa.Table.from_batches([trips])
         parts = [self._predict(table.slice(start, BATCH_ROWS)) for start in range(0, len(table), BATCH_ROWS)]
         return np.concatenate([*parts, np.empty(0, np.float32)])
 
     def _predict(self, table: pa.Table) -> pyfunc.Probabilities:
-        given = self._model.predict(frame(table, self.features))
+        try:
+            given = self._model.predict(frame(table, self.features))
+        except failures() as error:
+            what = f"Its predict fails: {type(error).__name__}: {one_line(error)}."
+            raise TiplineError(what, self.spec["name"], "Promote another version.") from error
         scores = one_column(given)
         if scores is None or len(scores) != len(table):
             what = f"Its predict gives {described(given)} for {len(table):,} rows, not one probability a row."
@@ -143,6 +146,13 @@ class Foreign:
             worst = scores[~((scores >= 0) & (scores <= 1))][0]
             raise TiplineError(f"Its predict gives {worst}, which is no probability.", self.spec["name"], TODO)
         return scores
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What the code of such a model may raise here."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (see above)
+
+    return (MlflowException, ImportError, AttributeError, LookupError, OSError, ValueError, TypeError, RuntimeError)
 
 
 def unpack(files: Mapping[str, bytes], folder: Path) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 # On versions that tipline did not make: what their model.json says.
 FOREIGN = "tipline.model"
+# What the gate said of a version last, or when it was promoted.
+VERDICT = "tipline.verdict"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")
 SPEC_TYPES = {"category": DataType.string, "hour": DataType.datetime, "number": DataType.double}
 
