@@ -61,7 +61,7 @@ def features(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def train(estimator: str, **parameters: Any) -> Train:
-    return Train(rows="auto", estimator=estimator, params=parameters, seed=0)
+    return Train(rows="auto", estimator=estimator, params=parameters, calibration="none", seed=0)
 
 
 def fitted(trips: pa.RecordBatch, features: list[dict[str, Any]], wanted: Train, root: Path) -> Pipeline:

@@ -69,7 +69,7 @@ def rows(count: int, seed: int) -> pa.RecordBatch:
 
 
 def train(estimator: str = "logistic_regression", **parameters: Any) -> Train:
-    return Train(rows="auto", estimator=estimator, params=parameters, seed=0)
+    return Train(rows="auto", estimator=estimator, params=parameters, calibration="none", seed=0)
 
 
 def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logistic_regression") -> pyfunc.Model:
@@ -97,12 +97,12 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_folded_arithmetic_is_the_estimators(tmp_path: Path, name: str) -> None:
     features = SELECTIONS[name]
     loaded = fitted(tmp_path, features)
-    linear = loaded.linear
-    assert linear is not None
+    assert loaded.linear is not None
     trips = rows(2000, 3)
     expected: Any = loaded.estimator.predict_proba(pyfunc.matrix(trips, features))[:, 1]
     assert len(np.unique(expected)) > 2
-    np.testing.assert_allclose(linear.probabilities(trips, features), expected, rtol=0, atol=2**-25)
+    np.testing.assert_allclose(loaded.uncalibrated(trips), expected, rtol=1e-12)
+    np.testing.assert_allclose(loaded.probabilities(trips), expected, rtol=0, atol=2**-25)
 
 
 def test_only_tiplines_own_logistic_regression_is_folded(tmp_path: Path) -> None:

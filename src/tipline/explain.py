@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from tipline import files, modelfiles, raw, registry, tracking, trips
 from tipline.errors import TiplineError, UsageError, said
+from tipline.foreign import Foreign
 from tipline.layout import month_folder
 from tipline.stages.prepare import QUARANTINED, published
 
@@ -183,7 +184,7 @@ def contributions(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     again = float(model.probabilities(batch)[0])
     linear = getattr(model, "linear", None)  # a model carries its own code, and that may be older than this
     if linear is None:
-        told: dict[str, Any] = {name: f"{trip.get(name)}" for name in types}
+        told: dict[str, Any] = {name: f"{trip.get(name)}" for name in types} | before(model, batch)
         return told | {"probability": f"{again!r}; no contributions: not a linear model, or older than this command"}
     added = linear.contributions(batch, model.features)
     told = {"start": f"{linear.intercept:+.6f}"}
@@ -191,7 +192,15 @@ def contributions(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
         told[feature["name"]] = f"{values[0]:+.6f}   {seen(feature, trip.get(feature['name']))}"
     odds = linear.intercept + sum(float(values[0]) for values in added)
     same = "as stored" if again == stored else f"the stored one is {stored!r}"
-    return told | {"sum": f"{odds:+.6f}", "probability": f"{again!r}, {same}"}
+    return told | {"sum": f"{odds:+.6f}"} | before(model, batch) | {"probability": f"{again!r}, {same}"}
+
+
+def before(model: Model, trip: pa.RecordBatch) -> dict[str, str]:
+    """The probability that a calibration has corrected; nothing for a model without one."""
+    calibration = model.spec.get("calibration")
+    if calibration is None or isinstance(model, Foreign):
+        return {}
+    return {f"before {calibration['method']}": f"{model.uncalibrated(trip)[0]:.9g}"}
 
 
 def plain(type_: pa.DataType) -> pa.DataType:

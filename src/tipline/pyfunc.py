@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sklearn.pipeline import Pipeline
 
@@ -44,6 +44,8 @@ TRUSTED = (
 CHUNK_ROWS = 2**15
 BATCH_ROWS = 2**20
 HOUR_MICROSECONDS = 3_600_000_000
+# The step from 1 to the double below it, half of it: what a probability is kept from 0 and 1 for its log-odds.
+EDGE = 2.0**-53
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Codes = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -215,21 +217,21 @@ class Linear:
             term(slice(0, len(batch)), values)
         return result
 
-    def probabilities(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Probabilities:
-        """Probabilities of the rows of a batch; each depends on its own row alone, whatever the batch."""
+    def probabilities(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Iterator[tuple[slice, Floats]]:
+        """Probabilities of the rows of a batch, some rows at a time; each depends on its own row alone.
+
+        They come in a buffer that the next ones overwrite.
+        """
         terms = self.of(batch, features)
-        result = np.empty(len(batch), np.float32)
         odds_buffer, term_buffer = np.empty(CHUNK_ROWS), np.empty(CHUNK_ROWS)
-        with np.errstate(over="ignore"):
-            for start in range(0, len(batch), CHUNK_ROWS):
-                rows = slice(start, min(start + CHUNK_ROWS, len(batch)))
-                odds, value = odds_buffer[: rows.stop - start], term_buffer[: rows.stop - start]
-                odds[:] = self.intercept
-                for term in terms:
-                    term(rows, value)
-                    odds += value
-                result[rows] = logistic(odds)
-        return result
+        for start in range(0, len(batch), CHUNK_ROWS):
+            rows = slice(start, min(start + CHUNK_ROWS, len(batch)))
+            odds, value = odds_buffer[: rows.stop - start], term_buffer[: rows.stop - start]
+            odds[:] = self.intercept
+            for term in terms:
+                term(rows, value)
+                odds += value
+            yield rows, logistic(odds)
 
     def to_json(self) -> dict[str, Any]:
         """As model.json has it: a list is a table, the numbers are exact."""
@@ -246,9 +248,27 @@ class Linear:
 def logistic(odds: Floats) -> Floats:
     """1 / (1 + exp(-odds)), in place."""
     np.negative(odds, out=odds)
-    np.exp(odds, out=odds)
+    with np.errstate(over="ignore"):
+        np.exp(odds, out=odds)
     odds += 1
     return np.reciprocal(odds, out=odds)
+
+
+def log_odds(probabilities: Floats) -> Floats:
+    """log(p / (1 - p)), finite for probabilities of 0 and 1, too."""
+    inside: Floats = np.clip(probabilities, EDGE, 1 - EDGE)
+    odds: Floats = np.log(inside / (1 - inside))
+    return odds
+
+
+def calibrated(probabilities: Floats, calibration: Mapping[str, Any] | None) -> Floats:
+    """Probabilities as the calibration in model.json corrects them; no two rows change places."""
+    if calibration is None:
+        return probabilities
+    if calibration["method"] == "sigmoid":
+        return logistic(calibration["slope"] * log_odds(probabilities) + calibration["intercept"])
+    result: Floats = np.interp(probabilities, calibration["x"], calibration["y"])
+    return result
 
 
 class Model:
@@ -264,6 +284,7 @@ class Model:
         self.spec: dict[str, Any] = json.loads(files[SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
         self.columns = [feature["name"] for feature in self.features]
+        self.calibration: dict[str, Any] | None = self.spec.get("calibration")  # models of an earlier tipline have none
         self._dump = files[ESTIMATOR]
         self.linear = Linear.from_json(self.spec["linear"]) if self.spec["linear"] else None
         if self.linear is None:
@@ -282,14 +303,27 @@ class Model:
         parts = [self._score(batch) for batch in batches]
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.float32)])
 
+    def uncalibrated(self, batch: pa.RecordBatch) -> Floats:
+        """Probabilities as the estimator gives them, in doubles."""
+        result = np.empty(len(batch))
+        for rows, scores in self._scored(batch):
+            result[rows] = scores
+        return result
+
     def _score(self, batch: pa.RecordBatch) -> Probabilities:
-        if self.linear is not None:
-            return self.linear.probabilities(batch, self.features)
         result = np.empty(len(batch), np.float32)
+        for rows, scores in self._scored(batch):
+            # In doubles: where a calibration is steep, it would make more of what float32 has rounded off.
+            result[rows] = calibrated(scores, self.calibration)
+        return result
+
+    def _scored(self, batch: pa.RecordBatch) -> Iterator[tuple[slice, Floats]]:
+        if self.linear is not None:
+            yield from self.linear.probabilities(batch, self.features)
+            return
         for start in range(0, len(batch), BATCH_ROWS):
             part = batch.slice(start, BATCH_ROWS)
-            result[start : start + len(part)] = self.estimator.predict_proba(matrix(part, self.features))[:, 1]
-        return result
+            yield slice(start, start + len(part)), self.estimator.predict_proba(matrix(part, self.features))[:, 1]
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """`probabilities` for a pandas frame with at least the model's columns; one column, tip_probability."""

@@ -6,7 +6,20 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tipline import baseline, contract, files, metrics, model, modelfiles, pyfunc, sampling, trips
+from tipline import (
+    baseline,
+    calibration,
+    contract,
+    drift,
+    files,
+    leaks,
+    metrics,
+    model,
+    modelfiles,
+    pyfunc,
+    sampling,
+    trips,
+)
 from tipline.counts import Counts
 from tipline.errors import UsageError
 
@@ -28,11 +41,14 @@ def run(settings: Settings, layout: Layout) -> None:
     spec = model.spec(settings, contract.load(layout.root / settings.contract))
     pool = sampling.of_role(settings, layout, "fit", trips.needed(spec))
     rows = rows_to_use(settings, layout, len(pool))
-    paths = [layout.sample("fit", month) for month in settings.sample.of("fit")]
+    roles = ["fit", "size"] if calibrates(settings) else ["fit"]
+    paths = [layout.sample(role, month) for role in roles for month in settings.sample.of(role)]
     with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
-        training = fit(settings, layout.root, spec, pool.slice(0, rows), folder)
+        training = fit(settings, layout, spec, pool.slice(0, rows), folder)
         training["data"] = files.digest_of({"rows": rows} | {path.stem: files.sha256(path) for path in paths})
         files.write_json(folder / modelfiles.TRAINING, training)
+    for warning in training["warnings"]:
+        log.warning("%s", warning)
     log.info("%s: training skill %.4f over the baseline", training["name"], training["metrics"]["train.skill"] or 0)
 
 
@@ -53,13 +69,16 @@ def rows_to_use(settings: Settings, layout: Layout, there: int) -> int:
     return rows
 
 
-def fit(settings: Settings, root: Path, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path) -> dict[str, Any]:
+def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path) -> dict[str, Any]:
     """Fit, save the model's files, return what is told of the training."""
     features = spec["features"]
     tipped, _ = metrics.labels(rows, settings.model.target)
-    pipeline = model.fit(model.build(features, settings.train, root), pyfunc.matrix(rows, features), tipped)
+    pipeline = model.fit(model.build(features, settings.train, layout.root), pyfunc.matrix(rows, features), tipped)
     rule = baseline.fit(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
     model.save(folder, pipeline, spec | {"baseline": rule})
+    if calibrates(settings):
+        calibrate(settings, layout, folder)
+    probed = describe(folder, rows)
     model.keep_canary(folder, rows)
     loaded = pyfunc.Model(modelfiles.read(folder))
     figures = Counts.of(rows, loaded.spec, loaded.probabilities(rows)).figures(rule)
@@ -68,14 +87,42 @@ def fit(settings: Settings, root: Path, spec: dict[str, Any], rows: pa.RecordBat
         "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(rows):,} rows",
         "params": {
             "estimator": settings.train.estimator,
+            "calibration": settings.train.calibration,
             "rows": len(rows),
             "months": ", ".join(settings.sample.of("fit")),
             "columns": ", ".join(settings.model.columns),
             **{f"params.{name}": value for name, value in settings.train.params.items()},
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
+        # What each feature alone reaches of what the model gains, and which of them should be looked at.
+        "alone": probed,
+        "warnings": leaks.warnings(probed, loaded.spec),
         "example": [
             {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
             for row in rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
         ],
     }
+
+
+def describe(folder: Path, rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Add to model.json what monitoring compares later months with; return what `leaks.probe` finds by it."""
+    saved = pyfunc.Model(modelfiles.read(folder))
+    scores = saved.probabilities(rows)
+    spec = saved.spec | {"reference": drift.reference(rows, saved.spec, scores)}
+    model.save_spec(folder, spec)
+    tipped, _ = metrics.labels(rows, spec["target"])
+    return leaks.probe(rows, spec, metrics.losses(scores, tipped))
+
+
+def calibrates(settings: Settings) -> bool:
+    """Whether the settings ask for a calibration."""
+    return settings.train.calibration != "none"
+
+
+def calibrate(settings: Settings, layout: Layout, folder: Path) -> None:
+    """Calibrate the saved model on the sample of the `size` months, which it was not fitted on."""
+    saved = pyfunc.Model(modelfiles.read(folder))
+    rows = sampling.of_role(settings, layout, "size", trips.needed(saved.spec))
+    tipped, _ = metrics.labels(rows, settings.model.target)
+    fitted = calibration.fit(settings.train.calibration, saved.uncalibrated(rows), tipped)
+    model.save_spec(folder, saved.spec | {"calibration": fitted})

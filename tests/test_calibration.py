@@ -1,0 +1,187 @@
+"""A calibration brings probabilities to what happens, keeps the rows in their order, and is part of the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from tests import pipeline, test_pyfunc
+from tipline import calibration, explain, metrics, model, modelfiles, pyfunc, sampling, trips
+from tipline.errors import TiplineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tipline.layout import Layout
+    from tipline.pyfunc import Floats
+
+METHODS = ("sigmoid", "isotonic")
+
+
+def simulated(seed: int, rows: int = 40_000) -> tuple[Floats, Floats, metrics.Labels]:
+    """Probabilities that are too sure of themselves, the true ones, and what happened."""
+    generator = np.random.default_rng(seed)
+    odds = generator.normal(1, 3, rows)
+    true = pyfunc.logistic(0.4 * odds - 0.7)
+    return pyfunc.logistic(odds.copy()), true, generator.random(rows) < true
+
+
+def test_the_sigmoid_is_recovered() -> None:
+    given, _, tipped = simulated(1)
+    fitted = calibration.fit("sigmoid", given, tipped)
+    assert fitted["slope"] == pytest.approx(0.4, abs=0.02)
+    assert fitted["intercept"] == pytest.approx(-0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_rows_are_calibrated_and_keep_their_order(method: str) -> None:
+    given, _, tipped = simulated(1)
+    other, true, happened = simulated(2)
+    fitted = json.loads(json.dumps(calibration.fit(method, given, tipped)))
+    corrected = pyfunc.calibrated(other, fitted)
+    assert np.abs(corrected - true).mean() < 0.02 < np.abs(other - true).mean()
+    assert log_loss(happened, corrected) < log_loss(happened, other)
+    assert (np.diff(corrected[np.argsort(other)]) >= 0).all()
+    if method == "sigmoid":
+        assert roc_auc_score(happened, corrected) == roc_auc_score(happened, other)
+
+
+def test_rows_that_a_threshold_separates_leave_the_loss_finite() -> None:
+    given = np.linspace(0, 1, 2000)
+    with pytest.raises(UsageError, match="no slope is steep enough"):
+        calibration.fit("sigmoid", given, given > 0.5)
+    fitted = calibration.fit("isotonic", given, given > 0.5)
+    scores = pyfunc.calibrated(np.array([0.0, 0.25, 0.75, 1.0]), fitted)
+    assert (scores[:2] < 0.01).all()
+    assert (scores[2:] > 0.99).all()
+    assert np.isfinite(metrics.losses(scores.astype(np.float32), np.array([True, True, False, False]))).all()
+
+
+def test_an_isotonic_step_of_one_class_is_no_certainty() -> None:
+    given = np.repeat([0.1, 0.9], 1000)
+    tipped = np.arange(2000) > 1500
+    fitted = calibration.fit("isotonic", given, tipped)
+    assert pyfunc.calibrated(np.array([0.0, 0.1, 0.9, 1.0]), fitted).tolist() == [1 / 2002, 1 / 2002, 0.499, 0.499]
+
+
+def test_probabilities_of_0_and_1_pass_a_sigmoid() -> None:
+    same = pyfunc.calibrated(np.array([0.0, 0.5, 1.0]), {"method": "sigmoid", "slope": 1.0, "intercept": 0.0})
+    np.testing.assert_allclose(same, [0, 0.5, 1], atol=1e-15)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("given", "tipped", "said"),
+    [
+        (np.linspace(0, 1, 999), np.arange(999) > 500, "999 rows are too few"),
+        (np.linspace(0, 1, 1000), np.zeros(1000, dtype=bool), "All or none of the 1,000 rows"),
+        (np.linspace(0, 1, 1000), np.ones(1000, dtype=bool), "All or none of the 1,000 rows"),
+        (np.full(1000, 0.3), np.arange(1000) > 500, "the same probability"),
+    ],
+)
+def test_rows_that_say_nothing_are_refused(method: str, given: Floats, tipped: metrics.Labels, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        calibration.fit(method, given, tipped)
+    assert caught.value.parts[1] == "params.yaml, train.calibration"
+
+
+def test_a_model_that_ranks_the_wrong_way_round_is_refused() -> None:
+    given, _, tipped = simulated(3)
+    with pytest.raises(TiplineError, match="wrong way round"):
+        calibration.fit("sigmoid", 1 - given, tipped)
+
+
+@pytest.fixture(
+    scope="module", params=itertools.product(("logistic_regression", "hist_gradient_boosting"), METHODS), ids="-".join
+)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pyfunc.Model:
+    estimator, method = request.param
+    folder = tmp_path_factory.mktemp("model")
+    saved = test_pyfunc.fitted(folder, test_pyfunc.ALL, estimator)
+    assert saved.calibration is None
+    scores = saved.uncalibrated(test_pyfunc.rows(3000, 1))
+    tipped = np.random.default_rng(5).random(len(scores)) < scores / 2
+    model.save_spec(folder, saved.spec | {"calibration": calibration.fit(method, scores, tipped)})
+    return pyfunc.Model(modelfiles.read(folder))
+
+
+def test_a_calibrated_row_scores_the_same_by_any_path(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = test_pyfunc.rows(1501, 4)
+    whole = loaded.probabilities(given)
+    assert whole.tobytes() == pyfunc.calibrated(loaded.uncalibrated(given), loaded.calibration).astype("f4").tobytes()
+    assert whole.mean() == pytest.approx(loaded.uncalibrated(given).mean() / 2, abs=0.03)
+    assert loaded.predict(given.to_pandas())["tip_probability"].to_numpy().tobytes() == whole.tobytes()
+    edges = [0, 1, 9, 500, 1499, 1501]
+    slices = [loaded.probabilities(given.slice(low, high - low)) for low, high in itertools.pairwise(edges)]
+    assert np.concatenate(slices).tobytes() == whole.tobytes()
+    monkeypatch.setattr(pyfunc, "CHUNK_ROWS", 601)
+    assert loaded.probabilities(given).tobytes() == whole.tobytes()
+
+
+def test_explain_shows_the_probability_before(loaded: pyfunc.Model) -> None:
+    given = test_pyfunc.rows(1, 8)
+    stored = float(loaded.probabilities(given)[0])
+    told = explain.contributions(loaded, given.to_pylist()[0], stored)
+    assert loaded.calibration is not None
+    before = told[f"before {loaded.calibration['method']}"]
+    assert float(before) == pytest.approx(loaded.uncalibrated(given)[0])
+    assert float(before) != pytest.approx(stored)
+    assert list(told)[-1] == "probability"
+    assert repr(stored) in told["probability"]
+
+
+def test_a_model_of_before_there_was_calibration_loads(tmp_path: Path) -> None:
+    saved = test_pyfunc.fitted(tmp_path, test_pyfunc.ALL)
+    model.save_spec(tmp_path, {name: value for name, value in saved.spec.items() if name != "calibration"})
+    older = pyfunc.Model(modelfiles.read(tmp_path))
+    given = test_pyfunc.rows(50, 4)
+    assert older.probabilities(given).tobytes() == saved.probabilities(given).tobytes()
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
+    return pipeline.copy(pipeline.trained(request), tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_calibrates_on_the_size_months(project: Layout, method: str) -> None:
+    before = modelfiles.read(project.challenger)
+    training = pipeline.read_json(project.challenger / modelfiles.TRAINING)
+    pipeline.change(project, train={"calibration": method})
+    pipeline.run(project, "train")
+    contents = modelfiles.read(project.challenger)
+    assert contents[pyfunc.ESTIMATOR] == before[pyfunc.ESTIMATOR]
+    assert modelfiles.digest(contents) != modelfiles.digest(before)
+    loaded = pyfunc.Model(contents)
+    assert modelfiles.canary(loaded, "here") == 0
+    rows = sampling.of_role(pipeline.settings(project), project, "size", trips.needed(loaded.spec))
+    tipped, _ = metrics.labels(rows, "tip_amount")
+    # A calibrated model promises as many tips as there were; exactly so on the rows of the calibration.
+    assert loaded.probabilities(rows).mean() == pytest.approx(tipped.mean(), abs=1e-3)
+    assert loaded.uncalibrated(rows).mean() != pytest.approx(tipped.mean(), abs=1e-3)
+    now = pipeline.read_json(project.challenger / modelfiles.TRAINING)
+    assert now["params"]["calibration"] == method
+    assert now["data"] != training["data"]
+
+
+def test_size_months_without_tips_leave_the_earlier_challenger(
+    project: Layout, run_cli: Callable[..., tuple[int, str]]
+) -> None:
+    before = pipeline.tree(project.challenger)
+    path = project.sample("size", "2009-02")
+    sample = pq.read_table(path)
+    place = sample.schema.get_field_index("tip_amount")
+    pq.write_table(sample.set_column(place, "tip_amount", pa.array(np.zeros(len(sample)))), path)
+    pipeline.change(project, train={"calibration": "sigmoid"})
+    code, printed = run_cli(project.root, "train")
+    assert code == UsageError.exit_code
+    assert "All or none of the 3,000 rows to calibrate on tipped." in printed
+    assert pipeline.tree(project.challenger) == before
