@@ -90,7 +90,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     story.repro("second")
     story.settings(months=MONTHS, train={"params": {"C": 0.01}})
     story.repro("retrained")
-    story.run("tipline", "promote", "2")
+    story.run("tipline", "promote", "2", "--force", "test")
     story.repro("promoted")
     story.settings(months=[*MONTHS, ADDED], train={"params": {"C": 0.01}})
     story.repro("month added")

@@ -103,7 +103,8 @@ SECTIONS = {
         "columns": ["company", "began", "miles", "paid_by", "fare", "extras"],
         "categories": {"company": ["Flash", "Sun", "Blue"], "paid_by": ["plastic", "coins", "promise"]},
     },
-    "baseline": {"by": "paid_by", "smoothing": 10},
+    "baseline": {"by": ["paid_by"], "smoothing": 10},
+    "evaluate": {"segments": ["paid_by", "company"]},
 }
 
 

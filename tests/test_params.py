@@ -139,11 +139,18 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
         {"vendor": ["CMT"], "payment_type": ["cash"], "rate_code": ["JFK"]},
         "rate_code: its values and its place in model.columns disagree.",
     ),
-    "baseline by a number": ("baseline.by", "fare_amount", "fare_amount is not a category of the contract."),
-    "baseline by nothing known": ("baseline.by", "payment", "The contract has no column 'payment'."),
+    "baseline by a number": ("baseline.by", ["fare_amount"], "fare_amount is not a category of the contract."),
+    "segments of a number": (
+        "evaluate.segments",
+        ["vendor", "fare_amount"],
+        "fare_amount is not a category of the contract.",
+    ),
+    "segments of nothing known": ("evaluate.segments", ["payment"], "payment is not a category of the contract."),
+    "a segment twice": ("evaluate.segments", ["vendor", "vendor"], "evaluate.segments: vendor is listed twice"),
+    "baseline by nothing known": ("baseline.by", ["payment"], "The contract has no column 'payment'."),
     "baseline by the answer": (
         "baseline.by",
-        "tip_amount",
+        ["tip_amount"],
         "tip_amount is known only after payment: as a feature it would give the answer away.",
     ),
 }

@@ -26,32 +26,48 @@ def assert_picture(path: Path) -> None:
     assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
-def size(rows: int, **figures: float) -> dict[str, float]:
-    values = {"skill": 0.02, "skill_low": 0.01, "skill_high": 0.03, "fit_seconds": 0.5}
-    return {"rows": rows, **(values | figures)}
+def size(rows: int, **figures: float | None) -> dict[str, float | None]:
+    values: dict[str, float | None] = {"rows": rows, "fit_seconds": 0.5}
+    for name in ("held_out", "size"):
+        values |= {f"{name}.skill": 0.02, f"{name}.skill_low": 0.01, f"{name}.skill_high": 0.03}
+    return values | figures
+
+
+def law(rows: int) -> dict[str, Any]:
+    places = np.geomspace(500, rows, 40)
+    low, skill, high = ((0.03 + shift - places**-0.5).tolist() for shift in (-0.01, 0, 0.01))
+    return {"rows": places.tolist(), "low": low, "skill": skill, "high": high, "exponent": 0.5, "misses": 1}
+
+
+NO_SKILL = {name: None for name in size(1) if ".skill" in name}
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "power_law"),
     [
-        [size(500), size(2000, skill=0.025), size(8000, skill=0.03)],
-        [size(500)],
-        [size(100, skill=-4.0, skill_low=-9.0), size(1_000_000, fit_seconds=300)],
-        [size(100, skill=0, skill_low=0, skill_high=0, fit_seconds=0)],
+        ([size(500), size(2000), size(8000), size(20_000)], law(100_000)),
+        ([size(500), size(2000), size(8000), size(20_000)], law(14_000_000)),
+        ([size(500)], None),
+        ([size(100, **{"size.skill": -4.0, "size.skill_low": -9.0}), size(1_000_000, fit_seconds=300)], None),
+        ([size(100, **NO_SKILL), size(1000, **NO_SKILL)], None),
     ],
+    ids=["near", "far", "one size", "far apart", "nothing to gain"],
 )
-def test_a_learning_curve_is_drawn(tmp_path: Path, sizes: list[dict[str, float]]) -> None:
+def test_a_learning_curve_is_drawn(
+    tmp_path: Path, sizes: list[dict[str, float | None]], power_law: dict[str, Any] | None
+) -> None:
     path = tmp_path / "curve.png"
-    plots.learning_curve(path, {"sizes": sizes, "rows": 500})
+    plots.learning_curve(path, {"sizes": sizes, "rows": 500, "power_law": power_law, "bytes_a_row": 640})
     assert_picture(path)
 
 
 def month(name: str, **figures: Any) -> dict[str, Any]:
     values = {"role": "", "mean_probability": 0.4, "tip_rate": 0.45, "skill": 0.02, "auc": 0.9}
+    values |= {"skill_low": 0.01, "skill_high": 0.03}
     return {"month": name, **(values | figures)}
 
 
-NONE = dict.fromkeys(("tip_rate", "skill", "auc"))
+NONE = dict.fromkeys(("tip_rate", "skill", "skill_low", "skill_high", "auc"))
 
 
 @pytest.mark.parametrize(
@@ -71,22 +87,50 @@ def test_months_are_drawn(tmp_path: Path, months: list[dict[str, Any]]) -> None:
     assert_picture(path)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 20, 5000])
-@pytest.mark.parametrize("skill", [0.02, -0.5, None])
-def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None) -> None:
+REFUSED: dict[str, Any] = {"gain": None, "segments": []}
+
+
+def judged(segments: int) -> dict[str, Any]:
+    """Make a verdict with so many segments, one of which vetoes and one of which is not judged."""
+    gains = {"gain": -0.03, "lower": -0.04, "upper": -0.02, "veto": True}
+    segment = {"column": "payment_type", "value": "no charge", **gains}
+    gain = {"value": 0.001, "lower": -0.003, "upper": 0.004}
+    others = [{**segment, "gain": 0.001, "veto": False}] * (segments - 2)
+    return {
+        "gain": gain,
+        "tolerated": {"gain": 0.002, "segment": 0.01},
+        "segments": [segment, {**segment, "gain": None}, *others] if segments else [],
+    }
+
+
+def evaluated(rows: int, skill: float | None, verdict: dict[str, Any]) -> dict[str, Any]:
+    figures = {"challenger": {"skill": skill}, "champion": {"skill": 0.01}}
+    return {"months": ["2009-03"], "rows": rows, **figures, "gate": verdict}
+
+
+@pytest.mark.parametrize(
+    ("rows", "skill", "verdict"),
+    [
+        (1, 0.02, REFUSED),
+        (3, None, REFUSED),
+        (5000, -0.5, judged(0)),
+        (5000, 0.02, judged(12)),
+        (20, 0.02, judged(25)),
+    ],
+)
+def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None, verdict: dict[str, Any]) -> None:
     generator = np.random.default_rng(1)
     scores = {name: generator.random(rows).astype(np.float32) for name in ("challenger", "champion")}
-    report = {"months": ["2009-03"], "rows": rows, "challenger": {"skill": skill}, "champion": {"skill": 0.01}}
     path = tmp_path / "evaluation.png"
-    plots.evaluation(path, report, scores, generator.random(rows) < 0.5)
+    plots.evaluation(path, evaluated(rows, skill, verdict), scores, generator.random(rows) < 0.5)
     assert_picture(path)
 
 
-def test_an_evaluation_without_a_likely_tip_is_drawn(tmp_path: Path) -> None:
-    scores = dict.fromkeys(("challenger", "champion"), np.full(50, 0.2, np.float32))
-    report = {"months": ["2009-03"], "rows": 50, "challenger": {"skill": 0.1}, "champion": {"skill": 0.1}}
-    plots.evaluation(tmp_path / "evaluation.png", report, scores, np.zeros(50, dtype=bool))
-    assert_picture(tmp_path / "evaluation.png")
+def test_an_evaluation_without_a_likely_tip_or_a_champion_that_scores_is_drawn(tmp_path: Path) -> None:
+    scores = {"challenger": np.full(50, 0.2, np.float32)}
+    path = tmp_path / "evaluation.png"
+    plots.evaluation(path, evaluated(50, 0.1, REFUSED), scores, np.zeros(50, dtype=bool))
+    assert_picture(path)
 
 
 def test_calibration_has_bins_of_equally_many_of_the_likely_rows() -> None:

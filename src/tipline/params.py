@@ -14,6 +14,7 @@ from tipline.errors import UsageError
 from tipline.layout import ROLES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tipline.contract import Contract
@@ -107,6 +108,13 @@ class Sample(Section):
         return sorted(month for month, its_role in self.months.items() if its_role == role)
 
 
+class Budget(Section):
+    """The most that the learning curve may choose; None: no bound."""
+
+    rows: Annotated[int, Field(ge=1)] | None
+    megabytes: Annotated[Finite, Field(gt=0)] | None
+
+
 class LearningCurve(Section):
     """The study of the sample's size."""
 
@@ -114,6 +122,7 @@ class LearningCurve(Section):
     sizes: Annotated[int, Field(ge=1, le=30)]
     repeats: Annotated[int, Field(ge=2, le=50)]
     min_gain: Annotated[Finite, Field(gt=0, lt=1)]
+    budget: Budget
 
 
 class Model(Section):
@@ -147,6 +156,14 @@ class Register(Section):
     name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")]
 
 
+class Evaluate(Section):
+    """The gate."""
+
+    tolerance: Annotated[Finite, Field(ge=0, lt=1)]
+    segment_tolerance: Annotated[Finite, Field(ge=0, lt=1)]
+    segments: Annotated[tuple[str, ...], AfterValidator(check_distinct)]
+
+
 class Score(Section):
     """Bulk scoring."""
 
@@ -167,6 +184,7 @@ class Settings(Section):
     baseline: Baseline
     train: Train
     register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method `register`
+    evaluate: Evaluate
     score: Score
 
     @model_validator(mode="after")
@@ -229,8 +247,13 @@ def check_columns(settings: Settings, known: Contract, where: str) -> None:
         raise UsageError(
             f"{wrong}: its values and its place in model.columns disagree.", f"{where}, model.categories", todo
         )
-    for name in settings.baseline.by:
-        if known.columns[name].type == "category":
-            continue
-        what = f"{name} is not a category of the contract."
-        raise UsageError(what, f"{where}, baseline.by", "Name a category, payment_type for one.")
+    check_categories(settings.baseline.by, known, f"{where}, baseline.by")
+    check_categories(settings.evaluate.segments, known, f"{where}, evaluate.segments")
+
+
+def check_categories(names: Sequence[str], known: Contract, where: str) -> None:
+    """Refuse what is no category of the contract."""
+    for name in names:
+        if name not in known.columns or known.columns[name].type != "category":
+            what = f"{name} is not a category of the contract."
+            raise UsageError(what, where, "Name a category, payment_type for one.")
