@@ -241,7 +241,6 @@ def worded(verdict: dict[str, Any]) -> dict[str, Any]:
     if gain:
         words.append(f"Its gain over the champion is {told(gain)}.")
         words.append(f"Of equal models {verdict['power']:.0%} would pass.")
-    if verdict["months"]:
         words.append(f"Judged on {', '.join(verdict['months'])}; says nothing about months to come.")
     words += [f"Not on {month}: {why}." for month, why in verdict["dropped"].items()]
     return {"promote": not reasons, "words": " ".join(words), **verdict}

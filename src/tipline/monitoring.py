@@ -176,8 +176,8 @@ def realised(month: Mapping[str, Any], by: str) -> tuple[str, str]:
     if month["skill"] is None:
         return KEEP, f"The tip rate by {by} leaves nothing to gain: skill says nothing here."
     if month["skill_high"] is None:
-        days = f"{month['days']} day{'s' * (month['days'] != 1)}"
-        return KEEP, f"Skill {month['skill']:.1%} on {days}: under {MIN_DAYS} days nothing is shown."
+        days = f"on {month['days']} day{'s' * (month['days'] != 1)}" if month["days"] else "of a model without days"
+        return KEEP, f"Skill {month['skill']:.1%} {days}: under {MIN_DAYS} days nothing is shown."
     if month["skill_high"] < 0:
         return RETRAIN, f"Shown worse than the tip rate by {by}: skill {ranged(month, 'skill')}."
     if (month["refitted_skill_high"] or 0) < 0:

@@ -1,4 +1,4 @@
-"""`tipline status`: where the project stands, in ten lines."""
+"""`tipline status`: where the project stands, in a dozen lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(settings: Settings, layout: Layout) -> list[str]:
-    """The lines: store, champion, challenger, months, last figures, what to do next."""
+    """The lines: store, champion, challenger, months, evaluation, gate, last figures, verdict, what to do next."""
     with tracking.connect(layout) as client:
         champion = registry.by_alias(client, settings.register_.name)
         versions = registry.versions(client, settings.register_.name)
@@ -32,8 +32,8 @@ def run(settings: Settings, layout: Layout) -> list[str]:
         f"challenger  {named[int(versions[0].version)] if versions else 'none yet'} (the newest version)",
         f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion",
         f"not scored  {', '.join(missing) or '-'}",
-        f"evaluation  {evaluated(layout)}",
-        f"last month  {last_figures(layout)}",
+        *evaluated(layout),
+        *last_figures(layout),
         f"next        {advice(layout, champion, ref, missing)}",
     ]
 
@@ -58,21 +58,26 @@ def not_scored(settings: Settings, layout: Layout, ref: dict[str, Any] | None) -
     return [month for month in settings.months if month in missing]
 
 
-def evaluated(layout: Layout) -> str:
-    """The last verdict."""
+def evaluated(layout: Layout) -> list[str]:
+    """What the challenger is worth, and what the gate says of it."""
     report = files.read_json_if_any(layout.evaluation)
-    return str(report["verdict"]) if report else "none yet"
+    if not report:
+        return ["evaluation  none yet"]
+    return [f"evaluation  {report['verdict']}", f"gate        {report['gate']['words']}"]
 
 
-def last_figures(layout: Layout) -> str:
-    """The figures of the last monitored month."""
+def last_figures(layout: Layout) -> list[str]:
+    """The figures of the last monitored month, and the verdict on them."""
     months = files.read_json_if_any(layout.monitoring / "months.json")
     if not months:
-        return "none yet"
+        return ["last month  none yet"]
     month = months[-1]
     names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
     figures = ", ".join(f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month[name] is not None)
-    return f"{month['month']}: {month['rows']:,} rows, {figures}"
+    return [
+        f"last month  {month['month']}: {month['rows']:,} rows, {figures}",
+        f"verdict     {month['verdict']}: {month['reason']}",
+    ]
 
 
 def advice(layout: Layout, champion: ModelVersion | None, ref: dict[str, Any] | None, missing: list[str]) -> str:
