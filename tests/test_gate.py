@@ -181,8 +181,17 @@ def test_a_segment_that_is_shown_worse_vetoes() -> None:
     verdict = decide(rows)
     assert verdict["gain"]["lower"] > 0
     assert not verdict["promote"]
-    assert verdict["reasons"] == ["it is worse on the segment kind kind 0, where its gain is -0.0200 at most"]
+    assert verdict["reasons"] == ["it is worse on the segment kind kind 0 (-0.0200 at most)"]
     assert [segment["veto"] for segment in verdict["segments"]] == [True, False]
+
+
+def test_of_many_worse_segments_the_worst_are_named() -> None:
+    rows = with_segments(make(np.full(31, -0.02), rows_a_day=500), np.arange(15_500) % 5)
+    for kind in range(5):
+        rows.gain[kind::5] = -0.03 * (kind + 1) * LOSS
+    reason = decide(rows)["reasons"][-1]
+    assert reason.startswith("it is worse on 5 segments: kind kind 4 (-0.1500 at most), kind kind 3 (")
+    assert reason.endswith("kind kind 2 (-0.0900 at most) and 2 more")
 
 
 def test_a_segment_that_may_be_worse_or_not_does_not_veto() -> None:

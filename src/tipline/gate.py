@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
 MIN_DAYS, MIN_MONTHS, MIN_ROWS = 14, 6, 1000
+NAMED_SEGMENTS = 3
 PURPOSES = {"fit": "fitted", "size": "sized or calibrated"}
 # The tag of a version whose model.json does not say which months it was made on.
 MONTHS_TAG = "tipline.months"
@@ -189,11 +190,13 @@ def too_low(gain: Ratio, tolerance: float) -> Iterator[str]:
 
 
 def vetoes(segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The reasons of the segments in which the challenger is worse."""
-    for segment in segments:
-        if segment["veto"]:
-            name = f"{segment['column']} {segment['value']}"
-            yield f"it is worse on the segment {name}, where its gain is {segment['upper']:+.4f} at most"
+    """The reason of the segments in which the challenger is worse; the worst of them are named."""
+    worse = sorted((segment for segment in segments if segment["veto"]), key=lambda segment: segment["upper"])
+    named = [f"{one['column']} {one['value']} ({one['upper']:+.4f} at most)" for one in worse[:NAMED_SEGMENTS]]
+    more = f" and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
+    if worse:
+        segments_are = "the segment" if len(worse) == 1 else f"{len(worse)} segments:"
+        yield f"it is worse on {segments_are} {', '.join(named)}{more}"
 
 
 def segments_of(rows: Rows, blocks: Blocks, tolerance: float) -> list[dict[str, Any]]:
