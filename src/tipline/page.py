@@ -84,6 +84,11 @@ class Chart:
         """Of the drawing."""
         return HEIGHT
 
+    @property
+    def digits(self) -> int:
+        """How many digits of a percentage tell the ticks apart."""
+        return max(0, math.ceil(-math.log10((self.ticks[1] - self.ticks[0]) * 100) - 1e-9))
+
     def x(self, place: int) -> float:
         """Across: the middle of a month's column."""
         return round(LEFT + self.column * (place + 0.5), 1)
