@@ -432,7 +432,7 @@ def test_workers_that_are_one_step_away_are_told_of(prepared: Prepared, project:
 
 
 @pytest.mark.usefixtures("on_cluster")
-@pytest.mark.parametrize(("room", "published"), [(0, pipeline.MONTHS), (300_000, pipeline.MONTHS), (600_000, ())])
+@pytest.mark.parametrize(("room", "published"), [(0, pipeline.MONTHS), (300_000, pipeline.MONTHS), (1_000_000, ())])
 def test_a_disk_that_fills_up_leaves_whole_months_and_is_gone_on_with(
     prepared: Prepared, tmp_path: Path, room: int, published: tuple[str, ...]
 ) -> None:

@@ -464,18 +464,19 @@ def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Layout) -> None
     children = {int(run.data.params["rows"]): run for run in found if "mlflow.parentRunId" in run.data.tags}
     assert len(parents) == 1
     parent = parents[0]
-    assert parent.data.tags["mlflow.note.content"] == decision["reason"]
+    assert parent.data.tags["mlflow.note.content"] == f"{decision['reason']}\n\n{decision['sanity']}"
     assert parent.data.metrics["chosen_rows"] == decision["rows"]
     artifacts = {file.path for file in client(complete).list_artifacts(parent.info.run_id)}
     assert artifacts == {"learning_curve.csv", "learning_curve.png"}
-    history = client(complete).get_metric_history(parent.info.run_id, "skill")
-    assert {point.step: point.value for point in history} == {
-        size["rows"]: pytest.approx(size["skill"]) for size in decision["sizes"]
-    }
+    for name in ("held_out.skill", "size.skill"):
+        history = client(complete).get_metric_history(parent.info.run_id, name)
+        assert {point.step: point.value for point in history} == {
+            size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]
+        }
     for size in decision["sizes"]:
         child = children[size["rows"]]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.metrics["log_loss"] == pytest.approx(size["log_loss"])
+        assert child.data.metrics["size.log_loss"] == pytest.approx(size["size.log_loss"])
 
 
 def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Layout) -> None:

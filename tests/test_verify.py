@@ -358,7 +358,8 @@ def test_a_receipt_that_is_missing_or_none_is_found(project: Layout, run_cli: Ru
 
 def test_a_receipt_of_another_month_is_found(project: Layout, run_cli: Run) -> None:
     told(project, month="2009-01")
-    what = "The receipt is of month 2009-01, format 1; here it has to be 2009-02, 1."
+    now = scoring.FORMAT
+    what = f"The receipt is of month 2009-01, format {now}; here it has to be 2009-02, {now}."
     only(found(project, run_cli), what, folder(project) / files.RECEIPT)
 
 
