@@ -133,7 +133,7 @@ def admitted(verdict: Mapping[str, Any], version: ModelVersion, champion: ModelV
     """
     words = str(verdict["words"])
     if verdict["promote"] or force is not None:
-        log.info("%s", words)
+        log.info("%s%s", words, "" if verdict["promote"] else f" It is promoted all the same: {force}")
         return words
     where = f"{version.name} version {version.version} against the champion, version {champion.version}"
     todo = f'Mend that; or overrule the gate: tipline promote {version.version} --force "reason"'
