@@ -9,6 +9,7 @@ import numpy as np
 
 from tipline.metrics import labels, losses
 from tipline.pyfunc import filled
+from tipline.trips import grouped_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 
 MISSING = "(missing)"
 BETWEEN = " | "
-
-
-def columns(baseline: Mapping[str, Any]) -> list[str]:
-    """The categories that a model's baseline goes by; models of an earlier tipline name just one."""
-    by = baseline["by"]
-    return [by] if isinstance(by, str) else list(by)
 
 
 def groups(trips: pa.RecordBatch, by: Sequence[str]) -> tuple[list[str], Codes]:
@@ -83,6 +78,6 @@ def loss(baseline: Mapping[str, Any], name: str, rows: float, tips: float) -> fl
 
 def probabilities(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:
     """The baseline's probability of each row."""
-    names, codes = groups(trips, columns(baseline))
+    names, codes = groups(trips, grouped_by(baseline))
     values: Floats = np.array([rate(baseline, name) for name in names]).take(codes)
     return values

@@ -14,6 +14,7 @@ from tipline.histograms import Histogram
 from tipline.metrics import auc, labels, losses, ratio, skill
 from tipline.pyfunc import filled
 from tipline.times import DAY_MICROSECONDS
+from tipline.trips import grouped_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -194,7 +195,7 @@ class Cells:
     @classmethod
     def of(cls, trips: pa.RecordBatch, spec: Mapping[str, Any], month: str) -> Cells:
         """The cells of the rows of one month; without a month or a time, all are of one day."""
-        groups, codes = rule.groups(trips, rule.columns(spec["baseline"]))
+        groups, codes = rule.groups(trips, grouped_by(spec["baseline"]))
         if not month or "time" not in spec:
             return cls([OTHER], groups, codes, None, 0)
         first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()

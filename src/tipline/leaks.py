@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tipline import baseline as rule
 from tipline import histograms, metrics
+from tipline.trips import grouped_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def alone(codes: Codes, tipped: Labels) -> float:
 
 def warnings(found: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> list[str]:
     """A sentence about each feature that alone does nearly as well as the model, but for the baseline's columns."""
-    known = rule.columns(spec["baseline"])
+    known = grouped_by(spec["baseline"])
     return [
         f"{one['feature']} alone reaches {one['share']:.0%} of what the model gains over the overall tip rate. "
         "Is it known before the trip is paid for?"

@@ -12,6 +12,7 @@ from tipline import drift
 from tipline.counts import BANDS, OTHER, Sums, rule_loss, together
 from tipline.intervals import Ratio
 from tipline.metrics import NEXT_TO_NOTHING, ratio, skill
+from tipline.trips import grouped_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +62,7 @@ def figures(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         "calibration": reliability(counts.bands),
         "drift": drift_found,
     }
-    decision, reason = verdict(found, rule.columns(spec["baseline"]))
+    decision, reason = verdict(found, grouped_by(spec["baseline"]))
     return {**found, "verdict": decision, "reason": reason}
 
 

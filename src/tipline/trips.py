@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tipline import baseline
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,9 +18,15 @@ def needed(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     the time.
     """
     features = {feature["name"]: TYPES[feature["kind"]] for feature in spec["features"]}
-    groups = dict.fromkeys(baseline.columns(spec["baseline"]), CATEGORY)
+    groups = dict.fromkeys(grouped_by(spec["baseline"]), CATEGORY)
     times = {spec["time"]: TYPES["hour"]} if "time" in spec else {}
     return {**features, spec["target"]: pa.float64(), **groups, **times}
+
+
+def grouped_by(baseline: Mapping[str, Any]) -> list[str]:
+    """The categories that a model's baseline goes by; models of an earlier tipline name just one."""
+    by = baseline["by"]
+    return [by] if isinstance(by, str) else list(by)
 
 
 def with_columns(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:

@@ -210,7 +210,7 @@ def evaluate(rows: pa.RecordBatch, specs: Specs, scores: Scores) -> dict[str, An
     rules = {"baseline": rule.probabilities(rows, baseline), "majority": np.full(len(rows), baseline["overall"])}
     of_baseline = float(metrics.losses(rules["baseline"], tipped).mean())
     figures = {name: figures_of(values, tipped, of_baseline) for name, values in {**scores, **rules}.items()}
-    words = worth(figures["challenger"], " and ".join(rule.columns(baseline)))
+    words = worth(figures["challenger"], " and ".join(trips.grouped_by(baseline)))
     return {
         "rows": len(rows),
         "tip_rate": float(tipped.mean()),
@@ -240,7 +240,7 @@ def groups(
     rows: pa.RecordBatch, tipped: Labels, baseline: Mapping[str, Any], scores: Scores
 ) -> dict[str, dict[str, Any]]:
     """What `skills` says of each of the baseline's groups."""
-    names, codes = rule.groups(rows, rule.columns(baseline))
+    names, codes = rule.groups(rows, trips.grouped_by(baseline))
     of_baseline = metrics.losses(rule.probabilities(rows, baseline), tipped)
     losses = {role: losses_of(of, tipped) for role, of in usable(scores).items()}
     found = {}
