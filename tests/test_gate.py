@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from tipline import gate
+from tipline.intervals import Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,6 +105,65 @@ def test_days_outside_of_the_month_do_not_count_as_more() -> None:
     assert "days are too few" in verdict["reasons"][0]
 
 
+def test_strays_at_the_ends_of_a_month_do_not_make_up_for_its_days() -> None:
+    rows = make(np.zeros(14), first="2009-03-10")
+    rows.day[0], rows.day[-1] = 0, 99_999
+    verdict = decide(rows)
+    assert verdict["reasons"] == ["12 days are too few to judge on, 14 are needed"]
+
+
+def test_one_day_with_nearly_all_rows_shows_no_scatter() -> None:
+    rows = make(np.full(28, 0.01))
+    rows.baseline[0] *= 1000
+    rows.gain[0] *= 1000
+    verdict = decide(rows)
+    assert not verdict["promote"]
+    assert verdict["reasons"][0].startswith("one day has 97% of the weight")
+
+
+def test_one_full_month_among_all_but_empty_ones_shows_no_scatter() -> None:
+    rows = make(np.full(184, 0.01))
+    full = rows.month == 2
+    rows.baseline[full] *= 100
+    verdict = decide(rows)
+    assert not verdict["promote"]
+    assert verdict["reasons"][0].startswith("one month has 95% of the weight")
+
+
+def test_a_month_without_a_row_is_named_as_such() -> None:
+    rows = make(np.zeros(31))
+    verdict = decide(dataclasses.replace(rows, names=["2009-03", "2009-04"]))
+    assert verdict["promote"]
+    assert verdict["months"] == ["2009-03"]
+    assert verdict["dropped"] == {"2009-04": "it has no row with a known target"}
+
+
+@pytest.mark.parametrize("months", [None, {}, {"fit": []}])
+def test_a_model_that_was_made_on_no_month_at_all_is_not_believed(months: Any) -> None:
+    verdict = decide(make(np.zeros(31)), {**MADE_ON, "challenger": months})
+    assert not verdict["promote"]
+    assert "it is not known which months the challenger was made on" in verdict["reasons"][0]
+
+
+def test_the_unit_of_a_segment_is_the_baseline_of_all_rows() -> None:
+    rows = with_segments(make(np.zeros(31), rows_a_day=100), np.arange(3100) % 2)
+    rows.baseline[::2] = LOSS / 1e6  # as on cash, where next to nobody tips
+    rows.gain[::2] = -0.004 * LOSS
+    verdict = decide(rows)
+    assert [segment["gain"] for segment in verdict["segments"]] == pytest.approx([-0.008, 0], rel=1e-3)
+    assert not any(segment["veto"] for segment in verdict["segments"])
+
+
+def test_power_is_how_often_equal_models_pass() -> None:
+    generator, days, deviation = np.random.default_rng(3), 14, 0.004
+    gains = generator.normal(0, deviation, (20_000, days))
+    bounds = gains.mean(axis=1) - student.ppf(0.95, days - 1) * gains.std(axis=1, ddof=1) / np.sqrt(days)
+    told = Ratio(0.0, deviation / np.sqrt(days), days)
+    # With the error known, as in a verdict, it is that of a noncentral t.
+    assert told.power(TOLERANCE) == pytest.approx((bounds > -TOLERANCE).mean(), abs=0.012)
+    assert Ratio(0.0, 0.0, days).power(0.0) == 0
+
+
 @pytest.mark.parametrize(("days", "by", "blocks"), [(31 + 30 + 31 + 30 + 31, "day", 153), (184, "month", 6)])
 def test_from_six_months_on_months_are_what_is_independent(days: int, by: str, blocks: int) -> None:
     verdict = decide(make(scattered(days, 0.01)))
@@ -181,7 +242,7 @@ def test_a_segment_that_is_shown_worse_vetoes() -> None:
     verdict = decide(rows)
     assert verdict["gain"]["lower"] > 0
     assert not verdict["promote"]
-    assert verdict["reasons"] == ["it is worse on the segment kind kind 0 (-0.0200 at most)"]
+    assert verdict["reasons"] == ["it is worse on the segment kind kind 0 (gain below -0.0200)"]
     assert [segment["veto"] for segment in verdict["segments"]] == [True, False]
 
 
@@ -190,8 +251,8 @@ def test_of_many_worse_segments_the_worst_are_named() -> None:
     for kind in range(5):
         rows.gain[kind::5] = -0.03 * (kind + 1) * LOSS
     reason = decide(rows)["reasons"][-1]
-    assert reason.startswith("it is worse on 5 segments: kind kind 4 (-0.1500 at most), kind kind 3 (")
-    assert reason.endswith("kind kind 2 (-0.0900 at most) and 2 more")
+    assert reason.startswith("it is worse on 5 segments: kind kind 4 (gain below -0.1500), kind kind 3 (")
+    assert reason.endswith("kind kind 2 (gain below -0.0900) and 2 more")
 
 
 def test_a_segment_that_may_be_worse_or_not_does_not_veto() -> None:

@@ -61,7 +61,7 @@ def project(registered: Layout) -> Iterator[Layout]:
 def kept(layout: Layout) -> list[Path]:
     """The files that a test may damage."""
     estimators = (layout.root / "mlartifacts").rglob("estimator.skops")
-    return [layout.sample("evaluate", "2009-03"), layout.evaluation, *estimators]
+    return [layout.sample("evaluate", "2009-03"), layout.evaluation, layout.ref, *estimators]
 
 
 def tags(layout: Layout, number: int = 2) -> dict[str, str]:
@@ -113,9 +113,35 @@ def test_the_champion_needs_no_gate(project: Layout, run_cli: Run, caplog: pytes
 
 def test_without_a_champion_there_is_nothing_to_hold_it_against(project: Layout) -> None:
     client(project).delete_registered_model_alias(NAME, registry.CHAMPION)
+    project.ref.unlink()
     promote.run(pipeline.settings(project), project, 2)
     assert champion(project) == 2
     assert tags(project)[registry.VERDICT] == "There was no champion."
+
+
+def test_without_the_alias_it_is_held_against_what_scores(project: Layout, run_cli: Run) -> None:
+    client(project).delete_registered_model_alias(NAME, registry.CHAMPION)
+    code, printed = run_cli(project.root, "promote", "2")
+    assert code == 3, printed
+    assert f"{NAME} version 2 against the champion, version 1" in printed
+
+
+def test_a_champion_that_the_registry_has_lost_is_to_come_back_first(project: Layout, run_cli: Run) -> None:
+    client(project).delete_registered_model_alias(NAME, registry.CHAMPION)
+    files.write_json(project.ref, pipeline.read_json(project.ref) | {"digest": "0" * 64})
+    code, printed = run_cli(project.root, "promote", "2")
+    assert code == 1, printed
+    assert "Run: dvc repro register" in printed
+
+
+def test_a_verdict_on_paper_does_not_promote_files_that_were_changed(project: Layout, run_cli: Run) -> None:
+    write_report(project)
+    for path in (project.root / "mlartifacts").rglob("estimator.skops"):
+        path.write_bytes(path.read_bytes() + b"x")
+    code, printed = run_cli(project.root, "promote", "2")
+    assert code == 3, printed
+    assert "not those that were registered" in printed
+    assert champion(project) == 1
 
 
 def write_report(layout: Layout, **made: str) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # With fewer rows the correction is as uncertain as what it corrects.
 LEAST_ROWS = 1000
 WHERE = "params.yaml, train.calibration"
+MEND = "Mend the model first: look at its AUC on the size months."
 TODO = "Set it to none, or take more rows or other months for the role size."
 
 
@@ -68,7 +69,7 @@ def sigmoid(probabilities: Floats, tipped: Labels) -> dict[str, Any]:
     slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
     if slope < 0:
         what = f"The model ranks the rows to calibrate on the wrong way round (slope {slope:.3g})."
-        raise TiplineError(what, WHERE, "Mend the model first: look at its AUC on the size months.")
+        raise TiplineError(what, WHERE, MEND)
     return {"slope": slope, "intercept": intercept}
 
 
@@ -78,4 +79,7 @@ def isotonic(probabilities: Floats, tipped: Labels) -> dict[str, Any]:
     # is what so many rows of one class would tell (rule of succession).
     least = 1 / (len(tipped) + 2)
     regression = IsotonicRegression(y_min=least, y_max=1 - least).fit(probabilities, tipped)
+    if len(set(regression.y_thresholds_.tolist())) == 1:
+        what = "The model ranks the rows to calibrate on the wrong way round, or not at all."
+        raise TiplineError(what, WHERE, MEND)
     return {"x": regression.X_thresholds_.tolist(), "y": regression.y_thresholds_.tolist()}

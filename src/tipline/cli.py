@@ -27,6 +27,8 @@ class Command:
     ----------
     function
         `module:function`.
+    interrupted
+        What Ctrl-C is answered with.
     arguments
         As `add_argument` takes them; the name of each is that of the function's parameter.
     """
@@ -34,8 +36,10 @@ class Command:
     text: str
     function: str
     arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+    interrupted: str = "interrupted; nothing half-written is left, run it again"
 
 
+KEPT = "interrupted; what is finished is kept, run it again to go on"
 MONTH = ("month", {"help": "such as 2009-01"})
 MONTHS = ("months", {"nargs": "+", "metavar": "month", "help": "such as 2009-01"})
 ANY_MONTHS = ("months", {"nargs": "*", "metavar": "month", "help": "such as 2009-01; default: all of `months`"})
@@ -46,7 +50,10 @@ COMMANDS = {
     # The stages, in the order of dvc.yaml.
     "params": Command("check params.yaml, before anything else runs", "stages.params:run"),
     "download": Command(
-        "fetch the published files of some months, each whole or not at all", "stages.download:run_months", (MONTHS,)
+        "fetch the published files of some months, each whole or not at all",
+        "stages.download:run_months",
+        (MONTHS,),
+        KEPT,
     ),
     "prepare": Command("bring a month to the one schema of contract.yaml", "stages.prepare:run", (MONTH,)),
     "sample": Command("draw the rows that training, sizing or evaluation may use", "stages.sample:run", (MONTH,)),
@@ -58,6 +65,7 @@ COMMANDS = {
         "score every month out of core with the champion",
         "stages.score:run",
         (TRIPS, ("--to", {**PLACE, "help": "of predictions: a path or s3://…"})),
+        KEPT,
     ),
     "monitor": Command("say what the scores of each month were worth", "stages.monitor:run"),
     "record": Command("mirror curve, evaluation and months into MLflow", "stages.record:run"),
@@ -167,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TiplineError as error:
         return fail(arguments, error.exit_code, str(error))
     except KeyboardInterrupt:
-        return fail(arguments, INTERRUPTED, "interrupted; what is finished is kept, run it again to go on")
+        return fail(arguments, INTERRUPTED, COMMANDS[arguments.command].interrupted)
     except BrokenPipeError:  # whoever reads the output, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

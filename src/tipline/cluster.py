@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,18 +70,16 @@ def connect(workers: int) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Let processes that start in this block ignore Ctrl-C.
+    """Let processes that start in this block take no notice of Ctrl-C.
 
-    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each.
+    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each. Blocked,
+    not ignored: here it waits for the end of the block.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -377,6 +377,8 @@ def decide(study: Study, min_gain: float, most: Bound, parameters: int | None) -
         `sizes` with the figures of each size, None where they are not defined.
     """
     mean, upper = excess(study)
+    if one_class(study):
+        upper = np.full_like(upper, np.nan)
     enough = [index for index in range(len(study.sizes) - 1) if upper[index] < min_gain]
     rows = study.sizes[enough[0]] if enough else most.rows
     bands = {name: bootstrap(study.sums[name], against(study, name)) for name in study.sums}
@@ -417,6 +419,8 @@ def reason(study: Study, min_gain: float, upper: float, most: Bound, rows: int) 
     used = f"{most.words} are used"
     if np.isnan(against(study, "size")).any():
         return f"The baseline leaves nothing to gain on the `size` rows, so {used}."
+    if one_class(study):
+        return f"All of the `size` rows tipped, or none: they cannot tell a good model from a bold one, so {used}."
     if len(study.sizes) == 1:
         return f"One size alone says nothing about smaller ones, so {used}."
     if min(repeats, days) < 2:  # noqa: PLR2004 (one has no spread)
@@ -430,6 +434,11 @@ def reason(study: Study, min_gain: float, upper: float, most: Bound, rows: int) 
         f"{rows:,} rows: with 95% confidence, {largest:,} rows add less than {min_gain:g} skill points "
         f"(at most {max(upper, 0):.5f})."
     )
+
+
+def one_class(study: Study) -> bool:
+    """Whether the `size` rows all tipped, or none: then nothing has an AUC on them, the baseline neither."""
+    return math.isnan(study.of_baseline["size.auc"])
 
 
 def sanity(study: Study, parameters: int, rows: int) -> str:

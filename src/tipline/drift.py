@@ -47,7 +47,7 @@ def reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabiliti
     -------
     dict
         `rows`, `days`, `features` and `score`; of these two the bins, `counts` (the last one of missing values) and
-        `psi_bound`, the 99% quantile of the PSI of days drawn from the reference, null under MIN_DAYS days.
+        `psi_bound`, the 99% quantile of the PSI between days drawn from the reference, null under MIN_DAYS days.
     """
     dates = times.days(rows[spec["time"]]) if "time" in spec else np.zeros(len(rows), np.int32)
     days = np.unique(dates, return_inverse=True)[1].astype(np.int32)
@@ -94,12 +94,14 @@ def described(codes: Codes, days: Codes, size: int) -> dict[str, Any]:
 
 
 def bound(by_day: Counted) -> float | None:
-    """The 99% quantile of the PSI of as many days, drawn with replacement, against all; None of too few days."""
+    """The 99% quantile of the PSI between two draws of as many days, with replacement; None of too few days."""
     days = len(by_day)
     if days < MIN_DAYS:
         return None
-    weights = np.random.default_rng(0).multinomial(days, np.full(days, 1 / days), DRAWS)
-    return float(np.quantile(psi(by_day.sum(axis=0), weights @ by_day), QUANTILE))
+    generator = np.random.default_rng(0)
+    # Two at a time: against the reference itself, what it has by chance would not count.
+    one, other = (generator.multinomial(days, np.full(days, 1 / days), DRAWS) @ by_day for _ in range(2))
+    return float(np.quantile(psi(one, other), QUANTILE))
 
 
 def psi(expected: Any, found: Any) -> Floats:  # noqa: ANN401 (whatever numpy takes)
@@ -109,7 +111,7 @@ def psi(expected: Any, found: Any) -> Floats:  # noqa: ANN401 (whatever numpy ta
     the reference could have, not infinity (Krichevsky and Trofimov 1981, "The performance of universal encoding").
     """
     expected, found = np.asarray(expected, float), np.asarray(found, float)
-    share = 0.5 / max(expected.sum(), 1)
+    share = 0.5 / np.maximum(expected.sum(axis=-1, keepdims=True), 1)
     one, other = (rows / np.maximum(rows.sum(axis=-1, keepdims=True), 1) + share for rows in (expected, found))
     values: Floats = ((other - one) * np.log(other / one)).sum(axis=-1)
     return values

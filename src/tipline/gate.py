@@ -1,7 +1,8 @@
 """The gate: may a challenger take the champion's place? Decided from both models' log-losses on the same rows.
 
-A gain is in skill points: what the challenger takes off the champion's log-loss, over the log-loss of the challenger's
-baseline. Rows of one day go together. docs/gate.md has the rule, and how often it is wrong.
+A gain is in skill points: what the challenger takes off the champion's log-loss, over the log-loss of the champion's
+baseline, which stays the same from challenger to challenger. Rows of one day go together. docs/gate.md has the rule,
+and how often it is wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 MIN_DAYS, MIN_MONTHS, MIN_ROWS = 14, 6, 1000
 NAMED_SEGMENTS = 3
+# What a block may have of all weight. Around its own mean a block does not scatter: of one that has nearly all, the
+# error would be next to nothing.
+MOST_OF_ONE = 0.25
+# How often equal models have to pass for a refusal to say much.
+TELLING = 0.5
+# Raised when the rule changes: a verdict of another rule is not used.
+RULE = 1
 PURPOSES = {"fit": "fitted", "size": "sized or calibrated"}
 # The tag of a version whose model.json does not say which months it was made on.
 MONTHS_TAG = "tipline.months"
@@ -42,7 +50,7 @@ class Rows:
     gain
         The champion's log-loss less the challenger's.
     baseline
-        The log-loss of the challenger's baseline.
+        The log-loss of the champion's baseline.
     segments
         By column: the names of its segments, and each row's place among them.
     """
@@ -68,10 +76,15 @@ class Rows:
         )
 
     def days(self) -> Codes:
-        """Each row's day, within its month: a clock that is wrong by years does not add a day."""
+        """Each row's day; one outside of its month counts as the nearest that has rows: no wrong clock adds a day."""
+        days = self.day.copy()
         months = np.array(self.names, dtype="datetime64[M]")
-        first, after = (edge.astype("datetime64[D]").astype(np.int32) for edge in (months, months + 1))
-        days: Codes = np.clip(self.day, first[self.month], after[self.month] - 1)
+        firsts, afters = (edge.astype("datetime64[D]").astype(np.int32) for edge in (months, months + 1))
+        for place, (first, after) in enumerate(zip(firsts, afters, strict=True)):
+            rows = self.month == place
+            inside = self.day[rows & (self.day >= first) & (self.day < after)]
+            low, high = (inside.min(), inside.max()) if len(inside) else (first, first)
+            days[rows] = np.clip(self.day[rows], low, high)
         return days
 
 
@@ -100,6 +113,9 @@ class Blocks:
             return f"{there[1]} months are too few to judge on, {MIN_MONTHS} are needed"
         codes = places(self.codes[inside])
         gains, of_units = (np.bincount(codes, weights[inside]).astype(float) for weights in (rows.gain, units))
+        share = of_units.max() / of_units.sum()
+        if share > MOST_OF_ONE:
+            return f"one {self.by} has {share:.0%} of the weight: the others do not show how much it scatters"
         return Ratio.of(gains, of_units)
 
 
@@ -115,8 +131,8 @@ def decide(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: flo
     Parameters
     ----------
     made_on
-        By `challenger` and `champion`: the months that it was fitted and sized on, as model.json has them; None where
-        that is not known.
+        By `challenger` and `champion`: the months that it was fitted and sized on, as model.json has them; None, or
+        none to fit on, where that is not known.
     tolerance
         Skill points that the challenger may be worse by: the one-sided 95% lower bound of its gain has to be above
         -tolerance.
@@ -131,7 +147,8 @@ def decide(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: flo
         `promote`, `reasons` against it, `gain`, `power` (how often equal models would pass), the `months` judged on,
         those `dropped` with the reason, `segments`, and all that in `words`.
     """
-    dropped = used(rows.names, made_on)
+    empty = [name for place, name in enumerate(rows.names) if not (rows.month == place).any()]
+    dropped = dict.fromkeys(empty, "it has no row with a known target") | used(rows.names, made_on)
     months = [name for name in rows.names if name not in dropped]
     kept = rows.where(np.isin(rows.month, [rows.names.index(name) for name in months]))
     reasons = list(obstacles(kept, made_on))
@@ -170,7 +187,7 @@ def used(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
 
 def obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     """Why these rows cannot judge."""
-    for role in (role for role, months in made_on.items() if months is None):
+    for role in (role for role, months in made_on.items() if not (months or {}).get("fit")):
         yield f"it is not known which months the {role} was made on: tag its version {MONTHS_TAG}=2009-01,2009-02"
     if not len(rows.gain):
         yield "no month is left to judge on"
@@ -192,7 +209,7 @@ def too_low(gain: Ratio, tolerance: float) -> Iterator[str]:
 def vetoes(segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The reason of the segments in which the challenger is worse; the worst of them are named."""
     worse = sorted((segment for segment in segments if segment["veto"]), key=lambda segment: segment["upper"])
-    named = [f"{one['column']} {one['value']} ({one['upper']:+.4f} at most)" for one in worse[:NAMED_SEGMENTS]]
+    named = [f"{one['column']} {one['value']} (gain below {one['upper']:+.4f})" for one in worse[:NAMED_SEGMENTS]]
     more = f" and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
     if worse:
         segments_are = "the segment" if len(worse) == 1 else f"{len(worse)} segments:"
@@ -243,7 +260,11 @@ def worded(verdict: dict[str, Any]) -> dict[str, Any]:
     words = [f"The gate refuses it: {'; '.join(reasons)}." if reasons else "The gate lets it pass."]
     if gain:
         words.append(f"Its gain over the champion is {told(gain)}.")
-        words.append(f"Of equal models {verdict['power']:.0%} would pass.")
+        unsure = reasons and verdict["power"] < TELLING and gain["upper"] > 0
+        little = ", so a refusal says little: raise sample.rows" if unsure else ""
+        words.append(f"Of equal models {verdict['power']:.0%} would pass{little}.")
+        unjudged = sum(segment["why"] is not None for segment in verdict["segments"])
+        words += [f"{unjudged} of {len(verdict['segments'])} segments were not judged."] if unjudged else []
         words.append(f"Judged on {', '.join(verdict['months'])}; says nothing about months to come.")
     words += [f"Not on {month}: {why}." for month, why in verdict["dropped"].items()]
     return {"promote": not reasons, "words": " ".join(words), **verdict}

@@ -41,7 +41,8 @@ class Histogram:
     missing
         Rows without a value.
     new
-        Of a category: the values that the reference does not have, the NEW_NAMES most frequent of them.
+        Of a category: the values that the reference does not have. As json only the NEW_NAMES most frequent, so those
+        of a month are of the most frequent ones of its parts.
     """
 
     counts: Rows
@@ -52,11 +53,11 @@ class Histogram:
         """The histogram of both parts' rows."""
         names = {**self.new, **other.new}
         new = {name: self.new.get(name, 0) + other.new.get(name, 0) for name in names}
-        return Histogram(self.counts + other.counts, self.missing + other.missing, most(new))
+        return Histogram(self.counts + other.counts, self.missing + other.missing, new)
 
     def to_json(self) -> dict[str, Any]:
         """As json."""
-        return {"counts": self.counts.tolist(), "missing": self.missing, "new": self.new}
+        return {"counts": self.counts.tolist(), "missing": self.missing, "new": most(self.new)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Histogram:
@@ -87,7 +88,7 @@ def of_categories(column: pa.Array, values: list[str]) -> Histogram:
     by_name = {name: int(count) for name, count in zip(names, counts, strict=False) if count}
     new = {name: count for name, count in by_name.items() if name not in values}
     known = [by_name.get(value, 0) for value in values]
-    return Histogram(np.array([*known, sum(new.values())], np.int64), int(counts[-1]), most(new))
+    return Histogram(np.array([*known, sum(new.values())], np.int64), int(counts[-1]), new)
 
 
 def occurrences(codes: Codes, below: int) -> Rows:

@@ -63,7 +63,7 @@ class Ratio:
         if math.isnan(self.error):
             return 0.0
         if self.error == 0:
-            return 1.0
+            return float(margin > 0)
         freedom = self.blocks - 1
         return float(nct.sf(student.ppf(confidence, freedom), freedom, margin / self.error))
 

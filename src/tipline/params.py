@@ -124,6 +124,13 @@ class LearningCurve(Section):
     min_gain: Annotated[Finite, Field(gt=0, lt=1)]
     budget: Budget
 
+    @model_validator(mode="after")
+    def _budget_holds_a_sample(self) -> LearningCurve:
+        if self.budget.rows is not None and self.budget.rows < self.smallest:
+            message = f"budget.rows: {self.budget.rows:,} are fewer than the smallest sample, {self.smallest:,} rows"
+            raise ValueError(message)
+        return self
+
 
 class Model(Section):
     """Target and features."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tipline import files, gate, modelfiles, registry, tracking
-from tipline.errors import GateRefusedError, UsageError, one_line
+from tipline.errors import GateRefusedError, TiplineError, UsageError, one_line
 from tipline.params import check_month
 from tipline.stages import evaluate
 
@@ -46,7 +46,7 @@ def run(settings: Settings, layout: Layout, number: int | None, force: str | Non
         raise UsageError("--force has no reason.", "command line, --force", 'Say why: --force "reason"')
     with tracking.connect(layout) as client:
         version = registry.adopt(client, settings, layout, asked_for(client, settings.register_.name, number))
-        before = registry.by_alias(client, version.name)
+        before = registry.by_alias(client, version.name) or scoring(client, layout, version.name, force)
         if before and before.tags.get(tracking.DIGEST) == registry.digest_of(version):
             log.info("version %s of %s is the champion already", version.version, version.name)
             return
@@ -58,6 +58,24 @@ def run(settings: Settings, layout: Layout, number: int | None, force: str | Non
         registry.promote(client, version)
     was = f", it was version {before.version}" if before else ""
     log.info("champion of %s: version %s%s. `dvc repro` scores with it.", version.name, version.version, was)
+
+
+def scoring(client: MlflowClient, layout: Layout, name: str, force: str | None) -> ModelVersion | None:
+    """The version whose files are in models/champion/, where no alias names it any more; None where nothing scores.
+
+    Raises
+    ------
+    TiplineError
+        Where the registry has lost it and nothing is forced: there is nothing to compare with.
+    """
+    ref = files.read_json_if_any(layout.ref)
+    if not ref or ref.get("name") != name:
+        return None
+    found = registry.versions(client, name, ref["digest"])
+    if not found and force is None:
+        what = "The registry has neither the alias champion nor the model in models/champion/."
+        raise TiplineError(what, name, "Run: dvc repro register, which puts it back; then promote.")
+    return found[0] if found else None
 
 
 def asked_for(client: MlflowClient, name: str, number: int | None) -> ModelVersion:
@@ -79,7 +97,10 @@ def judged(
     """
     try:
         champion = registry.adopt(client, settings, layout, champion)
-        return written(settings, layout, version, champion) or computed(settings, layout, version, champion)
+        challenger = fetched(version)  # whatever the verdict: only files that are those of the digest may score
+        return written(settings, layout, version, champion) or computed(
+            settings, layout, {"challenger": version, "champion": champion}, challenger
+        )
     except (*evaluate.FAILURES, OSError) as error:
         return gate.refused([f"it cannot judge: {one_line(error)}"])
 
@@ -94,14 +115,16 @@ def written(settings: Settings, layout: Layout, version: ModelVersion, champion:
     return verdict if report.get("made") == evaluate.made_from(settings, layout, digests) else None
 
 
-def computed(settings: Settings, layout: Layout, version: ModelVersion, champion: ModelVersion) -> dict[str, Any]:
+def computed(
+    settings: Settings, layout: Layout, versions: Mapping[str, ModelVersion], challenger: dict[str, bytes]
+) -> dict[str, Any]:
     """The verdict from the registry's files of both versions."""
-    log.info("asking the gate for version %s, %s is the champion", version.version, champion.version)
-    contents = {"challenger": fetched(version), "champion": fetched(champion)}
+    named = (f"{role} version {version.version}" for role, version in versions.items())
+    log.info("asking the gate: %s", ", ".join(named))
+    contents = {"challenger": challenger, "champion": fetched(versions["champion"])}
     specs = evaluate.specs_of(contents)
-    tags = {"challenger": version.tags, "champion": champion.tags}
     report, _, _ = evaluate.evaluated(
-        settings, layout, contents, {role: made_on(specs[role], tags[role]) for role in tags}
+        settings, layout, contents, {role: made_on(specs[role], versions[role].tags) for role in versions}
     )
     verdict: dict[str, Any] = report["gate"]
     return verdict

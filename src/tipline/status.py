@@ -27,7 +27,7 @@ def run(settings: Settings, layout: Layout) -> list[str]:
     return [
         f"project     {layout.root}",
         f"store       {tracking.without_password(tracking.store(layout))}",
-        f"model       {settings.register_.name}, {len(versions)} versions",
+        f"model       {settings.register_.name}, {len(versions)} version{'s' * (len(versions) != 1)}",
         f"champion    {named[int(champion.version)] if champion else 'none yet'}",
         f"challenger  {named[int(versions[0].version)] if versions else 'none yet'} (the newest version)",
         f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion",
@@ -60,10 +60,20 @@ def not_scored(settings: Settings, layout: Layout, ref: dict[str, Any] | None) -
 
 def evaluated(layout: Layout) -> list[str]:
     """What the challenger is worth, and what the gate says of it."""
-    report = files.read_json_if_any(layout.evaluation)
-    if not report:
+    report = evaluation(layout)
+    if report is None:
         return ["evaluation  none yet"]
     return [f"evaluation  {report['verdict']}", f"gate        {report['gate']['words']}"]
+
+
+def evaluation(layout: Layout) -> dict[str, Any] | None:
+    """What `evaluate` wrote last, None where it is not there or something else."""
+    report = files.read_json_if_any(layout.evaluation)
+    try:
+        gate = {name: report["gate"][name] for name in ("words", "promote")}
+        return {"verdict": str(report["verdict"]), "gate": gate}
+    except (KeyError, TypeError):
+        return None
 
 
 def last_figures(layout: Layout) -> list[str]:
@@ -88,4 +98,17 @@ def advice(layout: Layout, champion: ModelVersion | None, ref: dict[str, Any] | 
         return "dvc repro: models/challenger is missing, its training did not end"
     if champion.tags.get(tracking.DIGEST) != ref["digest"]:
         return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
-    return f"dvc repro: {len(missing)} months to score" if missing else "nothing to do"
+    return f"dvc repro: {len(missing)} months to score" if missing else when_scored(layout)
+
+
+def when_scored(layout: Layout) -> str:
+    """What to do next where every month has its predictions."""
+    report, months = evaluation(layout), files.read_json_if_any(layout.monitoring / "months.json")
+    if report is None or not months or not layout.sample_size.is_file():
+        return "dvc repro: not all reports are there"
+    if report["gate"]["promote"]:
+        return "tipline promote, if you want the challenger: the gate lets it pass"
+    worse = [month["month"] for month in months if month.get("verdict") == "retrain"]
+    return (
+        f"train again: the scores of {', '.join(worse)} are shown worse than a tip rate" if worse else "nothing to do"
+    )

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Of the `fit` rows, the last fifth is held out: rows of the same months that no repeat is fitted on.
 HELD_OUT = 5
+OF_SAMPLE = "raise sample.rows: a fifth is held out, half of the rest is the most"
 
 
 def run(settings: Settings, layout: Layout) -> None:
@@ -54,13 +55,14 @@ def study(
     """
     wanted, budget, (fit, size) = settings.learning_curve, settings.learning_curve.budget, rows
     pool, held_out = fit.slice(0, len(fit) - len(fit) // HELD_OUT), fit.slice(len(fit) - len(fit) // HELD_OUT)
-    largest = at_least(wanted.smallest, min(len(pool) // 2, budget.rows or len(pool)))
+    largest = at_least(wanted.smallest, min(len(pool) // 2, budget.rows or len(pool)), OF_SAMPLE)
     segment, parts = examples(settings, spec, {"pool": pool, "held_out": held_out, "size": size})
     orders = curve.shuffles(parts["pool"].tipped, wanted.repeats, wanted.smallest, settings.sample.seed)
     pipeline, first = model.build(spec["features"], settings.train, root), pool.slice(0, largest)
     cost = curve.Cost.of(pipeline, lambda: pyfunc.matrix(first, spec["features"]), parts["pool"].tipped[:largest])
     bound = curve.Bound.of(len(fit), budget, cost.bytes_a_row)
-    of_sizes = curve.sizes(wanted.smallest, at_least(wanted.smallest, min(largest, bound.rows)), wanted.sizes)
+    most = at_least(wanted.smallest, min(largest, bound.rows), "raise learning_curve.budget.megabytes")
+    of_sizes = curve.sizes(wanted.smallest, most, wanted.sizes)
     with cluster.connect(settings.score.workers), joblib.parallel_config("dask"):
         made = curve.study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
     return {
@@ -73,13 +75,12 @@ def study(
     }
 
 
-def at_least(smallest: int, largest: int) -> int:
-    """The largest size to study, unless it is too small."""
+def at_least(smallest: int, largest: int, otherwise: str) -> int:
+    """The largest size to study, unless it is too small; `otherwise` is what helps then."""
     if largest >= smallest:
         return largest
     what = f"The largest sample to study has {largest:,} rows, fewer than learning_curve.smallest, {smallest:,}."
-    todo = "Lower it, or raise sample.rows or the budget: a fifth is held out, half of the rest is the most."
-    raise UsageError(what, f"{curve.WHERE}.smallest", todo)
+    raise UsageError(what, f"{curve.WHERE}.smallest", f"Lower it, or {otherwise}.")
 
 
 def examples(
