@@ -93,10 +93,12 @@ def test_rows_that_say_nothing_are_refused(method: str, given: Floats, tipped: m
     assert caught.value.parts[1] == "params.yaml, train.calibration"
 
 
-def test_a_model_that_ranks_the_wrong_way_round_is_refused() -> None:
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+def test_a_model_that_ranks_the_wrong_way_round_is_refused(method: str) -> None:
     given, _, tipped = simulated(3)
+    wrong = {"sigmoid": (1 - given, tipped), "isotonic": (np.sort(given), np.sort(tipped)[::-1])}
     with pytest.raises(TiplineError, match="wrong way round"):
-        calibration.fit("sigmoid", 1 - given, tipped)
+        calibration.fit(method, *wrong[method])
 
 
 @pytest.fixture(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,13 @@ def synthetic(sums: Any, baseline: Any) -> curve.Study:
     sums, baseline = np.asarray(sums, float), np.asarray(baseline, float)
     sizes = tuple(100 * 2**place for place in range(len(sums)))
     figures: Any = {"size.auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
-    of_baseline = {"size.log_loss": float(baseline.mean()) / 100}
+    of_baseline = {"size.log_loss": float(baseline.mean()) / 100, "size.auc": 0.6}
     return curve.Study(sizes, {"size": sums}, {"size": baseline}, figures, of_baseline)
+
+
+def of_one_class(study: curve.Study) -> curve.Study:
+    """Make it a study on rows that all tipped: the bolder the better."""
+    return dataclasses.replace(study, of_baseline={**study.of_baseline, "size.auc": math.nan})
 
 
 def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 0.001) -> curve.Study:
@@ -216,14 +222,15 @@ def test_a_smaller_size_that_is_better_is_enough() -> None:
         (noisy([0.2, 0.0], days=1), "Of 5 repeats and 1 days there is no telling"),
         (noisy([0.2, 0.0], repeats=1), "Of 1 repeats and 10 days there is no telling"),
         (synthetic(noisy([0.1, 0.0]).sums["size"], np.zeros(10)), "The baseline leaves nothing to gain"),
+        (of_one_class(noisy([-0.1, -0.05])), "All of the `size` rows tipped, or none"),
     ],
-    ids=["one size", "one day", "one repeat", "a perfect baseline"],
+    ids=["one size", "one day", "one repeat", "a perfect baseline", "one class"],
 )
 def test_what_cannot_be_told_takes_all_rows_and_says_why(study: curve.Study, reason: str) -> None:
     decision = curve.decide(study, 0.05, ALL, 3)
     assert (decision["rows"], decision["levelled_off"]) == (5000, False)
     assert reason in decision["reason"]
-    assert curve.extrapolation(study, 10_000) is None
+    assert len(study.sizes) > 2 or curve.extrapolation(study, 10_000) is None
     assert json.loads(json.dumps(decision, allow_nan=False)) == decision
 
 

@@ -169,6 +169,11 @@ def test_a_feature_that_gives_the_target_away_is_named() -> None:
     assert not leaks.warnings(probed(rows, 0.9), SPEC)
 
 
+@pytest.mark.parametrize(("share", "warned"), [(0.89, 0), (0.91, 1)])
+def test_nine_tenths_of_the_gain_are_suspicious(share: float, warned: int) -> None:
+    assert len(leaks.warnings([{"feature": "extra", "share": share}], SPEC)) == warned
+
+
 def test_the_baselines_own_columns_may_do_as_well_as_the_model() -> None:
     rows = trips()
     tipped = rows[TARGET].to_numpy() > 0

@@ -192,6 +192,25 @@ def test_a_better_challenger_is_called_better(project: Layout) -> None:
     assert {role: report["made"][role] for role in made} == made
 
 
+def test_a_model_whose_scores_are_no_numbers_is_refused_and_reported(project: Layout) -> None:
+    spec = pipeline.read_json(project.challenger / "model.json")
+    spec["linear"]["intercept"] = float("nan")
+    files.write_json(project.challenger / "model.json", spec)
+    report = report_of(project)
+    assert report["challenger"]["log_loss"] is None
+    assert report["gate"]["reasons"] == ["the challenger cannot score these rows: it gives scores that are no number"]
+
+
+def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(project: Layout) -> None:
+    before = report_of(project)
+    spec = pipeline.read_json(project.challenger / "model.json")
+    spec["baseline"]["rates"] = dict.fromkeys(spec["baseline"]["rates"], 0.5)  # a bad rule makes any model look good
+    files.write_json(project.challenger / "model.json", spec)
+    report = report_of(project)
+    for name in ("challenger", "champion", "baseline"):
+        assert report[name] == before[name]
+
+
 def test_models_of_different_columns_are_compared(project: Layout) -> None:
     pipeline.change(
         project, model={"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash"]}}
