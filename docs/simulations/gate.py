@@ -153,7 +153,7 @@ def months(runs: int) -> str:
                 *(share(World(count, rho, MONTH), gain, passes, runs) for gain in gains),
                 share(World(count, rho, MONTH), -TOLERANCE, by_day, runs),
             ]
-            for count in (30, 90, 182, 365)
+            for count in (30, 90, 181, 365)
             for rho in (0.0, 0.6)
         ),
     )
