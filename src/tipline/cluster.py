@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,16 +71,20 @@ def connect(workers: int) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Let processes that start in this block take no notice of Ctrl-C.
+    """Let processes that start in this block ignore Ctrl-C.
 
-    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each. Blocked,
-    not ignored: here it waits for the end of the block.
+    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each. For that
+    second this process takes no notice, either: a blocked signal would be inherited as well, but multiprocessing
+    unblocks it before it spawns.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
