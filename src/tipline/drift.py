@@ -14,6 +14,7 @@ import numpy as np
 from tipline import histograms, times
 from tipline.counts import BANDS, band
 from tipline.histograms import CELLS
+from tipline.intervals import MIN_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,8 +30,6 @@ TAIL = 0.001
 DRAWS = 500
 QUANTILE = 0.99
 LARGE = 0.1
-# Of fewer days a bootstrap by days says little.
-MIN_DAYS = 14
 
 
 def reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tipline.intervals import CONFIDENCE, Ratio
+from tipline.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
 from tipline.metrics import NEXT_TO_NOTHING
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
-MIN_DAYS, MIN_MONTHS, MIN_ROWS = 14, 6, 1000
+MIN_MONTHS = 6
 NAMED_SEGMENTS = 3
 # What a block may have of all weight. Around its own mean a block does not scatter: of one that has nearly all, the
 # error would be next to nothing.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tipline.pyfunc import Floats
 
 CONFIDENCE = 0.95
+# Of fewer days nothing is judged, and of a group with fewer rows neither.
+MIN_DAYS, MIN_ROWS = 14, 1000
 
 
 @dataclass(frozen=True)

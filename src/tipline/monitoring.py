@@ -10,7 +10,7 @@ import numpy as np
 from tipline import baseline as rule
 from tipline import drift
 from tipline.counts import BANDS, OTHER, Sums, rule_loss, together
-from tipline.intervals import Ratio
+from tipline.intervals import MIN_DAYS, MIN_ROWS, Ratio
 from tipline.metrics import NEXT_TO_NOTHING, ratio, skill
 from tipline.trips import grouped_by
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from tipline.counts import Counts
     from tipline.metrics import Counted
 
-# Under so many days no interval is told, under so many rows no group is judged.
-MIN_DAYS = 14
-MIN_ROWS = 1000
 RELIABILITY_GROUPS = 10
 KEEP, RETRAIN, NO_LABELS = "keep", "retrain", "no labels"
 BOUNDS = ("low", "high")

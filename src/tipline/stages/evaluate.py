@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from tipline import baseline as rule
 from tipline import files, gate, metrics, modelfiles, plots, pyfunc, sampling, times, trips
 from tipline.errors import TiplineError, one_line
-from tipline.intervals import Ratio
+from tipline.intervals import MIN_ROWS, Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -257,8 +257,8 @@ def groups(
 def skills(means: Mapping[str, float], baseline: float, rows: int) -> dict[str, Any]:
     """Rows and both models' skill in a group, from mean log-losses; None where it is not judged, and `why`."""
     why = None
-    if rows < gate.MIN_ROWS:
-        why = f"not judged: fewer than {gate.MIN_ROWS:,} rows"
+    if rows < MIN_ROWS:
+        why = f"not judged: fewer than {MIN_ROWS:,} rows"
     elif baseline < metrics.NEXT_TO_NOTHING:
         why = "the baseline leaves nothing to gain"
     of_models = {role: None if why else metrics.skill(means.get(role), baseline) for role in ROLES}
