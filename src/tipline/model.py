@@ -64,7 +64,7 @@ def spec(settings: Settings, contract: Contract) -> dict[str, Any]:
 
 def months(settings: Settings) -> dict[str, list[str]]:
     """The months that the model was made on, by role: no gate may judge it on one of them."""
-    sized = settings.train.rows == "auto" or settings.train.calibration != "none"
+    sized = settings.train.rows == "auto" or settings.train.calibrates
     return {"fit": settings.sample.of("fit"), "size": settings.sample.of("size") if sized else []}
 
 

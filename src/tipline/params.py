@@ -156,6 +156,11 @@ class Train(Section):
     calibration: Literal["none", "sigmoid", "isotonic"]
     seed: Annotated[int, Field(ge=0)]
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether a calibration is asked for."""
+        return self.calibration != "none"
+
 
 class Register(Section):
     """The registry's entry."""

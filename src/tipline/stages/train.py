@@ -41,7 +41,7 @@ def run(settings: Settings, layout: Layout) -> None:
     spec = model.spec(settings, contract.load(layout.root / settings.contract))
     pool = sampling.of_role(settings, layout, "fit", trips.needed(spec))
     rows = rows_to_use(settings, layout, len(pool))
-    roles = ["fit", "size"] if calibrates(settings) else ["fit"]
+    roles = ["fit", "size"] if settings.train.calibrates else ["fit"]
     paths = [layout.sample(role, month) for role in roles for month in settings.sample.of(role)]
     with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
         training = fit(settings, layout, spec, pool.slice(0, rows), folder)
@@ -76,12 +76,15 @@ def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.Recor
     pipeline = model.fit(model.build(features, settings.train, layout.root), pyfunc.matrix(rows, features), tipped)
     rule = baseline.fit(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
     model.save(folder, pipeline, spec | {"baseline": rule})
-    if calibrates(settings):
+    if settings.train.calibrates:
         calibrate(settings, layout, folder)
-    probed = describe(folder, rows)
+    saved = pyfunc.Model(modelfiles.read(folder))
+    scores = saved.probabilities(rows)
+    figures = Counts.of(rows, saved.spec, scores).figures(rule)
+    described = saved.spec | {"reference": drift.reference(rows, saved.spec, scores)}
+    model.save_spec(folder, described)
     model.keep_canary(folder, rows)
-    loaded = pyfunc.Model(modelfiles.read(folder))
-    figures = Counts.of(rows, loaded.spec, loaded.probabilities(rows)).figures(rule)
+    probed = leaks.probe(rows, described, metrics.losses(scores, tipped))
     chosen = " ".join(f"{name}={value}" for name, value in settings.train.params.items())
     return {
         "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(rows):,} rows",
@@ -96,27 +99,12 @@ def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.Recor
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
         # What each feature alone reaches of what the model gains, and which of them should be looked at.
         "alone": probed,
-        "warnings": leaks.warnings(probed, loaded.spec),
+        "warnings": leaks.warnings(probed, described),
         "example": [
             {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
             for row in rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
         ],
     }
-
-
-def describe(folder: Path, rows: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Add to model.json what monitoring compares later months with; return what `leaks.probe` finds by it."""
-    saved = pyfunc.Model(modelfiles.read(folder))
-    scores = saved.probabilities(rows)
-    spec = saved.spec | {"reference": drift.reference(rows, saved.spec, scores)}
-    model.save_spec(folder, spec)
-    tipped, _ = metrics.labels(rows, spec["target"])
-    return leaks.probe(rows, spec, metrics.losses(scores, tipped))
-
-
-def calibrates(settings: Settings) -> bool:
-    """Whether the settings ask for a calibration."""
-    return settings.train.calibration != "none"
 
 
 def calibrate(settings: Settings, layout: Layout, folder: Path) -> None:
