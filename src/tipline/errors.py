@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
 
 
 SHOWN_LETTERS = 60
+SECRETS = re.compile(
+    r"(?<=://)[^/\s?#]*(?=@)|(?<=[?&])([\w.-]*(?:signature|sig|token|secret|passw\w*|credential|key(?:id)?)=)[^&\s'\")]*",
+    re.IGNORECASE,
+)
 
 
 class TiplineError(Exception):
@@ -76,6 +81,11 @@ def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
     text = str(value)
     text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def hide(text: str) -> str:
+    """An address, or a text with addresses in it, without the passwords and signatures."""
+    return SECRETS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def one_line(error: object) -> str:

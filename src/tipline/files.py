@@ -139,6 +139,22 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or not at all; one that a crash cut off before is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        data = (b"" if file.read(1) in {b"", b"\n"} else b"\n") + line.encode() + b"\n"
+        try:
+            while data:  # of a full disk, the first write may take a part
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything that json can hold)
     """Write a json file, whole or not at all; keys keep their order, so equal values are equal bytes."""
     write_text(path, json_text(value))

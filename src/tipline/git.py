@@ -1,20 +1,37 @@
-"""The git revision that results are recorded with."""
+"""What git says of the project: the revision that results are recorded with, and what is not committed."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 
 def revision() -> str:
     """The commit, `-dirty` behind it where tracked files differ from it; `unknown` without git or a commit."""
+    return (asked("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "").strip() or "unknown"
+
+
+def uncommitted(root: Path, names: Sequence[str]) -> list[str] | None:
+    """Those of the files that are not as the last commit has them; None without git."""
+    told = asked("status", "--porcelain", "--untracked-files=all", "--", *names, root=root)
+    # The project need not be the repository's root, which the paths start at.
+    return None if told is None else [name for name in names if any(line.endswith(name) for line in told.splitlines())]
+
+
+def remotes(root: Path) -> bool:
+    """Whether there is somewhere to push to."""
+    return bool(asked("remote", root=root))
+
+
+def asked(*arguments: str, root: Path | None = None) -> str | None:
+    """What git prints, None without git or a repository."""
     command = shutil.which("git")
     if command is None:
-        return "unknown"
-    found = subprocess.run(  # noqa: S603 (fixed arguments)
-        [command, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
+        return None
+    found = subprocess.run([command, *arguments], cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
+    return None if found.returncode else found.stdout

@@ -27,6 +27,16 @@ class Layout:
         return Path(os.environ.get("DVC_ROOT", self.root))
 
     @property
+    def temporary(self) -> bool:
+        """Whether this is a copy that `dvc exp run --temp` or a worker of its queue runs in."""
+        return self.home.resolve() != self.root.resolve()
+
+    @property
+    def promotions(self) -> Path:
+        """Who made which version the champion when: in git, written in the user's own workspace alone."""
+        return self.home / "models" / "promotions.jsonl"
+
+    @property
     def params(self) -> Path:
         """The settings."""
         return self.root / "params.yaml"
