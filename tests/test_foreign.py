@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     *([pipeline.MLFLOW_WARNINGS] if not isinstance(pipeline.MLFLOW_WARNINGS, list) else pipeline.MLFLOW_WARNINGS),
-    pytest.mark.filterwarnings("ignore:.*pickle.*"),
     pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
 ]
 NAME = "tip-probability"
@@ -86,7 +85,8 @@ def add_version(layout: Layout, model: Any, signature: ModelSignature | None, **
                 model,
                 name="model",
                 signature=signature,
-                serialization_format="cloudpickle",
+                serialization_format="skops",
+                skops_trusted_types=["numpy.dtype"],
                 pip_requirements=["scikit-learn"],
                 **logged,
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tipline import pyfunc
+from tipline import pyfunc, trust
 from tipline.errors import TiplineError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def features(folder: Path, contract: Contract, where: str) -> list[dict[str, Any
     Parameters
     ----------
     folder
-        The model as MLflow logged it.
+        The model as MLflow logged it, looked at by `trust`.
     where
         The version's name, for the message.
 
@@ -58,8 +58,6 @@ def features(folder: Path, contract: Contract, where: str) -> list[dict[str, Any
     """
     from mlflow.models import Model  # noqa: PLC0415 (MLflow takes seconds, and our own models do without)
 
-    if not (folder / "MLmodel").is_file():
-        raise UsageError("The files of this version are no MLflow model.", where, TODO)
     signature = Model.load(str(folder)).signature
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         what = "This version says not by name which columns it takes: it has no signature, or one of a bare array."
@@ -99,7 +97,7 @@ class Foreign:
     Raises
     ------
     TiplineError
-        Where MLflow cannot load it here.
+        Where it is not to be loaded (see `trust`; nothing of it has run then), or MLflow cannot load it here.
     """
 
     linear = None
@@ -109,6 +107,8 @@ class Foreign:
 
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
+        logged = {name.removeprefix(f"{FOLDER}/"): data for name, data in files.items() if name != pyfunc.SPEC}
+        trust.check_foreign(logged, self.spec["name"])
         # Kept as long as the model: it may read files of its own when it is used first.
         folder = Path(tempfile.mkdtemp(prefix="tipline-model-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

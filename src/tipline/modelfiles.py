@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from tipline import foreign, pyfunc
+from tipline import foreign, pyfunc, trust
 from tipline.errors import TiplineError
 from tipline.files import digest_of, sha256_of
 from tipline.trips import TYPES
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from tipline.params import Settings
+
     Model = pyfunc.Model | foreign.Foreign
 
-CODE = "pyfunc.py"
+CODE = trust.CODE
 # What makes a model: estimator, features and baseline, and the code that computes the features.
 FILES = (pyfunc.ESTIMATOR, pyfunc.SPEC, CODE)
 # Told of the training, beside the model; not part of its digest.
-TRAINING = "training.json"
+TRAINING = trust.TRAINING
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -84,11 +86,14 @@ def load(files: Mapping[str, bytes], expected: str) -> Model:
     Raises
     ------
     TiplineError
-        Where the files are not those that `expected` is the digest of; nothing of them has run then.
+        Where the files are not those that `expected` is the digest of, or are not to be loaded; nothing of them has run
+        then.
     """
     check(files, expected)
     if foreign.is_foreign(files):
         return foreign.Foreign(files)
+    if not trust.is_linear(files):  # its estimator is loaded, by the list of types in its own code
+        trust.check_estimator(files, f"digest {expected[:12]}")
     module = ModuleType(f"tipline_model_{expected[:12]}")
     # dataclasses look their module up by name
     sys.modules[module.__name__] = module
@@ -151,3 +156,19 @@ def float32_steps(one: pyfunc.Probabilities, other: pyfunc.Probabilities) -> int
         return int(np.iinfo(np.int32).max)
     difference = one.view(np.int32).astype(np.int64) - other.view(np.int32)
     return int(np.abs(difference).max(initial=0))
+
+
+# ---- what a person is told of a model ----
+
+
+def title(settings: Settings, rows: int) -> str:
+    """A model's name: rows x columns, then the parameters, then the estimator; MLflow's lists show 20 characters."""
+    chosen = [f"{name}={value}" for name, value in settings.train.params.items()]
+    calibrated = [settings.train.calibration] if settings.train.calibrates else []
+    return " ".join([f"{rows:,}x{len(settings.model.columns)}", *chosen, settings.train.estimator, *calibrated])
+
+
+def told(settings: Settings) -> dict[str, Any]:
+    """What sets models apart, by the names that MLflow shows: estimator, its parameters, columns."""
+    chosen = {f"estimator.{name}": value for name, value in settings.train.params.items()}
+    return {"estimator": settings.train.estimator, **chosen, "columns": ", ".join(settings.model.columns)}
