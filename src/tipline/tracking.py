@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import http
+import itertools
 import logging
 import os
+import re
+import sqlite3
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import filelock
 
 from tipline import git
-from tipline.errors import TiplineError
+from tipline.errors import TiplineError, shortened
 
 # Read when mlflow is imported. A person's own settings win.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",  # or a uv.lock in the folder is copied into every model
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # or a server that is down is waited for for four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # A server that is down would be waited for for four minutes; and a version whose making was not answered for,
+    # asked for again, is there twice.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",  # or clients need a way to the server's bucket
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password, where the address has one
     "GIT_PYTHON_REFRESH": "quiet",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -35,25 +45,41 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+
+    from mlflow.entities import Run
 
     from tipline.layout import Layout
 
 DIGEST = "tipline.digest"
 PREFIX = "tipline/"
+SQLITE = "sqlite:///"
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+PARENT = "mlflow.parentRunId"
+MONITOR = "monitor"
+# The DVC experiments that came to this, joined with commas.
+EXPERIMENT = "dvc.exp"
+AGAIN = "then run the command again, which goes on from there."
+SECRET = re.compile(r"(?<=://)[^/].*(?=@)|(?<=\?)[^\s'\")]+")
+# MLflow tells of most of what goes wrong below it in text alone.
+STATUS = re.compile(r"too many (\d{3}) error|error code (\d{3})|\b(\d{3}) (?:Client|Server) Error")
+BUSY = {http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS}
+SLOW = re.compile(r"timed out|timeout exception")
+CUT = re.compile(r"ConnectionPool|Connection (?:broken|aborted)")
+REASON = re.compile(
+    r"\[Errno -?\d+\] ([\w ]+)|(Remote end closed connection|Connection broken)|"
+    r"(?:!= \d+\. Response body: '|Response text: )(.*)"
+)
 
 
 def store(layout: Layout) -> str:
     """The store's address: MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{layout.home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.home / DATABASE}"
 
 
-def without_password(address: str) -> str:
-    """An address that may be shown."""
-    parts = urlsplit(address)
-    if parts.password is None and parts.username is None:
-        return address
-    return parts._replace(netloc=f"…@{parts.hostname}" + (f":{parts.port}" if parts.port else "")).geturl()
+def without_password(text: str) -> str:
+    """An address, or a text with addresses in it, that may be shown."""
+    return SECRET.sub("…", text)
 
 
 @contextlib.contextmanager
@@ -70,17 +96,108 @@ def connect(layout: Layout) -> Iterator[MlflowClient]:
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
     try:
-        if address.startswith("sqlite:///"):
-            # Two processes that make a fresh database at once break it for good.
-            with filelock.FileLock(layout.home / ".mlflow.lock"):
+        if database := database_of(layout):
+            with alone(layout):  # two processes that make a fresh database at once break it for good
                 MlflowClient().search_experiments(max_results=1)
+                follow_move(database)
         yield MlflowClient()
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        # MLflow repeats the address with its password.
-        words = str(error).splitlines()[0].replace(address, without_password(address))
-        what = f"MLflow's store refuses or cannot be reached: {words[:300]}"
-        todo = "Check MLFLOW_TRACKING_URI and that the server runs; then run: dvc repro"
-        raise TiplineError(what, without_password(address), todo) from error
+        raise trouble(error, address) from error
+
+
+@contextlib.contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Wait until no other process of this machine writes what it has found missing; clients of a server need not."""
+    database = database_of(layout)
+    with filelock.FileLock(database.with_name(f".{database.stem}.lock")) if database else contextlib.nullcontext():
+        yield
+
+
+def database_of(layout: Layout) -> Path | None:
+    """The file of the store, None where it is no sqlite database."""
+    address = store(layout)
+    return Path(address.removeprefix(SQLITE)).absolute() if address.startswith(SQLITE) else None
+
+
+# Where MLflow's database has paths: as an address or as a plain one.
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+
+
+def follow_move(database: Path) -> None:
+    """Let a database that was moved or copied together with its artifacts name the folder that they are in now.
+
+    MLflow keeps absolute paths, and has no command that changes them: a moved project would have lost its models, and a
+    copied one would write among the original's.
+    """
+    home = database.parent
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        query = "SELECT artifact_location FROM experiments WHERE name = ?"
+        found = connection.execute(query, (f"{PREFIX}train",)).fetchone()
+        then, own, _ = str(found[0] if found else "").rpartition(f"/{ARTIFACTS}/train")
+        if not own or then == home.as_uri() or not (home / ARTIFACTS).is_dir():
+            return
+        pairs = ((then, home.as_uri()), (url2pathname(urlsplit(then).path), str(home)))
+        for (table, column), (old, new) in itertools.product(PLACES, pairs):
+            change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+            connection.execute(change, (new, len(old) + 1, len(old) + 1, f"{old}/"))
+
+
+def trouble(error: Exception, address: str) -> TiplineError:
+    """What went wrong at MLflow's store, in words of ours, without passwords."""
+    status, text, user = status_of(error), without_password(str(error)), os.environ.get("MLFLOW_TRACKING_USERNAME")
+    where = without_password(address) + (f", as user {user}" if user else "")
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        todo = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of your account there."
+        return TiplineError("MLflow's server does not know this user with this password.", where, todo)
+    if forbidden(error):
+        todo = "Ask whoever runs the server for the right to do it (docs/team.md)."
+        return TiplineError(f"MLflow's server does not let this user do that: {reason(text)}.", where, todo)
+    if in_trouble(status):
+        todo = f"Look into the server's log, or ask whoever runs it; {AGAIN}"
+        return TiplineError(f"MLflow's server is in trouble itself (HTTP {status}).", where, todo)
+    if SLOW.search(text):
+        seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        todo = f"See whether it is well, or give it longer with MLFLOW_HTTP_REQUEST_TIMEOUT; {AGAIN}"
+        return TiplineError(f"MLflow's server is too slow: no answer within {seconds} s.", where, todo)
+    kind = "server cannot be reached, or broke off" if CUT.search(text) else "store refuses or cannot be reached"
+    todo = f"Check MLFLOW_TRACKING_URI, and that the server runs; {AGAIN}"
+    return TiplineError(f"MLflow's {kind}: {reason(text)}.", where, todo)
+
+
+def reason(text: str) -> str:
+    """What matters in a message of MLflow's: the system's words, the server's, or else the first line."""
+    found = REASON.search(text)
+    words = next(filter(None, found.groups()), "") if found else next(iter(text.splitlines()), "")
+    return shortened(words, 300).strip("'.") or "no reason given"
+
+
+def status_of(error: BaseException) -> int:
+    """HTTP's status of an answer of MLflow's server, 0 where there is none."""
+    if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
+        return int(error.get_http_status_code())
+    found = STATUS.search(str(error))
+    return int(next(filter(None, found.groups()))) if found else 0
+
+
+def away(error: BaseException) -> bool:
+    """Whether MLflow's server did not answer, or is in trouble itself."""
+    status, text = status_of(error), str(error)
+    return in_trouble(status) or (status == 0 and bool(SLOW.search(text) or CUT.search(text)))
+
+
+def in_trouble(status: int) -> bool:
+    """Whether an answer says that the server cannot answer."""
+    return status in BUSY or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def forbidden(error: BaseException) -> bool:
+    """Whether MLflow's server knows the user, and does not let it do this."""
+    return status_of(error) == http.HTTPStatus.FORBIDDEN
 
 
 def logging_of_mlflow() -> None:
@@ -94,17 +211,23 @@ def experiment(client: MlflowClient, layout: Layout, name: str) -> str:
     found = client.get_experiment_by_name(PREFIX + name)
     if found is not None:
         return str(found.experiment_id)
-    # A server knows where its artifacts go. In a local store the place is fixed now, and by default it would be
+    # A server knows where its artifacts go. A database's are kept beside it, named now: by default the place would be
     # relative to whatever the working directory is.
-    local = (layout.home / "mlartifacts" / name).as_uri() if store(layout).startswith("sqlite:") else None
+    database = database_of(layout)
+    local = (database.parent / ARTIFACTS / name).as_uri() if database else None
     return str(client.create_experiment(PREFIX + name, artifact_location=local))
 
 
-def find_run(client: MlflowClient, experiment_id: str, digest: str) -> str | None:
-    """The finished run of this digest, if there is one."""
-    query = f"tags.`{DIGEST}` = '{digest}' and attributes.status = 'FINISHED'"
-    runs = client.search_runs([experiment_id], query, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+def find_run(client: MlflowClient, experiment_id: str, digest: str, parent: str | None = None) -> Run | None:
+    """The run of this digest, a finished one where there is one; None where there is none."""
+    below = f" and tags.`{PARENT}` = '{parent}'" if parent else ""
+    runs = client.search_runs([experiment_id], f"tags.`{DIGEST}` = '{digest}'{below}", max_results=100)
+    return min(runs, key=lambda run: (not finished(run), run.info.start_time), default=None)
+
+
+def finished(run: Run) -> bool:
+    """Whether a run has ended well."""
+    return str(run.info.status) == "FINISHED"
 
 
 def lineage(stage: str) -> dict[str, str]:
@@ -114,21 +237,27 @@ def lineage(stage: str) -> dict[str, str]:
         "tipline.git": git.revision(),
         "dvc.stage": os.environ.get("DVC_STAGE", stage),
     }
-    if "DVC_EXP_NAME" in os.environ:
-        tags["dvc.exp"] = os.environ["DVC_EXP_NAME"]
-    return tags
+    return tags | ({EXPERIMENT: joined(None)} if joined(None) else {})
 
 
 @contextlib.contextmanager
-def new_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """Give the id of a new run, which is finished if the block ends well and failed if not."""
-    run = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
-    status = "FAILED"
+def open_run(
+    client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str], found: Run | None = None
+) -> Iterator[str]:
+    """Give the id of a run that is to be written, a new one or one that was not finished.
+
+    It is finished if the block ends well and failed if not. A killed process leaves it as it is; the next one of the
+    same digest goes on with it: what is logged twice is the same.
+    """
+    begun = found or client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    run = str(begun.info.run_id)
     try:
-        yield str(run)
-        status = "FINISHED"
-    finally:
-        client.set_terminated(run, status=status)
+        yield run
+    except BaseException:
+        with contextlib.suppress(MlflowException):  # why the block failed matters more, a dead server say
+            client.set_terminated(run, status="FAILED")
+        raise
+    client.set_terminated(run)
 
 
 def log_batch(
@@ -165,20 +294,35 @@ class Entry:
     children: Sequence[Entry] = ()
 
 
-def record(client: MlflowClient, layout: Layout, entry: Entry) -> str:
+def record(client: MlflowClient, layout: Layout, entry: Entry, parent: str | None = None) -> str:
     """Mirror an entry into MLflow unless a run with its digest is there; return the run's id."""
     experiment_id = experiment(client, layout, entry.experiment)
-    return find_run(client, experiment_id, entry.digest) or _write(client, experiment_id, entry, {})
-
-
-def _write(client: MlflowClient, experiment_id: str, entry: Entry, extra: Mapping[str, str]) -> str:
-    tags = {**lineage("record"), DIGEST: entry.digest, **entry.tags, **extra}
-    with new_run(client, experiment_id, entry.name, tags) as run:
+    found = find_run(client, experiment_id, entry.digest, parent)
+    if found is not None and finished(found):
+        if entry.experiment != MONITOR:  # no experiment has scored these months
+            carry_experiment(client, found)
+        return str(found.info.run_id)
+    below = {PARENT: parent} if parent else {}
+    tags = {**lineage("record"), DIGEST: entry.digest, **entry.tags, **below}
+    with open_run(client, experiment_id, entry.name, tags, found) as run:
         log_batch(client, run, entry.metrics, entry.params)
         for step, metrics in entry.series.items():
             log_batch(client, run, metrics, {}, step)
         for path in entry.artifacts:
             client.log_artifact(run, str(path))
         for child in entry.children:
-            _write(client, experiment_id, child, {"mlflow.parentRunId": run})
+            record(client, layout, child, run)
     return run
+
+
+def carry_experiment(client: MlflowClient, run: Run) -> None:
+    """Add the name of the DVC experiment that runs now to a run that it has come to, too."""
+    names = joined(run.data.tags.get(EXPERIMENT))
+    if names != run.data.tags.get(EXPERIMENT, ""):
+        client.set_tag(run.info.run_id, EXPERIMENT, names)
+
+
+def joined(names: str | None) -> str:
+    """Names of DVC experiments, with the one that runs now."""
+    now = os.environ.get("DVC_EXP_NAME")
+    return ", ".join(dict.fromkeys([*(names.split(", ") if names else []), *([now] if now else [])]))
