@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, gate, modelfiles, registry, tracking
+from tipline import files, gate, modelfiles, promotions, registry, tracking
 from tipline.errors import GateRefusedError, TiplineError, UsageError, one_line
 from tipline.params import check_month
 from tipline.stages import evaluate
@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 FORCED, BY = "tipline.forced", "tipline.promoted_by"
 
 
-def run(settings: Settings, layout: Layout, number: int | None, force: str | None = None) -> None:
+def run(settings: Settings, layout: Layout, wanted: str | None = None, force: str | None = None) -> None:
     """Make a version the champion, by default the newest.
 
     Parameters
     ----------
+    wanted
+        A version's number, or a run (its id, its name or its DVC experiment), which becomes a version if it is none.
     force
         Why it is to be the champion whatever the gate says; kept with the version.
 
@@ -44,44 +46,50 @@ def run(settings: Settings, layout: Layout, number: int | None, force: str | Non
     """
     if force is not None and not force.strip():
         raise UsageError("--force has no reason.", "command line, --force", 'Say why: --force "reason"')
-    with tracking.connect(layout) as client:
-        version = registry.adopt(client, settings, layout, asked_for(client, settings.register_.name, number))
+    with tracking.connect(layout) as client, tracking.alone(layout):
+        version = registry.adopt(client, settings, layout, asked_for(client, settings.register_.name, wanted))
         before = registry.by_alias(client, version.name) or scoring(client, layout, version.name, force)
         if before and before.tags.get(tracking.DIGEST) == registry.digest_of(version):
             log.info("version %s of %s is the champion already", version.version, version.name)
             return
+        challenger = fetched(version)  # whatever the gate says: only files that are those of the digest may score
         if before:
-            words = admitted(judged(client, settings, layout, version, before), version, before, force)
+            promotions.notice(client, layout, before)
+            verdict = judged(client, settings, layout, {"challenger": version, "champion": before}, challenger)
+            words = admitted(verdict, version, before, force)
         else:
             words = "There was no champion."
         note(client, version, words, force)
-        registry.promote(client, version)
+        promotions.change(client, layout, "promote", before, version, words, force)
     was = f", it was version {before.version}" if before else ""
     log.info("champion of %s: version %s%s. `dvc repro` scores with it.", version.name, version.version, was)
 
 
 def scoring(client: MlflowClient, layout: Layout, name: str, force: str | None) -> ModelVersion | None:
-    """The version whose files are in models/champion/, where no alias names it any more; None where nothing scores.
+    """The version that was champion last, where no alias names it any more; None where there never was one.
 
     Raises
     ------
     TiplineError
         Where the registry has lost it and nothing is forced: there is nothing to compare with.
     """
-    ref = files.read_json_if_any(layout.ref)
-    if not ref or ref.get("name") != name:
+    ref = promotions.last(layout, name) or files.read_json_if_any(layout.ref)
+    if not ref or ref.get("name", name) != name:
         return None
     found = registry.versions(client, name, ref["digest"])
     if not found and force is None:
-        what = "The registry has neither the alias champion nor the model in models/champion/."
-        raise TiplineError(what, name, "Run: dvc repro register, which puts it back; then promote.")
+        what = f"MLflow's registry has no champion, and has lost the one that was (digest {ref['digest'][:12]})."
+        todo = 'Run: dvc repro register, which puts it back or says what to do; or overrule this: --force "reason"'
+        raise TiplineError(what, name, todo)
     return found[0] if found else None
 
 
-def asked_for(client: MlflowClient, name: str, number: int | None) -> ModelVersion:
-    """The version of a number, or the newest."""
-    if number is not None:
-        return registry.by_number(client, name, number, "MLflow's registry")
+def asked_for(client: MlflowClient, name: str, wanted: str | None) -> ModelVersion:
+    """The version of a number or of a run, or the newest."""
+    if wanted is not None and re.fullmatch(r"-?\d{1,9}", wanted):
+        return registry.by_number(client, name, int(wanted), "MLflow's registry")
+    if wanted is not None:
+        return registry.version_of_run(client, name, registry.run_named(client, wanted))
     versions = registry.versions(client, name)
     if not versions:
         raise UsageError(f"{name} has no versions yet.", "MLflow's registry", "Run: dvc repro register")
@@ -89,28 +97,29 @@ def asked_for(client: MlflowClient, name: str, number: int | None) -> ModelVersi
 
 
 def judged(
-    client: MlflowClient, settings: Settings, layout: Layout, version: ModelVersion, champion: ModelVersion
+    client: MlflowClient,
+    settings: Settings,
+    layout: Layout,
+    versions: dict[str, ModelVersion],
+    challenger: dict[str, bytes],
 ) -> dict[str, Any]:
     """The gate's verdict on a version: what `evaluate` has written, if that is of the same models, rows and settings.
 
     Whatever goes wrong is a reason to refuse.
     """
     try:
-        champion = registry.adopt(client, settings, layout, champion)
-        challenger = fetched(version)  # whatever the verdict: only files that are those of the digest may score
-        return written(settings, layout, version, champion) or computed(
-            settings, layout, {"challenger": version, "champion": champion}, challenger
-        )
+        versions = versions | {"champion": registry.adopt(client, settings, layout, versions["champion"])}
+        return written(settings, layout, versions) or computed(settings, layout, versions, challenger)
     except (*evaluate.FAILURES, OSError) as error:
         return gate.refused([f"it cannot judge: {one_line(error)}"])
 
 
-def written(settings: Settings, layout: Layout, version: ModelVersion, champion: ModelVersion) -> dict[str, Any] | None:
+def written(settings: Settings, layout: Layout, versions: Mapping[str, ModelVersion]) -> dict[str, Any] | None:
     """The verdict in reports/evaluation.json, None where it is not the one that is asked for."""
-    if gate.MONTHS_TAG in version.tags or gate.MONTHS_TAG in champion.tags:  # which `evaluate` does not see
+    if any(gate.MONTHS_TAG in version.tags for version in versions.values()):  # which `evaluate` does not see
         return None
     report = files.read_json_if_any(layout.evaluation) or {}
-    digests = {"challenger": registry.digest_of(version), "champion": registry.digest_of(champion)}
+    digests = {role: registry.digest_of(version) for role, version in versions.items()}
     verdict: dict[str, Any] | None = report.get("gate")
     return verdict if report.get("made") == evaluate.made_from(settings, layout, digests) else None
 
@@ -165,16 +174,8 @@ def admitted(verdict: Mapping[str, Any], version: ModelVersion, champion: ModelV
 
 def note(client: MlflowClient, version: ModelVersion, words: str, force: str | None) -> None:
     """Keep with the version what the gate said, who promoted it, and why if it was forced."""
-    tags = {registry.VERDICT: words, BY: user(), **({} if force is None else {FORCED: force})}
+    tags = {registry.VERDICT: words, BY: promotions.who(), **({} if force is None else {FORCED: force})}
     if force is None and FORCED in version.tags:
         client.delete_model_version_tag(version.name, str(version.version), FORCED)
     for name, value in tags.items():
         client.set_model_version_tag(version.name, str(version.version), name, value)
-
-
-def user() -> str:
-    """Who runs this, as the system says."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user that has no name
-        return "unknown"
