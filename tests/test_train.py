@@ -157,10 +157,10 @@ def test_the_training_is_told_beside_the_model(project: Layout) -> None:
     loaded = modelfiles.load(contents, digest(project))
     tipped, _ = metrics.labels(trips, "tip_amount")
     loss = log_loss(tipped, loaded.probabilities(trips).astype(float))
-    assert training["name"] == f"logistic_regression C=1.0, {count:,} rows"
+    assert training["name"] == f"{count:,}x7 C=1.0 logistic_regression"
     assert training["metrics"]["train.log_loss"] == pytest.approx(loss, rel=1e-5)
     assert training["params"]["months"] == "2009-01"
-    assert training["params"]["params.C"] == 1.0
+    assert training["params"]["estimator.C"] == 1.0
     assert len(training["example"]) == 5
     assert list(training["example"][0]) == [feature["name"] for feature in loaded.features]
     spec = pipeline.read_json(project.challenger / "model.json")

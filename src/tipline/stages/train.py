@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tipline import (
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE_ROWS = 5
+# What a model's figures may hang on.
+LIBRARIES = ("scikit-learn", "scipy", "numpy", "pyarrow", "skops")
 
 
 def run(settings: Settings, layout: Layout) -> None:
@@ -85,21 +88,19 @@ def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.Recor
     model.save_spec(folder, described)
     model.keep_canary(folder, rows)
     probed = leaks.probe(rows, described, metrics.losses(scores, tipped))
-    chosen = " ".join(f"{name}={value}" for name, value in settings.train.params.items())
     return {
-        "name": f"{settings.train.estimator} {chosen}".strip() + f", {len(rows):,} rows",
+        "name": modelfiles.title(settings, len(rows)),
         "params": {
-            "estimator": settings.train.estimator,
+            **modelfiles.told(settings),
             "calibration": settings.train.calibration,
             "rows": len(rows),
             "months": ", ".join(settings.sample.of("fit")),
-            "columns": ", ".join(settings.model.columns),
-            **{f"params.{name}": value for name, value in settings.train.params.items()},
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
         # What each feature alone reaches of what the model gains, and which of them should be looked at.
         "alone": probed,
         "warnings": leaks.warnings(probed, described),
+        "libraries": {package: version(package) for package in LIBRARIES},
         "example": [
             {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
             for row in rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()

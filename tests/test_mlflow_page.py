@@ -1,0 +1,292 @@
+"""MLflow's own page in a browser, on plain `mlflow ui`: what a person sees of runs and versions, and a promotion there.
+
+The pictures of README and docs come from here:
+`TIPLINE_PICTURES=docs/images pytest tests/test_mlflow_page.py`, with larger months, in about five minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests import pipeline
+from tests.conftest import missing
+from tests.servers import free_port
+from tests.story import Story, start
+from tipline import cluster
+from tipline.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Locator, Page
+
+pytestmark = pipeline.MLFLOW_WARNINGS
+NAME = "tip-probability"
+PICTURES = os.environ.get("TIPLINE_PICTURES")
+LARGE = {"demo": {"rows": 50_000}, "sample": {"rows": 40_000}, "learning_curve": {"smallest": 500, "sizes": 6}}
+# What the page shows of itself only, on a first visit.
+QUIET = """
+localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+"""
+BOOSTING: dict[str, Any] = {"estimator": "hist_gradient_boosting", "rows": 2500, "params": {"max_iter": 20}}
+FEW: dict[str, Any] = {"estimator": "logistic_regression", "rows": 2000, "params": {"C": 0.1}}
+FEW_COLUMNS = {"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash", "credit"]}}
+NAMES = [r"[\d,]+x7 C=1\.0 logistic_regression", "2,500x7 max_iter=20 hist_gradient_boosting", "2,000x2 C=0.1 logistic"]
+
+
+@dataclass
+class Shown:
+    """A project of three models, its page, and what is in its store."""
+
+    story: Story
+    page: Page
+    address: str
+    client: MlflowClient
+
+    def go(self, place: str, text: str) -> None:
+        """Open a place of the page and wait for a text there."""
+        self.page.goto("about:blank")  # or the same place again would show what it showed
+        self.page.goto(f"{self.address}/#/{place}")
+        self.page.get_by_text(text, exact=False).first.wait_for()
+
+    def text(self) -> str:
+        """What is seen."""
+        return self.page.inner_text("body")
+
+    def runs(self, experiment: str) -> list[Any]:
+        """The runs of an experiment, oldest first, but for those below others."""
+        found = self.client.get_experiment_by_name(f"tipline/{experiment}")
+        assert found is not None
+        runs = self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"])
+        return [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+
+    def picture(self, name: str) -> None:
+        """Keep a picture, if they are wanted, of the page without its menu."""
+        if PICTURES:
+            time.sleep(2)  # charts come in sliding
+            clip = {"x": 200, "y": 10, "width": 1000, "height": 780}
+            self.page.screenshot(path=Path(PICTURES, f"{name}.png"), clip=clip)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A project as DVC knows it, in which three models were trained; the first is champion."""
+    story = start(
+        tmp_path_factory.mktemp("page") / "project", months=list(pipeline.MONTHS), **(LARGE if PICTURES else {})
+    )
+    layout = Layout(story.root)
+    shutil.copyfile(request.getfixturevalue("_mlflow_template"), story.root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
+        pipeline.run(layout, "params")
+        pipeline.run_to(layout, "record")
+        for sections in ({"train": BOOSTING}, {"train": FEW, "model": FEW_COLUMNS}):
+            pipeline.change(layout, **sections)
+            pipeline.run(layout, "train", "register", "evaluate", "record")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    committed = story.run("dvc", "commit", "--force", "--quiet")
+    assert committed.returncode == 0, committed.stderr
+    return story
+
+
+@pytest.fixture(scope="module")
+def shown(story: Story) -> Iterator[Shown]:
+    """The page of `mlflow ui` in the project, in Debian's Chromium."""
+    program = shutil.which("chromium")
+    if program is None:
+        missing("no chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("no playwright")
+    address = f"sqlite:///{story.root / 'mlflow.db'}"
+    client = MlflowClient(address, address)
+    flags = ["--no-sandbox"] if os.getuid() == 0 else []
+    with ui(story.root) as place, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", *flags])
+        context = browser.new_context(viewport={"width": 1200, "height": 800})
+        context.add_init_script(QUIET)
+        context.set_default_timeout(60_000)
+        yield Shown(story, context.new_page(), place, client)
+        browser.close()
+
+
+@contextlib.contextmanager
+def ui(folder: Path) -> Iterator[str]:
+    """Run plain `mlflow ui` in a folder until it answers; give its address."""
+    port = str(free_port())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # two processes instead of ten
+        monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")
+        log = folder.parent / "ui.log"
+        command = ("mlflow", "ui", "--host", "127.0.0.1", "--port", port, "--workers", "1")
+        with pipeline.running(*command, folder=folder, printed=log):
+            pipeline.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
+            yield f"http://127.0.0.1:{port}"
+
+
+def answers(address: str) -> bool:
+    """Whether a server answers."""
+    try:
+        with urlopen(address, timeout=10) as answer:  # noqa: S310 (127.0.0.1)
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def row_of(page: Page, name: str) -> list[str]:
+    """The cells of a row of the comparison, by its first one."""
+    row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True)).first
+    return [cell.strip() for cell in row.inner_text().split("\t")]
+
+
+def metrics(seen: str, runs: int) -> dict[str, list[str]]:
+    """The metrics of the comparison: the page has their names first, then the figures, run by run."""
+    lines = seen.partition("Metrics\nShow diff only\n")[2].partition("\nArtifacts\n")[0].split("\n")
+    names = [line for line in lines if re.match(r"(train|evaluate|gate)\.", line)]
+    values = lines[len(names) :]
+    return {name: values[place * runs : (place + 1) * runs] for place, name in enumerate(names)}
+
+
+def test_three_models_are_compared_side_by_side(shown: Shown) -> None:
+    runs = shown.runs("train")
+    of_runs = quote(json.dumps([run.info.run_id for run in runs]))
+    experiment = runs[0].info.experiment_id
+    shown.go(f"compare-runs?runs={of_runs}&experiments={quote(json.dumps([experiment]))}", "Run details")
+    shown.page.get_by_text("Visualizations").click()
+    seen = shown.text()
+    for name in NAMES:
+        assert re.search(name, seen), name
+    assert row_of(shown.page, "estimator")[1:] == [
+        "logistic_regression",
+        "hist_gradient_boosting",
+        "logistic_regression",
+    ]
+    assert row_of(shown.page, "rows")[2:] == ["2500", "2000"]
+    assert row_of(shown.page, "columns")[3] == "payment_type, fare_amount"
+    # The same names for training and evaluation, each with a figure of every model; few enough to be read at once.
+    figures = metrics(seen, len(runs))
+    names = ["log_loss", "baseline_log_loss", "skill", "auc"]
+    for metric in (f"{part}.{name}" for part in ("train", "evaluate") for name in names):
+        assert all(re.fullmatch(r"-?[\d.]+", value) for value in figures[metric]), figures
+    assert all(len(run.data.params) <= 6 and len(run.data.metrics) <= 11 for run in runs)
+    shown.page.get_by_text("Run details").click()
+    shown.picture("mlflow_compare")
+
+
+def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
+    study = shown.runs("learning_curve")[0]
+    shown.go(f"experiments/{study.info.experiment_id}/runs/{study.info.run_id}/model-metrics", "Model metrics")
+    shown.page.get_by_placeholder("Search metric charts").fill("skill$")
+    shown.page.get_by_text("size.skill", exact=True).first.wait_for()
+    assert shown.page.get_by_text("held_out.skill", exact=True).count() == 1
+    shown.page.locator(".scatterlayer .points path").first.wait_for()
+    sizes = len(pipeline.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
+    assert shown.page.locator(".scatterlayer").first.locator(".points path").count() == sizes
+    assert re.search(r"[\d,]+x7 C=1\.0 logistic_regression", shown.text())
+    shown.picture("mlflow_curve")
+
+
+def test_the_versions_are_told_apart_in_their_list(shown: Shown) -> None:
+    shown.go(f"models/{NAME}", "Version 3")
+    assert "How likely tip_amount of a trip is to be above zero" in shown.text()
+    for number in (1, 2, 3):
+        row = version_row(shown, number).inner_text()
+        assert re.search(r"skill -?[\d.]+% on 2009-03", row), row
+        assert version_row(shown, number).get_by_text("@ champion").count() == (number == 1), row
+
+
+def version_row(shown: Shown, number: int) -> Locator:
+    """The row of a version in the model's list."""
+    return shown.page.get_by_role("row").filter(has=shown.page.get_by_text(f"Version {number}", exact=True))
+
+
+def test_a_version_has_a_card_whose_links_lead_to_its_runs(shown: Shown) -> None:
+    shown.go(f"models/{NAME}/versions/1", "Months scored")
+    seen = shown.text()
+    shown.page.get_by_text("@ champion").first.wait_for()
+    report = pipeline.read_json(shown.story.root / "reports/evaluation.json")
+    for words in ("Figures", "Calibration", "The gate", "Data", "Limits", "Lineage", "source: demo"):
+        assert words in seen, words
+    assert f"skill {report['champion']['skill']:.1%}" in seen
+    assert f"the baseline's {report['baseline']['log_loss']:.4f}" in seen
+    assert "cash tips are not recorded" in seen
+    assert "columns: vendor, pickup_datetime" in seen
+    assert pipeline.read_json(shown.story.root / "models/champion/ref.json")["digest"] in seen
+    shown.picture("mlflow_version")
+    for link, heading in (("training", NAMES[0]), ("evaluation", " on 2009-03"), ("2024-01", "2024-01, version 1")):
+        followed = shown.page.get_by_role("link", name=link, exact=True).get_attribute("href")
+        shown.go(str(followed).split("#/")[1], "About this run")
+        assert re.search(heading, shown.page.locator("h1, h2, h3").first.inner_text()), link
+        # And from each of them back.
+        shown.page.get_by_role("link", name=f"{NAME} version 1").first.wait_for()
+        shown.go(f"models/{NAME}/versions/1", "Months scored")
+
+
+def test_the_months_are_runs_whose_skill_is_drawn(shown: Shown) -> None:
+    months = shown.runs("monitor")
+    shown.go(f"experiments/{months[0].info.experiment_id}/runs?compareRunsMode=CHART", "2024-01")
+    for month in pipeline.MONTHS:
+        assert f"{month}, version 1" in shown.text()
+    shown.page.get_by_placeholder("Search metric charts").fill("^skill")
+    shown.page.get_by_text("skill_low", exact=True).first.wait_for()
+    shown.page.locator(".barlayer .point").first.wait_for()
+    assert shown.page.locator(".barlayer").first.locator(".point").count() == len(pipeline.MONTHS)
+    shown.picture("mlflow_months")
+
+
+def test_a_champion_named_by_clicking_scores_at_the_next_repro(shown: Shown) -> None:
+    shown.go(f"models/{NAME}", "Version 2")
+    version_row(shown, 2).get_by_role("button", name="Add", exact=True).click()
+    dialog = shown.page.get_by_role("dialog")
+    dialog.get_by_role("combobox").fill("champion")
+    dialog.get_by_role("combobox").press("Enter")
+    dialog.get_by_role("button", name="Save aliases").click()
+    dialog.wait_for(state="hidden")
+    # The list does not follow by itself.
+    shown.go(f"models/{NAME}", "Version 2")
+    version_row(shown, 2).get_by_text("@ champion").wait_for()
+    assert version_row(shown, 1).get_by_text("@ champion").count() == 0
+    version_row(shown, 1).scroll_into_view_if_needed()
+    shown.picture("promote")
+    shown.story.repro("followed")
+    done = shown.story.repros["followed"]
+    assert done.code == 0, done.output
+    assert done.stages == ["register", "evaluate", "score", "monitor", "record"], done.output
+    assert {json.loads(receipt)["made"]["version"] for receipt in shown.story.receipts["followed"].values()} == {2}
+    log = (shown.story.root / "models/promotions.jsonl").read_text().splitlines()
+    change = json.loads(log[-1])
+    assert (change["how"], change["from"]["version"], change["to"]["version"]) == ("noticed", 1, 2)
+    shown.go(f"models/{NAME}/versions/2", "Months scored")
+    shown.page.get_by_text("@ champion").first.wait_for()
+    shown.go(f"experiments/{shown.runs('monitor')[0].info.experiment_id}/runs", "2024-01, version 2")
+
+
+def test_a_second_record_writes_nothing_and_what_a_person_wrote_stays(shown: Shown) -> None:
+    client, story = shown.client, shown.story
+    before = client.get_model_version(NAME, "3").description
+    client.update_model_version(NAME, "3", "Mine alone.")
+    client.update_registered_model(NAME, "Ours.")
+    assert story.run("tipline", "record").returncode == 0
+    version = client.get_model_version(NAME, "3")
+    assert version.description == f"{before}\n\nMine alone."
+    assert client.get_registered_model(NAME).description == "Ours."
+    assert story.run("tipline", "record").returncode == 0
+    again = client.get_model_version(NAME, "3")
+    assert (again.description, again.last_updated_timestamp) == (version.description, version.last_updated_timestamp)
