@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tipline import contract as contracts
 from tipline import files, params, raw, source, transfer
-from tipline.errors import NotPublishedError, TiplineError, UsageError, of_months, shortened
+from tipline.errors import NotPublishedError, TiplineError, UsageError, hide, of_months, shortened
 from tipline.stages.prepare import ROW_GROUP_ROWS
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(settings: Settings, layout: Layout, address: str, months: Sequence[str])
 
 def place_of(address: str, month: str) -> str:
     """The address of a month as it may be shown; relative paths start where the command is typed."""
-    return transfer.hide(source.address(address, month, Path.cwd()))
+    return hide(source.address(address, month, Path.cwd()))
 
 
 def look(address: str, month: str) -> Look:
@@ -104,11 +104,11 @@ def look(address: str, month: str) -> Look:
         if head.startswith(raw.MAGIC):
             with pq.ParquetFile(pa.BufferReader(footer(place))) as file:
                 return Look(stated, file.schema_arrow, file.metadata.num_rows, file.num_row_groups)
-        source.check_head(head, transfer.hide(place))
+        source.check_head(head, hide(place))
         first, _, rest = head.partition(b"\n")
         return Look(stated, raw.header(first), estimated(stated.size, len(first) + 1, rest), None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise raw.damaged(error, f"{transfer.hide(place)}, month {month}") from error
+        raise raw.damaged(error, f"{hide(place)}, month {month}") from error
 
 
 def footer(place: str) -> bytes:

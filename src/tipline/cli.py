@@ -70,7 +70,16 @@ COMMANDS = {
     "monitor": Command("say what the scores of each month were worth", "stages.monitor:run"),
     "record": Command("mirror curve, evaluation and months into MLflow", "stages.record:run"),
     # What a person needs beside them.
-    "status": Command("show champion, challenger, months not scored yet, last figures", "status:run"),
+    "status": Command(
+        "show champion, challenger, months not scored yet, last figures; check all, with the command that mends it",
+        "status:run",
+    ),
+    "month": Command(
+        "add a month that is published, run `dvc repro`, say its verdict and what to commit",
+        "month:run",
+        (MONTH,),
+        KEPT,
+    ),
     "check": Command(
         "say how months of a source would be understood, from their headers and footers alone",
         "check:run",
@@ -81,16 +90,20 @@ COMMANDS = {
         "promote:run",
         (
             (
-                "number",
+                "wanted",
                 {
                     "nargs": "?",
-                    "type": int,
-                    "metavar": "version",
-                    "help": "its number in the registry; default: the newest",
+                    "metavar": "version|run",
+                    "help": "a version's number, or a run: its id, name or DVC experiment; default: the newest version",
                 },
             ),
             ("--force", {"metavar": "REASON", "help": "promote it whatever the gate says; the reason is recorded"}),
         ),
+    ),
+    "rollback": Command(
+        "make the champion before this one the champion again; `dvc repro` then scores with it",
+        "rollback:run",
+        (("--reason", {"metavar": "TEXT", "help": "why; recorded in models/promotions.jsonl"}),),
     ),
     "diff-scores": Command(
         "compare the scores of two versions over prepared months, before promoting one; writes no predictions",

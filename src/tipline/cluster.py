@@ -88,17 +88,18 @@ def without_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def remote(address: str) -> Iterator[Client]:
-    """A client of a running scheduler."""
+def remote(address: str, seconds: float | None = None) -> Iterator[Client]:
+    """A client of a running scheduler, which is waited for for so long, by default WAIT_SECONDS."""
+    patience = WAIT_SECONDS if seconds is None else seconds
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
-        client = Client(address, timeout=WAIT_SECONDS)
+        client = Client(address, timeout=patience)
     # ValueError: the address is none; TypeError: it says tls, and no certificates are configured
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         raise TiplineError(f"The dask scheduler does not answer: {error}.", address, todo) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=WAIT_SECONDS)
+            client.wait_for_workers(1, timeout=patience)
         except TimeoutError as error:
             raise TiplineError("The dask scheduler has no workers.", address, "Start one.") from error
         yield client
