@@ -24,7 +24,7 @@ import pytest
 import s3fs
 
 from tests import factory, servers
-from tipline import demo, transfer
+from tipline import demo, errors, transfer
 from tipline.errors import NotPublishedError, TiplineError
 
 if TYPE_CHECKING:
@@ -778,7 +778,7 @@ def test_a_password_in_an_address_that_a_server_names_is_not_printed(
     ],
 )
 def test_what_is_secret_in_a_text_is_hidden(text: str, shown: str) -> None:
-    assert transfer.hide(text) == shown
+    assert errors.hide(text) == shown
 
 
 def test_a_proxy_that_the_environment_names_is_used(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
-from tipline.errors import TiplineError, UsageError, said
+from tipline.errors import TiplineError, UsageError, hide, said
 
 if TYPE_CHECKING:
     import os
@@ -385,11 +385,11 @@ def _told(error: Exception, address: str) -> TiplineError | None:
         return None
     if status == transfer.FORBIDDEN or isinstance(error, transfer.NO_KEYS):
         todo = f"{transfer.TODO_KEYS} Workers on other machines need them, too."
-        return TiplineError(f"The store refuses these keys: {words}.", address, todo)
+        return TiplineError(f"The store refuses these keys: {hide(words)}.", address, todo)
     if status in transfer.STALE:
         return TiplineError("This file changed while it was being used.", address, "Run it again.")
     todo = "Check the address, AWS_ENDPOINT_URL and the network, here and on the workers; then run it again."
-    return TiplineError(f"The store does not do it: {transfer.hide(words)}.", address, todo)
+    return TiplineError(f"The store does not do it: {hide(words)}.", address, todo)
 
 
 @functools.lru_cache(maxsize=16)

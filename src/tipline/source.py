@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import demo, files
-from tipline.errors import TiplineError, said
+from tipline.errors import TiplineError, hide, said
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ def fetch(
         part.replace(target)
         if not place.startswith("/"):
             upstream = {"upstream": {"size": stated.size, "version": stated.version}}
-        place = transfer.hide(place)
+        place = hide(place)
     check_format(target, place)
     return {"address": place, "name": target.name} | files.stated(target) | upstream
 
@@ -87,7 +87,7 @@ def is_unchanged(source: str, month: str, home: Path, folder: Path, receipt: Pat
             from tipline import transfer  # noqa: PLC0415
 
             place = address(source, month, home)
-            same_here = transfer.hide(place) == old and (folder / name).is_file()
+            same_here = hide(place) == old and (folder / name).is_file()
             if same_here and files.sha256(folder / name) == digest:
                 stated, _ = transfer.peek(place, 0, 1)
                 return (stated.size, stated.version) == (size, version)

@@ -23,7 +23,7 @@ from botocore import exceptions as boto
 from tqdm import tqdm
 
 from tipline import files
-from tipline.errors import NotPublishedError, TiplineError
+from tipline.errors import NotPublishedError, TiplineError, hide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -52,10 +52,6 @@ CUT = (
 )
 UNTRUSTED = (aiohttp.ClientSSLError, boto.SSLError)
 NO_KEYS = (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
-SECRETS = re.compile(
-    r"(?<=://)[^/\s?#]*(?=@)|(?<=[?&])([\w.-]*(?:signature|sig|token|secret|passw\w*|credential|key(?:id)?)=)[^&\s'\")]*",
-    re.IGNORECASE,
-)
 TODO = "Check `source` in params.yaml, or try again later."
 TODO_KEYS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, and "
@@ -438,11 +434,6 @@ def facts(error: Exception) -> tuple[int, str, Mapping[str, str], str]:
     elif isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
         words = error.strerror or words
     return 404 if isinstance(error, FileNotFoundError) else 0, "", {}, words.rstrip(".")
-
-
-def hide(text: str) -> str:
-    """An address, or a text with addresses in it, without the passwords and signatures."""
-    return SECRETS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 # ---- what a person sees ----

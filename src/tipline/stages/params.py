@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tipline import files
+from tipline.errors import UsageError, hide
 
 if TYPE_CHECKING:
     from tipline.layout import Layout
@@ -19,6 +20,18 @@ def run(settings: Settings, layout: Layout) -> None:
 
     Every other stage depends on the file through `download`, so a mistake in params.yaml stops `dvc repro` at once;
     and because its content never changes, no stage runs for it.
+
+    Raises
+    ------
+    UsageError
+        Where `source` has a password or a token in it: DVC would write it into dvc.lock.
     """
+    if hide(settings.source) != settings.source:
+        raise UsageError(
+            "`source` has a password or a token in it, which DVC would write into dvc.lock, and git would keep.",
+            f"{layout.params}, source",
+            'Take it out: passwords go into ~/.netrc, tokens into FSSPEC_HTTP=\'{"params": {"token": "…"}}\' or '
+            '\'{"headers": {"Authorization": "…"}}\', keys of S3 into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.',
+        )
     files.write_text(layout.params_checked, "params.yaml has been checked\n")
     log.info("params.yaml: %s months from %s", len(settings.months), settings.source)
