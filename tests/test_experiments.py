@@ -1,0 +1,170 @@
+"""DVC's experiments in MLflow's one store: a run and its model for each, versions only in the workspace itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests import mirror, pipeline
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.story import Story
+
+pytestmark = [*pipeline.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
+# Rows to train on: a setting that no stage before `train` depends on.
+QUEUED = {"cold": 500, "hot": 700}
+
+
+@dataclass
+class Seen:
+    """The store after a step: which experiments each training run carries, and the versions' runs."""
+
+    trained: list[list[str]]
+    versions: set[tuple[str, ...]]
+    alias: str | None
+    changes: list[dict[str, Any]]
+    output: str
+
+
+def seen(root: Path, output: str) -> Seen:
+    """What is to be seen now."""
+    store = mirror.client(root)
+    carried = {run.info.run_id: mirror.experiments(run.data.tags) for run in mirror.runs(store, "train")}
+    versions = mirror.versions(store)
+    alias = None
+    if versions:
+        models = store.search_registered_models(f"name = '{mirror.NAME}'")
+        alias = models[0].aliases.get("champion")
+    with_version = {tuple(carried[version.run_id]) for version in versions.values()}
+    assert with_version == {tuple(mirror.experiments(version.tags)) for version in versions.values()}
+    return Seen(list(carried.values()), with_version, alias, mirror.changes(root), output)
+
+
+@pytest.fixture(scope="module")
+def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The project, whose store is lost before its first experiments."""
+    story = mirror.lived(request, tmp_path_factory.mktemp("experiments") / "project")
+    (story.root / "mlflow.db").unlink()
+    shutil.rmtree(story.root / "mlartifacts")
+    yield story
+    story.run("dvc", "queue", "stop", "--kill")
+
+
+@pytest.fixture(scope="module")
+def life(story: Story) -> dict[str, Seen]:
+    """Experiments of every kind, one after the other, and the store after each."""
+    steps = {"queue": queue(story)}
+    for name, how in (("warm", ()), ("cool", ("--temp",))):
+        value = QUEUED["hot" if name == "warm" else "cold"]
+        done = mirror.dvc(story, "exp", "run", *how, "--name", name, "-S", f"train.rows={value}")
+        steps[name] = seen(story.root, done)
+    promoted = story.run("tipline", "promote", "cool", "--force", "test")
+    steps["promote"] = seen(story.root, promoted.stderr)
+    mirror.dvc(story, "exp", "apply", "cold")
+    story.repro("applied")
+    steps["applied"] = seen(story.root, story.repros["applied"].output)
+    return steps
+
+
+def queue(story: Story) -> Seen:
+    """Run two experiments in two workers at once."""
+    for name, value in QUEUED.items():
+        mirror.dvc(story, "exp", "run", "--queue", "--name", name, "-S", f"train.rows={value}")
+    mirror.dvc(story, "queue", "start", "--jobs", "2")
+    end = time.monotonic() + 900
+    while (status := mirror.dvc(story, "queue", "status")).count("Success") < len(QUEUED):
+        assert "Failed" not in status, story.run("dvc", "queue", "logs", "cold").stdout
+        assert time.monotonic() < end, status
+        time.sleep(1)
+    return seen(story.root, status)
+
+
+def test_two_workers_on_a_store_that_is_not_there_yet_leave_their_runs_and_no_versions(life: dict[str, Seen]) -> None:
+    assert sorted(life["queue"].trained) == [["cold"], ["hot"]]
+    assert life["queue"].versions == set()
+    assert life["queue"].alias is None
+
+
+def test_an_experiment_in_the_workspace_registers_and_equal_models_carry_both_names(life: dict[str, Seen]) -> None:
+    # The lost store has its champion back, from models/champion/; no experiment made that.
+    assert sorted(life["warm"].trained, key=len) == [[], ["cold"], ["hot", "warm"]]
+    assert life["warm"].versions == {("hot", "warm"), ()}
+    assert life["warm"].alias is not None
+
+
+def test_a_temporary_experiment_registers_nothing(life: dict[str, Seen]) -> None:
+    assert ["cold", "cool"] in life["cool"].trained
+    assert life["cool"].versions == life["warm"].versions
+    assert life["cool"].alias == life["warm"].alias
+
+
+def test_promoting_an_experiment_registers_it_first(life: dict[str, Seen]) -> None:
+    assert life["promote"].versions == {*life["warm"].versions, ("cold", "cool")}
+    assert life["promote"].alias not in {None, life["warm"].alias}, life["promote"].output
+
+
+def test_only_the_workspace_writes_who_became_champion_and_apply_takes_no_line_away(life: dict[str, Seen]) -> None:
+    # DVC's `apply` brings the file to what the experiment had, without the promotion; `register` puts that back.
+    hows = {step: [change["how"] for change in seen.changes] for step, seen in life.items()}
+    assert all(hows[step] == ["first"] for step in ("queue", "warm", "cool")), hows
+    assert all(hows[step] == ["first", "promote"] for step in ("promote", "applied")), hows
+
+
+def test_an_applied_experiment_is_brought_from_the_cache_and_scored_once(life: dict[str, Seen], story: Story) -> None:
+    assert yaml.safe_load((story.root / "params.yaml").read_text())["train"]["rows"] == QUEUED["cold"]
+    assert story.repros["applied"].stages == ["register", "evaluate", "score", "monitor", "record"]
+    assert life["applied"].versions == life["promote"].versions
+    mirror.assert_complete(story.root)
+
+
+def test_show_and_the_diffs_tell_the_experiments_apart(life: dict[str, Seen], story: Story) -> None:
+    del life
+    shown = json.loads(mirror.dvc(story, "exp", "show", "--json"))
+    experiments = {found["name"]: found["revs"][0]["data"] for state in shown for found in state["experiments"] or []}
+    rows = {name: data["params"]["params.yaml"]["data"]["train"]["rows"] for name, data in experiments.items()}
+    assert rows == QUEUED | {"warm": QUEUED["hot"], "cool": QUEUED["cold"]}
+    changed = json.loads(mirror.dvc(story, "params", "diff", "--json", "cold", "hot"))
+    assert changed == {"params.yaml": {"train.rows": {"old": 500, "new": 700, "diff": 200}}}
+    metrics = json.loads(mirror.dvc(story, "metrics", "diff", "--json", "cold", "hot"))
+    assert metrics["reports/evaluation.json"]["challenger.skill"]["diff"]
+
+
+def test_plots_are_a_page_of_pictures_that_loads_nothing(life: dict[str, Seen], story: Story) -> None:
+    del life
+    mirror.dvc(story, "plots", "diff", "cold", "hot")
+    page = (story.root / "dvc_plots/index.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page
+    for picture in ("reports_learning_curve", "reports_evaluation", "reports_monitoring_monitoring"):
+        for experiment in ("cold", "hot"):
+            assert f"static/{experiment}_{picture}.png" in page
+            assert (story.root / f"dvc_plots/static/{experiment}_{picture}.png").stat().st_size
+
+
+def test_nothing_of_mlflow_is_left_where_experiments_ran(life: dict[str, Seen], story: Story) -> None:
+    del life
+    assert not list((story.root / ".dvc").rglob("mlflow.db"))
+    assert not list((story.root / ".dvc").rglob("mlartifacts"))
+    git = set(mirror.git(story, "status", "--porcelain").split()[1::2])
+    assert git == {"dvc.lock", "params.yaml", "models/promotions.jsonl"}
+
+
+def test_setting_a_value_for_an_experiment_keeps_every_comment_of_params_yaml(tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    shutil.copyfile(ROOT / "params.yaml", path)
+    apply_overrides(path, ["train.params.C=10.0"])
+    before = (ROOT / "params.yaml").read_text()
+    assert "{C: 1.0}" in before
+    assert path.read_text() == before.replace("{C: 1.0}", "{C: 10.0}")
