@@ -27,6 +27,16 @@ ENVIRONMENT = (
 )
 
 
+# The files that take longest, longest first: begun last, one of them would be waited for alone (see Makefile).
+LONGEST = ("test_end_to_end", "test_faults", "test_clones", "test_experiments", "test_team_server", "test_registry")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files begin first."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def missing(what: str) -> None:
     """Skip, saying so; a failure where TIPLINE_REQUIRE_ALL says that every part has to be there."""
     if os.environ.get("TIPLINE_REQUIRE_ALL") == "1":

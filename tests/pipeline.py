@@ -11,10 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -190,40 +190,47 @@ def dask_cluster(request: pytest.FixtureRequest) -> str:
     return CLUSTERS[folder]
 
 
-@cache
-def _trained(folder: Path, address: str) -> Layout:
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        small_row_groups(monkeypatch)
-        monkeypatch.setenv(cluster.ADDRESS, address)
-        return run_to(write_project(folder / "project"), "train")
+def once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], None]) -> Path:
+    """Give a folder that is made by the first test that wants it, also of tests in several processes."""
+    base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            making = folder.with_name(f"{name}.{os.getpid()}")
+            make(making)
+            making.rename(folder)
+    return folder
 
 
 def trained(request: pytest.FixtureRequest) -> Layout:
     """Give the session's project in which everything up to `train` has run; not to be changed."""
-    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "trained"
-    return _trained(folder, dask_cluster(request))
 
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            small_row_groups(monkeypatch)
+            monkeypatch.setenv(cluster.ADDRESS, dask_cluster(request))
+            run_to(write_project(folder / "project"), "train")
 
-@cache
-def _scored(folder: Path, before: Layout, template: Path, address: str) -> Layout:
-    layout = copy(before, folder)
-    shutil.copyfile(template, layout.root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv(cluster.ADDRESS, address)
-        run(layout, "register", "evaluate", "score", "monitor")
-    return layout
+    return Layout(once(request, "trained", make) / "project")
 
 
 def scored(request: pytest.FixtureRequest) -> Layout:
     """Give the session's project in which everything up to `monitor` has run; not to be changed."""
-    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "scored"
     template = request.getfixturevalue("_mlflow_template")
+
+    def make(folder: Path) -> None:
+        layout = copy(trained(request), folder)
+        shutil.copyfile(template, layout.root / "mlflow.db")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv(cluster.ADDRESS, dask_cluster(request))
+            run(layout, "register", "evaluate", "score", "monitor")
+
     # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    layout = _scored(folder, trained(request), template, dask_cluster(request))
+    folder = once(request, "scored", make)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return layout
+    return Layout(folder / "project")
 
 
 def copy(source: Layout, folder: Path) -> Layout:

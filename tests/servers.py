@@ -1,4 +1,4 @@
-"""Servers of months on 127.0.0.1: one of web addresses that can misbehave, a real one of S3, a line that can be cut."""
+"""Servers on 127.0.0.1: web addresses that can misbehave, S3, PostgreSQL, a team's MLflow, a line that can be cut."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import http.server
 import os
 import re
 import shutil
+import signal
 import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import requests
 
 from tests.conftest import missing
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BLOCK = 1 << 16
+PASSWORDS = {user: f"the password of {user}" for user in ("admin", "writer", "reader")}
+DATABASE_PASSWORD = "none-that-matters"  # noqa: S105
 KEYS = {"AWS_ACCESS_KEY_ID": "tipline", "AWS_SECRET_ACCESS_KEY": "not-that-secret"}
 
 
@@ -260,6 +266,10 @@ class Gateway:
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Store an object, in a bucket that is made for it."""
+        self.make(bucket).pipe_file(f"{bucket}/{key}", data)
+
+    def make(self, bucket: str) -> Any:
+        """Make a bucket if it is not there; give the file system of all."""
         import s3fs
 
         filesystem = s3fs.S3FileSystem(
@@ -270,7 +280,7 @@ class Gateway:
         )
         with contextlib.suppress(FileExistsError):
             filesystem.call_s3("create_bucket", Bucket=bucket)
-        filesystem.pipe_file(f"{bucket}/{key}", data)
+        return filesystem
 
 
 @contextlib.contextmanager
@@ -291,6 +301,149 @@ def free_port() -> int:
         return int(unused.getsockname()[1])
 
 
+# ---- PostgreSQL ----
+
+
+def postgres_program(name: str) -> str:
+    """A program of PostgreSQL's server, which Debian keeps off the path."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    found = shutil.which(name, path=os.pathsep.join([*map(str, reversed(folders)), os.environ["PATH"]]))
+    if found is None:
+        missing(f"no program `{name}` (apt-get install postgresql)")
+    return str(found)
+
+
+@contextlib.contextmanager
+def postgres(*databases: str) -> Iterator[list[str]]:
+    """A running PostgreSQL of its own; gives the addresses of its empty databases, with user and password."""
+    port, initdb = free_port(), postgres_program("initdb")
+    # It will not run as root, and pytest's folders are closed to others.
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="tipline-postgres-") as folder:
+        secret = Path(folder, "password")
+        secret.write_text(DATABASE_PASSWORD)
+        if user:
+            shutil.chown(folder, "postgres")
+            shutil.chown(secret, "postgres")
+        make = [initdb, "-D", f"{folder}/data", "-U", "mlflow", "--pwfile", str(secret), "-A", "scram-sha-256"]
+        make += ["--no-sync", "--locale", "C", "--encoding", "UTF8"]
+        subprocess.run(make, check=True, capture_output=True, cwd="/", **user)
+        options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+        command = [postgres_program("postgres"), "-D", f"{folder}/data"]
+        command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        with Path(folder, "log").open("wb") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **user)
+        try:
+            yield [database(port, name) for name in databases]
+        finally:
+            server.send_signal(signal.SIGINT)  # ends its clients' connections, too
+            server.wait(30)
+
+
+def database(port: int, name: str) -> str:
+    """Make a database in a server that starts; give its address."""
+    at = ["-h", "127.0.0.1", "-p", str(port)]
+    while subprocess.run([postgres_program("pg_isready"), *at, "-q", "-t", "30"], check=False).returncode:
+        time.sleep(0.05)
+    environment = os.environ | {"PGPASSWORD": DATABASE_PASSWORD}
+    subprocess.run([postgres_program("createdb"), *at, "-U", "mlflow", name], env=environment, check=True)
+    return f"postgresql://mlflow:{DATABASE_PASSWORD}@127.0.0.1:{port}/{name}"
+
+
+# ---- a team's MLflow ----
+
+
+class Team:
+    """A real `mlflow server` with users, records in PostgreSQL and artifacts in S3; only it has the keys of these."""
+
+    def __init__(self, folder: Path, records: str, users: str, s3: Gateway) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.s3 = s3
+        self.process: subprocess.Popen[bytes] | None = None
+        s3.make("mlflow")
+        # Each request is checked against the password several times, at a tenth of a second or more each.
+        settings = ("default_permission = READ", f"database_uri = {users}", "auth_cache_ttl_seconds = 60")
+        (folder / "auth.ini").write_text("\n".join(("[mlflow]", *settings)))
+        self.environment = KEYS | {
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORDS["admin"],
+            "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+            "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+            "MLFLOW_BACKEND_STORE_URI": records,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "none-that-matters",
+            "MLFLOW_MODEL_CATALOG_URI": "",
+            "MLFLOW_S3_ENDPOINT_URL": f"http://{s3.place}",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+
+    @property
+    def address(self) -> str:
+        """What clients have in MLFLOW_TRACKING_URI."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Run it until it answers."""
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--app-name", "basic-auth"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--artifacts-destination", "s3://mlflow/artifacts"]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        environment = inherited | self.environment
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, start_new_session=True, stdout=log, stderr=log
+            )
+        for _ in range(1200):
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"{self.address}/health", timeout=10)
+                return
+            time.sleep(0.1)
+        message = f"mlflow does not answer: {(self.folder / 'log').read_text()[-2000:]}"
+        raise RuntimeError(message)
+
+    def kill(self) -> None:
+        """End it and its workers as a power cut does; what it keeps stays."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def client(self, user: str) -> dict[str, str]:
+        """The environment of somebody who works with it."""
+        return {
+            "MLFLOW_TRACKING_URI": self.address,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": PASSWORDS[user],
+        }
+
+    def add(self, user: str, *kinds: str) -> None:
+        """Make a user, who may read everything and write what is of these kinds."""
+        self.ask("2.0/mlflow/users/create", {"username": user, "password": PASSWORDS[user]})
+        for kind in kinds:
+            grant = {"username": user, "resource_type": kind, "resource_id": "*", "permission": "EDIT"}
+            self.ask("3.0/mlflow/users/permissions/grant", grant)
+
+    def ask(self, what: str, values: dict[str, str]) -> None:
+        """Ask the server for something, as its administrator."""
+        auth = ("admin", PASSWORDS["admin"])
+        requests.post(f"{self.address}/api/{what}", json=values, auth=auth, timeout=60).raise_for_status()
+
+
+@contextlib.contextmanager
+def team(folder: Path) -> Iterator[Team]:
+    """A running MLflow server with an administrator, a writer and a reader."""
+    with gateway(folder) as s3, postgres("mlflow", "users") as (records, users):
+        server = Team(folder, records, users, s3)
+        try:
+            server.start()
+            server.add("writer", "experiment", "registered_model")
+            server.add("reader")
+            yield server
+        finally:
+            server.kill()
+
+
 # ---- a line that can be cut ----
 
 
@@ -305,6 +458,8 @@ class Line(socketserver.ThreadingTCPServer):
         self.asked: list[bytes] = []
         self.passed: list[int] = []
         self.cut_after: int | None = None
+        self.cut_at: bytes | None = None  # an address: what is asked of it is passed on, the answer is not
+        self.is_asked = threading.Event()
         self.cuts = 1
         self.at_cut: Callable[[], object] = lambda: None
 
@@ -330,8 +485,10 @@ class Passing(socketserver.BaseRequestHandler):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", line.port)) as inner:
             threading.Thread(target=self.forward, args=(inner,), daemon=True).start()
             while data := inner.recv(BLOCK):
-                if line.cut_after is not None and line.cuts > 0 and line.passed[number] + len(data) > line.cut_after:
+                too_far = line.cut_after is not None and line.passed[number] + len(data) > line.cut_after
+                if line.cuts > 0 and (too_far or line.is_asked.is_set()):
                     line.cuts -= 1
+                    line.is_asked.clear()
                     line.at_cut()
                     break
                 self.request.sendall(data)
@@ -344,6 +501,8 @@ class Passing(socketserver.BaseRequestHandler):
         with contextlib.suppress(OSError):
             while data := self.request.recv(BLOCK):
                 self.server.asked.append(data)
+                if self.server.cut_at is not None and self.server.cut_at in data.partition(b"\r\n")[0]:
+                    self.server.is_asked.set()
                 inner.sendall(data)
             inner.shutdown(socket.SHUT_WR)
 

@@ -13,7 +13,7 @@ import yaml
 
 from tests import factory, pipeline
 from tests.conftest import ROOT, settings_values
-from tests.test_end_to_end import Story, start
+from tests.story import Story, start
 from tipline import cluster, demo, files, modelfiles
 
 if TYPE_CHECKING:

@@ -3,88 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
-import yaml
 
-from tests.conftest import ENVIRONMENT, ROOT, settings_values
+from tests.conftest import ROOT, settings_values
+from tests.story import start
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from tests.story import Story
 
 MONTHS = ["2009-01", "2009-02", "2009-03", "2024-01"]
 ADDED = "2009-04"
 
 
-@dataclass
-class Repro:
-    """What one `dvc repro` did."""
-
-    code: int
-    output: str
-    stages: list[str]
-
-
-@dataclass
-class Story:
-    """A project, and what was seen at each step of its life."""
-
-    root: Path
-    repros: dict[str, Repro] = field(default_factory=dict)
-    receipts: dict[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as a user with an activated environment does."""
-        environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
-        environment |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
-            "DVC_NO_ANALYTICS": "1",
-            "GIT_CONFIG_GLOBAL": os.devnull,
-        }
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
-
-    def repro(self, name: str, *targets: str) -> None:
-        """Run `dvc repro` and keep what it did under a name."""
-        done = self.run("dvc", "repro", *targets)
-        output = done.stdout + done.stderr
-        self.repros[name] = Repro(done.returncode, output, re.findall(r"Running stage '(.+?)'", output))
-        self.receipts[name] = {
-            path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_receipt.json")
-        }
-
-    def settings(self, **sections: object) -> None:
-        """Write params.yaml."""
-        (self.root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
-
-
-def start(root: Path) -> Story:
-    """The project as a clone has it, with small settings."""
-    kept = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
-    for name in (*kept, "data/README.md", "models/README.md"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, root / name)
-    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    story = Story(root)
-    story.settings(months=MONTHS)
-    story.run("git", "init", "--quiet")
-    story.run("git", "add", "--all")
-    story.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "start")
-    return story
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The whole life, lived once."""
-    story = start(tmp_path_factory.mktemp("project"))
+    story = start(tmp_path_factory.mktemp("project"), months=MONTHS)
     story.repro("first")
     (story.root / "src/tipline/cli.py").write_text((ROOT / "src/tipline/cli.py").read_text() + "\n# an edit\n")
     story.repro("second")

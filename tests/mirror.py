@@ -1,0 +1,179 @@
+"""A small project that has lived once, copies of it, and what MLflow's store of a project has of the project."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests import pipeline
+from tests.story import Story, start
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pytest
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+NAME = "tip-probability"
+SEEN = itertools.count()
+MONTHS = ["2009-01", "2009-02", "2009-03"]
+# A month for each role, and as little work as the stages can do.
+SMALL: dict[str, Any] = {
+    "months": MONTHS,
+    "demo": {"rows": 2000},
+    "sample": {"rows": 1000},
+    "learning_curve": {"smallest": 100, "sizes": 3, "repeats": 2},
+    "score": {"workers": 1},
+}
+
+
+def lived(request: pytest.FixtureRequest, to: Path) -> Story:
+    """A copy of a project after its first `dvc repro`, committed; the original is made once a session."""
+
+    def make(folder: Path) -> None:
+        story = start(folder, **SMALL)
+        story.repro("first")
+        assert story.repros["first"].code == 0, story.repros["first"].output
+        commit(story, "first")
+
+    shutil.copytree(pipeline.once(request, "lived", make), to, symlinks=True)
+    return Story(to)
+
+
+def git(story: Story, *arguments: str) -> str:
+    """What git answers; it has to succeed."""
+    done = story.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commit(story: Story, message: str) -> None:
+    """Commit all that git sees."""
+    git(story, "add", "--all")
+    git(story, "commit", "--quiet", "-m", message)
+
+
+def dvc(story: Story, *arguments: str) -> str:
+    """What a command of DVC prints; it has to succeed."""
+    done = story.run("dvc", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_json(path: Path) -> Any:
+    """A json file."""
+    return json.loads(path.read_text())
+
+
+def ref(root: Path) -> dict[str, Any]:
+    """What models/champion/ says of itself."""
+    found: dict[str, Any] = read_json(root / "models/champion/ref.json")
+    return found
+
+
+def scores(root: Path) -> dict[str, str]:
+    """The digests of the predictions' bytes, by file."""
+    parts = sorted((root / "data/predictions").rglob("*.parquet"))
+    return {str(part.relative_to(root)): hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}
+
+
+def changes(root: Path) -> list[dict[str, Any]]:
+    """The lines of models/promotions.jsonl."""
+    path = root / "models/promotions.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def client(root: Path) -> MlflowClient:
+    """A client of a copy of a project's own database: MLflow would go on with one that was deleted since."""
+    import mlflow
+
+    seen = root.with_name(f"{root.name}-{next(SEEN)}.db")
+    shutil.copyfile(root / "mlflow.db", seen)
+    address = f"sqlite:///{seen}"
+    mlflow.set_tracking_uri(address)
+    mlflow.set_registry_uri(address)
+    return mlflow.MlflowClient(address, address)
+
+
+def runs(store: MlflowClient, name: str) -> list[Run]:
+    """All runs of an experiment, oldest first."""
+    found = store.get_experiment_by_name(f"tipline/{name}")
+    return store.search_runs([found.experiment_id], order_by=["start_time"]) if found else []
+
+
+def experiments(tags: Mapping[str, str]) -> list[str]:
+    """The DVC experiments that a run or a version carries the names of."""
+    return [name for name in tags.get("dvc.exp", "").split(", ") if name]
+
+
+def versions(store: MlflowClient) -> dict[str, Any]:
+    """The registered versions, by the digest of their model."""
+    found = store.search_model_versions(f"name = '{NAME}'")
+    by_digest = {version.tags["tipline.digest"]: version for version in found}
+    assert len(by_digest) == len(found), "equal models have more than one version"
+    return by_digest
+
+
+def assert_complete(root: Path) -> None:
+    """MLflow's store has all that the project's files tell of, each thing once, and nothing that is not finished."""
+    store = client(root)
+    assert_champion(root, store)
+    for digest, version in versions(store).items():
+        assert_version(root, store, digest, version)
+    kept = {name: runs(store, name) for name in ("train", "learning_curve", "evaluate", "monitor")}
+    for run in (run for found in kept.values() for run in found):
+        assert run.info.status == "FINISHED", run.info.run_name
+        assert run.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
+    digests = [run.data.tags["tipline.digest"] for run in kept["train"]]
+    assert len(digests) == len(set(digests)), "a model has more than one training run"
+    assert any(has(store, run, root / "reports/learning_curve.csv") for run in kept["learning_curve"])
+    assert any(has(store, run, root / "reports/evaluation.json") for run in kept["evaluate"])
+    assert_months(root, kept["monitor"])
+
+
+def assert_champion(root: Path, store: MlflowClient) -> None:
+    """Alias, files and log name one model; the challenger has its version, too."""
+    found = store.get_model_version_by_alias(NAME, "champion")
+    assert ref(root) == {
+        "name": NAME,
+        "version": int(found.version),
+        "run": found.run_id,
+        "digest": found.tags["tipline.digest"],
+    }
+    from tipline import modelfiles
+
+    assert modelfiles.digest_in(root / "models/champion") == ref(root)["digest"]
+    assert modelfiles.digest_in(root / "models/challenger") in versions(store)
+
+
+def assert_version(root: Path, store: MlflowClient, digest: str, version: Any) -> None:
+    """A version has its run, and files in this project that load."""
+    import mlflow
+
+    assert store.get_run(version.run_id).data.tags["tipline.digest"] == digest
+    place = store.get_model_version_download_uri(NAME, str(version.version))
+    files = Path(mlflow.artifacts.download_artifacts(artifact_uri=place))
+    assert files.is_relative_to(root / "mlartifacts")
+    spec = read_json(files / "artifacts" / "model.json")
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}/{version.version}")
+    assert model.metadata.get_input_schema().input_names() == [feature["name"] for feature in spec["features"]]
+
+
+def has(store: MlflowClient, run: Run, file: Path) -> bool:
+    """Whether a run has an artifact of this name and these bytes."""
+    names = [artifact.path for artifact in store.list_artifacts(run.info.run_id)]
+    if file.name not in names:
+        return False
+    return Path(store.download_artifacts(run.info.run_id, file.name)).read_bytes() == file.read_bytes()
+
+
+def assert_months(root: Path, found: list[Run]) -> None:
+    """Each month has one run of each model that scored it, the champion's among them."""
+    months = [(run.data.params["month"], run.data.params["model_digest"]) for run in found]
+    assert len(months) == len(set(months))
+    assert {(month, ref(root)["digest"][:12]) for month in MONTHS} <= set(months)

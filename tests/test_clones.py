@@ -1,0 +1,238 @@
+"""Whatever becomes of clones and stores: one champion, the same predictions, nothing scored anew, all in MLflow."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import mirror, pipeline
+from tests.story import Story
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = [*pipeline.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
+MIRRORS = ["register", "record"]
+TRAIN = {"train": {"rows": 500}}
+LOST = "the registry had no champion: it was given the one of before"
+
+
+@dataclass
+class Step:
+    """What is to be seen after a `dvc repro`."""
+
+    root: Path
+    code: int
+    stages: list[str]
+    output: str
+    digest: str | None
+    scores: dict[str, str]
+    changes: int
+
+
+@dataclass
+class Life:
+    """A project whose champion has changed and was rolled back, and what was seen at each step."""
+
+    story: Story
+    steps: dict[str, Step]
+    kept: set[Path] = field(default_factory=set)
+
+    def repro(self, name: str, story: Story | None = None) -> None:
+        """Run `dvc repro` and keep what is to be seen then."""
+        story = story or self.story
+        story.repro(name)
+        done = story.repros[name]
+        there = (story.root / "models/champion/ref.json").is_file()
+        digest = mirror.ref(story.root)["digest"] if there else None
+        changes = len(mirror.changes(story.root))
+        self.steps[name] = Step(
+            story.root, done.code, done.stages, done.output, digest, mirror.scores(story.root), changes
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the project and its clones lie."""
+    return tmp_path_factory.mktemp("clones")
+
+
+@pytest.fixture(scope="module")
+def life(request: pytest.FixtureRequest, folder: Path) -> Life:
+    """A promotion and its rollback: the champion is not the challenger."""
+    story = mirror.lived(request, folder / "project")
+    life = Life(story, {})
+    mirror.dvc(story, "remote", "add", "--default", "store", str(folder / "remote"))
+    story.settings(**(mirror.SMALL | TRAIN))
+    mirror.dvc(story, "repro", "register")
+    assert story.run("tipline", "promote", "2", "--force", "test").returncode == 0
+    life.repro("promoted")
+    mirror.commit(story, "promoted")
+    done = story.run("tipline", "rollback", "--reason", "test")
+    assert done.returncode == 0, done.stderr
+    life.repro("rolled back")
+    life.steps["rolled back"].output += done.stderr
+    mirror.commit(story, "rolled back")
+    mirror.dvc(story, "push")
+    return life
+
+
+@pytest.fixture(scope="module")
+def restored(life: Life) -> Life:
+    """The first training's outputs brought back from the run cache; then the second's, with no database."""
+    story = life.story
+    story.settings(**mirror.SMALL)
+    life.repro("run cache")
+    mirror.assert_complete(story.root)
+    mirror.git(story, "checkout", "--", ".")
+    (story.root / "mlflow.db").unlink()
+    shutil.rmtree(story.root / "models/challenger")
+    mirror.dvc(story, "checkout")
+    life.repro("no database")
+    mirror.assert_complete(story.root)
+    return life
+
+
+@pytest.fixture(scope="module")
+def returned(restored: Life) -> Life:
+    """An older commit and back."""
+    story = restored.story
+    mirror.git(story, "checkout", "--quiet", "HEAD~1")
+    mirror.dvc(story, "checkout")
+    restored.repro("older")
+    assert "promotions" not in mirror.git(story, "status", "--porcelain")
+    mirror.git(story, "checkout", "--", "dvc.lock")
+    mirror.git(story, "checkout", "--quiet", "-")
+    mirror.dvc(story, "checkout")
+    restored.repro("back")
+    mirror.assert_complete(story.root)
+    return restored
+
+
+@pytest.fixture(scope="module")
+def elsewhere(returned: Life, folder: Path) -> Life:
+    """Clones and copies of it, two at a time."""
+    returned.kept = files(returned.story.root)
+    ways: list[Callable[[Life, Path], None]] = [without_a_remote, pulled, copied]
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        for way in [threads.submit(way, returned, folder) for way in ways]:
+            way.result()
+    for name in ("moved", "both lost", "come back"):
+        mirror.assert_complete(returned.steps[name].root)
+    return returned
+
+
+def files(root: Path) -> set[Path]:
+    """What MLflow has kept of a project beside its database."""
+    return {path for path in (root / "mlartifacts").rglob("*") if path.name != "registered_model_meta"}
+
+
+def clone(life: Life, to: Path) -> Story:
+    """A clone of the project: what git has."""
+    mirror.git(life.story, "clone", "--quiet", ".", str(to))
+    return Story(to)
+
+
+def pulled(life: Life, folder: Path) -> None:
+    """A clone with DVC's files and no registry; its folder is moved then."""
+    story = clone(life, folder / "cloned")
+    mirror.dvc(story, "pull")
+    life.repro("pulled", story)
+    moved = Story(folder / "moved")
+    story.root.rename(moved.root)
+    life.repro("moved", moved)
+
+
+def copied(life: Life, folder: Path) -> None:
+    """A copy of the folder with its store; then without."""
+    story = Story(folder / "copied")
+    shutil.copytree(life.story.root, story.root, symlinks=True)
+    life.repro("copied", story)
+    mirror.assert_complete(story.root)
+    (story.root / "mlflow.db").unlink()
+    shutil.rmtree(story.root / "mlartifacts")
+    life.repro("both lost", story)
+
+
+def without_a_remote(life: Life, folder: Path) -> None:
+    """A clone that has to make all again, whose champion is not what it trains."""
+    story = clone(life, folder / "alone")
+    life.repro("alone", story)
+    mirror.git(story, "checkout", "--quiet", "--force", "HEAD~2")
+    life.repro("made again", story)
+    mirror.git(story, "checkout", "--quiet", "--force", "-")
+    life.repro("come back", story)
+
+
+def test_a_rollback_scores_again_what_the_withdrawn_version_had_scored_and_names_the_months(life: Life) -> None:
+    step = life.steps["rolled back"]
+    assert step.stages == ["register", "evaluate", "score", "monitor", "record"]
+    months = ", ".join(mirror.MONTHS)
+    assert f"version 2 had scored {months}: `dvc repro` scores them again" in step.output
+    assert re.search(rf"the champion moved from version 2 \(\w+\) to version 1 \(\w+\); {months}, scored", step.output)
+    assert [change["how"] for change in mirror.changes(life.story.root)] == ["first", "promote", "rollback"]
+    assert step.digest != life.steps["promoted"].digest
+    assert step.scores != life.steps["promoted"].scores
+
+
+def test_what_the_run_cache_brings_back_is_in_the_registry(restored: Life) -> None:
+    step = restored.steps["run cache"]
+    assert "train" not in step.stages
+    assert "'train' is cached" in step.output
+    assert "score" not in step.stages
+
+
+def test_a_lost_database_is_filled_again(restored: Life) -> None:
+    step = restored.steps["no database"]
+    assert step.stages == MIRRORS
+    assert LOST in step.output
+
+
+def test_an_older_commit_follows_todays_champion_and_leaves_the_log_to_git(returned: Life) -> None:
+    step = returned.steps["older"]
+    assert "the champion moved from version" in step.output
+    assert step.digest == returned.steps["rolled back"].digest
+    assert step.scores == returned.steps["rolled back"].scores
+    assert returned.steps["back"].stages == MIRRORS
+
+
+@pytest.mark.parametrize("name", ["pulled", "moved", "copied", "both lost"])
+def test_a_clone_or_a_copy_runs_the_mirrors_alone(elsewhere: Life, name: str) -> None:
+    assert elsewhere.steps[name].stages == MIRRORS
+
+
+def test_no_clone_or_copy_writes_into_the_original(elsewhere: Life) -> None:
+    assert files(elsewhere.story.root) == elsewhere.kept
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run cache", "no database", "older", "back", "pulled", "moved", "copied", "both lost", "made again", "come back"],
+)
+def test_champion_and_predictions_are_the_same_wherever_it_is(elsewhere: Life, name: str) -> None:
+    step, wanted = elsewhere.steps[name], elsewhere.steps["rolled back"]
+    assert step.code == 0, step.output
+    assert step.digest == wanted.digest
+    assert step.scores == wanted.scores
+    assert step.changes == {"older": 2, "made again": 1}.get(name, 3)
+
+
+def test_a_clone_that_cannot_have_the_champion_stops_and_says_what_to_do(elsewhere: Life) -> None:
+    step = elsewhere.steps["alone"]
+    assert step.code
+    assert step.stages[-1] == "register"
+    assert "is neither in MLflow's registry nor in models/champion/" in step.output
+    assert "check out the commit that trained it and dvc repro there" in step.output
+    assert "Traceback" not in step.output
+    assert not step.scores
+
+
+def test_the_way_out_of_it_trains_the_champion_and_scores_each_month_once(elsewhere: Life) -> None:
+    assert "score" in elsewhere.steps["made again"].stages
+    assert not {"train", "score"} & set(elsewhere.steps["come back"].stages)
