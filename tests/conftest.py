@@ -66,6 +66,7 @@ def settings_values(**sections: Any) -> dict[str, Any]:
     values["demo"]["rows"] = 5000
     values["sample"]["rows"] = 3000
     values["learning_curve"] |= {"smallest": 200, "sizes": 3, "repeats": 2}
+    values["score"]["workers"] = 1
     for name, section in sections.items():
         values[name] = values[name] | section if isinstance(section, dict) else section
     return values

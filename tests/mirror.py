@@ -36,13 +36,17 @@ def lived(request: pytest.FixtureRequest, to: Path) -> Story:
     """A copy of a project after its first `dvc repro`, committed; the original is made once a session."""
 
     def make(folder: Path) -> None:
-        story = start(folder, **SMALL)
+        story = start(folder / "project", **SMALL)
         story.repro("first")
         assert story.repros["first"].code == 0, story.repros["first"].output
         commit(story, "first")
+        (folder / "first").write_text(story.repros["first"].output)
 
-    shutil.copytree(pipeline.once(request, "lived", make), to, symlinks=True)
-    return Story(to)
+    folder = pipeline.once(request, "lived", make)
+    shutil.copytree(folder / "project", to, symlinks=True)
+    story = Story(to)
+    story.keep("first", 0, (folder / "first").read_text())
+    return story
 
 
 def git(story: Story, *arguments: str) -> str:

@@ -51,8 +51,11 @@ class Story:
     def repro(self, name: str, *targets: str) -> None:
         """Run `dvc repro` and keep what it did under a name."""
         done = self.run("dvc", "repro", *targets)
-        output = done.stdout + done.stderr
-        self.repros[name] = Repro(done.returncode, output, re.findall(r"Running stage '(.+?)'", output))
+        self.keep(name, done.returncode, done.stdout + done.stderr)
+
+    def keep(self, name: str, code: int, output: str) -> None:
+        """Keep what a `dvc repro` did under a name."""
+        self.repros[name] = Repro(code, output, re.findall(r"Running stage '(.+?)'", output))
         self.receipts[name] = {
             path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_receipt.json")
         }

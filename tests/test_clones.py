@@ -12,6 +12,7 @@ import pytest
 
 from tests import mirror, pipeline
 from tests.story import Story
+from tipline import cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def life(request: pytest.FixtureRequest, folder: Path) -> Life:
     """A promotion and its rollback: the champion is not the challenger."""
     story = mirror.lived(request, folder / "project")
+    story.environment = {cluster.ADDRESS: pipeline.dask_cluster(request)}
     life = Life(story, {})
     mirror.dvc(story, "remote", "add", "--default", "store", str(folder / "remote"))
     story.settings(**(mirror.SMALL | TRAIN))
@@ -103,6 +105,7 @@ def restored(life: Life) -> Life:
 def returned(restored: Life) -> Life:
     """An older commit and back."""
     story = restored.story
+    mirror.git(story, "checkout", "--", "dvc.lock")  # in which a new registry's numbers stand
     mirror.git(story, "checkout", "--quiet", "HEAD~1")
     mirror.dvc(story, "checkout")
     restored.repro("older")
@@ -123,7 +126,7 @@ def elsewhere(returned: Life, folder: Path) -> Life:
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         for way in [threads.submit(way, returned, folder) for way in ways]:
             way.result()
-    for name in ("moved", "both lost", "come back"):
+    for name in ("pulled", "copied", "come back"):
         mirror.assert_complete(returned.steps[name].root)
     return returned
 
@@ -136,28 +139,21 @@ def files(root: Path) -> set[Path]:
 def clone(life: Life, to: Path) -> Story:
     """A clone of the project: what git has."""
     mirror.git(life.story, "clone", "--quiet", ".", str(to))
-    return Story(to)
+    return Story(to, environment=life.story.environment)
 
 
 def pulled(life: Life, folder: Path) -> None:
-    """A clone with DVC's files and no registry; its folder is moved then."""
+    """A clone with DVC's files and no registry."""
     story = clone(life, folder / "cloned")
     mirror.dvc(story, "pull")
     life.repro("pulled", story)
-    moved = Story(folder / "moved")
-    story.root.rename(moved.root)
-    life.repro("moved", moved)
 
 
 def copied(life: Life, folder: Path) -> None:
-    """A copy of the folder with its store; then without."""
-    story = Story(folder / "copied")
+    """A copy of the folder with its store, as it is after a move, too."""
+    story = Story(folder / "copied", environment=life.story.environment)
     shutil.copytree(life.story.root, story.root, symlinks=True)
     life.repro("copied", story)
-    mirror.assert_complete(story.root)
-    (story.root / "mlflow.db").unlink()
-    shutil.rmtree(story.root / "mlartifacts")
-    life.repro("both lost", story)
 
 
 def without_a_remote(life: Life, folder: Path) -> None:
@@ -174,7 +170,7 @@ def test_a_rollback_scores_again_what_the_withdrawn_version_had_scored_and_names
     step = life.steps["rolled back"]
     assert step.stages == ["register", "evaluate", "score", "monitor", "record"]
     months = ", ".join(mirror.MONTHS)
-    assert f"version 2 had scored {months}: `dvc repro` scores them again" in step.output
+    assert f"version 2 had scored {months}\n" in step.output
     assert re.search(rf"the champion moved from version 2 \(\w+\) to version 1 \(\w+\); {months}, scored", step.output)
     assert [change["how"] for change in mirror.changes(life.story.root)] == ["first", "promote", "rollback"]
     assert step.digest != life.steps["promoted"].digest
@@ -202,7 +198,7 @@ def test_an_older_commit_follows_todays_champion_and_leaves_the_log_to_git(retur
     assert returned.steps["back"].stages == MIRRORS
 
 
-@pytest.mark.parametrize("name", ["pulled", "moved", "copied", "both lost"])
+@pytest.mark.parametrize("name", ["pulled", "copied"])
 def test_a_clone_or_a_copy_runs_the_mirrors_alone(elsewhere: Life, name: str) -> None:
     assert elsewhere.steps[name].stages == MIRRORS
 
@@ -213,7 +209,7 @@ def test_no_clone_or_copy_writes_into_the_original(elsewhere: Life) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["run cache", "no database", "older", "back", "pulled", "moved", "copied", "both lost", "made again", "come back"],
+    ["run cache", "no database", "older", "back", "pulled", "copied", "made again", "come back"],
 )
 def test_champion_and_predictions_are_the_same_wherever_it_is(elsewhere: Life, name: str) -> None:
     step, wanted = elsewhere.steps[name], elsewhere.steps["rolled back"]

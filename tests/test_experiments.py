@@ -13,6 +13,7 @@ import yaml
 
 from tests import mirror, pipeline
 from tests.conftest import ROOT
+from tipline import cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,7 @@ def seen(root: Path, output: str) -> Seen:
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """The project, whose store is lost before its first experiments."""
     story = mirror.lived(request, tmp_path_factory.mktemp("experiments") / "project")
+    story.environment = {cluster.ADDRESS: pipeline.dask_cluster(request)}
     (story.root / "mlflow.db").unlink()
     shutil.rmtree(story.root / "mlartifacts")
     yield story

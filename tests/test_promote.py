@@ -61,7 +61,7 @@ def project(registered: Layout) -> Iterator[Layout]:
 def kept(layout: Layout) -> list[Path]:
     """The files that a test may damage."""
     estimators = (layout.root / "mlartifacts").rglob("estimator.skops")
-    return [layout.sample("evaluate", "2009-03"), layout.evaluation, layout.ref, *estimators]
+    return [layout.sample("evaluate", "2009-03"), layout.evaluation, layout.ref, layout.promotions, *estimators]
 
 
 def tags(layout: Layout, number: int = 2) -> dict[str, str]:
@@ -117,7 +117,7 @@ def test_without_a_champion_there_is_nothing_to_hold_it_against(project: Layout)
     project.promotions.unlink()
     promote.run(pipeline.settings(project), project, "2")
     assert champion(project) == 2
-    assert tags(project)[registry.VERDICT] == "There was no champion."
+    assert tags(project)[registry.VERDICT] == "There was no other champion."
 
 
 def test_without_the_alias_it_is_held_against_what_scores(project: Layout, run_cli: Run) -> None:
@@ -195,7 +195,7 @@ def test_what_cannot_be_read_fails_closed_and_can_be_overruled(project: Layout, 
 
 def test_files_that_are_not_the_registered_ones_fail_closed(project: Layout, run_cli: Run) -> None:
     project.evaluation.write_text("{}")
-    for path in kept(project)[2:]:
+    for path in kept(project)[4:]:
         path.write_bytes(path.read_bytes() + b" ")
     for command in (("promote", "2"), ("promote", "2", "--force", "whatever is in it")):
         code, printed = run_cli(project.root, *command)

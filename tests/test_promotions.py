@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def test_the_first_champion_is_a_line_and_a_second_run_adds_none(project: Layout
     pipeline.run(project, "register")
     assert moves(project) == [("first", None, 1)]
     line = json.loads(project.promotions.read_text())
-    assert line["who"] == promotions.who()
+    assert line["who"] == promotions.who(project)
     assert line["when"].endswith("Z")
     assert line["to"] == {
         "version": 1,
@@ -90,7 +91,7 @@ def test_a_promotion_is_a_line_with_who_why_and_the_verdict(
     project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = train_another(project, 0.01)
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setattr(getpass, "getuser", lambda: "ann")
     assert run_cli(project.root, "promote", "2", "--force", "asked for")[0] == 0
     pipeline.run(project, "register")
     assert moves(project) == [("first", None, 1), ("promote", 1, 2)]
@@ -136,6 +137,49 @@ def test_a_line_that_could_not_be_written_is_noticed_by_the_next_run(project: La
     pipeline.run(project, "register")
     assert moves(project) == [("first", None, 1), ("noticed", 1, 2)]
     assert "refuses" in promotions.history(project, NAME)[-1]["verdict"]
+
+
+def test_a_change_back_is_a_line_though_another_clone_wrote_the_change_before(project: Layout, tmp_path: Path) -> None:
+    train_another(project, 0.01)
+    (tmp_path / "clone").mkdir()
+    other = pipeline.copy(project, tmp_path / "clone")
+    os.environ["MLFLOW_TRACKING_URI"] = tracking.store(project)
+    client(project).set_registered_model_alias(NAME, "champion", "2")
+    pipeline.run(project, "register")
+    client(project).set_registered_model_alias(NAME, "champion", "1")
+    pipeline.run(other, "register")
+    pipeline.run(project, "register")
+    assert moves(project) == [("first", None, 1), ("noticed", 1, 2)]
+    assert moves(other) == [("first", None, 1), ("noticed", 2, 1)]
+
+
+def test_lines_that_git_has_merged_out_of_order_are_read_in_order_of_time(project: Layout) -> None:
+    train_another(project, 0.01)
+    force(project, 2)
+    back(project)
+    lines = [json.loads(line) for line in project.promotions.read_text().splitlines()]
+    for second, line in enumerate(lines):
+        line["when"] = f"2026-11-22T10:00:0{second}Z"
+    project.promotions.write_text("".join(json.dumps(lines[place]) + "\n" for place in (0, 2, 1)))
+    assert moves(project) == [("first", None, 1), ("promote", 1, 2), ("rollback", 2, 1)]
+
+
+def test_a_lost_registry_does_not_choose_between_files_and_log(
+    project: Layout, run_cli: Run, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    train_another(project, 0.01)
+    force(project, 2)  # models/champion/ is still version 1
+    (tmp_path / "clone").mkdir()
+    clone = pipeline.copy(project, tmp_path / "clone")
+    (clone.root / "mlflow.db").write_bytes(request.getfixturevalue("_mlflow_template").read_bytes())
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    code, printed = run_cli(clone.root, "register")
+    assert code == 1
+    assert "models/champion/ is version 1" in printed
+    assert "the log's last is version 2" in printed
+    assert run_cli(clone.root, "promote")[0] == 0  # the newest there, the challenger, is what the log names
+    assert run_cli(clone.root, "register")[0] == 0
+    assert pipeline.read_json(clone.ref)["digest"] == modelfiles.digest_in(clone.challenger)
 
 
 def test_a_line_that_was_cut_off_is_passed_over_and_ended(project: Layout) -> None:
@@ -218,7 +262,7 @@ def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scor
         0,
         0,
     ]
-    assert "version 2 had scored 2009-01, 2009-02: `dvc repro` scores them again" in caplog.text
+    assert "version 2 had scored 2009-01, 2009-02\n" in caplog.text
     assert re.search(r"from version 2 \(\w{8}\) to version 1 \(\w{8}\); 2009-01, 2009-02, scored by", caplog.text)
     assert run_cli(project.root, "score")[0] == 0
     assert "scoring with tip-probability version 1: 2009-01, 2009-02 (10,000 rows)" in caplog.text

@@ -548,6 +548,20 @@ def test_artifacts_lie_in_the_project_whatever_the_working_directory(
     assert not list(elsewhere.iterdir())
 
 
+def test_a_moved_project_has_its_models_and_pictures_where_it_is_now(project: Layout, tmp_path: Path) -> None:
+    moved = type(project)(tmp_path / "moved to")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    project.root.rename(moved.root)
+    with tracking.connect(moved):
+        pass
+    (run,) = runs(moved, "train")
+    assert run.info.artifact_uri.startswith((moved.root / "mlartifacts").as_uri())
+    assert [one.path for one in client(moved).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
+    assert "tip_probability" in mlflow.pyfunc.load_model(f"models:/{NAME}/1").metadata.signature.outputs.input_names()
+    pipeline.run(moved, "register")
+    assert versions(moved) == [1]
+
+
 def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: Layout) -> None:
     expected = digest(project.champion)
     (project.champion / modelfiles.CODE).write_text("changed")

@@ -256,10 +256,13 @@ def of_another_release(estimator: Path) -> None:
             archive.writestr(entry, re.sub(version, rb"\g<1>0.1.0", data))
 
 
-def test_other_libraries_than_the_models_are_a_hint(complete: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:  # as if it had been registered where numpy is another one
-        patched.setattr(registry, "installed", lambda name: "1.0.7" if name == "numpy" else installed(name))
-        another_version(complete)
+def test_other_libraries_than_the_models_are_a_hint(complete: Layout) -> None:
+    pipeline.change(complete, train={"params": {"C": 0.01}})
+    pipeline.run(complete, "train")
+    training = pipeline.read_json(complete.challenger / "training.json")
+    training["libraries"]["numpy"] = "1.0.7"  # as if it had been trained where numpy is another one
+    files.write_json(complete.challenger / "training.json", training)
+    pipeline.run(complete, "register")
     client(complete).set_registered_model_alias(NAME, "champion", "2")
     pipeline.run(complete, "register")
     hint = told(complete, "hint")[0]

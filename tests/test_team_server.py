@@ -10,9 +10,9 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests import pipeline, servers
+from tests import mirror, pipeline, servers
 from tests.story import Story, start
-from tipline import modelfiles, registry, tracking
+from tipline import cluster, modelfiles, registry, tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,10 +97,10 @@ def clone(story: Story, root: Path, server: Team, environment: dict[str, str]) -
 
 
 @pytest.fixture(scope="module")
-def writer(server: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def writer(request: pytest.FixtureRequest, server: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project whose first `dvc repro` was a writer's, pushed to the team's S3."""
-    story = start(tmp_path_factory.mktemp("writer") / "project", months=MONTHS)
-    story.environment = server.client("writer")
+    story = start(tmp_path_factory.mktemp("writer") / "project", **mirror.SMALL)
+    story.environment = server.client("writer") | {cluster.ADDRESS: pipeline.dask_cluster(request)}
     story.run("dvc", "remote", "add", "--default", "team", "s3://dvc/tipline")
     story.run("dvc", "remote", "modify", "team", "endpointurl", f"http://{server.s3.place}")
     remote(story, server)

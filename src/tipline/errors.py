@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 SHOWN_LETTERS = 60
 SECRETS = re.compile(
-    r"(?<=://)[^/\s?#]*(?=@)|(?<=[?&])([\w.-]*(?:signature|sig|token|secret|passw\w*|credential|key(?:id)?)=)[^&\s'\")]*",
+    # What stands before an @, a password with slashes, too, but no port and path; what a parameter's name gives away.
+    r"(?<=://)(?:[^/\s?#@:]*:(?!\d{1,5}/)\S*|[^/\s?#@:]*)(?=@)|"
+    r"(?<=[?&;#])((?:[\w.-]*(?:signature|sig|token|secret|pass\w*|pwd|auth\w*|jwt|credential|key(?:id)?)|code)=)"
+    r"[^&;\s'\")]*",
     re.IGNORECASE,
 )
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tipline import check, cluster, files, git, modelfiles, pyfunc, registry, tracking, trust
+from tipline import check, cluster, files, git, modelfiles, promotions, pyfunc, registry, tracking, trust
 from tipline.errors import TiplineError
 from tipline.layout import month_name
 
@@ -120,7 +121,16 @@ def alias(state: State) -> list[Finding] | None:
         return None
     if state.registry.champion is None:
         return [Finding("the registry has no champion, models/champion/ has one", "dvc repro")]
+    written, digest = promotions.last(state.layout, state.settings.register_.name), champion_digest(state.registry)
+    if written is not None and digest not in {None, written["digest"]}:
+        what = "models/promotions.jsonl ends with another champion than the registry has"
+        return [Finding(what, "git pull; then dvc repro register", wrong=False)]
     return []
+
+
+def champion_digest(found: Registry) -> str | None:
+    """The digest of the registry's champion."""
+    return found.champion.tags.get(tracking.DIGEST) if found.champion else None
 
 
 def champion_files(state: State) -> list[Finding] | None:
@@ -170,7 +180,7 @@ def register_again(version: ModelVersion, address: str) -> str:
     client = f"mlflow.MlflowClient({address!r})" if address.startswith("sqlite:") else "mlflow.MlflowClient()"
     run = f"c.delete_run({version.run_id!r}); " if version.run_id else ""
     gone = f"c.delete_model_version({version.name!r}, '{version.version}')"
-    return f'python -c "import mlflow; c = {client}; {run}{gone}" && dvc repro'
+    return f"python -c {shlex.quote(f'import mlflow; c = {client}; {run}{gone}')} && dvc repro"
 
 
 def predictions(state: State) -> list[Finding]:

@@ -24,7 +24,11 @@ class Layout:
         `dvc exp run --temp` runs the stages in a copy of the project, and names the original in DVC_ROOT: MLflow's
         store and relative sources are looked up there.
         """
-        return Path(os.environ.get("DVC_ROOT", self.root))
+        top = os.environ.get("DVC_ROOT")
+        here = next((folder for folder in (self.root, *self.root.parents) if (folder / ".dvc").is_dir()), self.root)
+        if top is None or Path(top).resolve() == here.resolve():
+            return self.root
+        return Path(top) / self.root.relative_to(here)  # the project need not be the repository's root
 
     @property
     def temporary(self) -> bool:

@@ -44,25 +44,37 @@ def run(settings: Settings, layout: Layout, wanted: str | None = None, force: st
     GateRefusedError
         Where the gate refuses it, or cannot be asked.
     """
+    if wanted is not None and not wanted.strip():
+        raise UsageError("No version or run is named.", "command line", "Name one, or none for the newest version.")
     if force is not None and not force.strip():
         raise UsageError("--force has no reason.", "command line, --force", 'Say why: --force "reason"')
     with tracking.connect(layout) as client, tracking.alone(layout):
         version = registry.adopt(client, settings, layout, asked_for(client, settings.register_.name, wanted))
-        before = registry.by_alias(client, version.name) or scoring(client, layout, version.name, force)
-        if before and before.tags.get(tracking.DIGEST) == registry.digest_of(version):
+        champion = registry.by_alias(client, version.name)
+        if champion and champion.tags.get(tracking.DIGEST) == registry.digest_of(version):
             log.info("version %s of %s is the champion already", version.version, version.name)
             return
         challenger = fetched(version)  # whatever the gate says: only files that are those of the digest may score
-        if before:
-            promotions.notice(client, layout, before)
+        if champion:
+            promotions.notice(client, layout, champion)
+        before = champion or scoring(client, layout, version.name, force)
+        if before is None or before.tags.get(tracking.DIGEST) == registry.digest_of(version):
+            words = "There was no other champion."
+        else:
             verdict = judged(client, settings, layout, {"challenger": version, "champion": before}, challenger)
             words = admitted(verdict, version, before, force)
-        else:
-            words = "There was no champion."
-        note(client, version, words, force)
+        note(client, layout, version, words, force)
         promotions.change(client, layout, "promote", before, version, words, force)
     was = f", it was version {before.version}" if before else ""
-    log.info("champion of %s: version %s%s. `dvc repro` scores with it.", version.name, version.version, was)
+    log.info("champion of %s: version %s%s. %s", version.name, version.version, was, follows(settings))
+
+
+def follows(settings: Settings) -> str:
+    """What the next `dvc repro` makes of a change of champion."""
+    pinned = settings.score.version
+    if isinstance(pinned, int):
+        return f"But score.version in params.yaml pins version {pinned}: `dvc repro` goes on scoring with that."
+    return "`dvc repro` scores with it."
 
 
 def scoring(client: MlflowClient, layout: Layout, name: str, force: str | None) -> ModelVersion | None:
@@ -172,9 +184,9 @@ def admitted(verdict: Mapping[str, Any], version: ModelVersion, champion: ModelV
     raise GateRefusedError(words, where, todo)
 
 
-def note(client: MlflowClient, version: ModelVersion, words: str, force: str | None) -> None:
+def note(client: MlflowClient, layout: Layout, version: ModelVersion, words: str, force: str | None) -> None:
     """Keep with the version what the gate said, who promoted it, and why if it was forced."""
-    tags = {registry.VERDICT: words, BY: promotions.who(), **({} if force is None else {FORCED: force})}
+    tags = {registry.VERDICT: words, BY: promotions.who(layout), **({} if force is None else {FORCED: force})}
     if force is None and FORCED in version.tags:
         client.delete_model_version_tag(version.name, str(version.version), FORCED)
     for name, value in tags.items():

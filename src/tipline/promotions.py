@@ -33,15 +33,23 @@ APPLIED_ON, BEFORE_APPLIED = "refs/exps/apply/ORIG_HEAD", "refs/exps/apply/stash
 
 
 def history(layout: Layout, name: str) -> list[dict[str, Any]]:
-    """The changes of a model's champion, oldest first; a line that was cut off is none."""
+    """The changes of a model's champion, oldest first; a line that was cut off is none.
+
+    In the order of time: git, where it merges two clones' lines, puts them one after the other.
+    """
     if not layout.promotions.is_file():
         return []
     found = []
     for line in layout.promotions.read_text(encoding="utf-8", errors="replace").splitlines():
         match parsed(line):
-            case {"name": str(model), "how": str(), "to": {"digest": str(), "version": _}} as change if model == name:
+            case {
+                "when": str(),
+                "name": str(model),
+                "how": str(),
+                "to": {"digest": str(), "version": _},
+            } as change if model == name:
                 found.append(change)
-    return found
+    return sorted(found, key=lambda change: str(change["when"]))
 
 
 def parsed(line: str) -> Any:  # noqa: ANN401 (whatever json holds)
@@ -56,12 +64,20 @@ def bring_back(layout: Layout) -> None:
     """Put lines back that `dvc exp apply` took away: it brings every file in git to what the experiment had."""
     path = layout.promotions
     here = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    known = list(dict.fromkeys(line for revision in applied_on(layout) for line in lines_of(layout, revision)))
-    if set(known) - set(here):
-        with files.replacing(path) as temporary:
-            lines = [*known, *(line for line in here if line not in known)]
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    known = {identity(line): line for revision in applied_on(layout) for line in lines_of(layout, revision)}
+    missing = [line for key, line in known.items() if key not in set(map(identity, here))]
+    if missing:
+        lines = sorted([*here, *missing], key=lambda line: identity(line)[0])
+        files.write_text(path, "".join(f"{line}\n" for line in lines))
         log.info("%s had lost lines: they are back", path.name)
+
+
+def identity(line: str) -> tuple[str, ...]:
+    """What tells a line from others, its time first: a word in it that was corrected makes no other line of it."""
+    match parsed(line):
+        case {"when": str(when), "name": str(name), "to": {"digest": str(digest)}}:
+            return when, name, digest
+    return "", line
 
 
 def applied_on(layout: Layout) -> list[str]:
@@ -109,7 +125,7 @@ def change(
 ) -> None:
     """Make a version the champion and write it down; where this is ended in between, `register` notices the change."""
     registry.promote(client, new)
-    write(layout, how, named(old) if old else last(layout, new.name), new, who(), verdict, reason)
+    write(layout, how, named(old) if old else last(layout, new.name), new, who(layout), verdict, reason)
     mark(client, new)
 
 
@@ -126,12 +142,17 @@ def notice(client: MlflowClient, layout: Layout, champion: ModelVersion) -> None
     written = client.get_registered_model(champion.name).tags.get(WRITTEN)
     if written == str(champion.version) or tracking.DIGEST not in champion.tags:
         return
-    known = last(layout, champion.name)
-    if known is None or known["digest"] != registry.digest_of(champion):
+    old = former(client, layout, champion.name, written)
+    if old is None or old["digest"] != registry.digest_of(champion):
         client.set_registered_model_tag(champion.name, WRITTEN, written or "")  # who may not is told before the line
-        verdict = champion.tags.get(registry.VERDICT)
-        write(layout, "noticed", known, champion, None, verdict, None)
+        write(layout, "noticed", old, champion, None, champion.tags.get(registry.VERDICT), None)
     mark(client, champion)
+
+
+def former(client: MlflowClient, layout: Layout, name: str, written: str | None) -> Mapping[str, Any] | None:
+    """The champion that was written down last: by any clone, as the registry says; else by this one."""
+    there = [version for version in registry.versions(client, name) if str(version.version) == written]
+    return named(there[0]) if there else last(layout, name)
 
 
 def mark(client: MlflowClient, champion: ModelVersion) -> None:
@@ -170,10 +191,11 @@ def write(
     files.append_line(layout.promotions, json.dumps(line))
 
 
-def who() -> str:
+def who(layout: Layout) -> str:
     """The user that MLflow's server knows, else as the system says."""
+    served = tracking.database_of(layout) is None
     try:
-        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+        return (os.environ.get("MLFLOW_TRACKING_USERNAME") if served else None) or getpass.getuser()
     except (OSError, KeyError):  # a container's user that has no name
         return "unknown"
 

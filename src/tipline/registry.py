@@ -168,7 +168,8 @@ def run_named(client: MlflowClient, wanted: str) -> Run:
 
 def names_of(run: Run) -> list[str]:
     """What a person may call a run."""
-    return [run.info.run_id, run.info.run_name, *run.data.tags.get(tracking.EXPERIMENT, "").split(", ")]
+    names = (run.info.run_id, run.info.run_name, *run.data.tags.get(tracking.EXPERIMENT, "").split(", "))
+    return [name for name in names if name]
 
 
 def version_of_run(client: MlflowClient, name: str, run: Run) -> ModelVersion:

@@ -39,10 +39,11 @@ def run(settings: Settings, layout: Layout, reason: str | None = None) -> None:
         promote.fetched(back)  # only files that are those of the digest may score
         verdict = back.tags.get(registry.VERDICT)
         promotions.change(client, layout, promotions.ROLLBACK, champion, back, verdict, reason)
-    log.info("champion of %s: version %s again, it was version %s.", name, back.version, champion.version)
+    was, follows = champion.version, promote.follows(settings)
+    log.info("champion of %s: version %s again, it was version %s. %s", name, back.version, was, follows)
     months = ", ".join(promotions.scored_by(layout, settings.months, champion.tags.get(tracking.DIGEST)))
     if months:
-        log.info("version %s had scored %s: `dvc repro` scores them again.", champion.version, months)
+        log.info("version %s had scored %s", champion.version, months)
 
 
 def before(client: MlflowClient, layout: Layout, champion: ModelVersion) -> ModelVersion:

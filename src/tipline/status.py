@@ -159,7 +159,8 @@ def advice(state: State, missing: list[str]) -> str:
         return "dvc repro"
     if not all((layout.challenger / name).is_file() for name in modelfiles.FILES):
         return "dvc repro: models/challenger is missing, its training did not end"
-    if champion is not None and champion.tags.get(tracking.DIGEST) != ref["digest"]:
+    pinned = isinstance(state.settings.score.version, int)
+    if champion is not None and champion.tags.get(tracking.DIGEST) != ref["digest"] and not pinned:
         return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
     return f"dvc repro: {len(missing)} months to score" if missing else when_scored(layout)
 

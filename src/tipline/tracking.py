@@ -41,6 +41,7 @@ import requests  # noqa: E402
 from mlflow.entities import Metric, Param  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
+from sqlalchemy import make_url  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ REASON = re.compile(
 
 def store(layout: Layout) -> str:
     """The store's address: MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens in the project."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{layout.home / DATABASE}"
+    address = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE}"
+    if not address.startswith(SQLITE):
+        return address
+    # A relative path is one of the project: `dvc exp run --temp` works in a copy, which is deleted then.
+    place = make_url(address)
+    return place.set(database=str(layout.home / (place.database or DATABASE))).render_as_string(hide_password=False)
 
 
 def without_password(text: str) -> str:
@@ -99,24 +105,29 @@ def connect(layout: Layout) -> Iterator[MlflowClient]:
         if database := database_of(layout):
             with alone(layout):  # two processes that make a fresh database at once break it for good
                 MlflowClient().search_experiments(max_results=1)
-                follow_move(database)
+                follow_move(database, layout.home)
         yield MlflowClient()
-    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
+    except ModuleNotFoundError as error:
+        todo = f"Install it beside tipline, or name another store: uv pip install {error.name}"
+        raise TiplineError(f"This store needs {error.name}.", without_password(address), todo) from error
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException) as error:
         raise trouble(error, address) from error
 
 
 @contextlib.contextmanager
 def alone(layout: Layout) -> Iterator[None]:
-    """Wait until no other process of this machine writes what it has found missing; clients of a server need not."""
-    database = database_of(layout)
-    with filelock.FileLock(database.with_name(f".{database.stem}.lock")) if database else contextlib.nullcontext():
+    """Wait until no other process writes to this workspace or database what it has found missing."""
+    stores = {layout.home / DATABASE, database_of(layout) or layout.home / DATABASE}
+    with contextlib.ExitStack() as stack:
+        for path in sorted(stores):
+            stack.enter_context(filelock.FileLock(path.with_name(f".{path.stem}.lock")))
         yield
 
 
 def database_of(layout: Layout) -> Path | None:
     """The file of the store, None where it is no sqlite database."""
     address = store(layout)
-    return Path(address.removeprefix(SQLITE)).absolute() if address.startswith(SQLITE) else None
+    return Path(str(make_url(address).database)) if address.startswith(SQLITE) else None
 
 
 # Where MLflow's database has paths: as an address or as a plain one.
@@ -128,7 +139,7 @@ PLACES = (
 )
 
 
-def follow_move(database: Path) -> None:
+def follow_move(database: Path, project: Path) -> None:
     """Let a database that was moved or copied together with its artifacts name the folder that they are in now.
 
     MLflow keeps absolute paths, and has no command that changes them: a moved project would have lost its models, and a
@@ -139,7 +150,7 @@ def follow_move(database: Path) -> None:
         query = "SELECT artifact_location FROM experiments WHERE name = ?"
         found = connection.execute(query, (f"{PREFIX}train",)).fetchone()
         then, own, _ = str(found[0] if found else "").rpartition(f"/{ARTIFACTS}/train")
-        if not own or then == home.as_uri() or not (home / ARTIFACTS).is_dir():
+        if not own or then == home.as_uri() or not (home == project or (home / ARTIFACTS).is_dir()):
             return
         pairs = ((then, home.as_uri()), (url2pathname(urlsplit(then).path), str(home)))
         for (table, column), (old, new) in itertools.product(PLACES, pairs):

@@ -96,9 +96,11 @@ def followed(
     champion = registry.by_alias(client, name)
     if champion is None:
         return first(client, layout, challenger, before)
+    if layout.temporary:  # an experiment's settings are not what a version is adopted by
+        registry.digest_of(champion)
+        return champion
     champion = registry.adopt(client, settings, layout, champion)
-    if not layout.temporary:
-        notice(client, layout, champion)
+    notice(client, layout, champion)
     return champion
 
 
@@ -121,6 +123,8 @@ def first(client: MlflowClient, layout: Layout, challenger: Ref, before: Ref | N
     """
     name = challenger["name"]
     lost = lost_champion(layout, name, before)
+    if before and lost and before["digest"] != lost["digest"] and before["name"] == name:
+        raise two(layout, name, before, lost)
     wanted = lost or challenger
     here = held(layout, wanted["digest"])
     if here and not layout.temporary:
@@ -138,6 +142,14 @@ def first(client: MlflowClient, layout: Layout, challenger: Ref, before: Ref | N
     promotions.notice(client, layout, found[-1])
     log.info("the registry had no champion: it was given the one of before, as version %s", found[-1].version)
     return found[-1]
+
+
+def two(layout: Layout, name: str, before: Ref, lost: Ref) -> TiplineError:
+    """The error for files and log that name two champions, where the registry names none."""
+    here, there = (f"version {one['version']} (digest {one['digest'][:12]})" for one in (before, lost))
+    what = f"MLflow's registry has no champion of {name}; models/champion/ is {here}, the log's last is {there}."
+    todo = 'Pull the lines of other clones (git pull), or say which: tipline promote VERSION --force "reason"'
+    return TiplineError(what, str(layout.promotions), todo)
 
 
 def lost_champion(layout: Layout, name: str, before: Ref | None) -> Ref | None:
