@@ -95,6 +95,7 @@ def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tipline.layout import Layout
 
     layout = Layout(tmp_path_factory.mktemp("mlflow"))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a test before, in another module
     with tracking.connect(layout):
         pass
     # MLflow writes the address there, for its own subprocesses.

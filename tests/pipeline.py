@@ -114,6 +114,14 @@ def write_project(root: Path, **sections: Any) -> Layout:
     return Layout(root)
 
 
+# A cluster that is idle while other tests run would take a seventh of a core to look at itself.
+QUIET = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "60s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+}
+
+
 @contextlib.contextmanager
 def running(
     *command: str, folder: Path | None = None, printed: Path | None = None
@@ -123,8 +131,11 @@ def running(
     What it prints is added to the file `printed`.
     """
     arguments = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    environment = os.environ | QUIET
     with (printed or Path(os.devnull)).open("ab") as out:
-        process = subprocess.Popen(arguments, cwd=folder, start_new_session=True, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            arguments, cwd=folder, start_new_session=True, stdout=out, stderr=out, env=environment
+        )
     try:
         yield process
     finally:
