@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests import pipeline, story
+from tests import mirror, pipeline
 from tests.conftest import ROOT, missing
-from tipline import demo, month
+from tipline import month
 from tipline.errors import NotPublishedError, UsageError
 from tipline.layout import Layout
 
@@ -30,17 +30,10 @@ if TYPE_CHECKING:
 
     Done = subprocess.CompletedProcess[str]
 
-MONTHS = ["2009-01", "2009-02", "2009-03"]
-NEW, NEVER = "2009-04", "2009-07"
+MONTHS = mirror.MONTHS
+NEW, NEVER = "2009-04", "2010-01"
 COMMENT = "# a comment of ours\n"
 DOCS = ROOT / "docs/monthly.md"
-
-
-def publish(folder: Path, *months: str, seed: int = 1) -> None:
-    """Put months where the project's source looks for them."""
-    folder.mkdir(exist_ok=True)
-    for name in months:
-        demo.write_month(folder / f"{name}.parquet", name, 3000, seed)
 
 
 @dataclass
@@ -62,16 +55,10 @@ class Life:
         }
         return done
 
-    @property
-    def published(self) -> Path:
-        """Where the months come from."""
-        return self.story.root.parent / "published"
 
-
-def begun(folder: Path) -> Life:
-    """A project whose months come from a folder, in a git with a remote, with a DVC remote."""
-    publish(folder / "published", *MONTHS, NEW)
-    lived = Life(story.start(folder / "project", months=MONTHS, source="../published/{month}.parquet"))
+def begun(request: pytest.FixtureRequest, folder: Path) -> Life:
+    """A project in a git with a remote, with a DVC remote."""
+    lived = Life(mirror.lived(request, folder / "project"))
     settings = lived.story.root / "params.yaml"
     settings.write_text(COMMENT + settings.read_text())
     (folder / "remote").mkdir()
@@ -90,9 +77,9 @@ def begun(folder: Path) -> Life:
 
 
 @pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
-    """Some weeks of a project's life, the first of which ends with a kill."""
-    lived = begun(tmp_path_factory.mktemp("life"))
+def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    """A month of a project's life, which begins with a kill."""
+    lived = begun(request, tmp_path_factory.mktemp("life"))
     lived.run("not published", "tipline", "month", NEVER)
     lived.run("unchanged", "git", "status", "--porcelain")
     lived.killed = kill_in_the_middle(lived)
@@ -102,9 +89,6 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     for command in commands(lived.told["again"].stdout.splitlines()):
         lived.run(command, "sh", "-c", command)
     lived.committed = list(month.to_commit(Layout(lived.story.root), NEW))
-    publish(lived.published, NEW, seed=2)
-    lived.run("republished", "dvc", "repro", "-f", f"download@{NEW}")
-    lived.run("republished, the rest", "dvc", "repro")
     return lived
 
 
@@ -131,7 +115,7 @@ def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(life: Lif
     assert done.returncode == 5, done.stdout + done.stderr
     assert "Running stage" not in done.stdout
     assert life.told["unchanged"].stdout == ""
-    assert life.scored["not published"] == {}
+    assert set(life.scored["not published"]) == set(MONTHS)
 
 
 def test_a_run_that_was_killed_is_gone_on_with(life: Life) -> None:
@@ -144,8 +128,8 @@ def test_a_run_that_was_killed_is_gone_on_with(life: Life) -> None:
 
 def test_the_month_is_judged_in_one_line(life: Life) -> None:
     judged = next(one for one in months_json(life.story.root) if one["month"] == NEW)
-    (line,) = (line for line in life.told["gone on"].stdout.splitlines() if line.startswith(f"{NEW}: 3,000 rows"))
-    assert re.match(rf"{NEW}: 3,000 rows, skill -?0\.\d{{4}}, {judged['verdict']}: \S", line)
+    (line,) = (line for line in life.told["gone on"].stdout.splitlines() if line.startswith(f"{NEW}: 2,000 rows"))
+    assert re.match(rf"{NEW}: 2,000 rows, skill -?0\.\d{{4}}, {judged['verdict']}: \S", line)
 
 
 def months_json(root: Path) -> list[dict[str, str]]:
@@ -160,7 +144,7 @@ def test_the_months_line_is_all_that_changes_in_params(life: Life) -> None:
 
 def test_a_second_run_says_the_same(life: Life) -> None:
     first, second = (life.told[step].stdout.splitlines() for step in ("gone on", "again"))
-    end = next(number for number, line in enumerate(first) if line.startswith(f"{NEW}: 3,000 rows"))
+    end = next(number for number, line in enumerate(first) if line.startswith(f"{NEW}: 2,000 rows"))
     assert second[0] == first[0]
     assert second[second.index(first[end]) :] == first[end:]
     assert life.scored["again"] == life.scored["gone on"]
@@ -169,7 +153,7 @@ def test_a_second_run_says_the_same(life: Life) -> None:
 def test_the_commands_that_it_prints_commit_and_push_all(life: Life) -> None:
     told = commands(life.told["again"].stdout.splitlines())
     assert told == [
-        "git add params.yaml dvc.lock models/promotions.jsonl",
+        "git add params.yaml dvc.lock",
         f'git commit -m "Score {NEW}"',
         "git push",
         "dvc push",
@@ -178,22 +162,19 @@ def test_the_commands_that_it_prints_commit_and_push_all(life: Life) -> None:
     assert life.committed == ["nothing to commit", "  git push", "  dvc push"]
 
 
-def test_a_republished_month_is_scored_again_and_no_other(life: Life) -> None:
-    assert [life.told[step].returncode for step in ("republished", "republished, the rest")] == [0, 0]
-    before, after = life.scored["again"], life.scored["republished, the rest"]
-    assert {name for name in after if after[name] != before[name]} == {NEW}
-
-
 def test_a_month_that_cannot_be_prepared_is_told_with_the_way_on(life: Life, tmp_path: Path) -> None:
-    (life.published / "2009-06.parquet").write_text("<html>")
-    shutil.copyfile(life.story.root / "params.yaml", tmp_path / "params.yaml")
-    done = life.run("damaged", "tipline", "month", "2009-06")
-    shutil.copyfile(tmp_path / "params.yaml", life.story.root / "params.yaml")
+    settings, other = life.story.root / "params.yaml", "2009-05"
+    shutil.copyfile(settings, tmp_path / "params.yaml")
+    in_the_way = life.story.root / f"data/trips/month={other}"
+    in_the_way.write_text("a file")
+    done = life.run("failed", "tipline", "month", other)
+    shutil.copyfile(tmp_path / "params.yaml", settings)
+    in_the_way.unlink()
     assert done.returncode == 1
-    assert "web page" in done.stdout + done.stderr
-    assert done.stderr.rstrip().endswith("Mend it, then go on: tipline month 2009-06")
+    assert f"month={other}" in done.stdout + done.stderr
+    assert done.stderr.rstrip().endswith(f"Mend it, then go on: tipline month {other}")
     assert "Traceback" not in done.stdout + done.stderr
-    assert life.scored["damaged"] == life.scored["republished, the rest"]
+    assert life.scored["failed"] == life.scored["again"]
 
 
 @pytest.mark.parametrize("library", ["duckdb", "pandas", "dask"])
@@ -206,8 +187,8 @@ def test_the_page_shows_how_predictions_are_read(life: Life, library: str) -> No
     done = life.story.run(sys.executable, "-c", script)
     assert done.returncode == 0, done.stderr
     rows, mean, months = done.stdout.split()[-3:]
-    receipts = life.scored["republished, the rest"].values()
-    assert int(rows) == sum(json.loads(receipt)["rows"] for receipt in receipts) == 3000 * 4
+    receipts = life.scored["again"].values()
+    assert int(rows) == sum(json.loads(receipt)["rows"] for receipt in receipts) == 2000 * 4
     assert 0 < float(mean) < 1
     assert int(months) == 4
 

@@ -270,7 +270,6 @@ def test_no_password_of_an_address_is_shown(text: str, shown: str) -> None:
 # Of each of these the server has done what it was asked for, and the client does not know it.
 STEPS = {
     "runs/create": 0.1,
-    "log-batch": 0.2,
     "mlflow-artifacts": 0.3,
     "logged-models": 0.4,
     "model-versions/create": 0.5,
