@@ -20,8 +20,8 @@ repro: $(READY) ## set up, then run every stage that is out of date
 	dvc repro
 
 # make ends with 2 whatever fails; cron, which should see 5 for a month that is not published, calls `tipline month`.
-month: $(if $(M),$(READY)) ## fetch, score and judge one more month: make month M=2009-05
-	@test -n '$(M)' || { echo 'which month? make month M=2009-05'; exit 2; }
+month: $(if $(M),$(READY)) ## fetch, score and judge one more month: make month M=2009-06
+	@test -n '$(M)' || { echo 'which month? make month M=2009-06'; exit 2; }
 	@tipline month '$(M)'
 
 test: $(READY) ## set up, then run the tests

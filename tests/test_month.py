@@ -261,7 +261,7 @@ def made(folder: Path, *arguments: str) -> Done:
 def test_make_month_without_a_month_says_how_to_call_it(tmp_path: Path) -> None:
     done = made(tmp_path, "month")
     assert done.returncode == 2
-    assert "make month M=2009-05" in done.stdout + done.stderr
+    assert "make month M=2009-06" in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
 
 

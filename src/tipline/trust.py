@@ -53,6 +53,7 @@ ENDINGS = re.compile(r"\.(pkl|pickle|cloudpickle|joblib|dill|pt|pth|pyc|pyo)(\.\
 # Without one of these a pickle is data.
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
+ARCHIVE = b"PK\x03\x04"
 SCHEMA = "schema.json"
 # What a file that is made to mislead may bring about in what reads it.
 DAMAGE = (
@@ -278,6 +279,8 @@ def pickled_entry(data: bytes) -> str | None:
 
 def is_pickle(data: bytes) -> bool:
     """Whether bytes are a pickle that calls something; it is read instruction by instruction, and none is obeyed."""
+    if data.startswith(ARCHIVE):  # some of these happen to read like instructions; what is in them is looked at
+        return False
     if PICKLE.match(data):
         return True
     calls = False

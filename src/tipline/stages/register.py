@@ -35,6 +35,7 @@ def run(settings: Settings, layout: Layout) -> None:
     with tracking.connect(layout) as client, tracking.alone(layout):
         if not layout.temporary:
             promotions.bring_back(layout)
+            refill(client, layout, settings.register_.name, before)
         challenger = mirrored(client, settings, layout)
         champion = followed(client, settings, layout, challenger, before)
         ref = named(champion) if champion else unregistered(layout, challenger, before)
@@ -42,6 +43,13 @@ def run(settings: Settings, layout: Layout) -> None:
     log.info("challenger: %s %s; champion: %s", ref["name"], numbered(challenger), numbered(ref))
     if before and before["digest"] != ref["digest"]:
         tell_of_move(settings, layout, before, ref)
+
+
+def refill(client: MlflowClient, layout: Layout, name: str, before: Ref | None) -> None:
+    """Register the champion that is kept here, where the registry has none: before the challenger, as it was once."""
+    lost = lost_champion(layout, name, before)
+    if lost and registry.by_alias(client, name) is None and held(layout, lost["digest"]):
+        registry.ensure_version(client, layout, name, layout.champion, [])
 
 
 def current(layout: Layout) -> Ref | None:
@@ -127,8 +135,6 @@ def first(client: MlflowClient, layout: Layout, challenger: Ref, before: Ref | N
         raise two(layout, name, before, lost)
     wanted = lost or challenger
     here = held(layout, wanted["digest"])
-    if here and not layout.temporary:
-        registry.ensure_version(client, layout, name, layout.champion, [])
     found = registry.versions(client, name, wanted["digest"])
     if not found and not here and wanted["digest"] != challenger["digest"]:
         raise nowhere(layout, name, wanted)
