@@ -206,10 +206,10 @@ def once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], None]
     base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with filelock.FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            making = folder.with_name(f"{name}.{os.getpid()}")
-            make(making)
-            making.rename(folder)
+        if not (folder / "made").exists():  # MLflow's paths in it are its own: it is not renamed
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            (folder / "made").touch()
     return folder
 
 

@@ -109,7 +109,7 @@ def test_in_a_copy_of_the_project_a_relative_path_starts_at_the_original(
     factory.write_csv(tmp_path / "store" / "2009-01.csv", [factory.line()])
     layout = make_project(source="../store/{month}.csv")
     copied = layout.root / ".dvc" / "tmp" / "exps" / "one"
-    copied.mkdir(parents=True)
+    (copied / ".dvc").mkdir(parents=True)
     for name in ("dvc.yaml", "params.yaml"):
         (copied / name).write_bytes((layout.root / name).read_bytes())
     monkeypatch.setenv("DVC_ROOT", str(layout.root))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 SHOWN_LETTERS = 60
 SECRETS = re.compile(
     # What stands before an @, a password with slashes, too, but no port and path; what a parameter's name gives away.
-    r"(?<=://)(?:[^/\s?#@:]*:(?!\d{1,5}/)\S*|[^/\s?#@:]*)(?=@)|"
+    r"(?<=://)(?:[^/\s?#]*|[^/\s?#@:]*:(?!\d{1,5}/)\S*?)(?=@)|"
     r"(?<=[?&;#])((?:[\w.-]*(?:signature|sig|token|secret|pass\w*|pwd|auth\w*|jwt|credential|key(?:id)?)|code)=)"
     r"[^&;\s'\")]*",
     re.IGNORECASE,

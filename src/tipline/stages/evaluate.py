@@ -53,7 +53,8 @@ FAILURES = (
 def run(settings: Settings, layout: Layout) -> None:
     """Write reports/evaluation.json and its picture."""
     contents = dict(zip(ROLES, (modelfiles.read(layout.challenger), modelfiles.read(layout.champion)), strict=True))
-    modelfiles.check(contents["champion"], files.read_json(layout.ref, "Run: dvc repro register")["digest"])
+    if ref := files.read_json_if_any(layout.ref):
+        modelfiles.check(contents["champion"], ref["digest"])
     made_on = {role: spec.get("months") for role, spec in specs_of(contents).items()}
     report, scores, tipped = evaluated(settings, layout, contents, made_on)
     files.write_json(layout.evaluation, report)
