@@ -174,8 +174,7 @@ def names_of(run: Run) -> list[str]:
 
 def version_of_run(client: MlflowClient, name: str, run: Run) -> ModelVersion:
     """The version of a run's model, made if the registry has none of its digest; equal models share one."""
-    kept = (tracking.DIGEST, trust.FILES, FOREIGN, tracking.EXPERIMENT)
-    tags = {tag: run.data.tags[tag] for tag in kept if tag in run.data.tags}
+    tags = of_version(run.data.tags)
     found = versions(client, name, tags[tracking.DIGEST])
     if found:
         return found[-1]
@@ -325,8 +324,13 @@ def tags_of_run(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {}
+    return of_version(tags) if tags.get(MODEL) == version.source else {}
+
+
+def of_version(tags: Mapping[str, str]) -> dict[str, str]:
+    """Those tags of a training run that its version has, too."""
     kept = (tracking.DIGEST, trust.FILES, FOREIGN, tracking.EXPERIMENT)
-    return {tag: tags[tag] for tag in kept if tag in tags} if tags.get(MODEL) == version.source else {}
+    return {tag: tags[tag] for tag in kept if tag in tags}
 
 
 def tagged(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> ModelVersion:
