@@ -19,7 +19,8 @@ import psutil  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import yaml
 
-from tipline import files, modelfiles
+from tipline import files
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -78,7 +78,7 @@ def noise() -> np.ndarray[Any, Any]:
 def take_the_model_out(dask_worker: Worker) -> None:
     """Let this worker's blocks be scored by nothing, and not be counted; all the rest is tipline's own."""
     from tipline import scoring  # noqa: PLC0415
-    from tipline.counts import Counts  # noqa: PLC0415
+    from tipline.statistics.counts import Counts  # noqa: PLC0415
 
     plugin = next(plugin for name, plugin in dask_worker.plugins.items() if name.startswith("tipline-model"))
     noise()
@@ -212,7 +212,9 @@ def predict(project: Path, blocks: list[tuple[str, int]], ready: Barrier) -> flo
     """Make the matrices of some row groups, wait for the others, return the seconds that predict_proba takes."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    from tipline import modelfiles, pyfunc, trips  # noqa: PLC0415
+    from tipline import pyfunc  # noqa: PLC0415
+    from tipline.models import modelfiles  # noqa: PLC0415
+    from tipline.months import trips  # noqa: PLC0415
 
     files = modelfiles.read(project / "models" / "champion")
     model: Any = modelfiles.load(files, modelfiles.digest(files))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tipline import demo
+from tipline.months import demo
 
 MONTHS = ("2009-01", "2024-01")
 

@@ -27,8 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import the_post
 
-from tipline import cluster, contract, demo, metrics, model, params, pyfunc
+from tipline import cluster, params, pyfunc
+from tipline.models import model
+from tipline.months import contract, demo
 from tipline.stages import prepare
+from tipline.statistics import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

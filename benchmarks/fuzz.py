@@ -29,7 +29,7 @@ class Extreme(NamedTuple):
 def commands(path: Path) -> dict[str, tuple[str, ...]]:
     """What is run on each file."""
     found: dict[str, tuple[str, ...]] = {FORMAT: (FORMAT, str(path)), "prepare": ("prepare", MONTH)}
-    if importlib.util.find_spec("tipline.check"):
+    if importlib.util.find_spec("tipline.commands.check"):
         found["check"] = ("check", str(path), MONTH)
     return found
 

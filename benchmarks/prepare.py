@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import contract, demo, files, raw
-from tipline.conform import Conformer
+from tipline import files
+from tipline.months import contract, demo, raw
+from tipline.months.conform import Conformer
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import cluster, files, scoring
-from tipline.counts import BANDS, Counts, Sums
 from tipline.layout import month_name
 from tipline.places import Folder
+from tipline.statistics.counts import BANDS, Counts, Sums
 
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64

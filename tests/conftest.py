@@ -91,8 +91,8 @@ def make_project(tmp_path: Path) -> Callable[..., Layout]:
 @pytest.fixture(scope="session")
 def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store: making one takes four seconds, copying it none."""
-    from tipline import tracking
     from tipline.layout import Layout
+    from tipline.mlflow import tracking
 
     layout = Layout(tmp_path_factory.mktemp("mlflow"))
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a test before, in another module

@@ -838,7 +838,7 @@ class Child:
         return Result(None, f"{ended}: {printed}", seconds=time.perf_counter() - started)
 
     def _start(self) -> subprocess.Popen[str]:
-        from tipline import contract
+        from tipline.months import contract
 
         # Read now, as the process does: somebody may edit the contract during a long run.
         self.schema = contract.load().schema
@@ -943,7 +943,8 @@ def serve(root: Path) -> None:
 
 def settle() -> None:
     """Read settings and contract once, and leave flushing to the disk: nine tenths of a small month's time."""
-    from tipline import contract, files, params
+    from tipline import files, params
+    from tipline.months import contract
 
     params.load, contract.load = cache(params.load), cache(contract.load)
     files.flush = lambda path: None  # noqa: ARG005 (as it is called)
@@ -967,8 +968,8 @@ def command_code(arguments: list[str]) -> int:
 
 def checked_format(path: str) -> int:
     """The check of a downloaded file; any other exception than its own ends the process."""
-    from tipline import source
     from tipline.errors import TiplineError
+    from tipline.months import source
 
     try:
         source.check_format(Path(path), "here")

@@ -37,7 +37,7 @@ def direct(path: Path) -> set[Path]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {file for name in names if (file := path_of(name) or path_of(node.module))}
         if isinstance(node, ast.Constant) and str(node.value).endswith(".html"):
-            found |= {file for file in (PACKAGE / str(node.value),) if file.is_file()}
+            found |= {file for file in (path.parent / str(node.value),) if file.is_file()}
     return found - {PACKAGE / "__init__.py"}
 
 

@@ -151,7 +151,7 @@ def assert_champion(root: Path, store: MlflowClient) -> None:
         "run": found.run_id,
         "digest": found.tags["tipline.digest"],
     }
-    from tipline import modelfiles
+    from tipline.models import modelfiles
 
     assert modelfiles.digest_in(root / "models/champion") == ref(root)["digest"]
     assert modelfiles.digest_in(root / "models/challenger") in versions(store)

@@ -98,7 +98,7 @@ def run_to(layout: Layout, last: str) -> Layout:
 
 def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) -> None:
     """Let `prepare` write row groups of so many rows; a row group is what one task scores."""
-    from tipline import raw
+    from tipline.months import raw
     from tipline.stages import prepare
 
     monkeypatch.setattr(raw, "BATCH_ROWS", rows)

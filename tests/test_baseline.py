@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tipline import baseline
+from tipline.statistics import baseline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

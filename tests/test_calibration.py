@@ -13,8 +13,12 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import pipeline, test_pyfunc
-from tipline import calibration, explain, metrics, model, modelfiles, pyfunc, sampling, trips
+from tipline import pyfunc
+from tipline.commands import explain
 from tipline.errors import TiplineError, UsageError
+from tipline.models import calibration, model, modelfiles, sampling
+from tipline.months import trips
+from tipline.statistics import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

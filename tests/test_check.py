@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, servers
-from tipline import transfer
+from tipline.months import transfer
 from tipline.stages import prepare
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def test_a_source_or_month_that_makes_no_sense_is_a_usage_error(
 def test_the_expected_parts_are_those_that_prepare_writes(
     run_cli: Run, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tipline.check.ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr("tipline.commands.check.ROW_GROUP_ROWS", 7)
     monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 7)
     path = factory.write_tpep(tmp_path / "m", *[{}] * 50)
     printed = run_cli(make_project().root, "check", str(path), MONTH)[1]

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from tests import factory
-from tipline import contract
-from tipline.contract import Contract, Match
 from tipline.errors import TiplineError, UsageError
+from tipline.months import contract
+from tipline.months.contract import Contract, Match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

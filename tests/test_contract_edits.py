@@ -14,7 +14,9 @@ import yaml
 from tests import factory, pipeline
 from tests.conftest import ROOT, settings_values
 from tests.story import Story, start
-from tipline import cluster, demo, files, modelfiles
+from tipline import cluster, files
+from tipline.models import modelfiles
+from tipline.months import demo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +56,7 @@ def add_columns(values: dict[str, Any]) -> None:
 def project(run_cli: Run, make_project: MakeProject) -> Layout:
     """A project with its own contract, and a month of 2009 and one of today prepared."""
     layout = make_project(contract=CONTRACT)
-    shutil.copyfile(ROOT / "src/tipline/contract.yaml", layout.root / CONTRACT)
+    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", layout.root / CONTRACT)
     words: list[dict[str, Any]] = [{}, {"Payment_Type": "Prepaid"}, {"Payment_Type": None}, {"Payment_Type": "CASH"}]
     factory.write_2009(layout.raw(OLD) / "month.parquet", *words)
     factory.write_tpep(layout.raw(TODAY) / "month.parquet", {}, {"payment_type": 2}, {"payment_type": 9})
@@ -387,7 +389,7 @@ def new_year(folder: Path) -> Layout:
     columns = [*settings_values()["model"]["columns"], "weather_fee", "hailed"]
     categories = settings_values()["model"]["categories"] | {"hailed": ["app", "street"]}
     layout = pipeline.write_project(folder / "project", contract=CONTRACT, train={"rows": 1500})
-    shutil.copyfile(ROOT / "src/tipline/contract.yaml", layout.root / CONTRACT)
+    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", layout.root / CONTRACT)
     pipeline.change(layout, months=list(pipeline.MONTHS[:3]), demo={"rows": 2000})
     pipeline.run(layout, "download", "prepare")
     before = [state(layout, month) for month in pipeline.MONTHS[:3]]
@@ -422,7 +424,7 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A project in which all stages have run, told to dvc; then the contract's edit for a new month, and that month."""
     story = start(tmp_path_factory.mktemp("story") / "project")
     layout = pipeline.copy(pipeline.scored(request), story.root.parent)
-    shutil.copyfile(ROOT / "src/tipline/contract.yaml", story.root / CONTRACT)
+    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", story.root / CONTRACT)
     pipeline.change(layout, contract=CONTRACT, source="published/{month}.parquet", score={"workers": 1})
     pipeline.run(layout, "params")
     story.receipts["before"] = receipts(story)

@@ -14,8 +14,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import pipeline
 from tests.test_baseline import BY, TARGET, batch, coded
-from tipline import baseline, counts, histograms, metrics, modelfiles
-from tipline.counts import Counts
+from tipline.models import modelfiles
+from tipline.statistics import baseline, counts, histograms, metrics
+from tipline.statistics.counts import Counts
 
 if TYPE_CHECKING:
     from tipline.pyfunc import Probabilities

@@ -21,8 +21,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests import pipeline
-from tipline import cluster, curve, sampling
+from tipline import cluster
 from tipline.errors import UsageError
+from tipline.models import curve, sampling
 from tipline.params import Budget
 
 if TYPE_CHECKING:

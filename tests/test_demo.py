@@ -13,8 +13,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from tipline import demo
 from tipline.errors import NotPublishedError, TiplineError
+from tipline.months import demo
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from tests import pipeline, test_foreign
-from tipline import cluster, diff_scores, files, modelfiles, registry, tracking
-from tipline.diff_scores import Difference
+from tipline import cluster, files
+from tipline.commands import diff_scores
+from tipline.commands.diff_scores import Difference
+from tipline.mlflow import registry, tracking
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import pytest
 
 from tests import factory, pipeline
 from tests.factory import line
-from tipline import contract, demo
+from tipline.months import contract, demo
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import pytest
 
 from tests import pipeline
 from tests.test_baseline import TARGET, coded
-from tipline import drift, histograms, leaks, metrics, modelfiles
+from tipline.models import leaks, modelfiles
 from tipline.pyfunc import OUTPUT
+from tipline.statistics import drift, histograms, metrics
 
 if TYPE_CHECKING:
     from tipline.pyfunc import Probabilities

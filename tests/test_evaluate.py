@@ -12,9 +12,11 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import pipeline
-from tipline import baseline, files, metrics, modelfiles, sampling
+from tipline import files
 from tipline.errors import TiplineError
+from tipline.models import modelfiles, sampling
 from tipline.stages import evaluate
+from tipline.statistics import baseline, metrics
 
 if TYPE_CHECKING:
     from pathlib import Path

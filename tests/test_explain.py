@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import pipeline
-from tipline import files, modelfiles, raw
-from tipline.conform import QUARANTINE
+from tipline import files
+from tipline.models import modelfiles
+from tipline.months import raw
+from tipline.months.conform import QUARANTINE
 from tipline.stages.prepare import QUARANTINED
 
 if TYPE_CHECKING:

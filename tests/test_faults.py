@@ -26,8 +26,9 @@ from tests import pipeline
 from tests.conftest import missing
 from tests.test_disk_full import mount
 from tests.test_score import another_champion, assert_whole, folder, parts, receipt
-from tipline import cluster, files, modelfiles, places, pyfunc, scoring
+from tipline import cluster, files, places, pyfunc, scoring
 from tipline.layout import Layout, month_name
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

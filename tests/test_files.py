@@ -13,8 +13,9 @@ import pytest
 
 from tests import factory
 from tests.conftest import missing
-from tipline import demo, files
+from tipline import files
 from tipline.errors import TiplineError
+from tipline.months import demo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from tests import pipeline
-from tipline import cluster, files, foreign, modelfiles, registry, tracking
+from tipline import cluster, files
+from tipline.mlflow import registry, tracking
+from tipline.models import foreign, modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from tipline import gate
-from tipline.intervals import Ratio
+from tipline.statistics import gate
+from tipline.statistics.intervals import Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tipline.gate import Rows
+    from tipline.statistics.gate import Rows
 
 LOSS = 0.05
 TOLERANCE, SEGMENT_TOLERANCE = 0.002, 0.01

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from tipline import contract
+from tipline.months import contract
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tipline import contract
+from tipline.months import contract
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

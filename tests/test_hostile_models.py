@@ -24,8 +24,10 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from tests import pipeline
-from tipline import cluster, model, modelfiles, pyfunc, registry, tracking, trust
+from tipline import cluster, pyfunc
 from tipline.errors import TiplineError
+from tipline.mlflow import registry, tracking
+from tipline.models import model, modelfiles, trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

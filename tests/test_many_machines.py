@@ -30,8 +30,9 @@ from distributed import Client
 from tests import pipeline, servers
 from tests.conftest import ROOT, missing
 from tests.test_score import another_champion
-from tipline import cluster, files, modelfiles, places, scoring
+from tipline import cluster, files, places, scoring
 from tipline.errors import TiplineError
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

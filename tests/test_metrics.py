@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tipline import metrics
+from tipline.statistics import metrics
 
 
 def test_skill_is_what_is_taken_off_the_baselines_loss() -> None:

@@ -16,10 +16,13 @@ import skops.io
 
 from tests import pipeline
 from tests.conftest import ROOT
-from tipline import contract, metrics, model, modelfiles, pyfunc
+from tipline import pyfunc
 from tipline.errors import TiplineError, UsageError
+from tipline.models import model, modelfiles
+from tipline.months import contract
 from tipline.params import Model as ModelSettings
 from tipline.params import Train
+from tipline.statistics import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,11 +13,12 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tests import factory, pipeline
-from tipline import baseline, cluster, drift, files, monitoring
-from tipline.counts import BANDS, Counts, Sums, band
+from tipline import cluster, files
 from tipline.errors import TiplineError
-from tipline.intervals import Ratio
 from tipline.stages import monitor
+from tipline.statistics import baseline, drift, monitoring
+from tipline.statistics.counts import BANDS, Counts, Sums, band
+from tipline.statistics.intervals import Ratio
 
 if TYPE_CHECKING:
     from pathlib import Path

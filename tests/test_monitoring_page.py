@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import missing
 from tests.test_monitor import month_of, told_of
-from tipline import page
-from tipline.counts import Counts
-from tipline.histograms import Histogram
+from tipline.pages import page
+from tipline.statistics.counts import Counts
+from tipline.statistics.histograms import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

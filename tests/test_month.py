@@ -19,7 +19,7 @@ import yaml
 
 from tests import mirror, pipeline
 from tests.conftest import ROOT, missing
-from tipline import month
+from tipline.commands import month
 from tipline.errors import NotPublishedError, UsageError
 from tipline.layout import Layout
 

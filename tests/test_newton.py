@@ -11,14 +11,15 @@ from sklearn.linear_model import LogisticRegression
 
 from tests import test_pyfunc
 from tests.test_pyfunc import SELECTIONS, train
-from tipline import model, newton, pyfunc
+from tipline import pyfunc
 from tipline.errors import TiplineError
+from tipline.models import model, newton
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-    from tipline.metrics import Labels
     from tipline.pyfunc import Floats, Matrix
+    from tipline.statistics.metrics import Labels
 
 ROWS = 4000
 FIRST = 300

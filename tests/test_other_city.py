@@ -366,5 +366,7 @@ def test_a_folder_is_no_contract(run_cli: Run, make_project: MakeProject) -> Non
 
 def test_a_contract_is_read_as_json_too(run_cli: Run, make_project: MakeProject) -> None:
     layout = make_project(contract="city.yaml")
-    (layout.root / "city.yaml").write_text(json.dumps(yaml.safe_load((ROOT / "src/tipline/contract.yaml").read_text())))
+    (layout.root / "city.yaml").write_text(
+        json.dumps(yaml.safe_load((ROOT / "src/tipline/months/contract.yaml").read_text()))
+    )
     assert run_cli(layout.root, "params")[0] == 0

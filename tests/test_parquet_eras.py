@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, parquet_months
-from tipline import contract
+from tipline.months import contract
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tipline import plots
+from tipline.pages import plots
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,9 +17,9 @@ import pytest
 
 from tests import factory
 from tests.factory import line
-from tipline import contract, demo, raw
-from tipline.conform import Conformer
 from tipline.errors import TiplineError
+from tipline.months import contract, demo, raw
+from tipline.months.conform import Conformer
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

@@ -13,8 +13,11 @@ import pytest
 
 from tests import pipeline, test_foreign
 from tests.test_registry import NAME, champion, client, train_another
-from tipline import files, modelfiles, promote, registry
+from tipline import files
+from tipline.commands import promote
 from tipline.errors import UsageError
+from tipline.mlflow import registry
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

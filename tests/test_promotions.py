@@ -15,8 +15,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import pipeline
-from tipline import files, modelfiles, promote, promotions, registry, rollback, tracking
+from tipline import files
+from tipline.commands import promote, rollback
 from tipline.errors import TiplineError, UsageError
+from tipline.mlflow import promotions, registry, tracking
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import pipeline
-from tipline import model, modelfiles, pyfunc
+from tipline import pyfunc
+from tipline.models import model, modelfiles
 from tipline.params import Train
 
 if TYPE_CHECKING:

@@ -18,8 +18,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tests import pipeline
-from tipline import cluster, files, modelfiles, promote, promotions, registry, tracking
+from tipline import cluster, files
+from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
+from tipline.mlflow import promotions, registry, tracking
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

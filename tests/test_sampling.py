@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory
-from tipline import contract, demo, sampling
+from tipline.models import sampling
+from tipline.months import contract, demo
 from tipline.stages import prepare
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ import pytest
 from distributed import Client
 
 from tests import pipeline
-from tipline import cluster, files, modelfiles, progress, scoring
-from tipline.counts import Counts
+from tipline import cluster, files, progress, scoring
 from tipline.errors import MonthsFailedError, TiplineError
+from tipline.models import modelfiles
 from tipline.stages import score
+from tipline.statistics.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

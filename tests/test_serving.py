@@ -21,7 +21,7 @@ import pytest
 from tests import pipeline
 from tests.conftest import missing
 from tests.servers import free_port
-from tipline import registry, tracking
+from tipline.mlflow import registry, tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

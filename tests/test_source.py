@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, servers
-from tipline import demo, files, source, transfer
+from tipline import files
+from tipline.months import demo, source, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

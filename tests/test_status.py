@@ -17,8 +17,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import pipeline, servers
-from tipline import cluster, files, health, modelfiles, promote, pyfunc, registry, status, tracking
+from tipline import cluster, files, pyfunc
+from tipline.commands import health, promote, status
 from tipline.errors import TiplineError
+from tipline.mlflow import registry, tracking
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

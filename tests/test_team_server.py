@@ -12,7 +12,9 @@ from mlflow.tracking import MlflowClient
 
 from tests import mirror, pipeline, servers
 from tests.story import Story, start
-from tipline import cluster, modelfiles, registry, tracking
+from tipline import cluster
+from tipline.mlflow import registry, tracking
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

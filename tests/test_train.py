@@ -13,8 +13,10 @@ import pytest
 from sklearn.metrics import log_loss
 
 from tests import pipeline
-from tipline import baseline, files, metrics, modelfiles, sampling
+from tipline import files
 from tipline.errors import TiplineError, UsageError
+from tipline.models import modelfiles, sampling
+from tipline.statistics import baseline, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,8 +24,9 @@ import pytest
 import s3fs
 
 from tests import factory, servers
-from tipline import demo, errors, transfer
+from tipline import errors
 from tipline.errors import NotPublishedError, TiplineError
+from tipline.months import demo, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,8 +17,9 @@ import s3fs
 
 from tests import pipeline, servers
 from tests.test_score import another_champion
-from tipline import cluster, files, scoring, verify
-from tipline.counts import BANDS, Counts, Sums
+from tipline import cluster, files, scoring
+from tipline.commands import verify
+from tipline.statistics.counts import BANDS, Counts, Sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,12 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tipline import curve
+from tipline.models import curve
 from tipline.params import Budget
 
 if TYPE_CHECKING:
-    from tipline.metrics import Labels
     from tipline.pyfunc import Codes, Floats, Matrix
+    from tipline.statistics.metrics import Labels
 
     Draws = np.random.Generator
 

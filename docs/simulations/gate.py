@@ -2,9 +2,10 @@
 
 Usage: python docs/simulations/gate.py [--runs N] [--into docs/gate.md]
 
-Each run simulates what two models' losses come to and asks `tipline.gate`. A day's gain is the true gain, the month's
-effect, the day's effect, which is serially correlated (AR(1)), and what its rows add, one by one. Months scatter
-as those of 2009 do (docs/simulations/real_gate.py), days as between models of 50,000 and 100,000 rows on the demo's.
+Each run simulates what two models' losses come to and asks `tipline.statistics.gate`. A day's gain is the true gain,
+the month's effect, the day's effect, which is serially correlated (AR(1)), and what its rows add, one by one. Months
+scatter as those of 2009 do (docs/simulations/real_gate.py), days as between models of 50,000 and 100,000 rows on the
+demo's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.signal import lfilter
 
-from tipline import gate
-from tipline.intervals import CONFIDENCE, Ratio
+from tipline.statistics import gate
+from tipline.statistics.intervals import CONFIDENCE, Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from tipline import baseline, contract, gate, metrics, model, params, pyfunc, sampling, trips
-from tipline.intervals import Ratio
+from tipline import params, pyfunc
 from tipline.layout import Layout
+from tipline.models import model, sampling
+from tipline.months import contract, trips
 from tipline.stages import evaluate
+from tipline.statistics import baseline, gate, metrics
+from tipline.statistics.intervals import Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

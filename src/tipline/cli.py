@@ -72,22 +72,22 @@ COMMANDS = {
     # What a person needs beside them.
     "status": Command(
         "show champion, challenger, months not scored yet, last figures; check all, with the command that mends it",
-        "status:run",
+        "commands.status:run",
     ),
     "month": Command(
         "add a month that is published, run `dvc repro`, say its verdict and what to commit",
-        "month:run",
+        "commands.month:run",
         (MONTH,),
         KEPT,
     ),
     "check": Command(
         "say how months of a source would be understood, from their headers and footers alone",
-        "check:run",
+        "commands.check:run",
         (("address", {"metavar": "source", "help": "a path, https:// or s3://, with {month} in it"}), MONTHS),
     ),
     "promote": Command(
         "make a version the champion, if the gate lets it; `dvc repro` then scores with it",
-        "promote:run",
+        "commands.promote:run",
         (
             (
                 "wanted",
@@ -102,12 +102,12 @@ COMMANDS = {
     ),
     "rollback": Command(
         "make the champion before this one the champion again; `dvc repro` then scores with it",
-        "rollback:run",
+        "commands.rollback:run",
         (("--reason", {"metavar": "TEXT", "help": "why; recorded in models/promotions.jsonl"}),),
     ),
     "diff-scores": Command(
         "compare the scores of two versions over prepared months, before promoting one; writes no predictions",
-        "diff_scores:run",
+        "commands.diff_scores:run",
         (
             (
                 "names",
@@ -121,12 +121,12 @@ COMMANDS = {
     ),
     "verify": Command(
         "hold predictions against their receipts and prepared months: digests, rows, row numbers, counts",
-        "verify:run",
+        "commands.verify:run",
         (ANY_MONTHS, TRIPS_PLACE, ("--predictions", {**PLACE, "help": "a path or s3://…"})),
     ),
     "explain": Command(
         "walk back from one prediction: contributions, model, prepared and published row, source",
-        "explain:run",
+        "commands.explain:run",
         (MONTH, ("row", {"type": int, "help": "the row's number, as it stands beside the prediction"})),
     ),
 }

@@ -9,15 +9,16 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from tipline import contract, yamlfiles
+from tipline import yamlfiles
 from tipline.errors import UsageError
 from tipline.layout import ROLES
+from tipline.months import contract
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tipline.contract import Contract
+    from tipline.months.contract import Contract
 
 # What `source` may begin with; a plain path has no scheme.
 SCHEMES = ("", "file", "http", "https", "s3")

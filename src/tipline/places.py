@@ -364,7 +364,7 @@ class Bucket(Place):
     @contextlib.contextmanager
     def _speaking(self, name: str) -> Iterator[None]:
         """Turn what the store's library says into what a person is told; a file that is not there stays that."""
-        from tipline import transfer  # noqa: PLC0415 (not for folders)
+        from tipline.months import transfer  # noqa: PLC0415 (not for folders)
 
         try:
             yield
@@ -376,7 +376,7 @@ class Bucket(Place):
 
 def _told(error: Exception, address: str) -> TiplineError | None:
     """What a store's error means; None where a file is not there."""
-    from tipline import transfer  # noqa: PLC0415 (not for folders)
+    from tipline.months import transfer  # noqa: PLC0415 (not for folders)
 
     status, code, _, words = transfer.facts(error)
     if code == "NoSuchBucket":

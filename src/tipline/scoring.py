@@ -16,18 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import WorkerPlugin, get_worker
 
-from tipline import cluster, files, modelfiles, trips
-from tipline.counts import Counts
+from tipline import cluster, files
 from tipline.errors import TiplineError, UsageError, one_line
 from tipline.layout import Layout, month_name
+from tipline.models import modelfiles
+from tipline.months import trips
 from tipline.places import Folder, Place, place
+from tipline.statistics.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from distributed import Client, Worker
 
-    from tipline.modelfiles import Model
+    from tipline.models.modelfiles import Model
 
 # Raised when the predictions' files or receipts change for the same input and model; all are scored again then.
 FORMAT = 2

@@ -7,8 +7,9 @@ import time
 from concurrent import futures
 from typing import TYPE_CHECKING
 
-from tipline import files, source
+from tipline import files
 from tipline.errors import TiplineError, of_months
+from tipline.months import source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ def failures(running: Mapping[futures.Future[None], str]) -> dict[str, TiplineEr
 
 def stop(pool: futures.Executor, running: Mapping[futures.Future[None], str]) -> None:
     """End all downloads: what has arrived of a month is kept for the next run."""
-    from tipline import transfer  # noqa: PLC0415
+    from tipline.months import transfer  # noqa: PLC0415
 
     pool.shutdown(wait=False, cancel_futures=True)
     while not all(future.done() for future in running):

@@ -12,20 +12,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from tipline import baseline as rule
-from tipline import files, gate, metrics, modelfiles, plots, pyfunc, sampling, times, trips
+from tipline import files, pyfunc
 from tipline.errors import TiplineError, one_line
-from tipline.intervals import MIN_ROWS, Ratio
+from tipline.models import modelfiles, sampling
+from tipline.months import trips
+from tipline.pages import plots
+from tipline.statistics import baseline as rule
+from tipline.statistics import gate, metrics, times
+from tipline.statistics.intervals import MIN_ROWS, Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from tipline.gate import MadeOn
     from tipline.layout import Layout
-    from tipline.metrics import Labels
     from tipline.params import Settings
     from tipline.pyfunc import Codes, Floats, Probabilities
+    from tipline.statistics.gate import MadeOn
+    from tipline.statistics.metrics import Labels
 
     Specs = Mapping[str, Mapping[str, Any]]
     Scores = Mapping[str, Probabilities | str]

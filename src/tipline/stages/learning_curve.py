@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import numpy as np
 
-from tipline import baseline, cluster, contract, curve, files, metrics, model, plots, pyfunc, sampling, times, trips
+from tipline import cluster, files, pyfunc
 from tipline.errors import UsageError
+from tipline.models import curve, model, sampling
+from tipline.months import contract, trips
+from tipline.pages import plots
+from tipline.statistics import baseline, metrics, times
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, monitoring, page, plots
-from tipline.counts import Counts
+from tipline import files
 from tipline.errors import TiplineError
 from tipline.layout import month_folder
+from tipline.pages import page, plots
+from tipline.statistics import monitoring
+from tipline.statistics.counts import Counts
 
 if TYPE_CHECKING:
     from tipline.layout import Layout

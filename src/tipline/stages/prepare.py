@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import contract as contracts
-from tipline import files, raw
-from tipline.conform import QUARANTINE, Conformer
-from tipline.contract import ROW
+from tipline import files
 from tipline.errors import TiplineError
+from tipline.months import contract as contracts
+from tipline.months import raw
+from tipline.months.conform import QUARANTINE, Conformer
+from tipline.months.contract import ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tipline.contract import Contract, Match
     from tipline.layout import Layout
+    from tipline.months.contract import Contract, Match
     from tipline.params import Settings
 
 log = logging.getLogger(__name__)

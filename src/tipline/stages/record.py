@@ -12,9 +12,12 @@ from urllib.parse import quote
 
 from mlflow.exceptions import MlflowException
 
-from tipline import card, contract, files, modelfiles, promotions, pyfunc, registry, tracking
+from tipline import files, pyfunc
 from tipline.layout import month_folder
-from tipline.tracking import Entry
+from tipline.mlflow import card, promotions, registry, tracking
+from tipline.mlflow.tracking import Entry
+from tipline.models import modelfiles
+from tipline.months import contract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
-from tipline import files, modelfiles, promotions, registry, tracking
+from tipline import files
 from tipline.errors import TiplineError
+from tipline.mlflow import promotions, registry, tracking
+from tipline.models import modelfiles
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from tipline import files, sampling
+from tipline import files
 from tipline.errors import UsageError
 from tipline.layout import ROLES
+from tipline.models import sampling
 
 if TYPE_CHECKING:
     from tipline.layout import Layout

@@ -9,8 +9,9 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tipline import cluster, files, foreign, git, modelfiles, pyfunc, scoring
+from tipline import cluster, files, git, pyfunc, scoring
 from tipline.errors import MonthsFailedError, TiplineError, one_line, said
+from tipline.models import foreign, modelfiles
 from tipline.progress import Progress
 
 if TYPE_CHECKING:

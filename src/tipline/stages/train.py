@@ -7,22 +7,12 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tipline import (
-    baseline,
-    calibration,
-    contract,
-    drift,
-    files,
-    leaks,
-    metrics,
-    model,
-    modelfiles,
-    pyfunc,
-    sampling,
-    trips,
-)
-from tipline.counts import Counts
+from tipline import files, pyfunc
 from tipline.errors import UsageError
+from tipline.models import calibration, leaks, model, modelfiles, sampling
+from tipline.months import contract, trips
+from tipline.statistics import baseline, drift, metrics
+from tipline.statistics.counts import Counts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,237 @@
+"""`tipline explain MONTH ROW`: one prediction, walked back to what was published and to what made it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tipline import files
+from tipline.errors import TiplineError, UsageError, said
+from tipline.layout import month_folder
+from tipline.mlflow import registry, tracking
+from tipline.models import modelfiles
+from tipline.models.foreign import Foreign
+from tipline.months import raw, trips
+from tipline.stages.prepare import QUARANTINED, published
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tipline.layout import Layout
+    from tipline.models.modelfiles import Model
+    from tipline.params import Settings
+
+WIDTH = 24
+MOST = 2**62
+
+
+def run(settings: Settings, layout: Layout, month: str, row: int) -> Iterator[str]:
+    """Give the lines: prediction, contributions, model, prepared row, published row, source.
+
+    Raises
+    ------
+    UsageError
+        Where the month has no prediction for such a row; for a row that was set apart, with the reason.
+    TiplineError
+        Where a file on the way back is missing.
+    """
+    folder = month_folder(layout.predictions, month)
+    if month not in settings.months or not 0 <= row <= MOST:
+        what = "The month is not among `months`." if month not in settings.months else "There is no such row."
+        raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")
+    receipt = files.read_json(folder / files.RECEIPT, "Run: dvc repro score")
+    group, stored = prediction(layout, month, row, receipt)
+    trip = prepared(layout, month, row, group)
+    yield f"{month}, row {row:,}: tip_probability {stored!r}"
+    yield from section("prediction", of_prediction(layout, folder, receipt, group))
+    contents, training, of_run = model_of(settings, layout, receipt)
+    if contents is None:
+        yield from section("model", {"digest": receipt["key"]["model"], "files": "neither here nor in the registry"})
+    else:
+        loaded = modelfiles.load(contents, receipt["key"]["model"])
+        yield from section("why (log-odds)", contributions(loaded, trip, stored))
+        yield from section("model", of_model(receipt, training, of_run))
+    yield from section("prepared row", {"file": shown(layout, layout.trips_file(month)), "row group": group} | trip)
+    yield from section("published row", published_row(layout, month, row))
+    yield from section("source", files.read_json(layout.raw_receipt(month), f"Run: dvc repro download@{month}"))
+
+
+def section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """A heading, and a line a value."""
+    yield f"\n{title}"
+    for name, value in values.items():
+        yield f"  {name:{WIDTH}} {value if value is not None else '-'}"
+
+
+def shown(layout: Layout, path: Path) -> str:
+    """A path as seen from the project's folder."""
+    return str(path.relative_to(layout.root))
+
+
+def prediction(layout: Layout, month: str, row: int, receipt: Mapping[str, Any]) -> tuple[int, float]:
+    """The row group that a row was scored in, and its stored probability."""
+    folder = month_folder(layout.predictions, month)
+    for group, part in enumerate(receipt["parts"]):
+        path = folder / part["name"]
+        if not path.is_file():
+            raise TiplineError("A part of the predictions is missing.", str(path), "Run: tipline verify")
+        try:
+            found = pq.read_table(path, filters=[("row", "=", row)], partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise TiplineError(f"This part cannot be read: {said(error)}.", str(path), "Run: tipline verify") from error
+        if len(found):
+            return group, float(found["tip_probability"][0].as_py())
+    raise no_such_row(layout, month, row, receipt["rows"])
+
+
+def no_such_row(layout: Layout, month: str, row: int, rows: int) -> UsageError:
+    """Why there is no prediction for a row."""
+    where, todo = f"month {month}, row {row:,}", f"Rows are counted from 0; {rows:,} of the month have predictions."
+    apart = layout.trips(month) / QUARANTINED
+    found = pq.read_table(apart, filters=[("row", "=", row)], partitioning=None).to_pylist() if apart.is_file() else []
+    if found:
+        return UsageError(f"This row was set apart when the month was prepared: {found[0]['reason']}.", where, todo)
+    return UsageError("The month has no prediction for this row.", where, todo)
+
+
+def prepared(layout: Layout, month: str, row: int, group: int) -> dict[str, Any]:
+    """The prepared row, by column."""
+    path = layout.trips_file(month)
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read_row_group(group)
+    except FileNotFoundError as error:
+        raise TiplineError("The prepared month is not there.", str(path), f"Run: dvc repro prepare@{month}") from error
+    found: list[dict[str, Any]] = table.filter(pc.equal(table["row"], row)).to_pylist()
+    if not found:
+        what = "The prepared month is not the one that was scored: the row is elsewhere in it."
+        raise TiplineError(what, str(path), "Run: dvc repro score")
+    return found[0]
+
+
+def of_prediction(layout: Layout, folder: Path, receipt: Mapping[str, Any], group: int) -> dict[str, Any]:
+    """Where the prediction lies, and what of its making is on record."""
+    part, made = receipt["parts"][group], receipt["made"]
+    return {
+        "file": shown(layout, folder / part["name"]),
+        "sha256": part["sha256"],
+        "scored by git revision": made["git"],
+        "prepared month's sha256": receipt["key"]["trips"],
+        "libraries": ", ".join(f"{name} {version}" for name, version in made["libraries"].items()),
+    }
+
+
+def model_of(
+    settings: Settings, layout: Layout, receipt: Mapping[str, Any]
+) -> tuple[dict[str, bytes] | None, dict[str, Any], dict[str, str]]:
+    """Files, training and the run's tags of the model that made a month's predictions.
+
+    The files are this project's where it still has them, else the registry's.
+    """
+    digest = receipt["key"]["model"]
+    here = [folder for folder in (layout.champion, layout.challenger) if digest_or_none(folder) == digest]
+    tags: dict[str, str] = {}
+    try:
+        with tracking.connect(layout) as client, tempfile.TemporaryDirectory() as scratch:
+            found = registry.versions(client, settings.register_.name, digest)
+            if found and found[0].run_id:
+                tags = dict(client.get_run(found[0].run_id).data.tags)
+            if found and not here:
+                fetched = Path(scratch) / "model"
+                fetched.mkdir()
+                registry.fetch(found[0], fetched)
+                return modelfiles.read(fetched), training_of(fetched), tags
+    except TiplineError as error:
+        tags = {"tipline.git": f"unknown: {error.parts[0]}"}
+    return (modelfiles.read(here[0]), training_of(here[0]), tags) if here else (None, {}, tags)
+
+
+def digest_or_none(folder: Path) -> str | None:
+    """The digest of the model in a folder, None where there is none."""
+    try:
+        return modelfiles.digest_in(folder)
+    except TiplineError:
+        return None
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """What is told of a model's training; nothing of one that tipline did not make."""
+    return files.read_json_if_any(folder / modelfiles.TRAINING) or {}
+
+
+def of_model(receipt: Mapping[str, Any], training: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    """Version, run, training sample and git revision."""
+    made, params = receipt["made"], training.get("params", {})
+    return {
+        "version": f"{made['name']} version {made['version']}",
+        "run": made["run"],
+        "digest": receipt["key"]["model"],
+        "trained": training.get("name", "not by tipline"),
+        "training sample": f"{params['rows']:,} rows of {params['months']}" if params else None,
+        "training sample's digest": training.get("data"),
+        "trained by git revision": tags.get("tipline.git"),
+    }
+
+
+def contributions(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
+    """What each feature adds for a linear model; for others, what they are given."""
+    types = {feature["name"]: trips.TYPES[feature["kind"]] for feature in model.features}
+    columns = {name: pa.array([trip.get(name)], plain(type_)).cast(type_) for name, type_ in types.items()}
+    batch = pa.RecordBatch.from_pydict(columns)
+    again = float(model.probabilities(batch)[0])
+    linear = getattr(model, "linear", None)  # a model carries its own code, and that may be older than this
+    if linear is None:
+        told: dict[str, Any] = {name: f"{trip.get(name)}" for name in types} | before(model, batch)
+        return told | {"probability": f"{again!r}; no contributions: not a linear model, or older than this command"}
+    added = linear.contributions(batch, model.features)
+    told = {"start": f"{linear.intercept:+.6f}"}
+    for feature, values in zip(model.features, added, strict=True):
+        told[feature["name"]] = f"{values[0]:+.6f}   {seen(feature, trip.get(feature['name']))}"
+    odds = linear.intercept + sum(float(values[0]) for values in added)
+    same = "as stored" if again == stored else f"the stored one is {stored!r}"
+    return told | {"sum": f"{odds:+.6f}"} | before(model, batch) | {"probability": f"{again!r}, {same}"}
+
+
+def before(model: Model, trip: pa.RecordBatch) -> dict[str, str]:
+    """The probability that a calibration has corrected; nothing for a model without one."""
+    calibration = model.spec.get("calibration")
+    if calibration is None or isinstance(model, Foreign):
+        return {}
+    return {f"before {calibration['method']}": f"{model.uncalibrated(trip)[0]:.9g}"}
+
+
+def plain(type_: pa.DataType) -> pa.DataType:
+    """The type of the values of a dictionary."""
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
+
+
+def seen(feature: Mapping[str, Any], value: Any) -> str:  # noqa: ANN401 (a value of any column)
+    """A value as the model sees it."""
+    if value is None:
+        return "missing"
+    if feature["kind"] == "hour":
+        return f"{value}, hour {value.hour}"
+    if feature["kind"] == "category":
+        return str(value) if value in feature["categories"] else f"{value}, not one that the model tells apart"
+    low, high = feature["range"] or (value, value)
+    return str(value) if low <= value <= high else f"{value}, taken as {min(max(value, low), high):g}"
+
+
+def published_row(layout: Layout, month: str, row: int) -> dict[str, Any]:
+    """The row as it was published: text of CSV, values of Parquet."""
+    path = published(layout.raw(month), month)
+    text = raw.row_of(raw.open_month(path, f"{path.name}, month {month}"), row)
+    told = {"file": shown(layout, path), "sha256": files.sha256(path), "row": f"{row:,}"}
+    if text is None:
+        return told | {"values": "the published file has no such row: it is not the one that was prepared"}
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return told | {"line": text}
+    return told | values if isinstance(values, dict) else told | {"line": text}

@@ -1,0 +1,337 @@
+"""What may be wrong with a project: each finding with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tipline import cluster, files, git, pyfunc
+from tipline.commands import check
+from tipline.errors import TiplineError
+from tipline.layout import month_name
+from tipline.mlflow import promotions, registry, tracking
+from tipline.models import modelfiles, trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from mlflow.entities.model_registry import ModelVersion
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
+    from tipline.scoring import Month
+
+COMMITTED = ("params.yaml", "dvc.lock", "models/promotions.jsonl")
+SCHEDULER_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or worth a hint, and the command that mends it."""
+
+    what: str
+    todo: str
+    wrong: bool = True
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What MLflow has.
+
+    Attributes
+    ----------
+    digests
+        Of all versions.
+    environment
+        What the champion's requirements.txt and MLmodel say of libraries, by name; words where its files cannot be had.
+    """
+
+    champion: ModelVersion | None
+    versions: Sequence[ModelVersion]
+    words: Mapping[int, str]
+    environment: Mapping[str, str] | str | None
+
+    @property
+    def digests(self) -> set[str]:
+        """The digests of all versions."""
+        return {version.tags[tracking.DIGEST] for version in self.versions if tracking.DIGEST in version.tags}
+
+
+@dataclass(frozen=True)
+class State:
+    """What the checks look at.
+
+    Attributes
+    ----------
+    ref
+        The champion in models/champion/.
+    registry
+        None where the store cannot be asked; `trouble` says why.
+    planned, failed
+        As `scoring.plan` gives them: months to score, and those that cannot be.
+    """
+
+    settings: Settings
+    layout: Layout
+    ref: Mapping[str, Any] | None
+    registry: Registry | None
+    trouble: TiplineError | None
+    planned: Sequence[Month]
+    failed: Mapping[str, str]
+
+
+PIN = re.compile(r"^([\w.-]+)==([\w.]+)$", re.MULTILINE)
+
+
+def environment(version: ModelVersion) -> dict[str, str] | str:
+    """The libraries and the Python that a version was made with, by name; in words, why its files cannot be had."""
+    try:
+        with registry.downloaded(version) as root:
+            pins = PIN.findall((root / "requirements.txt").read_text(encoding="utf-8"))
+            flavors = yaml.safe_load((root / "MLmodel").read_text(encoding="utf-8"))["flavors"]
+        return dict(pins) | {"python": str(flavors["python_function"].get("python_version", platform.python_version()))}
+    except TiplineError as error:
+        return error.parts[0]
+    except (OSError, LookupError, TypeError, yaml.YAMLError):
+        return "Its files are no model."
+
+
+# ---- the checks: None where there is nothing to look at ----
+
+
+def store(state: State) -> list[Finding]:
+    """Whether MLflow's store answers."""
+    if state.trouble is None:
+        return []
+    what, _, todo = state.trouble.parts
+    return [Finding(what, todo)]
+
+
+def alias(state: State) -> list[Finding] | None:
+    """Whether the registry has the champion that scores here."""
+    if state.registry is None or state.ref is None:
+        return None
+    if state.registry.champion is None:
+        return [Finding("the registry has no champion, models/champion/ has one", "dvc repro")]
+    written, digest = promotions.last(state.layout, state.settings.register_.name), champion_digest(state.registry)
+    if written is not None and digest not in {None, written["digest"]}:
+        what = "models/promotions.jsonl ends with another champion than the registry has"
+        return [Finding(what, "git pull; then dvc repro register", wrong=False)]
+    return []
+
+
+def champion_digest(found: Registry) -> str | None:
+    """The digest of the registry's champion."""
+    return found.champion.tags.get(tracking.DIGEST) if found.champion else None
+
+
+def champion_files(state: State) -> list[Finding] | None:
+    """Whether models/champion/ has the files of its digest."""
+    layout = state.layout
+    if state.ref is None:
+        return [Finding("models/champion/ is not there", "dvc repro register")] if layout.predictions.is_dir() else None
+    try:
+        if modelfiles.digest_in(layout.champion) == state.ref["digest"]:
+            return []
+        what = "the files in models/champion/ are not those of its digest"
+    except TiplineError:
+        what = "a file in models/champion/ is missing"
+    return [Finding(what, "dvc repro register")]
+
+
+def challenger_files(state: State) -> list[Finding] | None:
+    """Whether models/challenger/ is whole, and is what was registered."""
+    if state.ref is None:
+        return None
+    try:
+        digest = modelfiles.digest_in(state.layout.challenger)
+    except TiplineError:
+        return [Finding("models/challenger/ is not whole: its training did not end", "dvc repro register")]
+    if state.registry is not None and digest not in state.registry.digests:
+        what = "models/challenger/ is in no version: not registered yet, or its files were changed"
+        return [Finding(what, "dvc repro register", wrong=False)]
+    return []
+
+
+def artifacts(state: State) -> list[Finding] | None:
+    """Whether the registry has the files of the champion's version."""
+    if state.registry is None or state.registry.champion is None:
+        return None
+    version = state.registry.champion
+    if not isinstance(state.registry.environment, str):
+        return []
+    what = f"version {version.version} in the registry: {state.registry.environment}"
+    if state.ref is None or version.tags.get(tracking.DIGEST) != state.ref["digest"]:
+        return [Finding(what, "tipline rollback, or bring MLflow's artifacts back")]
+    return [Finding(what, register_again(version, tracking.store(state.layout)))]
+
+
+def register_again(version: ModelVersion, address: str) -> str:
+    """The command that takes a version and its run away, and registers the model in models/champion/ anew."""
+    # A server's address, which may hold a password, is in MLFLOW_TRACKING_URI anyway.
+    client = f"mlflow.MlflowClient({address!r})" if address.startswith("sqlite:") else "mlflow.MlflowClient()"
+    run = f"c.delete_run({version.run_id!r}); " if version.run_id else ""
+    gone = f"c.delete_model_version({version.name!r}, '{version.version}')"
+    return f"python -c {shlex.quote(f'import mlflow; c = {client}; {run}{gone}')} && dvc repro"
+
+
+def predictions(state: State) -> list[Finding]:
+    """Whether months are as their receipts say; those that are still to be scored are none of it."""
+    layout, found = state.layout, []
+    folder = layout.predictions
+    spoilt = [one.month for one in state.planned if claims(folder, one.month) == one.key]
+    if spoilt:
+        found.append(Finding(f"predictions are not as their receipts say: {', '.join(spoilt)}", "dvc repro"))
+    lost = [month for month in state.failed if claims(folder, month)]
+    if lost:
+        again = " ".join(f"prepare@{month}" for month in lost)
+        found.append(Finding(f"prepared months are lost or damaged: {', '.join(lost)}", f"dvc repro -f {again}"))
+    return found
+
+
+def claims(predictions: Path, month: str) -> Any:  # noqa: ANN401 (anything that json can hold)
+    """What the predictions of a month say that they were made from."""
+    receipt = files.read_json_if_any(predictions / month_name(month) / files.RECEIPT)
+    return receipt.get("key") if isinstance(receipt, dict) else None
+
+
+def libraries(state: State) -> list[Finding] | None:
+    """Whether what is installed is what the champion was made with."""
+    found = [one for one in (unusable(state), others(state)) if one is not None]
+    return found[:1] or (None if state.ref is None else [])
+
+
+def unusable(state: State) -> Finding | None:
+    """Another scikit-learn under a model that needs it; a linear one is scored from model.json."""
+    try:
+        own = modelfiles.read(state.layout.champion)
+        if pyfunc.ESTIMATOR not in own or json.loads(own[pyfunc.SPEC])["linear"] is not None:
+            return None
+        reason = trust.other_scikit_learn(own[pyfunc.ESTIMATOR])
+    except (TiplineError, LookupError, ValueError):  # `champion_files` says so
+        return None
+    todo = "uv pip install --require-hashes -r requirements.lock; or train with it and promote: dvc repro -f train"
+    return Finding(f"the champion {reason}", todo) if reason else None
+
+
+def others(state: State) -> Finding | None:
+    """Libraries of other versions: a hint, as the canary rows are scored before anything else is."""
+    made = state.registry.environment if state.registry else None
+    if made is None or isinstance(made, str):
+        return None
+    here = {name: release_here(name) for name in made}
+    differing = [f"{name} {pin} (here {here[name]})" for name, pin in made.items() if differs(pin, here[name])]
+    if not differing:
+        return None
+    pins = " ".join(f"{name}=={pin}" for name, pin in made.items() if name != "python")
+    return Finding(f"the champion was made with {', '.join(differing)}", f"uv pip install {pins}", wrong=False)
+
+
+def release_here(name: str) -> str | None:
+    """The version of a package, or of Python, that runs here."""
+    try:
+        return platform.python_version() if name == "python" else installed(name)
+    except PackageNotFoundError:
+        return None
+
+
+def differs(made: str, here: str | None) -> bool:
+    """Whether a version is another one than that which a model was made with, but for its last number."""
+    return here is None or trust.release(made) != trust.release(here)
+
+
+def disk(state: State) -> list[Finding]:
+    """Whether the months that are still to be fetched, prepared and scored have room, in data/ and in DVC's cache."""
+    free, needed = shutil.disk_usage(state.layout.root).free, needed_bytes(state)
+    if free >= needed:
+        return []
+    what = f"{check.sized(free)} are free, the months to come need about {check.sized(needed)}"
+    return [Finding(what, "dvc gc -w (what it takes: docs/monthly.md)")]
+
+
+def needed_bytes(state: State) -> float:
+    """Twice what is still to be written, for DVC's cache may hold a copy; a new month is as large as the mean one."""
+    trips, written, _ = check.rates_of(state.layout)
+    prepared = receipts(state.layout.trips("*").parent, f"month=*/{files.RECEIPT}")
+    raw = receipts(state.layout.raw_receipt("*").parent, "*.json")
+    rows = check.mean_of([(one["rows_out"], 1) for one in prepared])
+    published = check.mean_of([(one["bytes"], 1) for one in raw])
+    scored = sum(block.rows for month in state.planned for block in month.open) * written
+    new = [month for month in state.failed if not state.layout.trips(month).is_dir()]
+    return 2 * (scored + len(new) * (published + rows * (trips + written)))
+
+
+def receipts(folder: Path, names: str) -> list[dict[str, Any]]:
+    """The receipts below a folder."""
+    return [found for path in folder.glob(names) if (found := files.read_json_if_any(path))]
+
+
+def scheduler(state: State) -> list[Finding] | None:
+    """Whether the scheduler that the environment names answers, and has workers."""
+    del state
+    address = os.environ.get(cluster.ADDRESS)
+    if not address:
+        return None
+    try:
+        with cluster.remote(address, SCHEDULER_SECONDS):
+            return []
+    except TiplineError as error:
+        what, where, todo = error.parts
+        return [Finding(f"{what} ({where})", todo)]
+
+
+def remote(state: State) -> list[Finding] | None:
+    """Whether DVC has somewhere to keep what git does not."""
+    if not (state.layout.root / ".dvc").is_dir():
+        return None
+    what = "DVC has no remote: data and models are on this disk alone"
+    return [] if dvc_remote(state.layout.root) else [Finding(what, "dvc remote add -d NAME ADDRESS", wrong=False)]
+
+
+def dvc_remote(root: Path) -> str | None:
+    """The name of DVC's default remote."""
+    from dvc.config import Config  # noqa: PLC0415 (half a second)
+
+    name: str | None = Config(str(root / ".dvc"))["core"].get("remote")
+    return name
+
+
+def committed(state: State) -> list[Finding] | None:
+    """Whether git has what tells how the results came about."""
+    changed = git.uncommitted(state.layout.root, COMMITTED)
+    if not changed:
+        return None if changed is None else []
+    names = " ".join(changed)
+    return [Finding(f"not committed: {', '.join(changed)}", f"git add {names} && git commit", wrong=False)]
+
+
+CHECKS: dict[str, Callable[[State], list[Finding] | None]] = {
+    "store": store,
+    "alias": alias,
+    "champion": champion_files,
+    "challenger": challenger_files,
+    "artifacts": artifacts,
+    "predictions": predictions,
+    "libraries": libraries,
+    "disk": disk,
+    "scheduler": scheduler,
+    "remote": remote,
+    "git": committed,
+}
+
+
+def findings(state: State) -> dict[str, list[Finding]]:
+    """What each check found, but for those that have nothing to look at."""
+    told = {name: check(state) for name, check in CHECKS.items()}
+    return {name: found for name, found in told.items() if found is not None}

@@ -1,0 +1,156 @@
+"""`tipline month`: the month's routine, from whether it is published to what is to be committed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tipline import files, git
+from tipline.commands import health
+from tipline.errors import TiplineError, UsageError
+from tipline.months import demo, source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
+
+
+def run(settings: Settings, layout: Layout, month: str) -> Iterator[str]:
+    """Add a month that is published to params.yaml, let `dvc repro` do the rest; say its verdict and what to commit.
+
+    A month that is there already is gone on with: after any end of an earlier run this is the way on.
+
+    Raises
+    ------
+    NotPublishedError
+        Where the source does not have the month; nothing is changed then.
+    UsageError
+        Where its line cannot be added to `months`.
+    TiplineError
+        Where the source cannot be asked, or `dvc repro` fails.
+    """
+    if not layout.raw_receipt(month).is_file():
+        ask(settings, layout, month)
+    if month in settings.months:
+        yield f"{month} is in params.yaml"
+    else:
+        files.write_text(layout.params, with_month(layout.params.read_bytes().decode(), month, str(layout.params)))
+        yield f"{month} is published, and in params.yaml now"
+    repro(layout, month)
+    yield verdict(layout, month)
+    yield from to_commit(layout, month)
+
+
+def ask(settings: Settings, layout: Layout, month: str) -> None:
+    """Ask the source for a month's first byte.
+
+    Raises
+    ------
+    NotPublishedError
+        Where it does not have the month.
+    TiplineError
+        Where it does not answer.
+    """
+    if settings.source == "demo":
+        with tempfile.TemporaryDirectory() as folder:
+            demo.write_month(Path(folder) / month, month, 0, settings.demo.seed)
+        return
+    from tipline.months import transfer  # noqa: PLC0415 (a simulated month need not wait for it)
+
+    place = source.address(settings.source, month, layout.home)
+    source.check_folder(settings.source, place, layout.home)
+    transfer.peek(place, 0, 1)
+
+
+def with_month(text: str, month: str, where: str) -> str:
+    """params.yaml with a month's line after the last one before it; all else stays, letter by letter.
+
+    Raises
+    ------
+    UsageError
+        Where `months` is no list of a line a month.
+    """
+    months = yaml.safe_load(text)["months"]
+    earlier = [number for number, other in enumerate(months) if other < month]
+    place = earlier[-1] + 1 if earlier else 0
+    wanted = yaml.safe_load(text) | {"months": [*months[:place], month, *months[place:]]}
+    changed = inserted(text, month, place)
+    try:
+        if changed is not None and yaml.safe_load(changed) == wanted:
+            return changed
+    except yaml.YAMLError:
+        pass
+    what = f"The list `months` has not a line a month, so {month} is not added to it."
+    raise UsageError(what, where, f'Add it yourself, as - "{month}" or in the way of the others; then run it again.')
+
+
+def inserted(text: str, month: str, place: int) -> str | None:
+    """The text with one more line, made like its neighbour's; None of a list in another form."""
+    document = yaml.compose(text, yaml.SafeLoader)
+    pairs: list[tuple[yaml.Node, yaml.Node]] = document.value if document else []
+    neighbour = next(value for key, value in pairs if key.value == "months").value[max(place - 1, 0)]
+    lines = text.splitlines(keepends=True)
+    line, start = lines[neighbour.start_mark.line], neighbour.start_mark.column
+    if line[:start].strip() != "-":
+        return None
+    quote = neighbour.style or ""
+    ending = line[len(line.rstrip("\r\n")) :] or "\n"
+    lines[neighbour.start_mark.line] = line.rstrip("\r\n") + ending
+    lines.insert(neighbour.start_mark.line + bool(place), f"{line[:start]}{quote}{month}{quote}{ending}")
+    return "".join(lines)
+
+
+def repro(layout: Layout, month: str) -> None:
+    """Run `dvc repro`, which prints where the month is.
+
+    Raises
+    ------
+    TiplineError
+        Where it fails.
+    """
+    # The stages are plain `tipline ...`: cron has not activated this environment.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command = [sys.executable, "-m", "dvc", "repro"]
+    process = subprocess.Popen(command, cwd=layout.root, env={**os.environ, "PATH": path})  # noqa: S603 (fixed)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has told DVC, too, which ends its stage first
+        raise
+    if code:
+        todo = f"The reason stands above. Mend it, then go on: tipline month {month}"
+        raise TiplineError("`dvc repro` did not end well.", f"month {month}", todo)
+
+
+def verdict(layout: Layout, month: str) -> str:
+    """A month's rows, skill, and whether its scores can be trusted."""
+    months = files.read_json(layout.monitoring / "months.json", "Run: dvc repro monitor")
+    judged = next(one for one in months if one["month"] == month)
+    skill = "no skill known" if judged["skill"] is None else f"skill {judged['skill']:.4f}"
+    return f"{month}: {judged['rows']:,} rows, {skill}, {judged['verdict']}: {judged['reason']}"
+
+
+def to_commit(layout: Layout, month: str) -> Iterator[str]:
+    """The commands that keep and share what has changed."""
+    changed = git.uncommitted(layout.root, health.COMMITTED)
+    if changed is None:
+        yield "no git here: nothing to commit"
+        return
+    if changed:
+        yield "to commit:"
+        yield f"  git add {' '.join(changed)}"
+        yield f'  git commit -m "Score {month}"'
+    else:
+        yield "nothing to commit"
+    if git.remotes(layout.root):
+        yield "  git push"
+    if health.dvc_remote(layout.root):
+        yield "  dvc push"

@@ -1,0 +1,181 @@
+"""`tipline status`: where the project stands, in a dozen lines, and for each thing that is wrong what mends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlflow.exceptions import MlflowException
+
+from tipline import files, scoring
+from tipline.commands import health
+from tipline.errors import TiplineError
+from tipline.mlflow import registry, tracking
+from tipline.models import modelfiles
+from tipline.stages.register import current
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+    from tipline.commands.health import State
+    from tipline.layout import Layout
+    from tipline.params import Settings
+
+
+def run(settings: Settings, layout: Layout) -> Iterator[str]:
+    """Give the lines: store, models, months, evaluation, gate, last figures, what to do next, the checks.
+
+    Raises
+    ------
+    TiplineError
+        At the end, where something is wrong; hints are not.
+    """
+    state = look(settings, layout)
+    missing = not_scored(state)
+    yield f"project     {layout.root}"
+    yield f"store       {tracking.without_password(tracking.store(layout))}"
+    yield from models(state)
+    yield f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion"
+    yield f"not scored  {', '.join(missing) or '-'}"
+    yield from evaluated(layout)
+    yield from last_figures(layout)
+    yield f"next        {advice(state, missing)}"
+    yield from checked(state)
+
+
+def look(settings: Settings, layout: Layout) -> State:
+    """What there is; a store that cannot be asked is no reason not to tell the rest."""
+    ref = current(layout)
+    found, trouble = None, None
+    try:
+        with tracking.connect(layout) as client:
+            found = asked(client, settings.register_.name)
+    except TiplineError as error:
+        trouble = error
+    planned, failed = scoring.plan(scoring.Places.of(layout), settings.months, ref["digest"] if ref else "")
+    return health.State(settings, layout, ref, found, trouble, planned, failed)
+
+
+def asked(client: MlflowClient, name: str) -> health.Registry:
+    """What MLflow has of a model."""
+    champion, versions = registry.by_alias(client, name), registry.versions(client, name)
+    shown = versions[:1] if champion is None else [*versions[:1], champion]
+    words = {int(version.version): describe(client, version) for version in shown}
+    return health.Registry(champion, versions, words, champion and health.environment(champion))
+
+
+def models(state: State) -> Iterator[str]:
+    """The lines of the registered model; without MLflow, the one of models/champion."""
+    found, name = state.registry, state.settings.register_.name
+    if found is None:
+        number = state.ref["version"] if state.ref else None
+        yield f"champion    {name} version {number}, as models/champion/ has it" if number else "champion    unknown"
+        return
+    count = len(found.versions)
+    yield f"model       {name}, {count} version{'s' * (count != 1)}"
+    yield f"champion    {found.words[int(found.champion.version)] if found.champion else 'none yet'}"
+    yield f"challenger  {found.words[int(found.versions[0].version)] if count else 'none yet'} (the newest version)"
+
+
+def checked(state: State) -> Iterator[str]:
+    """The checks: one line for all that are fine, one for each finding.
+
+    Raises
+    ------
+    TiplineError
+        Where something is wrong.
+    """
+    told = health.findings(state)
+    wrong = [name for name, found in told.items() if any(one.wrong for one in found)]
+    yield f"checks      {len(told) - len(wrong)} of {len(told)} fine"
+    for name, found in told.items():
+        for one in found:
+            yield f"{'wrong' if one.wrong else 'hint':12}{name}: {one.what}; {one.todo}"
+    if wrong:
+        what = f"{len(wrong)} of {len(told)} checks say that something is wrong."
+        raise TiplineError(what, ", ".join(wrong), "Do what the lines above say.")
+
+
+def describe(client: MlflowClient, version: ModelVersion) -> str:
+    """A version with the name and the evaluation of its run."""
+    if version.run_id is None:
+        return f"version {version.version}: not registered by tipline"
+    try:
+        training = client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return f"version {version.version}: its run is gone"
+    skill = training.data.metrics.get("evaluate.skill")
+    return f"version {version.version}: {training.info.run_name}" + (
+        f", skill {skill:.4f}" if skill is not None else ""
+    )
+
+
+def not_scored(state: State) -> list[str]:
+    """Months without predictions of the model in models/champion/."""
+    if state.ref is None:
+        return list(state.settings.months)
+    missing = {month.month for month in state.planned} | set(state.failed)
+    return [month for month in state.settings.months if month in missing]
+
+
+def evaluated(layout: Layout) -> list[str]:
+    """What the challenger is worth, and what the gate says of it."""
+    report = evaluation(layout)
+    if report is None:
+        return ["evaluation  none yet"]
+    return [f"evaluation  {report['verdict']}", f"gate        {report['gate']['words']}"]
+
+
+def evaluation(layout: Layout) -> dict[str, Any] | None:
+    """What `evaluate` wrote last, None where it is not there or something else."""
+    report = files.read_json_if_any(layout.evaluation)
+    try:
+        gate = {name: report["gate"][name] for name in ("words", "promote")}
+        return {"verdict": str(report["verdict"]), "gate": gate}
+    except (KeyError, TypeError):
+        return None
+
+
+def last_figures(layout: Layout) -> list[str]:
+    """The figures of the last monitored month, and the verdict on them."""
+    months = files.read_json_if_any(layout.monitoring / "months.json")
+    if not months:
+        return ["last month  none yet"]
+    month = months[-1]
+    names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
+    figures = ", ".join(f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month[name] is not None)
+    return [
+        f"last month  {month['month']}: {month['rows']:,} rows, {figures}",
+        f"verdict     {month['verdict']}: {month['reason']}",
+    ]
+
+
+def advice(state: State, missing: list[str]) -> str:
+    """What to do next."""
+    layout, ref, found = state.layout, state.ref, state.registry
+    champion = found.champion if found else None
+    if ref is None or (found is not None and champion is None):
+        return "dvc repro"
+    if not all((layout.challenger / name).is_file() for name in modelfiles.FILES):
+        return "dvc repro: models/challenger is missing, its training did not end"
+    pinned = isinstance(state.settings.score.version, int)
+    if champion is not None and champion.tags.get(tracking.DIGEST) != ref["digest"] and not pinned:
+        return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
+    return f"dvc repro: {len(missing)} months to score" if missing else when_scored(layout)
+
+
+def when_scored(layout: Layout) -> str:
+    """What to do next where every month has its predictions."""
+    report, months = evaluation(layout), files.read_json_if_any(layout.monitoring / "months.json")
+    if report is None or not months or not layout.sample_size.is_file():
+        return "dvc repro: not all reports are there"
+    if report["gate"]["promote"]:
+        return "tipline promote, if you want the challenger: the gate lets it pass"
+    worse = [month["month"] for month in months if month.get("verdict") == "retrain"]
+    return (
+        f"train again: the scores of {', '.join(worse)} are shown worse than a tip rate" if worse else "nothing to do"
+    )

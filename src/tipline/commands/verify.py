@@ -1,0 +1,450 @@
+"""`tipline verify`: whether published predictions are what their receipts say, by hashing and counting all again.
+
+Blocks are checked several at once, in threads: hashing, Arrow and numpy let go of Python's lock. A thread holds one
+block, and no more of months than counts is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tipline import files, pyfunc, scoring
+from tipline.errors import TiplineError, UsageError, said
+from tipline.layout import month_name
+from tipline.models import modelfiles
+from tipline.months import trips
+from tipline.places import place
+from tipline.statistics.counts import BANDS, Counts, band, together
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from tipline.layout import Layout
+    from tipline.params import Settings
+    from tipline.pyfunc import Probabilities
+    from tipline.scoring import Block, Places
+    from tipline.statistics.counts import Sums
+
+    Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+EXACTLY = 1e-9  # of a sum, relative: additions in another order
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a month's receipt says."""
+
+    key: dict[str, Any]
+    rows: int
+    parts: list[dict[str, Any]]
+    counts: Counts
+    version: int
+
+    @classmethod
+    def of(cls, value: Any) -> Receipt:  # noqa: ANN401 (whatever stands in the file)
+        """Read what `score` wrote.
+
+        Raises
+        ------
+        ValueError
+            Where it is something else.
+        """
+        try:
+            key = {name: value["key"][name] for name in ("trips", "model", "format")}
+            parts = [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in value["parts"]]
+            counts = Counts.from_json(value["counts"])
+            return cls(key, int(value["rows"]), parts, counts, value["made"]["version"])
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(error) from error
+
+
+@dataclass
+class Found:
+    """What a part holds, and what is wrong with it.
+
+    Attributes
+    ----------
+    ends
+        Its first and its last row number, where it has rows.
+    counts
+        None where there is something wrong, or no model to count by; `bands` and `probability` need none.
+    """
+
+    faults: list[TiplineError] = field(default_factory=list)
+    rows: int = 0
+    ends: tuple[int, int] | None = None
+    probability: float = 0.0
+    bands: Rows = field(default_factory=lambda: np.zeros(BANDS, np.int64))
+    counts: Counts | None = None
+
+
+@dataclass
+class Month:
+    """A month whose parts are being checked.
+
+    Attributes
+    ----------
+    trips
+        What is wrong with the prepared month's bytes; None where it is not there to compare with.
+    """
+
+    month: str
+    places: Places
+    data: bytes | None
+    receipt: Receipt | None = None
+    spec: dict[str, Any] | None = None
+    faults: list[TiplineError] = field(default_factory=list)
+    parts: list[Future[Found]] = field(default_factory=list)
+    trips: Future[list[TiplineError]] | None = None
+
+    @property
+    def folder(self) -> str:
+        """Its folder in both places."""
+        return month_name(self.month)
+
+    @property
+    def name(self) -> str:
+        """Its receipt."""
+        return f"{self.folder}/{files.RECEIPT}"
+
+    @property
+    def again(self) -> str:
+        """What to do about predictions that are not what they claim."""
+        return f"Remove {self.places.predictions.address(self.folder)} and score the month again: dvc repro score"
+
+    def fault(self, what: str, name: str = "") -> TiplineError:
+        """Something wrong with a file of the month's predictions."""
+        return TiplineError(what, self.places.predictions.address(f"{self.folder}/{name}".rstrip("/")), self.again)
+
+
+def run(
+    settings: Settings, layout: Layout, months: Sequence[str] = (), trips_place: str = "", predictions: str = ""
+) -> Iterator[str]:
+    """Check the published months; give a line about each, and what is wrong with it.
+
+    Parameters
+    ----------
+    months
+        Default: those of `months` that are published.
+    trips_place, predictions
+        Where prepared months and predictions are; default: the project's folders.
+
+    Raises
+    ------
+    UsageError
+        Where a month that was asked for has no predictions.
+    TiplineError
+        At the end, where something is wrong; or where there are no predictions at all.
+    """
+    places = scoring.Places.of(layout, trips_place, predictions)
+    published = places.predictions.folders()
+    there = [month for month in dict.fromkeys(months or settings.months) if month_name(month) in published]
+    check_there(places, months, there)
+    model = champion(layout)
+    wrong = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for month in ahead(begin(pool, places, month, model) for month in there):
+            faults, line = finish(month)
+            yield f"{month.month}: {line}"
+            yield from (f"  {text}" for fault in faults for text in str(fault).splitlines())
+            wrong += [month.month] * bool(faults)
+    yield from (f"{month}: not scored yet" for month in settings.months if not months and month not in there)
+    if wrong:
+        what = f"The predictions of {len(wrong)} of {len(there)} months are not what their receipts say."
+        raise TiplineError(what, ", ".join(wrong), "What is wrong with each, and what to do, stands above.")
+
+
+def check_there(places: Places, asked: Sequence[str], there: Sequence[str]) -> None:
+    """Refuse to verify what is not there."""
+    where, todo = places.predictions.address(), "Score first: dvc repro score; or name another place: --predictions"
+    missing = [month for month in asked if month not in there]
+    if missing:
+        raise UsageError(f"There are no predictions of {', '.join(missing)}.", where, todo)
+    if not there:
+        raise TiplineError("There are no predictions of any month of `months`.", where, todo)
+
+
+def champion(layout: Layout) -> tuple[str, dict[str, Any]] | None:
+    """Digest and model.json of the model in models/champion, None where it is not whole."""
+    try:
+        contents = modelfiles.read(layout.champion)
+    except TiplineError:
+        return None
+    return modelfiles.digest(contents), json.loads(contents[pyfunc.SPEC])
+
+
+def ahead(months: Iterable[Month]) -> Iterator[Month]:
+    """Give each month when the next one has begun, so that no thread waits for a month's last block."""
+    waiting: list[Month] = []
+    for month in months:
+        yield from waiting
+        waiting = [month]
+    yield from waiting
+
+
+# ---- a month ----
+
+
+def begin(pool: ThreadPoolExecutor, places: Places, name: str, model: tuple[str, dict[str, Any]] | None) -> Month:
+    """Look at a month's receipt and files, and have its parts checked."""
+    month = Month(name, places, places.predictions.read(f"{month_name(name)}/{files.RECEIPT}"))
+    month.receipt = receipt = read_receipt(month)
+    if receipt is None:
+        return month
+    if model is not None and model[0] == receipt.key["model"]:
+        month.spec = model[1]
+    month.faults += list(listing_faults(month, receipt))
+    blocks = prepared(month, receipt)
+    sizes = places.predictions.sizes(month.folder)
+    for part in receipt.parts:
+        month.parts.append(pool.submit(check_part, month, part, sizes.get(part["name"]), blocks.get(part["name"])))
+    if blocks:
+        month.trips = pool.submit(check_trips, month, receipt)
+    return month
+
+
+def read_receipt(month: Month) -> Receipt | None:
+    """The receipt; None, with a fault, where it is not one."""
+    if month.data is None:
+        month.faults.append(month.fault("The month has no receipt.", files.RECEIPT))
+        return None
+    try:
+        value = json.loads(month.data)
+        receipt = Receipt.of(value)
+    except ValueError as error:
+        month.faults.append(month.fault(f"The receipt is none that tipline wrote ({said(error)}).", files.RECEIPT))
+        return None
+    if value.get("month") != month.month or receipt.key["format"] != scoring.FORMAT:
+        what = f"The receipt is of month {value.get('month')}, format {receipt.key['format']}; "
+        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {scoring.FORMAT}.", files.RECEIPT))
+    return receipt
+
+
+def listing_faults(month: Month, receipt: Receipt) -> Iterator[TiplineError]:
+    """Files beside those that the receipt names, and sums that do not add up."""
+    predictions = month.places.predictions
+    named = [part["name"] for part in receipt.parts]
+    folders = place(predictions.address(month.folder)).folders()
+    for name in sorted({*predictions.sizes(month.folder), *folders} - {*named, files.RECEIPT}):
+        if not name.startswith("."):
+            yield month.fault("The receipt does not name this: readers of the folder would take its rows, too.", name)
+    if len(set(named)) < len(named):
+        yield month.fault("The receipt names a part twice.", files.RECEIPT)
+    rows = sum(part["rows"] for part in receipt.parts)
+    if not rows == receipt.rows == receipt.counts.rows:
+        what = f"The receipt has {receipt.rows:,} rows, its counts {receipt.counts.rows:,}, its parts {rows:,}."
+        yield month.fault(what, files.RECEIPT)
+
+
+def prepared(month: Month, receipt: Receipt) -> dict[str, Block]:
+    """The row group behind each part; none, with a fault, where the prepared month is not the one that was scored."""
+    try:
+        key = scoring.key_of(month.places, month.month, receipt.key["model"])
+        blocks = {block.name: block for block in scoring.blocks_of(month.places, month.month, receipt.key)}
+    except TiplineError as error:
+        month.faults.append(error)
+        return {}
+    if key["trips"] != receipt.key["trips"]:
+        what = "The month was prepared anew after it was scored; its rows cannot be compared."
+        where = month.places.trips.address(month.folder)
+        month.faults.append(TiplineError(what, where, "Score it again: dvc repro score"))
+        return {}
+    if set(blocks) != {part["name"] for part in receipt.parts}:
+        what = f"The receipt names {len(receipt.parts)} parts, the prepared month has {len(blocks)} row groups."
+        month.faults.append(month.fault(what, files.RECEIPT))
+    return blocks
+
+
+def check_trips(month: Month, receipt: Receipt) -> list[TiplineError]:
+    """Hash the prepared month; what is wrong with it."""
+    where = month.places.trips.address(f"{month.folder}/{scoring.PREPARED}")
+    try:
+        # In pieces: the file of a month need not fit in memory.
+        with fsspec.open(where, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return [TiplineError(f"This file cannot be read: {said(error)}.", where, "Bring it back, run it again.")]
+    if digest == receipt.key["trips"]:
+        return []
+    what = "The prepared month's sha256 is not the one that was scored: the file has changed."
+    return [TiplineError(what, where, f"Make it again: dvc repro -f prepare@{month.month}")]
+
+
+def finish(month: Month) -> tuple[list[TiplineError], str]:
+    """Wait for a month's parts; what is wrong with it, and a line about it."""
+    found = [part.result() for part in month.parts]
+    if month.receipt is None:
+        faults = month.faults
+    else:
+        of_trips = month.trips.result() if month.trips else []
+        of_parts = [fault for part in found for fault in part.faults]
+        faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, found)]
+        if not of_parts:
+            faults += count_faults(month, month.receipt, found)
+    if faults and month.places.predictions.read(month.name) != month.data:
+        what = "The month was published anew while it was being checked."
+        faults = [TiplineError(what, month.places.predictions.address(month.folder), "Run it again.")]
+    return faults, line(month, faults)
+
+
+def line(month: Month, faults: Sequence[TiplineError]) -> str:
+    """What there is to say of a month."""
+    if faults or month.receipt is None:
+        return f"{len(faults)} fault{'s' * (len(faults) != 1)}"
+    rows, parts = month.receipt.rows, len(month.receipt.parts)
+    text = f"{rows:,} rows, {parts:,} part{'s' * (parts != 1)}, whole"
+    if month.spec is None:
+        text += f"; made with another model (version {month.receipt.version}): its losses are not counted again"
+    return text
+
+
+def order_faults(month: Month, found: Sequence[Found]) -> Iterator[TiplineError]:
+    """Parts whose row numbers do not go on where those of the part before end."""
+    last = -1
+    for part, one in zip(month.receipt.parts if month.receipt else [], found, strict=True):
+        if one.ends is not None:
+            if one.ends[0] <= last:
+                yield month.fault("Row numbers of this part are in an earlier one, too.", part["name"])
+            last = one.ends[1]
+
+
+def count_faults(month: Month, receipt: Receipt, found: Sequence[Found]) -> Iterator[TiplineError]:
+    """Hold the receipt's counts against those of the parts."""
+    told = receipt.counts
+    counts = [part.counts for part in found if part.counts is not None]
+    bands = sum((part.bands for part in found), np.zeros(BANDS, np.int64))
+    differing = [] if close(told.probability, sum(part.probability for part in found)) else ["probability"]
+    if len(counts) == len(found):
+        differing += list(differences(told, Counts.sum(counts)))
+    elif not may_be(told, bands):
+        differing.append("bands")
+    if differing:
+        yield month.fault(f"The receipt's counts are not those of its rows: {', '.join(differing)}.", files.RECEIPT)
+
+
+def differences(told: Counts, counted: Counts) -> Iterator[str]:
+    """What of some counts differs from what was counted; whole numbers exactly, sums of losses but for rounding."""
+    if told.rows != counted.rows:
+        yield "rows"
+    if not np.array_equal(told.bands, counted.bands):
+        yield "bands"
+    yield from (f"group {name}" for name in sorted(set(differing_groups(told, counted))))
+    one, other = told.to_json()["histograms"], counted.to_json()["histograms"]
+    yield from (f"histogram of {name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name))
+
+
+def differing_groups(told: Counts, counted: Counts) -> Iterator[str]:
+    """The groups whose sums differ on a day."""
+    for day in {*told.days, *counted.days}:
+        one, other = told.days.get(day, {}), counted.days.get(day, {})
+        yield from (name for name in {*one, *other} if differ(one.get(name), other.get(name)))
+
+
+def differ(one: Sums | None, other: Sums | None) -> bool:
+    """Whether two sums are not of the same rows."""
+    if one is None or other is None or one[:2] != other[:2]:
+        return True
+    return not (close(one.probability, other.probability) and close(one.loss, other.loss))
+
+
+def may_be(told: Counts, bands: Rows) -> bool:
+    """Whether a month with so many rows a band can have such counts."""
+    labelled = told.bands[:, :2].sum()
+    return np.array_equal(told.bands.sum(axis=1), bands) and together(told.groups()).rows == int(labelled)
+
+
+def close(one: float, other: float) -> bool:
+    """Whether two sums of the same numbers are equal."""
+    return math.isclose(one, other, rel_tol=EXACTLY)
+
+
+# ---- a part, in a thread ----
+
+
+def check_part(month: Month, part: Mapping[str, Any], size: int | None, block: Block | None) -> Found:
+    """Hash and count one part, and hold its rows against those of the prepared month."""
+    try:
+        table = read_part(month, part, size)
+        scores = table["tip_probability"].combine_chunks().to_numpy()
+        if not ((scores >= 0) & (scores <= 1)).all():  # NaN is not, either
+            raise month.fault("Not all of its values are probabilities.", part["name"])
+        found = Found(rows=len(table), probability=float(scores.sum(dtype=np.float64)))
+        found.bands = np.bincount(band(scores), minlength=BANDS)
+        if block is not None:
+            compare(month, block, table["row"].combine_chunks().to_numpy(), scores, found)
+    except TiplineError as error:
+        return Found([error])
+    return found
+
+
+def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Table:
+    """A part whose bytes, schema and number of rows are those of the receipt.
+
+    Raises
+    ------
+    TiplineError
+        Where they are not.
+    """
+    name = part["name"]
+    if size != part["bytes"]:
+        there = "is not there" if size is None else f"has {size:,} bytes"
+        raise month.fault(f"The part {there}, the receipt says {part['bytes']:,} bytes.", name)
+    data = month.places.predictions.read(f"{month.folder}/{name}") or b""
+    if files.sha256_of(data) != part["sha256"]:
+        raise month.fault("The part's sha256 is not the one in the receipt: its bytes have changed.", name)
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            table = file.read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise month.fault(f"The part is no Parquet file that can be read: {said(error)}.", name) from error
+    if not table.schema.equals(scoring.SCHEMA):
+        raise month.fault(f"The part has other columns: {', '.join(map(str, table.schema))}.", name)
+    if len(table) != part["rows"]:
+        raise month.fault(f"The part has {len(table):,} rows, the receipt says {part['rows']:,}.", name)
+    return table
+
+
+def compare(month: Month, block: Block, rows: Rows, scores: Probabilities, found: Found) -> None:
+    """Hold the row numbers of a part against those of the row group, and count by its target."""
+    types = {} if month.spec is None else counted_by(month.spec)
+    table = block.places.trips.table(block.trips, block.row_group, ["row", *types], block.state)
+    expected = table["row"].combine_chunks().to_numpy()
+    check_rows(month, block, rows, expected)
+    if len(rows):
+        found.ends = (int(rows[0]), int(rows[-1]))
+    if month.spec is not None and len(rows):
+        batch = trips.with_columns(table, types).combine_chunks().to_batches(max_chunksize=len(table))[0]
+        found.counts = Counts.of(batch, month.spec, scores, month.month)
+    elif month.spec is not None:
+        found.counts = Counts()
+
+
+def counted_by(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    """The columns that scores are counted by: features only where the model has something to compare them with."""
+    return trips.needed(spec if spec.get("reference") else {**spec, "features": []})
+
+
+def check_rows(month: Month, block: Block, rows: Rows, expected: Rows) -> None:
+    """Refuse row numbers that are not those of the prepared rows, each once."""
+    if len(rows) != len(expected):
+        raise month.fault(f"The part has {len(rows):,} rows, the prepared month {len(expected):,}.", block.name)
+    others = np.flatnonzero(rows != expected)
+    if len(others):
+        first = f"{rows[others[0]]:,} instead of {expected[others[0]]:,}"
+        what = f"{len(others):,} row numbers are not those of the prepared month, the first {first}."
+        raise month.fault(what, block.name)
+    if (np.diff(rows) <= 0).any():
+        raise month.fault("Row numbers are there twice, or not in order.", block.name)

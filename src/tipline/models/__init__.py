@@ -1,0 +1,1 @@
+"""Fitting, saving, trusting and calling a model."""

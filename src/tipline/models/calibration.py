@@ -1,0 +1,85 @@
+"""Calibration: the probabilities corrected by what happened in the `size` months, as a part of the model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.linalg import LinAlgWarning
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from tipline.errors import TiplineError, UsageError
+from tipline.pyfunc import log_odds
+
+if TYPE_CHECKING:
+    from tipline.pyfunc import Floats
+    from tipline.statistics.metrics import Labels
+
+# With fewer rows the correction is as uncertain as what it corrects.
+LEAST_ROWS = 1000
+WHERE = "params.yaml, train.calibration"
+MEND = "Mend the model first: look at its AUC on the size months."
+TODO = "Set it to none, or take more rows or other months for the role size."
+
+
+def fit(method: str, probabilities: Floats, tipped: Labels) -> dict[str, Any]:
+    """What `pyfunc.calibrated` applies, as model.json has it.
+
+    Parameters
+    ----------
+    method
+        sigmoid (Platt 1999, without a penalty) or isotonic (Zadrozny and Elkan 2002).
+    probabilities
+        Uncalibrated ones, of rows that the model was not fitted on.
+
+    Returns
+    -------
+    dict
+        `method`, and `slope` and `intercept` of the log-odds; or `x` and `y`, between which it is linear.
+
+    Raises
+    ------
+    UsageError
+        Where the rows are too few, of one class, all of one probability, or give a sigmoid no slope.
+    TiplineError
+        Where the model ranks the rows the wrong way round.
+    """
+    rows, tips = len(tipped), int(tipped.sum())
+    if rows < LEAST_ROWS:
+        raise UsageError(f"{rows:,} rows are too few to calibrate on ({LEAST_ROWS:,} at least).", WHERE, TODO)
+    if tips in {0, rows}:
+        raise UsageError(f"All or none of the {rows:,} rows to calibrate on tipped.", WHERE, TODO)
+    if np.ptp(probabilities) == 0:
+        raise UsageError("The model gives all rows the same probability: no calibration helps.", WHERE, TODO)
+    return {"method": method, **{"sigmoid": sigmoid, "isotonic": isotonic}[method](probabilities, tipped)}
+
+
+def sigmoid(probabilities: Floats, tipped: Labels) -> dict[str, Any]:
+    """Slope and intercept on the log-odds."""
+    regression = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
+    try:
+        with warnings.catch_warnings(action="error"):
+            regression.fit(log_odds(probabilities)[:, np.newaxis], tipped)
+    except (ConvergenceWarning, LinAlgWarning) as error:
+        what = "One threshold tells the rows to calibrate on apart, almost or wholly: no slope is steep enough."
+        raise UsageError(what, WHERE, "Set it to isotonic or none.") from error
+    slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
+    if slope < 0:
+        what = f"The model ranks the rows to calibrate on the wrong way round (slope {slope:.3g})."
+        raise TiplineError(what, WHERE, MEND)
+    return {"slope": slope, "intercept": intercept}
+
+
+def isotonic(probabilities: Floats, tipped: Labels) -> dict[str, Any]:
+    """The increasing step function that is nearest, at the ends of its steps."""
+    # Rows without a tip at one end would give a probability of 0, and the first tip there an endless loss. The bound
+    # is what so many rows of one class would tell (rule of succession).
+    least = 1 / (len(tipped) + 2)
+    regression = IsotonicRegression(y_min=least, y_max=1 - least).fit(probabilities, tipped)
+    if len(set(regression.y_thresholds_.tolist())) == 1:
+        what = "The model ranks the rows to calibrate on the wrong way round, or not at all."
+        raise TiplineError(what, WHERE, MEND)
+    return {"x": regression.X_thresholds_.tolist(), "y": regression.y_thresholds_.tolist()}

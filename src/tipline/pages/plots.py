@@ -1,0 +1,205 @@
+"""The pictures in reports/."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+
+from tipline import files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from tipline.pyfunc import Probabilities
+    from tipline.statistics.metrics import Labels
+
+BLUE, ORANGE, GREY, RED = "#2a6f97", "#e07a1f", "#8a8f98", "#b3261e"
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+CALIBRATION_BINS = 10
+COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
+    """Skill by rows on both sets of validation rows, the power law, the chosen size; beside it what a fit takes."""
+    sizes = decision["sizes"]
+    rows = [size["rows"] for size in sizes]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.8), layout="constrained")
+        skill, cost = figure.subplots(1, 2, width_ratios=[2.6, 1])
+        for name, color, label in (
+            ("held_out", GREY, "held-out rows, same months"),
+            ("size", BLUE, "next months (`size`)"),
+        ):
+            low, mean, high = (of_sizes(sizes, f"{name}.{figure}") for figure in ("skill_low", "skill", "skill_high"))
+            skill.fill_between(rows, low, high, color=color, alpha=0.15, linewidth=0)
+            skill.plot(rows, mean, "o", color=color, label=label, markersize=4)
+        draw_power_law(skill, decision["power_law"], rows)
+        skill.axhline(0, color=GREY, linewidth=1)
+        skill.axvline(decision["rows"], color=ORANGE, label=f"chosen: {decision['rows']:,} rows")
+        skill.set(title="Skill, with 90% intervals", ylabel="log-loss taken off the baseline's")
+        skill.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        figure.legend(*skill.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
+        draw_cost(cost, rows, of_sizes(sizes, "fit_seconds"), decision["bytes_a_row"])
+        skill.set_xscale("log")
+        for axes in (skill, cost):
+            axes.set(xlabel="rows in the training sample")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        save(figure, path)
+
+
+def of_sizes(sizes: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """One figure of all sizes, NaN for None."""
+    return [np.nan if size[name] is None else size[name] for size in sizes]
+
+
+def draw_power_law(axes: Axes, law: Mapping[str, Any] | None, sizes: Sequence[int]) -> None:
+    """The power law through the points, with its interval; dashed beyond ten times the largest size studied."""
+    if law is None:
+        return
+    rows, skill = np.array(law["rows"]), np.array(law["skill"])
+    far = np.searchsorted(rows, 10 * sizes[-1], side="right")
+    misfit = f", misses {law['misses']} of {len(sizes)} sizes" if law["misses"] else ""
+    label = f"power law, exponent {law['exponent']:.2f}{misfit}"
+    axes.plot(rows[:far], skill[:far], color=BLUE, linewidth=1.2, label=label)
+    axes.plot(rows[far - 1 :], skill[far - 1 :], "--", color=BLUE, linewidth=1.2)
+    axes.plot(rows, law["low"], ":", rows, law["high"], ":", color=BLUE, linewidth=0.8)
+    if far < len(rows):
+        axes.annotate(" beyond ten times the study", (rows[far], 0.02), xycoords=("data", "axes fraction"), color=GREY)
+
+
+def draw_cost(axes: Axes, rows: Sequence[int], seconds: Sequence[float], bytes_a_row: int) -> None:
+    """Seconds and megabytes of a fit."""
+    axes.plot(rows, seconds, "o-", color=GREY, label="seconds")
+    axes.plot(rows, [size * bytes_a_row / 1e6 for size in rows], "s--", color=ORANGE, label="megabytes")
+    axes.set(title="What a fit takes", xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.legend(fontsize=9)
+
+
+def evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], tipped: Labels) -> None:
+    """Predicted against observed tip rates of the models where tips are likely; skill; below, what the gate saw."""
+    gains = [segment for segment in report["gate"]["segments"] if segment["gain"] is not None]
+    with mpl.rc_context(STYLE):
+        below = 1.2 + 0.22 * len(gains) if report["gate"]["gain"] else 0
+        figure = Figure(figsize=(9, 4 + below), layout="constrained")
+        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, below])[:, 0] if below else [figure]
+        reliability, bars = parts[0].subplots(1, 2, width_ratios=[2, 1])
+        draw_reliability(reliability, scores, tipped, ", ".join(report["months"]))
+        colors = [COLORS[name] for name in scores]
+        bars.bar(list(scores), [report[name]["skill"] or 0 for name in scores], color=colors, width=0.6)
+        bars.axhline(0, color=GREY, linewidth=1)
+        bars.set(title="Skill over the baseline")
+        bars.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        for part in parts[1:]:
+            draw_gains(part.subplots(), report["gate"], gains)
+        save(figure, path)
+
+
+def draw_reliability(axes: Axes, scores: Mapping[str, Probabilities], tipped: Labels, months: str) -> None:
+    """Predicted against observed tip rates."""
+    for name, values in scores.items():
+        axes.plot(*calibration(values, tipped), MARKS[name], color=COLORS[name], label=name)
+    ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), 1]
+    axes.plot(ends, ends, color=GREY, linewidth=1, label="perfect")
+    title = f"Calibration on {months}, where a tip is likelier than not"
+    axes.set(title=title, xlabel="mean predicted probability", ylabel="share that tipped")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend()
+
+
+def draw_gains(axes: Axes, verdict: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
+    """The gain overall and by segment, with bounds, beside what is tolerated."""
+    overall, limits = verdict["gain"], verdict["tolerated"]
+    names = ["all rows", *(f"{segment['column']} {segment['value']}" for segment in segments)]
+    gains = [(overall["value"], overall["lower"], overall["upper"])]
+    gains += [(segment["gain"], segment["lower"], segment["upper"]) for segment in segments]
+    colors = [BLUE if overall["lower"] > -limits["gain"] else RED, *(RED if one["veto"] else GREY for one in segments)]
+    for place, ((value, lower, upper), color) in enumerate(zip(gains, colors, strict=True)):
+        axes.plot([lower, upper], [place, place], color=color, linewidth=2)
+        axes.plot(value, place, "o", color=color)
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.plot([-limits["gain"]] * 2, [-0.4, 0.4], color=ORANGE, label="tolerated: the left end has to be right of it")
+    if segments:
+        ends = [0.6, len(segments) + 0.4]
+        label = "tolerated: no right end may be left of it"
+        axes.plot([-limits["segment"]] * 2, ends, "--", color=ORANGE, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(title="Gain over the champion, in parts of the baseline's log-loss, 95% bounds")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.legend(fontsize=9)
+
+
+def calibration(probabilities: Probabilities, tipped: Labels) -> tuple[list[float], list[float]]:
+    """Mean prediction and share that tipped, in ten bins of equally many of the rows that are likely to tip.
+
+    The others all have next to no tips, and would fill nine tenths of the picture with one point.
+    """
+    likely = np.flatnonzero(probabilities > 0.5)  # noqa: PLR2004
+    order = likely[np.argsort(probabilities[likely], kind="stable")]
+    parts = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
+    return [float(probabilities[part].mean()) for part in parts], [float(tipped[part].mean()) for part in parts]
+
+
+def monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
+    """Over the months: predicted and observed tip rate, skill with bounds, AUC; with each month's role."""
+    names = [month["month"] for month in months]
+
+    def of(name: str) -> list[float]:
+        return [np.nan if month[name] is None else month[name] for month in months]
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6.5), layout="constrained")
+        rates, skill, auc = figure.subplots(3, 1, sharex=True)
+        rates.plot(names, of("mean_probability"), "o-", color=BLUE, label="mean probability")
+        rates.plot(names, of("tip_rate"), "x--", color=ORANGE, label="share that tipped")
+        rates.set(title="Tips", ylim=(0, None))
+        rates.legend(loc="lower right")
+        colors = [RED if value < 0 else BLUE for value in of("skill")]
+        figures = zip(names, of("skill_low"), of("skill"), of("skill_high"), colors, strict=True)
+        for name, low, value, high, color in figures:
+            skill.plot([name, name], [low, high], color=color, linewidth=2)
+            skill.plot([name], [value], "o", color=color)
+        skill.axhline(0, color=GREY, linewidth=1)
+        skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
+        auc.plot(names, of("auc"), "o-", color=BLUE)
+        auc.set(title="Area under the ROC curve")
+        for axes in (rates, skill):
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        mark_roles(rates, months)
+        auc.tick_params(axis="x", rotation=45 if len(names) > 12 else 0)  # noqa: PLR2004
+        save(figure, path)
+
+
+def mark_roles(axes: Axes, months: Sequence[Mapping[str, Any]]) -> None:
+    """Write a month's role above it."""
+    for place, month in enumerate(months):
+        if month["role"]:
+            axes.annotate(month["role"], (place, 1), xycoords=("data", "axes fraction"), ha="center", color=GREY)

@@ -1,0 +1,1 @@
+"""Pure statistics over counts and losses: no files, no MLflow, no dask."""
