@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests import warm
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,6 +37,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest files begin first."""
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say where processes that stories fork from are to be found; the workers of pytest-xdist inherit it."""
+    if not hasattr(config, "workerinput"):
+        warm.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Clean up after them."""
+    if not hasattr(config, "workerinput"):
+        warm.end()
 
 
 def missing(what: str) -> None:

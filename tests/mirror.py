@@ -37,6 +37,7 @@ def lived(request: pytest.FixtureRequest, to: Path) -> Story:
 
     def make(folder: Path) -> None:
         story = start(folder / "project", **SMALL)
+        story.warm = False  # once all stages run as they are installed
         story.repro("first")
         assert story.repros["first"].code == 0, story.repros["first"].output
         commit(story, "first")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from tests import warm
 from tests.conftest import ENVIRONMENT, ROOT, settings_values
 
 if TYPE_CHECKING:
@@ -30,18 +31,20 @@ class Repro:
 
 @dataclass
 class Story:
-    """A project, and what was seen at each step of its life."""
+    """A project, and what was seen at each step of its life; `warm`: its commands are forks (see tests/warm.py)."""
 
     root: Path
     repros: dict[str, Repro] = field(default_factory=dict)
     receipts: dict[str, Mapping[str, str]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    warm: bool = True
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a user with an activated environment does."""
         environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+        folders = [*([str(warm.commands())] if self.warm else []), str(Path(sys.executable).parent)]
         environment |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+            "PATH": os.pathsep.join([*folders, environment["PATH"]]),
             "DVC_NO_ANALYTICS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
             **self.environment,
