@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tipline.models import curve
+from tipline.models import sizing
 from tipline.params import Budget
+from tipline.statistics import curve
 
 if TYPE_CHECKING:
     from tipline.pyfunc import Codes, Floats, Matrix
@@ -124,12 +125,12 @@ def one_study(case: Case, repeats: int, seed: int) -> curve.Study:
     following, likely, day = month(case, DAYS, ROWS_A_DAY, case.moved, draws)
     answers = draws.random(len(likely)) < likely
     nothing = np.zeros(POOL, dtype=bool)
-    fit = curve.Examples(inputs, tipped, nothing.astype(np.int32), nothing, nothing.astype(float))
+    fit = sizing.Examples(inputs, tipped, nothing.astype(np.int32), nothing, nothing.astype(float))
     rate = np.full(len(likely), tipped.mean())
-    size = curve.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
-    orders = curve.shuffles(tipped, repeats, SIZES[0], seed)
+    size = sizing.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
+    orders = sizing.shuffles(tipped, repeats, SIZES[0], seed)
     with joblib.parallel_config("sequential"):
-        return curve.study(pipeline(), fit, {"size": size}, SIZES, orders)
+        return sizing.study(pipeline(), fit, {"size": size}, SIZES, orders)
 
 
 def on_own_rows(made: curve.Study, seed: int) -> Matrix:

@@ -23,8 +23,7 @@ from tipline import params, pyfunc
 from tipline.layout import Layout
 from tipline.models import model, sampling
 from tipline.months import contract, trips
-from tipline.stages import evaluate
-from tipline.statistics import baseline, gate, metrics
+from tipline.statistics import baseline, evaluation, gate, metrics, times
 from tipline.statistics.intervals import Ratio
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def main() -> None:
         layout = project(Path(folder), given.months.resolve())
         settings = params.load(layout.params)
         spec = model.spec(settings, contract.load(layout.root / settings.contract))
-        rows = evaluate.read(settings, layout, trips.needed(spec))
+        rows = sampling.by_month(settings, layout, "evaluate", trips.needed(spec))
         scores = {name: scored(settings, layout, spec, rows, **choice) for name, choice in MODELS.items()}
         spec["baseline"] = rule(settings, pool(layout, spec, 1))
         lines = [line(settings, rows, spec, scores, *pair) for pair in PAIRS]
@@ -139,7 +138,9 @@ def line(
 ) -> list[str]:
     """What the months say of one pair."""
     pair = {"challenger": scores[challenger], "champion": scores[champion]}
-    judged = evaluate.gate_rows(settings, rows, dict.fromkeys(pair, spec), pair)
+    compared = evaluation.Compared(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
+    place, segments = rows[sampling.MONTH].to_numpy(), settings.evaluate.segments
+    judged = evaluation.gate_rows(compared, settings.sample.of("evaluate"), place, segments)
     judged = judged.where(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
     months = [judged.where(judged.month == month) for month in np.unique(judged.month)]
@@ -152,13 +153,13 @@ def line(
 
 def decide(rows: gate.Rows, settings: params.Settings) -> dict[str, Any]:
     """Ask the gate."""
-    made_on = {role: {"fit": MONTHS[:FITTED]} for role in evaluate.ROLES}
+    made_on = {role: {"fit": MONTHS[:FITTED]} for role in evaluation.ROLES}
     return gate.decide(rows, made_on, settings.evaluate.tolerance, settings.evaluate.segment_tolerance)
 
 
 def sums(rows: gate.Rows, codes: Codes) -> tuple[Floats, Floats]:
     """Sums of gain and baseline by block."""
-    codes = gate.places(codes)
+    codes = times.places(codes)
     gains, units = (np.bincount(codes, weights).astype(float) for weights in (rows.gain, rows.baseline))
     return gains, units
 
