@@ -11,10 +11,10 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro month test lint lock clean
+.PHONY: help repro month test lowest coverage mistakes lint reference lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 repro: $(READY) ## set up, then run every stage that is out of date
 	dvc repro
@@ -26,6 +26,24 @@ month: $(if $(M),$(READY)) ## fetch, score and judge one more month: make month 
 
 test: $(READY) ## set up, then run the tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# In an environment of its own, below the other one; needs uv.
+lowest: $(READY) ## all stages with the lowest versions that pyproject.toml allows
+	uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python $(BIN)/python --no-annotate --quiet \
+	  -o $(VENV)/lowest.txt
+	uv venv --quiet --clear --python $(BIN)/python $(VENV)/lowest
+	uv pip install --quiet --python $(VENV)/lowest/bin/python --compile-bytecode -r $(VENV)/lowest.txt "setuptools>=77"
+	uv pip install --quiet --python $(VENV)/lowest/bin/python --no-build-isolation --no-deps -e .
+	$(VENV)/lowest/bin/python -m pytest tests/lowest.py
+
+coverage: $(READY) ## the tests, and which lines of src no test runs
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+
+mistakes: $(READY) ## make thirty deliberate mistakes in the core: the tests have to notice each
+	$(BIN)/python -m tests.mistakes
+
+reference: $(READY) ## write docs/reference.md anew from the code
+	python docs/reference.py
 
 lint: $(READY) ## ruff and mypy --strict
 	ruff check .

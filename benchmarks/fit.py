@@ -29,8 +29,7 @@ import the_post
 
 from tipline import cluster, params, pyfunc
 from tipline.models import model
-from tipline.months import contract, demo
-from tipline.stages import prepare
+from tipline.months import contract, demo, preparing
 from tipline.statistics import metrics
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def made(path: Path, count: int) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.parquet"
         demo.write_month(raw, MONTH, count, seed=SETTINGS.demo.seed)
-        prepare.prepare(raw, path.parent, contract.load(), MONTH)
+        preparing.prepare(raw, path.parent, contract.load(), MONTH)
 
 
 def main() -> None:

@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
-from tipline.months import contract, demo, raw
+from tipline.months import contract, demo, preparing, raw, trips
 from tipline.months.conform import Conformer
-from tipline.stages import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,11 +61,11 @@ def read(path: Path) -> float:
 def write(prepared: Path, copy: Path) -> float:
     """Return the seconds that writing the prepared rows takes."""
     file, seconds = pq.ParquetFile(prepared), 0.0
-    with pq.ParquetWriter(copy, file.schema_arrow, **prepare.parquet_options(file.schema_arrow)) as writer:
+    with pq.ParquetWriter(copy, file.schema_arrow, **preparing.parquet_options(file.schema_arrow)) as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group).unify_dictionaries()
             start = time.perf_counter()
-            writer.write_table(table, row_group_size=prepare.ROW_GROUP_ROWS)
+            writer.write_table(table, row_group_size=preparing.ROW_GROUP_ROWS)
             seconds += time.perf_counter() - start
     return seconds
 
@@ -102,12 +101,12 @@ def measure(case: str, folder: Path) -> dict[str, float]:
     cores = CASES[case]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     pa.set_cpu_count(cores)
-    path, prepared = folder / "month.parquet", folder / "prepared" / prepare.TRIPS
+    path, prepared = folder / "month.parquet", folder / "prepared" / trips.TRIPS
     if case.startswith("prepare"):
         target = folder / ("prepared" if cores == 1 else "two")
         target.mkdir(exist_ok=True)
         start, cpu = time.perf_counter(), time.process_time()
-        prepare.prepare(path, target, contract.load(), MONTH)
+        preparing.prepare(path, target, contract.load(), MONTH)
         told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     elif case.startswith("read and write"):
         told = {"read": read(path), "write": write(prepared, folder / "copy.parquet")}

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from tipline import cluster, files, scoring
 from tipline.layout import month_name
+from tipline.months import trips
 from tipline.places import Folder
 from tipline.statistics.counts import BANDS, Counts, Sums
 
@@ -33,8 +34,8 @@ def prepared(places: scoring.Places, month: str) -> None:
     folder = Path(places.trips.address(month_name(month)))
     folder.mkdir(parents=True)
     table = pa.table({"row": pa.array(np.arange(GROUPS * ROWS))})
-    pq.write_table(table, folder / scoring.PREPARED, row_group_size=ROWS)
-    files.write_json(folder / files.RECEIPT, {"month": month, "trips": files.stated(folder / scoring.PREPARED)})
+    pq.write_table(table, folder / trips.TRIPS, row_group_size=ROWS)
+    files.write_json(folder / files.RECEIPT, {"month": month, "trips": files.stated(folder / trips.TRIPS)})
 
 
 def made(block: scoring.Block) -> dict[str, Any]:

@@ -85,7 +85,7 @@ MISTAKES = [
         ('return {"trips": sha256, "model": digest, "format": FORMAT}', 'return {"model": digest, "format": FORMAT}'),
         ("return bool(told == dict(key)) and all(", "return bool(told == dict(key)) or all("),
         ('if sum(part["rows"] for part in parts) != rows:', "if False:"),
-        ('if made["bytes"] == there[block.name] and is_digest(', 'if made["bytes"] == there[block.name] or is_digest('),
+        ('made["bytes"] == there[block.name] and files', 'made["bytes"] == there[block.name] or files'),
         ('(made["key"], made.get("state")) != (block.key, block.state)', 'made["key"] != block.key'),
         ("return [block for block in self.blocks if block.name not in self.done]", "return self.blocks"),
         ("if size != expected:", "if size is None:"),

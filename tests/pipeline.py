@@ -98,11 +98,10 @@ def run_to(layout: Layout, last: str) -> Layout:
 
 def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) -> None:
     """Let `prepare` write row groups of so many rows; a row group is what one task scores."""
-    from tipline.months import raw
-    from tipline.stages import prepare
+    from tipline.months import preparing, raw
 
     monkeypatch.setattr(raw, "BATCH_ROWS", rows)
-    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", rows)
+    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", rows)
 
 
 def write_project(root: Path, **sections: Any) -> Layout:

@@ -16,7 +16,7 @@ from tests import pipeline, test_pyfunc
 from tipline import pyfunc
 from tipline.commands import explain
 from tipline.errors import TiplineError, UsageError
-from tipline.models import calibration, model, modelfiles, sampling
+from tipline.models import calibration, canary, model, modelfiles, sampling
 from tipline.months import trips
 from tipline.statistics import metrics
 
@@ -60,7 +60,7 @@ def test_other_rows_are_calibrated_and_keep_their_order(method: str) -> None:
 
 def test_rows_that_a_threshold_separates_leave_the_loss_finite() -> None:
     given = np.linspace(0, 1, 2000)
-    with pytest.raises(UsageError, match="no slope is steep enough"):
+    with pytest.raises(UsageError, match="no sigmoid is so steep"):
         calibration.fit("sigmoid", given, given > 0.5)
     fitted = calibration.fit("isotonic", given, given > 0.5)
     scores = pyfunc.calibrated(np.array([0.0, 0.25, 0.75, 1.0]), fitted)
@@ -86,8 +86,8 @@ def test_probabilities_of_0_and_1_pass_a_sigmoid() -> None:
     ("given", "tipped", "said"),
     [
         (np.linspace(0, 1, 999), np.arange(999) > 500, "999 rows are too few"),
-        (np.linspace(0, 1, 1000), np.zeros(1000, dtype=bool), "All or none of the 1,000 rows"),
-        (np.linspace(0, 1, 1000), np.ones(1000, dtype=bool), "All or none of the 1,000 rows"),
+        (np.linspace(0, 1, 1000), np.zeros(1000, dtype=bool), "None of the 1,000 rows"),
+        (np.linspace(0, 1, 1000), np.ones(1000, dtype=bool), "All of the 1,000 rows"),
         (np.full(1000, 0.3), np.arange(1000) > 500, "the same probability"),
     ],
 )
@@ -167,7 +167,7 @@ def test_training_calibrates_on_the_size_months(project: Layout, method: str) ->
     assert contents[pyfunc.ESTIMATOR] == before[pyfunc.ESTIMATOR]
     assert modelfiles.digest(contents) != modelfiles.digest(before)
     loaded = pyfunc.Model(contents)
-    assert modelfiles.canary(loaded, "here") == 0
+    assert canary.check(loaded, "here") == 0
     rows = sampling.of_role(pipeline.settings(project), project, "size", trips.needed(loaded.spec))
     tipped, _ = metrics.labels(rows, "tip_amount")
     # A calibrated model promises as many tips as there were; exactly so on the rows of the calibration.
@@ -189,5 +189,5 @@ def test_size_months_without_tips_leave_the_earlier_challenger(
     pipeline.change(project, train={"calibration": "sigmoid"})
     code, printed = run_cli(project.root, "train")
     assert code == UsageError.exit_code
-    assert "All or none of the 3,000 rows to calibrate on tipped." in printed
+    assert "None of the 3,000 rows to calibrate on tipped." in printed
     assert pipeline.tree(project.challenger) == before

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, servers
-from tipline.months import transfer
-from tipline.stages import prepare
+from tipline.months import preparing, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,7 +231,7 @@ def test_what_is_no_month_is_said_to_be_none(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("demo", MONTH), "has no {month}"),
+        (("demo", MONTH), "no address with {month}"),
         (("/tmp/month.csv", MONTH, "2024-02"), "{month}"),  # noqa: S108 (never opened)
         (("/tmp/{month}", "2024-13"), "not a month"),  # noqa: S108
         (("ftp://127.0.0.1/{month}", MONTH), "ftp"),
@@ -249,8 +248,7 @@ def test_a_source_or_month_that_makes_no_sense_is_a_usage_error(
 def test_the_expected_parts_are_those_that_prepare_writes(
     run_cli: Run, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tipline.commands.check.ROW_GROUP_ROWS", 7)
-    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", 7)
     path = factory.write_tpep(tmp_path / "m", *[{}] * 50)
     printed = run_cli(make_project().root, "check", str(path), MONTH)[1]
     assert part(printed, MONTH, "scoring").startswith("50 rows in 8 parts")

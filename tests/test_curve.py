@@ -23,8 +23,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from tests import pipeline
 from tipline import cluster
 from tipline.errors import UsageError
-from tipline.models import curve, sampling
+from tipline.models import sampling, sizing
 from tipline.params import Budget
+from tipline.statistics import curve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,32 +67,32 @@ def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 
 
 
 def test_sizes_are_evenly_spaced_on_a_log_scale() -> None:
-    assert curve.sizes(100, 10_000, 3) == (100, 1000, 10_000)
-    assert curve.sizes(500, 50_000, 7) == (500, 1077, 2321, 5000, 10772, 23208, 50_000)
+    assert sizing.sizes(100, 10_000, 3) == (100, 1000, 10_000)
+    assert sizing.sizes(500, 50_000, 7) == (500, 1077, 2321, 5000, 10772, 23208, 50_000)
 
 
 @pytest.mark.parametrize(("largest", "count"), [(100, 5), (103, 30), (10_000, 1), (4999, 30)])
 def test_sizes_are_different_and_have_both_ends(largest: int, count: int) -> None:
-    sizes = curve.sizes(100, largest, count)
+    sizes = sizing.sizes(100, largest, count)
     assert (sizes[0], sizes[-1]) == (100, largest if count > 1 else 100)
     assert list(sizes) == sorted(set(sizes))
     assert len(sizes) <= count
 
 
-def examples(rows: int, seed: int) -> curve.Examples:
+def examples(rows: int, seed: int) -> sizing.Examples:
     generator = np.random.default_rng(seed)
     inputs = generator.normal(size=(rows, 2))
     tipped = inputs[:, 0] + generator.normal(size=rows) > 0
     days, segment = generator.integers(0, 7, rows).astype(np.int32), generator.random(rows) < 0.3
-    return curve.Examples(inputs, tipped, days, segment, generator.random(rows))
+    return sizing.Examples(inputs, tipped, days, segment, generator.random(rows))
 
 
 def small_study(sizes: tuple[int, ...], seed: int = 9) -> curve.Study:
     validation = {"held_out": examples(200, 1), "size": examples(300, 2)}
     pool = examples(400, 0)
-    orders = curve.shuffles(pool.tipped, 3, sizes[0], seed)
+    orders = sizing.shuffles(pool.tipped, 3, sizes[0], seed)
     with joblib.parallel_config("sequential"):
-        return curve.study(Pipeline([("classifier", LogisticRegression())]), pool, validation, sizes, orders)
+        return sizing.study(Pipeline([("classifier", LogisticRegression())]), pool, validation, sizes, orders)
 
 
 @pytest.mark.parametrize(("name", "rows", "seed"), [("held_out", 200, 1), ("size", 300, 2)])
@@ -124,18 +125,18 @@ def test_samples_nest_and_follow_the_seed() -> None:
 def test_a_sample_of_one_class_is_refused_before_anything_is_fitted() -> None:
     tipped = np.zeros(1000, dtype=bool)
     tipped[:20] = True
-    with pytest.raises(UsageError, match="All rows of a sample of 50 are without a tip"):
-        curve.shuffles(tipped, 20, 50, 1)
-    with pytest.raises(UsageError, match="All rows of a sample of 50 are with a tip"):
-        curve.shuffles(~tipped, 20, 50, 1)
-    assert len(curve.shuffles(tipped, 20, 900, 1)) == 20
+    with pytest.raises(UsageError, match="None of the 50 rows of a sample tipped"):
+        sizing.shuffles(tipped, 20, 50, 1)
+    with pytest.raises(UsageError, match="All of the 50 rows of a sample tipped"):
+        sizing.shuffles(~tipped, 20, 50, 1)
+    assert len(sizing.shuffles(tipped, 20, 900, 1)) == 20
 
 
 def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> None:
     scored = examples(100, 4)
-    none = curve.Examples(scored.inputs, np.zeros(100, bool), scored.days, np.zeros(100, bool), scored.baseline)
+    none = sizing.Examples(scored.inputs, np.zeros(100, bool), scored.days, np.zeros(100, bool), scored.baseline)
     sorted_rows, ends = none.blocks()
-    figures = curve.Scorer({"size": (0, *ends)}).figures(sorted_rows.baseline, sorted_rows.tipped)
+    figures = sizing.Scorer({"size": (0, *ends)}).figures(sorted_rows.baseline, sorted_rows.tipped)
     assert math.isnan(figures["size.auc"])
     assert figures["size.log_loss"] == pytest.approx(-np.log1p(-scored.baseline).mean())
     assert all(math.isnan(figures[f"size.segment.{figure}"]) for figure in ("log_loss", "auc", "brier"))
@@ -220,8 +221,8 @@ def test_a_smaller_size_that_is_better_is_enough() -> None:
     ("study", "reason"),
     [
         (noisy([]), "One size alone says nothing about smaller ones"),
-        (noisy([0.2, 0.0], days=1), "Of 5 repeats and 1 days there is no telling"),
-        (noisy([0.2, 0.0], repeats=1), "Of 1 repeats and 10 days there is no telling"),
+        (noisy([0.2, 0.0], days=1), "Of 5 repeats and 1 day there is no telling"),
+        (noisy([0.2, 0.0], repeats=1), "Of 1 repeat and 10 days there is no telling"),
         (synthetic(noisy([0.1, 0.0]).sums["size"], np.zeros(10)), "The baseline leaves nothing to gain"),
         (of_one_class(noisy([-0.1, -0.05])), "All of the `size` rows tipped, or none"),
     ],
@@ -291,9 +292,9 @@ def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart(
     inputs = np.column_stack([generator.integers(0, 3, 5000), generator.normal(size=5000)])
     tipped = generator.random(5000) < 0.5
 
-    def cost(first: Any, width: int) -> curve.Cost:
+    def cost(first: Any, width: int) -> sizing.Cost:
         steps = [("columns", first), ("classifier", LogisticRegression())]
-        return curve.Cost.of(Pipeline(steps), inputs[:, :width].copy, tipped)
+        return sizing.Cost.of(Pipeline(steps), inputs[:, :width].copy, tipped)
 
     # One of three values: two columns of three and the intercept are all that there is to tell apart.
     assert cost(OneHotEncoder(sparse_output=False), 1).parameters == 3
@@ -301,7 +302,9 @@ def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart(
     assert plain.parameters == 3
     assert 16 < plain.bytes_a_row < 200
     assert plain == cost(StandardScaler(), 2)
-    boosted = curve.Cost.of(Pipeline([("classifier", HistGradientBoostingClassifier(max_iter=2))]), inputs.copy, tipped)
+    boosted = sizing.Cost.of(
+        Pipeline([("classifier", HistGradientBoostingClassifier(max_iter=2))]), inputs.copy, tipped
+    )
     assert boosted.parameters is None
 
 

@@ -17,9 +17,10 @@ from scipy.stats import spearmanr
 from tests import pipeline, test_foreign
 from tipline import cluster, files
 from tipline.commands import diff_scores
-from tipline.commands.diff_scores import Difference
 from tipline.mlflow import registry, tracking
 from tipline.models import modelfiles
+from tipline.statistics import differences
+from tipline.statistics.differences import Difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -313,7 +314,7 @@ def pairs(rows: int, spread: float, noise: float, seed: int = 0) -> tuple[Probab
 
 def counted(a: Probabilities, b: Probabilities, threshold: float = 0.5) -> Difference:
     """Count scores, with bands by a small part of them."""
-    return Difference.of(a, b, (diff_scores.edges_of(a[:16_000]), diff_scores.edges_of(b[:16_000])), threshold)
+    return Difference.of(a, b, (differences.edges_of(a[:16_000]), differences.edges_of(b[:16_000])), threshold)
 
 
 @pytest.mark.parametrize("spread", [0.0001, 0.1, 3.0])
@@ -325,7 +326,7 @@ def test_the_rank_correlation_is_right_to_a_ten_thousandth(spread: float, noise:
 
 def test_the_counts_of_parts_are_those_of_all_rows_whatever_the_parts() -> None:
     a, b = pairs(50_000, 3.0, 1.0)
-    edges = diff_scores.edges_of(a), diff_scores.edges_of(b)
+    edges = differences.edges_of(a), differences.edges_of(b)
     whole = Difference().plus(Difference.of(a, b, edges, 0.3), 1)
     random = np.random.default_rng(1)
     for _ in range(5):
@@ -340,8 +341,8 @@ def test_the_counts_of_parts_are_those_of_all_rows_whatever_the_parts() -> None:
 
 def test_ties_among_the_movers_are_settled_by_month_and_row() -> None:
     rows = np.array([5, 3, 9, 1, 7])
-    assert diff_scores.largest(np.array([0.2, 0.1, 0.2, 0.2, 0.3]), rows, 3).tolist() == [4, 3, 0]
-    assert diff_scores.largest(np.array([0.0]), np.array([4]), 3).tolist() == [0]
+    assert differences.largest(np.array([0.2, 0.1, 0.2, 0.2, 0.3]), rows, 3).tolist() == [4, 3, 0]
+    assert differences.largest(np.array([0.0]), np.array([4]), 3).tolist() == [0]
     named = (("2009-02", 1, 0.1), ("2009-01", 2, -0.1), ("2009-01", 1, 0.1), ("2009-03", 1, -0.2))
     equal = [{"month": month, "row": row, "difference": gap} for month, row, gap in named]
     kept = Difference(movers=equal[:2]).plus(Difference(movers=equal[2:]), 3).movers

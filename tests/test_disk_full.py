@@ -13,8 +13,7 @@ import pytest
 
 from tests import factory, pipeline
 from tests.factory import line
-from tipline.months import contract, demo
-from tipline.stages import prepare
+from tipline.months import contract, demo, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +140,7 @@ def needed(tmp_path: Path, month: str) -> int:
     """The bytes that the prepared month takes."""
     folder = tmp_path / "needed"
     folder.mkdir()
-    prepare.prepare(tmp_path / "source" / f"{month}.data", folder, contract.load(), month)
+    preparing.prepare(tmp_path / "source" / f"{month}.data", folder, contract.load(), month)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

@@ -15,8 +15,8 @@ from tests import pipeline
 from tipline import files
 from tipline.errors import TiplineError
 from tipline.models import modelfiles, sampling
-from tipline.stages import evaluate
-from tipline.statistics import baseline, metrics
+from tipline.statistics import baseline, evaluation, metrics
+from tipline.statistics.evaluation import Compared
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ def constant(rows: int, challenger: float, champion: float) -> dict[str, Any]:
 def test_majority_and_baseline_are_those_by_hand() -> None:
     payments = pa.array(["cash", "cash", "credit", "credit", "other"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0, 3, 0, 2])})
-    report = evaluate.evaluate(trips, SPECS, constant(5, 0.5, 0.3))
+    report = evaluation.report(Compared(trips, "tip_amount", SPECS, constant(5, 0.5, 0.3)))
     # Of the rules' 0.4, overall, no row is above one half: right where there was no tip.
     assert report["majority"]["accuracy"] == pytest.approx(3 / 5)
     assert report["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
@@ -107,7 +107,7 @@ def test_majority_and_baseline_are_those_by_hand() -> None:
 def test_one_class_has_no_auc() -> None:
     payments = pa.array(["cash", "credit"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0.0])})
-    report = evaluate.evaluate(trips, SPECS, constant(2, 0.5, 0.5))
+    report = evaluation.report(Compared(trips, "tip_amount", SPECS, constant(2, 0.5, 0.5)))
     assert {report[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
     assert report["challenger"]["log_loss"] == pytest.approx(np.log(2))
 
@@ -117,7 +117,7 @@ def test_skill_by_payment_type_needs_a_thousand_rows(rows: int, why: str | None)
     payments = pa.array(["cash"] * 2000 + ["credit"] * rows).dictionary_encode()
     tips = pa.array([0.0] * 2000 + [1.0] * rows)
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": tips})
-    found = evaluate.evaluate(trips, SPECS, constant(2000 + rows, 0.2, 0.8))["groups"]
+    found = evaluation.report(Compared(trips, "tip_amount", SPECS, constant(2000 + rows, 0.2, 0.8)))["groups"]
     assert list(found) == ["cash", "credit"]
     assert (found["credit"]["rows"], found["credit"]["why"]) == (rows, why)
     assert found["cash"]["challenger"] == pytest.approx(0, abs=1e-6)
@@ -132,7 +132,7 @@ def test_expected_tips_stand_beside_those_that_there_were_with_an_interval_by_da
     payments = pa.array(["cash"] * 4000).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"pickup": times, "payment_type": payments, "tip_amount": tips})
     specs = {"challenger": SPEC | {"time": "pickup"}, "champion": SPEC}
-    found = evaluate.evaluate(trips, specs, constant(4000, 0.25, 0.5))["tips"]
+    found = evaluation.report(Compared(trips, "tip_amount", specs, constant(4000, 0.25, 0.5)))["tips"]
     assert found["challenger"]["expected"] == pytest.approx(1000)
     assert found["challenger"]["there"] == 1100
     assert found["challenger"]["ratio"] == pytest.approx(1.1)
@@ -157,7 +157,7 @@ def test_the_verdict_is_in_words(challenger: float | None, champion: float | Non
         "challenger": {"log_loss": 0.1, "skill": challenger},
         "champion": {"log_loss": 0.1, "skill": champion},
     }
-    assert words in evaluate.worth(figures["challenger"], "vendor") + evaluate.against(figures)
+    assert words in evaluation.worth(figures["challenger"], "vendor") + evaluation.against(figures)
 
 
 def test_a_worse_challenger_is_called_worse(project: Layout) -> None:
@@ -302,5 +302,5 @@ def test_a_missing_sample_says_what_to_run(project: Layout) -> None:
 def test_a_trip_belongs_to_the_band_of_its_hour() -> None:
     hours = [0, 5, 6, 11, 12, 17, 18, 23]
     column = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
-    assert evaluate.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    assert len(evaluate.HOURS) == 5
+    assert evaluation.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert len(evaluation.HOURS) == 5

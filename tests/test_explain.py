@@ -14,7 +14,7 @@ from tipline import files
 from tipline.models import modelfiles
 from tipline.months import raw
 from tipline.months.conform import QUARANTINE
-from tipline.stages.prepare import QUARANTINED
+from tipline.months.trips import QUARANTINED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

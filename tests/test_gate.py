@@ -94,7 +94,7 @@ def test_at_the_tolerance_itself_it_is_refused() -> None:
 def test_fourteen_days_are_needed(days: int, passes: bool) -> None:  # noqa: FBT001
     verdict = decide(make(np.zeros(days), rows_a_day=100))
     assert verdict["promote"] is passes
-    assert verdict["reasons"] == ([] if passes else ["13 days are too few to judge on, 14 are needed"])
+    assert verdict["reasons"] == ([] if passes else ["only 13 days to judge on, 14 are needed"])
 
 
 def test_days_outside_of_the_month_do_not_count_as_more() -> None:
@@ -102,14 +102,14 @@ def test_days_outside_of_the_month_do_not_count_as_more() -> None:
     rows.day[::2] -= 4000 * np.arange(13, dtype=np.int32)
     verdict = decide(rows)
     assert not verdict["promote"]
-    assert "days are too few" in verdict["reasons"][0]
+    assert "days to judge on, 14 are needed" in verdict["reasons"][0]
 
 
 def test_strays_at_the_ends_of_a_month_do_not_make_up_for_its_days() -> None:
     rows = make(np.zeros(14), first="2009-03-10")
     rows.day[0], rows.day[-1] = 0, 99_999
     verdict = decide(rows)
-    assert verdict["reasons"] == ["12 days are too few to judge on, 14 are needed"]
+    assert verdict["reasons"] == ["only 12 days to judge on, 14 are needed"]
 
 
 def test_one_day_with_nearly_all_rows_shows_no_scatter() -> None:
@@ -297,7 +297,7 @@ def test_a_segment_needs_fourteen_days(days: int, judged: bool) -> None:  # noqa
 def test_a_segment_of_few_months_is_not_judged_where_months_are() -> None:
     rows = make(np.zeros(184), rows_a_day=20)
     segment = decide(with_segments(rows, rows.month < 5))["segments"][1]
-    assert segment["why"] == "5 months are too few to judge on, 6 are needed"
+    assert segment["why"] == "only 5 months to judge on, 6 are needed"
 
 
 def test_what_all_rows_are_in_is_no_segment() -> None:

@@ -12,8 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from tipline.months import contract
-from tipline.stages import prepare
+from tipline.months import contract, preparing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +82,7 @@ def green(tlc: Path, tmp_path_factory: pytest.TempPathFactory) -> Green:
         folder = trips / f"month={month}"
         folder.mkdir(parents=True)
         path = tlc / "green" / f"green_tripdata_{month}.parquet"
-        receipts[month] = prepare.prepare(path, folder, contract.load(), month)
+        receipts[month] = preparing.prepare(path, folder, contract.load(), month)
     return Green(tlc / "green", trips, receipts)
 
 
@@ -148,7 +147,7 @@ def test_a_blank_payment_with_a_blank_vendor_is_a_row_all_the_same(green: Green,
     place = published.schema.get_field_index("VendorID")
     path = tmp_path / f"green_tripdata_{month}.parquet"
     pq.write_table(published.set_column(place, published.field(place), vendors), path)
-    receipt = prepare.prepare(path, tmp_path, contract.load(), month)
+    receipt = preparing.prepare(path, tmp_path, contract.load(), month)
     made = pq.read_table(tmp_path / "trips.parquet")
     assert (receipt["rows_out"], receipt["quarantined"]) == (ROWS[month], 0)
     assert made["vendor"].is_null().equals(blank)

@@ -11,8 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tipline.months import contract
-from tipline.stages import prepare
+from tipline.months import contract, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +197,7 @@ def prepared(path: Path, data: bytes, month: str) -> Head:
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
     (path.parent / "made").mkdir()
-    return Head(path, data, prepare.prepare(path, path.parent / "made", CONTRACT, month))
+    return Head(path, data, preparing.prepare(path, path.parent / "made", CONTRACT, month))
 
 
 def published(tlc: Path, colour: str, month: str) -> bytes:

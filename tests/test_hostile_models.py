@@ -27,7 +27,7 @@ from tests import pipeline
 from tipline import cluster, pyfunc
 from tipline.errors import TiplineError
 from tipline.mlflow import registry, tracking
-from tipline.models import model, modelfiles, trust
+from tipline.models import canary, model, modelfiles, trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -459,7 +459,7 @@ def test_a_linear_model_of_another_scikit_learn_is_scored_without_it(project: La
         (tmp_path / "model").mkdir()
         registry.fetch(version, tmp_path / "model")
     contents = modelfiles.read(tmp_path / "model")
-    assert modelfiles.canary(modelfiles.load(contents, modelfiles.digest(contents)), "here") == 0
+    assert canary.check(modelfiles.load(contents, modelfiles.digest(contents)), "here") == 0
 
 
 def test_another_patch_release_of_scikit_learn_will_do(project: Layout) -> None:

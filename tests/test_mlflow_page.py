@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests import pipeline
+from tests import pipeline, tour
 from tests.conftest import missing
 from tests.servers import free_port
 from tests.story import Story, start
@@ -273,6 +273,8 @@ def test_a_champion_named_by_clicking_scores_at_the_next_repro(shown: Shown) -> 
     log = (shown.story.root / "models/promotions.jsonl").read_text().splitlines()
     change = json.loads(log[-1])
     assert (change["how"], change["from"]["version"], change["to"]["version"]) == ("noticed", 1, 2)
+    if PICTURES:
+        tour.compose(shown.page, Path(PICTURES), done.output)
     shown.go(f"models/{NAME}/versions/2", "Months scored")
     shown.page.get_by_text("@ champion").first.wait_for()
     shown.go(f"experiments/{shown.runs('monitor')[0].info.experiment_id}/runs", "2024-01, version 2")

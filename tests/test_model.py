@@ -98,7 +98,8 @@ import sys
 from pathlib import Path
 from tests import pipeline
 from tests.test_model import BASELINE, ESTIMATORS, fitted, train
-from tipline import contract, model
+from tipline.models import model
+from tipline.months import contract
 from tipline.layout import Layout
 
 layout = Layout(Path(sys.argv[1]))

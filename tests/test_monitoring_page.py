@@ -82,6 +82,7 @@ def test_it_reads_well_offline_at_any_width_light_and_dark(browser: Browser, wri
         box = view.get_by_text("✗ retrain").first.bounding_box()
         assert box is not None
         assert box["y"] + box["height"] < 700
+    assert view.locator(".scroll").evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
     for scheme in ("light", "dark"):
         view.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
         backgrounds[scheme] = view.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, parquet_months
-from tipline.months import contract
-from tipline.stages import prepare
+from tipline.months import contract, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +36,7 @@ def made_of(path: Path, month: str = MONTH) -> tuple[dict[str, Any], pa.Table]:
     """Prepare a file; give receipt and trips."""
     folder = path.parent / f"{path.stem} made"
     folder.mkdir()
-    return prepare.prepare(path, folder, CONTRACT, month), pq.read_table(folder / "trips.parquet")
+    return preparing.prepare(path, folder, CONTRACT, month), pq.read_table(folder / "trips.parquet")
 
 
 def tpep_of(folder: Path, rows: list[dict[str, Any]], types: Mapping[str, pa.DataType]) -> tuple[Any, pa.Table]:
@@ -111,7 +110,7 @@ def test_all_schemas_are_one_dataset_once_they_are_prepared(tmp_path: Path) -> N
         folder = tmp_path / "trips" / f"month={month}"
         folder.mkdir(parents=True)
         path = parquet_months.write(tmp_path / f"{month}.parquet", month)
-        prepare.prepare(path, folder, CONTRACT, month)
+        preparing.prepare(path, folder, CONTRACT, month)
     together = pq.read_table(tmp_path / "trips")
     assert len(together) == 5 * len(CASES)
     assert {*together["payment_type"].to_pylist()} == {"credit", "cash", "no charge", "dispute", "unknown"}

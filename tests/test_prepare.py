@@ -18,9 +18,8 @@ import pytest
 from tests import factory
 from tests.factory import line
 from tipline.errors import TiplineError
-from tipline.months import contract, demo, raw
+from tipline.months import contract, demo, preparing, raw
 from tipline.months.conform import Conformer
-from tipline.stages import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,7 +74,7 @@ class Prepared:
 def prepared(path: Path, name: str = "prepared") -> Prepared:
     folder = path.parent / name
     folder.mkdir()
-    return Prepared(folder, prepare.prepare(path, folder, contract.load(), MONTH))
+    return Prepared(folder, preparing.prepare(path, folder, contract.load(), MONTH))
 
 
 def conformer_of(month: raw.ParquetMonth | raw.CsvMonth) -> Conformer:
@@ -116,7 +115,7 @@ def hour(tlc: Path) -> Path:
 @pytest.fixture(scope="module")
 def prepared_hour(hour: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("hour")
-    return Prepared(folder, prepare.prepare(hour, folder, contract.load(), MONTH))
+    return Prepared(folder, preparing.prepare(hour, folder, contract.load(), MONTH))
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +179,14 @@ def test_the_published_hour_is_the_same_in_small_blocks(
     hour: Path, prepared_hour: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(raw, "BLOCK_BYTES", 50_000)
-    prepare.prepare(hour, tmp_path, contract.load(), MONTH)
+    preparing.prepare(hour, tmp_path, contract.load(), MONTH)
     assert Prepared(tmp_path, {}).trips.equals(prepared_hour.trips)
 
 
 @pytest.mark.parametrize("month", [f"2009-{number:02}" for number in range(1, 13)])
 def test_the_sampled_months_of_2009_go_through(tlc: Path, tmp_path: Path, month: str) -> None:
     path = tlc / "tiny2009" / f"yellow_{month}.parquet"
-    receipt = prepare.prepare(path, tmp_path, contract.load(), month)
+    receipt = preparing.prepare(path, tmp_path, contract.load(), month)
     made, published = Prepared(tmp_path, receipt), pq.read_table(path)
     assert receipt["rows_in"] == receipt["rows_out"] == pq.read_metadata(path).num_rows == len(made.trips)
     assert made.rows == list(range(len(published)))
@@ -551,7 +550,7 @@ def test_row_groups_are_no_larger_than_they_may_be(tmp_path: Path, monkeypatch: 
     path = demo_of(tmp_path, 5000)
     whole = prepared(path, "whole")
     monkeypatch.setattr(raw, "BATCH_ROWS", 300)
-    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 1000)
+    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", 1000)
     made = prepared(path, "parts")
     assert max(sizes(made.folder / "trips.parquet")) <= 1000
     assert len(sizes(made.folder / "trips.parquet")) >= 5
@@ -568,18 +567,18 @@ def test_text_that_arrow_cannot_read_dictionary_coded_is_read_all_the_same(tmp_p
 
 def test_small_batches_are_gathered_into_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw, "BATCH_ROWS", 100)
-    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 2000)
+    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", 2000)
     path = demo_of(tmp_path, 5000)
     assert sizes(prepared(path).folder / "trips.parquet") == [2000, 2000, 1000]
     month = raw.open_month(path, "here")
     conformer = conformer_of(month)
-    held = [len(group) for group, _ in prepare.grouped(prepare.conformed(conformer, month))]
+    held = [len(group) for group, _ in preparing.grouped(preparing.conformed(conformer, month))]
     assert held == [2000, 2000, 1000]
 
 
 def test_by_default_a_row_group_is_about_a_million_rows() -> None:
-    assert prepare.ROW_GROUP_ROWS == 2**20
-    assert prepare.ROW_GROUP_ROWS % raw.BATCH_ROWS == 0
+    assert preparing.ROW_GROUP_ROWS == 2**20
+    assert preparing.ROW_GROUP_ROWS % raw.BATCH_ROWS == 0
 
 
 def test_the_row_groups_of_the_published_file_do_not_matter(tmp_path: Path) -> None:
@@ -600,7 +599,7 @@ def test_one_huge_row_group_is_streamed_in_bounded_batches(tmp_path: Path, monke
     conformer = conformer_of(month)
     before = peak = pa.total_allocated_bytes()
     rows = 0
-    for trips, _ in prepare.conformed(conformer, month):
+    for trips, _ in preparing.conformed(conformer, month):
         assert len(trips) <= 4096
         rows += len(trips)
         peak = max(peak, pa.total_allocated_bytes())
@@ -660,7 +659,7 @@ def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project:
         "outside_month": 0,
         "new_spellings": {"payment_type: Barter": 1},
         "unknown_columns": [],
-        "format": prepare.FORMAT,
+        "format": preparing.FORMAT,
         "contract": contract.load().version,
         "era": "2009-01",
         "spellings": {
@@ -768,4 +767,4 @@ def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
     month = Forgetful(factory.write_2009(tmp_path / "month.parquet", {}, {}, {}))
     conformer = conformer_of(month)
     with pytest.raises(TiplineError, match="3 rows were published, 2 prepared and 0 set apart"):
-        prepare.write(conformer, month, tmp_path)
+        preparing.write(conformer, month, tmp_path)

@@ -18,7 +18,7 @@ from tests import pipeline
 from tipline import files
 from tipline.commands import promote, rollback
 from tipline.errors import TiplineError, UsageError
-from tipline.mlflow import promotions, registry, tracking
+from tipline.mlflow import promotions, registry, tracking, training
 from tipline.models import modelfiles
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ def test_a_lost_registry_does_not_choose_between_files_and_log(
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     code, printed = run_cli(clone.root, "register")
     assert code == 1
-    assert "models/champion/ is version 1" in printed
-    assert "the log's last is version 2" in printed
+    assert "models/champion/ has version 1" in printed
+    assert "ends with version 2" in printed
     assert run_cli(clone.root, "promote")[0] == 0  # the newest there, the challenger, is what the log names
     assert run_cli(clone.root, "register")[0] == 0
     assert pipeline.read_json(clone.ref)["digest"] == modelfiles.digest_in(clone.challenger)
@@ -215,7 +215,7 @@ def test_each_rollback_takes_one_change_back(project: Layout) -> None:
     assert champion(project) == 2
     back(project)
     assert champion(project) == 1
-    with pytest.raises(UsageError, match="No champion before version 1"):
+    with pytest.raises(UsageError, match="no champion before version 1"):
         back(project)
     expected = [("first", None, 1), ("promote", 1, 2), ("promote", 2, 3), ("rollback", 3, 2), ("rollback", 2, 1)]
     assert moves(project) == expected
@@ -303,7 +303,7 @@ def test_a_version_made_in_mlflows_page_of_a_run_is_one_of_ours(
     digest = train_another(copied, 0.01)
     monkeypatch.delenv("DVC_ROOT")
     run = next(run for run in client(project).search_runs(["1"]) if run.data.tags["tipline.digest"] == digest)
-    uri = run.data.tags[registry.MODEL]
+    uri = run.data.tags[training.MODEL]
     client(project).create_model_version(NAME, uri, run.info.run_id, model_id=uri.removeprefix("models:/"))
     client(project).set_registered_model_alias(NAME, "champion", "2")
     pipeline.run(project, "register")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ from mlflow.tracking import MlflowClient
 from tests import pipeline
 from tipline import cluster, files
 from tipline.commands import promote
-from tipline.errors import TiplineError, UsageError
-from tipline.mlflow import promotions, registry, tracking
+from tipline.errors import TiplineError, UsageError, hide
+from tipline.mlflow import promotions, registry, tracking, training
 from tipline.models import modelfiles
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def test_the_model_has_signature_example_and_pinned_requirements(project: Layout
     assert example["columns"] == list(types)
     assert len(example["data"]) == 5
     pinned = (root / "requirements.txt").read_text().split()
-    assert [line.split("==")[0] for line in pinned] == list(registry.REQUIREMENTS)
+    assert [line.split("==")[0] for line in pinned] == list(training.REQUIREMENTS)
     assert not [line for line in pinned if "==" not in line]
 
 
@@ -531,13 +532,33 @@ def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete
     [
         ("sqlite:////tmp/a/mlflow.db", "sqlite:////tmp/a/mlflow.db"),
         ("https://mlflow.example.org:5000", "https://mlflow.example.org:5000"),
-        ("https://me:secret@mlflow.example.org:5000/x", "https://…@mlflow.example.org:5000/x"),
-        ("postgresql://me:se@cret@db/mlflow", "postgresql://…@db/mlflow"),
-        ("https://token@host", "https://…@host"),
+        ("https://me:secret@mlflow.example.org:5000/x", "https://***@mlflow.example.org:5000/x"),
+        ("postgresql://me:se@cret@db/mlflow", "postgresql://***@db/mlflow"),
+        ("https://token@host", "https://***@host"),
     ],
 )
 def test_an_address_is_shown_without_its_password(address: str, shown: str) -> None:
-    assert tracking.without_password(address) == shown
+    assert hide(address) == shown
+
+
+def test_a_store_whose_driver_is_not_installed_is_told_with_the_package(
+    make_project: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://me:secret@127.0.0.1/mlflow")
+    with pytest.raises(TiplineError, match="not installed") as caught, tracking.connect(make_project()):
+        pass
+    assert "uv pip install 'mysqlclient'" in str(caught.value)
+    assert "mysql://***@127.0.0.1/mlflow" in str(caught.value)
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_another_module_that_is_missing_is_not_told_as_the_stores(
+    make_project: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="elsewhere"), tracking.connect(make_project()):
+        importlib.import_module("elsewhere")
 
 
 def test_artifacts_lie_in_the_project_whatever_the_working_directory(
@@ -580,6 +601,6 @@ def test_an_example_row_may_have_missing_values() -> None:
         {"name": "passenger_count", "kind": "number"},
     ]
     full = {"vendor": "CMT", "pickup_datetime": "2009-01-02 03:04:05", "passenger_count": 2}
-    frame = registry.example(features, [full, dict.fromkeys(full)])
+    frame = training.example(features, [full, dict.fromkeys(full)])
     assert frame.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
     assert [dtype.kind for dtype in frame.dtypes] == ["O", "M", "f"]

@@ -12,8 +12,7 @@ import pytest
 
 from tests import factory
 from tipline.models import sampling
-from tipline.months import contract, demo
-from tipline.stages import prepare
+from tipline.months import contract, demo, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +32,7 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared month of 20,000 rows."""
     folder = tmp_path_factory.mktemp("trips")
     demo.write_month(folder / "raw.parquet", MONTH, ROWS, 1)
-    prepare.prepare(folder / "raw.parquet", folder, contract.load(), MONTH)
+    preparing.prepare(folder / "raw.parquet", folder, contract.load(), MONTH)
     return folder / "trips.parquet"
 
 

@@ -447,23 +447,20 @@ def test_progress_is_plain_lines_where_no_terminal_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
-    shown = progress.Progress(4000)
-    with caplog.at_level("INFO", "tipline"):
-        shown.add(1000)
-        shown.add(3000)
-        shown.close()
-    lines = caplog.text.splitlines()
-    assert [line.split(" rows")[0].split(maxsplit=2)[2] for line in lines] == ["1,000 of 4,000", "4,000 of 4,000"]
-    assert all("million rows/s" in line and line.endswith("s left") for line in lines)
+    with caplog.at_level("INFO", "tipline"), progress.counting(4000, " rows") as add:
+        add(1000)
+        add(3000)
+    lines = caplog.messages
+    assert [line.partition(" rows, ")[0] for line in lines] == ["1.00k of 4.00k", "4.00k of 4.00k"]
+    assert all(" rows/s, " in line and line.endswith(" left") for line in lines)
     printed = capsys.readouterr()
     assert printed.out + printed.err == ""
 
 
 def test_progress_is_now_and_then_only(caplog: pytest.LogCaptureFixture) -> None:
-    shown = progress.Progress(100)
-    with caplog.at_level("INFO", "tipline"):
+    with caplog.at_level("INFO", "tipline"), progress.counting(100, " rows") as add:
         for _ in range(50):
-            shown.add(1)
+            add(1)
     assert not caplog.messages
 
 

@@ -13,7 +13,8 @@ from mlflow.tracking import MlflowClient
 from tests import mirror, pipeline, servers
 from tests.story import Story, start
 from tipline import cluster
-from tipline.mlflow import registry, tracking
+from tipline.errors import hide
+from tipline.mlflow import registry
 from tipline.models import modelfiles
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def test_what_a_server_answers_is_told_in_words(
         shelf.files, shelf.status = Anything(), status
         address = shelf.address("", "writer:the password of writer@")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert_told(*run_cli(make_project().root, "promote"), words, f"http://…@127.0.0.1:{shelf.server_address[1]}")
+        assert_told(*run_cli(make_project().root, "promote"), words, f"http://***@127.0.0.1:{shelf.server_address[1]}")
     assert len(shelf.log) == 1  # asked once
 
 
@@ -259,14 +260,14 @@ def test_what_a_server_answers_is_told_in_words(
     ("text", "shown"),
     [
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("https://ann:pa/ss@w@[::1]:5000/a", "https://…@[::1]:5000/a"),
-        ("postgresql://host/db?user=ann&password=word", "postgresql://host/db?…"),
+        ("https://ann:pa/ss@w@[::1]:5000/a", "https://***@[::1]:5000/a"),
+        ("postgresql://host/db?user=ann&password=word", "postgresql://host/db?user=ann&password=***"),
         ("sqlite:////home/ann@home/mlflow.db", "sqlite:////home/ann@home/mlflow.db"),
-        ("no answer from http://ann:word@host:1/api", "no answer from http://…@host:1/api"),
+        ("no answer from http://ann:word@host:1/api", "no answer from http://***@host:1/api"),
     ],
 )
 def test_no_password_of_an_address_is_shown(text: str, shown: str) -> None:
-    assert tracking.without_password(text) == shown
+    assert hide(text) == shown
 
 
 # Of each of these the server has done what it was asked for, and the client does not know it.

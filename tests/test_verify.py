@@ -215,7 +215,7 @@ def test_a_row_number_that_was_changed_is_found_behind_a_right_digest(project: L
     table = pq.read_table(part(project))
     rewritten(project, column(table, "row", change))
     row = table["row"][7].as_py()
-    what = f"1 row numbers are not those of the prepared month, the first {row + 5000:,} instead of {row:,}."
+    what = f"1 row number is not that of the prepared month, the first {row + 5000:,} instead of {row:,}."
     only(found(project, run_cli), what, part(project))
 
 

@@ -44,7 +44,7 @@ MONTH = ("month", {"help": "such as 2009-01"})
 MONTHS = ("months", {"nargs": "+", "metavar": "month", "help": "such as 2009-01"})
 ANY_MONTHS = ("months", {"nargs": "*", "metavar": "month", "help": "such as 2009-01; default: all of `months`"})
 PLACE: dict[str, Any] = {"default": "", "metavar": "PLACE"}
-TRIPS = ("--trips", {**PLACE, "help": "of prepared months: a path or s3://…"})
+TRIPS = ("--trips", {**PLACE, "help": "where prepared months are, a path or s3://…; default: data/trips"})
 TRIPS_PLACE = (TRIPS[0], {**TRIPS[1], "dest": "trips_place"})  # where `trips` is the module's name
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
@@ -56,7 +56,7 @@ COMMANDS = {
         KEPT,
     ),
     "prepare": Command("bring a month to the one schema of contract.yaml", "stages.prepare:run", (MONTH,)),
-    "sample": Command("draw the rows that training, sizing or evaluation may use", "stages.sample:run", (MONTH,)),
+    "sample": Command("draw the rows of a month that its role may use", "stages.sample:run", (MONTH,)),
     "learning_curve": Command("study how many rows the model needs", "stages.learning_curve:run"),
     "train": Command("fit the model on the sample", "stages.train:run"),
     "register": Command("put the model into MLflow and follow the champion", "stages.register:run"),
@@ -64,7 +64,7 @@ COMMANDS = {
     "score": Command(
         "score every month out of core with the champion",
         "stages.score:run",
-        (TRIPS, ("--to", {**PLACE, "help": "of predictions: a path or s3://…"})),
+        (TRIPS, ("--to", {**PLACE, "help": "where predictions go, a path or s3://…; default: data/predictions"})),
         KEPT,
     ),
     "monitor": Command("say what the scores of each month were worth", "stages.monitor:run"),
@@ -81,7 +81,7 @@ COMMANDS = {
         KEPT,
     ),
     "check": Command(
-        "say how months of a source would be understood, from their headers and footers alone",
+        "say how months of a source would be read, from their headers and footers alone",
         "commands.check:run",
         (("address", {"metavar": "source", "help": "a path, https:// or s3://, with {month} in it"}), MONTHS),
     ),
@@ -114,15 +114,30 @@ COMMANDS = {
                 {"nargs": 2, "metavar": ("A", "B"), "help": "versions' numbers in the registry, or champion"},
             ),
             ANY_MONTHS,
-            ("--threshold", {"type": float, "default": 0.5, "metavar": "P", "help": "a score is above it or not: 0.5"}),
-            ("--movers", {"type": int, "default": 10, "metavar": "K", "help": "rows that differ most: 10"}),
+            (
+                "--threshold",
+                {"type": float, "default": 0.5, "metavar": "P", "help": "what a score is above or not: 0.5"},
+            ),
+            (
+                "--movers",
+                {
+                    "type": int,
+                    "default": 10,
+                    "metavar": "K",
+                    "help": "rows to show, those that differ most: 10",
+                },
+            ),
             TRIPS_PLACE,
         ),
     ),
     "verify": Command(
-        "hold predictions against their receipts and prepared months: digests, rows, row numbers, counts",
+        "hold predictions against their receipts and the prepared months: digests, rows, row numbers, counts",
         "commands.verify:run",
-        (ANY_MONTHS, TRIPS_PLACE, ("--predictions", {**PLACE, "help": "a path or s3://…"})),
+        (
+            ANY_MONTHS,
+            TRIPS_PLACE,
+            ("--predictions", {**PLACE, "help": "their place, a path or s3://…"}),
+        ),
     ),
     "explain": Command(
         "walk back from one prediction: contributions, model, prepared and published row, source",
@@ -138,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
         prog="tipline",
         description="Train on a sample, score every trip. `dvc repro` runs all stages that are out of date.",
         epilog="exit codes: 0 done, 1 failed, 2 usage, 3 the gate refused, 4 some months failed, "
-        "5 a month is not published yet",
+        "5 a month is not published yet, 130 interrupted",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():

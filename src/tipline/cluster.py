@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 
 from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
+
+__all__ = ["Client", "Worker", "WorkerPlugin", "get_worker"]  # to others, dask's own names come from here
 
 # Its start and end are a page of lines at level INFO.
 logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -101,7 +103,9 @@ def remote(address: str, seconds: float | None = None) -> Iterator[Client]:
         try:
             client.wait_for_workers(1, timeout=patience)
         except TimeoutError as error:
-            raise TiplineError("The dask scheduler has no workers.", address, "Start one.") from error
+            raise TiplineError(
+                "The dask scheduler has no workers.", address, f"Start one: dask worker {address}"
+            ) from error
         yield client
 
 
@@ -178,7 +182,7 @@ def outcome(future: Any, given: Any) -> Any:  # noqa: ANN401 (what a task return
 def told(error: KilledWorker) -> TiplineError:
     """What a dead worker means, in words."""
     what = "Every worker that took this block died: out of memory, most likely, or killed."
-    todo = "Give the workers more memory: a smaller `score.workers`, a larger --memory-limit."
+    todo = "Give the workers more memory: a smaller `score.workers`, or a larger --memory-limit of `dask worker`."
     return TiplineError(what, str(error.last_worker.address), todo)
 
 

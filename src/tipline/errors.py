@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 SHOWN_LETTERS = 60
 SECRETS = re.compile(
-    # What stands before an @, a password with slashes, too, but no port and path; what a parameter's name gives away.
-    r"(?<=://)(?:[^/\s?#]*|[^/\s?#@:]*:(?!\d{1,5}/)\S*?)(?=@)|"
-    r"(?<=[?&;#])((?:[\w.-]*(?:signature|sig|token|secret|pass\w*|pwd|auth\w*|jwt|credential|key(?:id)?)|code)=)"
-    r"[^&;\s'\")]*",
+    # What stands before the last @, a password with slashes or spaces, too, but no port; what a name gives away.
+    r"(?<=://)(?:[^/\s?#]*|[^/\s?#@:]*:(?!\s|\d{1,5}(?:[/\s]|$)).*)(?=@)|"
+    r"(?<=[?&;#])((?:[\w.-]*(?:signature|sig|token|secret|pass\w*|pwd|auth\w*|jwt|credential|key(?:id)?)|"
+    r"code|odbc_connect)=)[^&;\s'\")]*",
     re.IGNORECASE,
 )
 
@@ -84,6 +84,11 @@ def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
     text = str(value)
     text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as `1 row` or `2,000 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def hide(text: str) -> str:

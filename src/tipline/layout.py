@@ -11,11 +11,36 @@ from tipline.errors import UsageError
 ROLES = ("fit", "size", "evaluate")
 
 
+class Below:
+    """A path below a project's root."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __get__(self, project: Layout, _: type[Layout]) -> Path:
+        return project.root / self.path
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths below `root`, the workspace whose files the stages read and write."""
 
     root: Path
+
+    params = Below("params.yaml")
+    # Without content: the check of the settings writes it, so that DVC runs the check first.
+    params_checked = Below("data/params.checked")
+    # Where folders are built before they are renamed in: on the same file system as data/ and models/.
+    staging = Below("data/.staging")
+    predictions = Below("data/predictions")  # one folder a month: parts and the receipt
+    sample_size = Below("models/sample_size.json")  # how many rows to train on: {"rows": n}
+    challenger = Below("models/challenger")  # the model that this workspace trained
+    champion = Below("models/champion")  # the model that scores, as the registry's alias says
+    ref = Below("models/champion/ref.json")  # its name, version, run and digest
+    # The study's table and figures; the pictures have the same names and end in png.
+    learning_curve = Below("reports/learning_curve.csv")
+    evaluation = Below("reports/evaluation.json")
+    monitoring = Below("reports/monitoring")
 
     @property
     def home(self) -> Path:
@@ -40,21 +65,6 @@ class Layout:
         """Who made which version the champion when: in git, written in the user's own workspace alone."""
         return self.home / "models" / "promotions.jsonl"
 
-    @property
-    def params(self) -> Path:
-        """The settings."""
-        return self.root / "params.yaml"
-
-    @property
-    def params_checked(self) -> Path:
-        """A file of no content that the check of the settings writes, so that DVC runs the check first."""
-        return self.root / "data" / "params.checked"
-
-    @property
-    def staging(self) -> Path:
-        """Where folders are built before they are renamed in: on the same file system as data/ and models/."""
-        return self.root / "data" / ".staging"
-
     def raw(self, month: str) -> Path:
         """The published bytes of a month: one file."""
         return self.root / "data" / "raw" / month
@@ -74,46 +84,6 @@ class Layout:
     def sample(self, role: str, month: str) -> Path:
         """A month's sample, in the order in which samples nest."""
         return self.root / "data" / "sample" / role / f"{month}.parquet"
-
-    @property
-    def sample_size(self) -> Path:
-        """How many rows to train on: {"rows": n}."""
-        return self.root / "models" / "sample_size.json"
-
-    @property
-    def challenger(self) -> Path:
-        """The model that this workspace trained."""
-        return self.root / "models" / "challenger"
-
-    @property
-    def champion(self) -> Path:
-        """The model that scores, as the registry's alias says, and ref.json."""
-        return self.root / "models" / "champion"
-
-    @property
-    def ref(self) -> Path:
-        """The champion's name, version, run and digest."""
-        return self.champion / "ref.json"
-
-    @property
-    def predictions(self) -> Path:
-        """One folder a month: parts and the receipt."""
-        return self.root / "data" / "predictions"
-
-    @property
-    def learning_curve(self) -> Path:
-        """The study's table; the picture has the same name and ends in png, the decision in json."""
-        return self.root / "reports" / "learning_curve.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        """Challenger and champion on the months kept for it; the picture ends in png."""
-        return self.root / "reports" / "evaluation.json"
-
-    @property
-    def monitoring(self) -> Path:
-        """The table and the picture of the scored months."""
-        return self.root / "reports" / "monitoring"
 
 
 def month_folder(parent: Path, month: str) -> Path:

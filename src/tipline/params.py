@@ -1,7 +1,8 @@
-"""params.yaml as frozen, validated settings; an unknown key is an error."""
+"""params.yaml as frozen, validated settings; what is said of each key here is also what docs/reference.md says."""
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,12 +11,12 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from tipline import yamlfiles
-from tipline.errors import UsageError
+from tipline.errors import UsageError, hide
 from tipline.layout import ROLES
 from tipline.months import contract
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tipline.months.contract import Contract
@@ -26,10 +27,10 @@ SCHEMES = ("", "file", "http", "https", "s3")
 Role = Literal["fit", "size", "evaluate"]
 
 
-def check_month(month: str) -> str:
+def check_month(month: object) -> str:
     """Return a month written YYYY-MM, raise ValueError for anything else."""
-    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month):
-        message = f"{month!r} is not a month written YYYY-MM"
+    if not isinstance(month, str) or not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month):
+        message = f"{month!r} is not a month written YYYY-MM, from 2000-01 on"
         raise ValueError(message)
     return month
 
@@ -41,7 +42,7 @@ def check_address(address: str, *, one_month: bool = False) -> None:
         message = f"source: tipline does not fetch from {scheme}://; use a path, https or s3"
         raise ValueError(message)
     if address == "demo" or not (one_month or "{month}" in address):
-        message = "source: the address has no {month} in it"
+        message = f"source: {hide(address)!r} is no address with {{month}} in it"
         raise ValueError(message)
 
 
@@ -66,8 +67,35 @@ def check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-Month = Annotated[str, AfterValidator(check_month)]
-Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_distinct)]
+def of_role(months: Mapping[str, str], role: str) -> list[str]:
+    """The months of a role, in order of time."""
+    return sorted(month for month, its_role in months.items() if its_role == role)
+
+
+def check_roles(months: dict[str, Role]) -> dict[str, Role]:
+    """Return months in which each role comes after the one before, raise ValueError for others."""
+    missing = [role for role in ROLES if role not in months.values()]
+    if missing:
+        message = f"no month has the role {missing[0]}; each of fit, size and evaluate needs one"
+        raise ValueError(message)
+    for early, late in itertools.pairwise(ROLES):
+        last, first = of_role(months, early)[-1], of_role(months, late)[0]
+        if last >= first:
+            message = f"{early} ({last}) has to end before {late} ({first}) begins; in time: fit, size, evaluate"
+            raise ValueError(message)
+    return months
+
+
+def check_name(name: str) -> str:
+    """Return a name that MLflow's registry takes, raise ValueError for another."""
+    if not name or set("/:") & set(name):
+        message = f"{name!r} is empty or has a / or a : in it, which MLflow's registry does not take"
+        raise ValueError(message)
+    return name
+
+
+Month = Annotated[str, PlainValidator(check_month)]
+Names = Annotated[tuple[str, ...], AfterValidator(check_distinct)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -80,49 +108,41 @@ class Section(BaseModel):
 class Demo(Section):
     """Simulated months."""
 
-    rows: Annotated[int, Field(ge=1, le=50_000_000)]
-    seed: Annotated[int, Field(ge=0)]
+    rows: int = Field(ge=1, le=50_000_000, description="rows of a simulated month")
+    seed: int = Field(ge=0, description="another seed simulates other trips")
 
 
 class Sample(Section):
     """Which months have a role, and how many rows of each are kept."""
 
-    months: dict[Month, Role]
-    rows: Annotated[int, Field(ge=100)]
-    seed: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _roles_in_order(self) -> Sample:
-        missing = [role for role in ROLES if not self.of(role)]
-        if missing:
-            message = f"no month has the role {missing[0]}"
-            raise ValueError(message)
-        for early, late in itertools.pairwise(ROLES):
-            last, first = self.of(early)[-1], self.of(late)[0]
-            if last >= first:
-                message = f"{early} ({last}) has to end before {late} ({first}) begins: fit, size, evaluate"
-                raise ValueError(message)
-        return self
+    months: Annotated[dict[Month, Role], AfterValidator(check_roles)] = Field(
+        description="the role of a month: the model is fitted on `fit`, the size of the training sample is chosen on "
+        "`size`, challenger and champion are compared on `evaluate`; each role has a month, in this order in time"
+    )
+    rows: int = Field(ge=100, description="rows kept of each of these months")
+    seed: int = Field(ge=0, description="another seed draws other rows")
 
     def of(self, role: str) -> list[str]:
         """The months of a role, in order of time."""
-        return sorted(month for month, its_role in self.months.items() if its_role == role)
+        return of_role(self.months, role)
 
 
 class Budget(Section):
-    """The most that the learning curve may choose; None: no bound."""
+    """What the learning curve's choice may not go beyond; empty: no bound."""
 
-    rows: Annotated[int, Field(ge=1)] | None
-    megabytes: Annotated[Finite, Field(gt=0)] | None
+    rows: int | None = Field(ge=1, description="the most rows")
+    megabytes: Finite | None = Field(gt=0, description="the most memory of matrix and fit, by measured bytes a row")
 
 
 class LearningCurve(Section):
-    """The study of the sample's size."""
+    """The study of how many rows to train on."""
 
-    smallest: Annotated[int, Field(ge=50)]
-    sizes: Annotated[int, Field(ge=1, le=30)]
-    repeats: Annotated[int, Field(ge=2, le=50)]
-    min_gain: Annotated[Finite, Field(gt=0, lt=1)]
+    smallest: int = Field(ge=50, description="rows of the smallest sample studied")
+    sizes: int = Field(ge=1, le=30, description="how many sizes, evenly spaced on a log scale")
+    repeats: int = Field(
+        ge=2, le=50, description="samples drawn of each size; more take longer and make the bound sharper"
+    )
+    min_gain: Finite = Field(gt=0, lt=1, description="skill points that a larger sample has to add to be worth it")
     budget: Budget
 
     @model_validator(mode="after")
@@ -134,28 +154,40 @@ class LearningCurve(Section):
 
 
 class Model(Section):
-    """Target and features."""
+    """What is predicted from what."""
 
-    target: str
-    columns: Names
-    categories: dict[str, Names]
+    target: str = Field(description="number of the contract; what is predicted is whether it is above zero")
+    columns: Names = Field(
+        min_length=1,
+        description="the features, by their names in the contract; a datetime enters as its hour of the day",
+    )
+    categories: dict[str, Annotated[Names, Field(min_length=1)]] = Field(
+        description="of each category among the features the values that are told apart; all others count as one more"
+    )
 
 
 class Baseline(Section):
-    """The one-line rule that a model has to beat."""
+    """The one-line rule that a model has to beat; skill is measured from it."""
 
-    by: Names
-    smoothing: Annotated[Finite, Field(ge=0)]
+    by: Names = Field(min_length=1, description="categories of the contract; the rule is the tip rate by these")
+    smoothing: Finite = Field(ge=0, description="rows of the overall rate that each group's own rate is mixed with")
 
 
 class Train(Section):
-    """The estimator and what it is fitted with."""
+    """The estimator, and what it is fitted with."""
 
-    rows: Annotated[int | Literal["auto"], number_or("auto")]
-    estimator: str
-    params: dict[str, Any]
-    calibration: Literal["none", "sigmoid", "isotonic"]
-    seed: Annotated[int, Field(ge=0)]
+    rows: Annotated[int | Literal["auto"], number_or("auto")] = Field(
+        description="`auto` trains on as many rows as the learning curve chose; a number overrules it"
+    )
+    estimator: str = Field(
+        description="`logistic_regression`, `hist_gradient_boosting`, or `module:function`, in a file beside "
+        "params.yaml or installed, that returns a scikit-learn classifier"
+    )
+    params: dict[str, Any] = Field(description="passed straight to the estimator")
+    calibration: Literal["none", "sigmoid", "isotonic"] = Field(
+        description="a correction of the probabilities, fitted on the rows of the `size` months, part of the model"
+    )
+    seed: int = Field(ge=0, description="`random_state` of estimators that have one")
 
     @property
     def calibrates(self) -> bool:
@@ -166,42 +198,58 @@ class Train(Section):
 class Register(Section):
     """The registry's entry."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")]
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="the registered model's name in MLflow")
 
 
 class Evaluate(Section):
-    """The gate."""
+    """The gate, in skill points (parts of the baseline's log-loss)."""
 
-    tolerance: Annotated[Finite, Field(ge=0, lt=1)]
-    segment_tolerance: Annotated[Finite, Field(ge=0, lt=1)]
-    segments: Annotated[tuple[str, ...], AfterValidator(check_distinct)]
+    segments: Names = Field(description="categories whose values are segments; the hour of day is one anyway")
+    tolerance: Finite = Field(
+        ge=0, lt=1, description="a challenger passes if 95% sure not to be worse than the champion by more than this"
+    )
+    segment_tolerance: Finite = Field(ge=0, lt=1, description="and if no segment is shown worse by more than this")
 
 
 class Score(Section):
     """Bulk scoring."""
 
-    version: Annotated[int | Literal["champion"], number_or("champion")]
-    workers: Annotated[int, Field(ge=0, le=1024)]
+    version: Annotated[int | Literal["champion"], number_or("champion")] = Field(
+        description="the version to score with: the registry's alias `champion`, or a number that pins one"
+    )
+    workers: int = Field(
+        ge=0,
+        le=1024,
+        description="processes of the local cluster, 0: one a core; not where DASK_SCHEDULER_ADDRESS names a cluster",
+    )
 
 
 class Settings(Section):
-    """All of params.yaml; each section is explained there."""
+    """All of params.yaml."""
 
-    months: Annotated[tuple[Month, ...], Field(min_length=1), AfterValidator(check_distinct)]
-    source: str
-    contract: Annotated[str, Field(min_length=1)]
+    months: Annotated[tuple[Month, ...], AfterValidator(check_distinct)] = Field(
+        min_length=1, description="what is fetched, prepared and scored"
+    )
+    source: str = Field(
+        description="`demo` simulates the months, offline; anything else is an address with {month} in it: a path "
+        "(relative ones start at params.yaml), https or s3, CSV or Parquet"
+    )
+    contract: str = Field(
+        min_length=1,
+        description="file that says what the months' columns are called, mean and may hold; relative to params.yaml",
+    )
     demo: Demo
     sample: Sample
     learning_curve: LearningCurve
     model: Model
     baseline: Baseline
     train: Train
-    register_: Annotated[Register, Field(alias="register")]  # BaseModel has a method `register`
+    register_: Register = Field(alias="register")  # BaseModel has a method `register`
     evaluate: Evaluate
     score: Score
 
     @model_validator(mode="after")
-    def _months_listed(self) -> Settings:
+    def _sections_agree(self) -> Settings:
         strangers = sorted(set(self.sample.months) - set(self.months))
         if strangers:
             message = f"sample.months: {strangers[0]} is not in the list `months`"
@@ -247,26 +295,33 @@ def check_columns(settings: Settings, known: Contract, where: str) -> None:
     model = settings.model
     known.check_features(model.columns, f"{where}, model.columns")
     known.check_features(settings.baseline.by, f"{where}, baseline.by")
-    if model.target not in known.columns or known.columns[model.target].type != "number":
-        what = f"The target {model.target!r} is not a number of the contract."
-        raise UsageError(what, f"{where}, model.target", "Name a column of type number.")
+    check_type("number", [model.target], known, f"{where}, model.target")
     if model.target in model.columns:
         what = f"{model.target} is the target: as a feature it would give the answer away."
         raise UsageError(what, f"{where}, model.columns", "Take it off the list.")
-    categories = {name for name in model.columns if known.columns[name].type == "category"}
-    if categories != set(model.categories):
-        wrong = min(categories ^ set(model.categories))
-        todo = "List the values of each category in model.columns, and of nothing else."
-        raise UsageError(
-            f"{wrong}: its values and its place in model.columns disagree.", f"{where}, model.categories", todo
-        )
-    check_categories(settings.baseline.by, known, f"{where}, baseline.by")
-    check_categories(settings.evaluate.segments, known, f"{where}, evaluate.segments")
+    check_values(model, known, f"{where}, model.categories")
+    check_type("category", settings.baseline.by, known, f"{where}, baseline.by")
+    check_type("category", settings.evaluate.segments, known, f"{where}, evaluate.segments")
 
 
-def check_categories(names: Sequence[str], known: Contract, where: str) -> None:
-    """Refuse what is no category of the contract."""
+def check_type(wanted: str, names: Sequence[str], known: Contract, where: str) -> None:
+    """Refuse what is no column of a type."""
+    there = [name for name, column in known.columns.items() if column.type == wanted]
     for name in names:
-        if name not in known.columns or known.columns[name].type != "category":
-            what = f"{name} is not a category of the contract."
-            raise UsageError(what, where, "Name a category, payment_type for one.")
+        if name not in there:
+            raise UsageError(f"{name} is not a {wanted} of the contract.", where, f"Name one of: {', '.join(there)}.")
+
+
+def check_values(model: Model, known: Contract, where: str) -> None:
+    """Refuse a category among the features whose values are not listed, and values of anything else."""
+    categories = [name for name in model.columns if known.columns[name].type == "category"]
+    for name in categories:
+        if name not in model.categories:
+            values = ", ".join(known.columns[name].spellings) or "its values"
+            what = f"{name} is a category in model.columns, and its values are not listed."
+            raise UsageError(what, where, f"Add those that the model is to tell apart: {name}: [{values}]")
+    for name in model.categories:
+        if name not in categories:
+            near = difflib.get_close_matches(name, categories, 1, 0.4)
+            todo = f"Did you mean {near[0]}?" if near else "Take it away here, or add a category to model.columns."
+            raise UsageError(f"{name} has values here, and is no category in model.columns.", where, todo)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from tipline import files
 from tipline.errors import TiplineError, UsageError, hide, said
 
 if TYPE_CHECKING:
+    import io
     import os
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -79,13 +81,15 @@ class Place(ABC):
 
     @abstractmethod
     @contextlib.contextmanager
-    def parquet(
-        self, name: str, columns: Sequence[str] | None, groups: Sequence[int], state: str | None = None
-    ) -> Iterator[pq.ParquetFile]:
-        """An open Parquet file, of which these row groups and columns (None: all) are to be read.
+    def open(self, name: str) -> Iterator[io.BufferedIOBase]:
+        """A file that is read in pieces."""
 
-        Where its `state` is known, it need not be asked for.
-        """
+    @abstractmethod
+    @contextlib.contextmanager
+    def parquet(
+        self, name: str, state: str | None, columns: Sequence[str] = (), groups: Sequence[int] = ()
+    ) -> Iterator[pq.ParquetFile]:
+        """An open Parquet file in this state, of which these columns of these row groups are to be read."""
 
     @abstractmethod
     def publish(self, staged: Place, source: str, folder: str) -> None:
@@ -109,7 +113,7 @@ class Place(ABC):
 
     def groups(self, name: str, state: str | None) -> list[int]:
         """The rows of each row group of a Parquet file in this state."""
-        with self._reading(name, state), self.parquet(name, [], [], state) as file:
+        with self._reading(name, state), self.parquet(name, state) as file:
             return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
     def table(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
@@ -120,10 +124,21 @@ class Place(ABC):
         TiplineError
             Where the file cannot be read, or is no longer as it was when `state` was asked for.
         """
-        with self._reading(name, state), self.parquet(name, columns, [group], state) as file:
+        with self._reading(name, state), self.parquet(name, state, columns, [group]) as file:
             table = file.read_row_group(group, columns=list(columns), use_threads=False)
         self._check(name, state)
         return table
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of a file that need not fit in memory.
+
+        Raises
+        ------
+        TiplineError
+            Where it cannot be read.
+        """
+        with self._reading(name, self.state(name)), self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _check(self, name: str, state: str | None) -> None:
         """Refuse a file that is another one now."""
@@ -142,14 +157,14 @@ class Place(ABC):
             raise gone(self.address(name)) from error
         except (pa.ArrowException, OSError) as error:
             self._check(name, state)
-            todo = "Make it again: dvc repro -f prepare@MONTH"
+            todo = f"Make it again: dvc repro -f prepare@{name.partition('/')[0].removeprefix('month=')}"
             raise TiplineError(f"This file cannot be read: {said(error)}.", self.address(name), todo) from error
 
 
 def gone(address: str) -> TiplineError:
     """What it means that a file is not there."""
     todo = "Bring it back; workers that do not share this machine's folders need places such as s3://… (--trips, --to)."
-    return TiplineError("A file is not there, or not for this worker.", address, todo)
+    return TiplineError("This file is not there, or cannot be seen from here.", address, todo)
 
 
 @dataclass(frozen=True)
@@ -159,47 +174,39 @@ class Folder(Place):
     root: Path
 
     def reach(self) -> None:
-        """See `Place.reach`: a worker must not make a folder of its own, which the others do not see."""
+        """A worker must not make a folder of its own, which the others do not see."""
         if not self.root.is_dir():
             todo = "Prepare months (dvc repro) or mount it; workers on other machines need s3://… (--trips, --to)."
             raise TiplineError("This folder is not there, or cannot be seen from here.", self.address(), todo)
 
     def address(self, name: str = "") -> str:
-        """The path."""
         return str(self.root / name)
 
     def read(self, name: str) -> bytes | None:
-        """See `Place.read`."""
         try:
             return (self.root / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Place.write`."""
         with files.placing(self.root / name) as temporary:
             temporary.write_bytes(data)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """See `Place.sizes`."""
         return {path.name: path.stat().st_size for path in (self.root / folder).glob("*") if path.is_file()}
 
     def folders(self) -> list[str]:
-        """See `Place.folders`."""
         return sorted(path.name for path in self.root.glob("*") if path.is_dir())
 
     def remove(self, folder: str) -> None:
-        """See `Place.remove`."""
         if (self.root / folder).exists():
             shutil.rmtree(self.root / folder)
 
     def remove_files(self, names: Iterable[str]) -> None:
-        """See `Place.remove_files`."""
         for name in names:
             (self.root / name).unlink(missing_ok=True)
 
     def state(self, name: str) -> str | None:
-        """See `Place.state`."""
         try:
             found: os.stat_result = (self.root / name).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -207,10 +214,15 @@ class Folder(Place):
         return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
 
     @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[io.BufferedIOBase]:
+        with (self.root / name).open("rb") as file:
+            yield file
+
+    @contextlib.contextmanager
     def parquet(
-        self, name: str, columns: Sequence[str] | None, groups: Sequence[int], state: str | None = None
+        self, name: str, state: str | None, columns: Sequence[str] = (), groups: Sequence[int] = ()
     ) -> Iterator[pq.ParquetFile]:
-        """See `Place.parquet`. Not mapped into memory: a file that is cut meanwhile would end the process."""
+        """Not mapped into memory: a file that is cut meanwhile would end the process."""
         del columns, groups, state
         with pq.ParquetFile(self.root / name) as file:
             yield file
@@ -240,7 +252,6 @@ class Bucket(Place):
     root: str
 
     def address(self, name: str = "") -> str:
-        """The address."""
         return f"{self.root}/{name}".rstrip("/")
 
     @property
@@ -253,27 +264,22 @@ class Bucket(Place):
         return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=config)
 
     def reach(self) -> None:
-        """See `Place.reach`."""
         self._list("")
 
     def read(self, name: str) -> bytes | None:
-        """See `Place.read`."""
         with contextlib.suppress(FileNotFoundError), self._speaking(name):
             data: bytes = self._filesystem.cat_file(self.address(name))
             return data
         return None
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Place.write`."""
         with self._speaking(name):
             self._filesystem.pipe_file(self.address(name), bytes(data))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """See `Place.sizes`."""
         return {_last(info): info["size"] for info in self._list(folder) if info["type"] == "file"}
 
     def folders(self) -> list[str]:
-        """See `Place.folders`."""
         return sorted(_last(info) for info in self._list("") if info["type"] == "directory")
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
@@ -284,13 +290,13 @@ class Bucket(Place):
         return []
 
     def remove(self, folder: str) -> None:
-        """See `Place.remove`. The receipt first: what is left by a crash is not taken for a whole month."""
+        """The receipt first: what is left by a crash is not taken for a whole month."""
         names = self.sizes(folder).keys()
         self.remove_files(f"{folder}/{name}" for name in names & {files.RECEIPT})
         self.remove_files(f"{folder}/{name}" for name in names - {files.RECEIPT})
 
     def remove_files(self, names: Iterable[str]) -> None:
-        """See `Place.remove_files`. Many requests at once: not every store takes one request for many."""
+        """Many requests at once: not every store takes one request for many."""
         filesystem = self._filesystem
 
         def remove(name: str) -> None:
@@ -301,24 +307,28 @@ class Bucket(Place):
             list(threads.map(remove, names))
 
     def state(self, name: str) -> str | None:
-        """See `Place.state`."""
         with contextlib.suppress(FileNotFoundError), self._speaking(name):
             info = self._filesystem.info(self.address(name))
             return f"{info['size']}-{info.get('ETag')}-{info.get('LastModified')}"
         return None
 
     @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[io.BufferedIOBase]:
+        with self._speaking(name), self._filesystem.open(self.address(name)) as file:
+            yield file
+
+    @contextlib.contextmanager
     def parquet(
-        self, name: str, columns: Sequence[str] | None, groups: Sequence[int], state: str | None = None
+        self, name: str, state: str | None, columns: Sequence[str] = (), groups: Sequence[int] = ()
     ) -> Iterator[pq.ParquetFile]:
-        """See `Place.parquet`. Only the bytes of these columns and row groups are fetched, all at once.
+        """Only the bytes of these columns and row groups are fetched, all at once.
 
         A file's footer is fetched once by a process. fsspec's own way (`fsspec.parquet`) asks for the length and for a
         million bytes of the footer each time.
         """
         from fsspec.parquet import AlreadyBufferedFile  # noqa: PLC0415 (not for folders)
 
-        address, state = self.address(name), state or self.state(name)
+        address = self.address(name)
         if state is None:
             raise FileNotFoundError(address)
         footer = _footer(self, name, state)
@@ -389,7 +399,7 @@ def _told(error: Exception, address: str) -> TiplineError | None:
     if status in transfer.STALE:
         return TiplineError("This file changed while it was being used.", address, "Run it again.")
     todo = "Check the address, AWS_ENDPOINT_URL and the network, here and on the workers; then run it again."
-    return TiplineError(f"The store does not do it: {hide(words)}.", address, todo)
+    return TiplineError(f"The store cannot be used: {hide(words)}.", address, todo)
 
 
 @functools.lru_cache(maxsize=16)
@@ -404,13 +414,13 @@ def _footer(bucket: Bucket, name: str, state: str) -> pq.FileMetaData:
 
 
 def _spans(
-    footer: pq.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int], address: str
+    footer: pq.FileMetaData, columns: Sequence[str], groups: Sequence[int], address: str
 ) -> list[tuple[int, int]]:
     """Where the columns of the row groups lie in the file, those beside each other as one."""
     from fsspec.utils import merge_offset_ranges  # noqa: PLC0415 (not for folders)
 
     chunks = [footer.row_group(group).column(column) for group in groups for column in range(footer.num_columns)]
-    wanted = [chunk for chunk in chunks if columns is None or chunk.path_in_schema in columns]
+    wanted = [chunk for chunk in chunks if chunk.path_in_schema in columns]
     starts = [min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset) for chunk in wanted]
     ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, wanted, strict=True)]
     _, starts, ends = merge_offset_ranges([address] * len(starts), starts, ends, max_gap=FOOTER_BYTES)

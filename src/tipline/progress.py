@@ -1,44 +1,46 @@
-"""Progress that a person can read: one line that changes on a terminal, a plain line now and then elsewhere."""
+"""Progress that a person can read: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 5.0
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"  # 12.6M of 28.0M rows, …
 
 
-class Progress:
-    """Rows done of rows in all, with speed and time left."""
+@contextlib.contextmanager
+def counting(total: int | None, unit: str, label: str = "", done: int = 0) -> Iterator[Callable[[int], object]]:
+    """Give a function that is told how many more are done."""
+    if not sys.stderr.isatty():
+        yield lines(total, unit, label, done)
+        return
+    with tqdm(initial=done, total=total, desc=label, unit=unit, unit_scale=True, leave=False) as bar:
+        yield bar.update
 
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.done = 0
-        self._started = self._shown = time.perf_counter()
-        self._line = sys.stderr.isatty()
 
-    def add(self, rows: int) -> None:
-        """Count rows that are done now."""
-        self.done += rows
-        now = time.perf_counter()
-        if self._line:
-            sys.stderr.write(f"\r{self}\x1b[K")
-            sys.stderr.flush()
-        elif now - self._shown >= EVERY_SECONDS:
-            self._shown = now
-            log.info("%s", self)
+def lines(total: int | None, unit: str, label: str, done: int) -> Callable[[int], None]:
+    """`counting` where no terminal is."""
+    count, began = done, time.perf_counter()
+    shown = began
 
-    def close(self) -> None:
-        """Leave the terminal's line free."""
-        if self._line:
-            sys.stderr.write("\r\x1b[K")
+    def add(more: int) -> None:
+        nonlocal count, shown
+        count, now = count + more, time.perf_counter()
+        if now - shown < EVERY_SECONDS:
+            return
+        shown, form = now, LINE if total else None
+        options = {"unit": unit, "unit_scale": True, "bar_format": form, "initial": done}
+        log.info("%s", tqdm.format_meter(count, total, now - began, prefix=label, **options))
 
-    def __str__(self) -> str:
-        """Such as `12,582,912 of 28,000,000 rows, 9.1 million rows/s, 2 s left`."""
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        speed = self.done / seconds
-        left = f"{(self.total - self.done) / speed:.0f} s left" if self.done else "starting"
-        return f"{self.done:,} of {self.total:,} rows, {speed / 1e6:.1f} million rows/s, {left}"
+    return add

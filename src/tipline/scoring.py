@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from distributed import WorkerPlugin, get_worker
 
 from tipline import cluster, files
-from tipline.errors import TiplineError, UsageError, one_line
+from tipline.cluster import WorkerPlugin, get_worker
+from tipline.errors import TiplineError, UsageError, one_line, said
 from tipline.layout import Layout, month_name
-from tipline.models import modelfiles
+from tipline.models import canary, modelfiles
 from tipline.months import trips
 from tipline.places import Folder, Place, place
 from tipline.statistics.counts import Counts
@@ -27,9 +28,10 @@ from tipline.statistics.counts import Counts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from distributed import Client, Worker
-
+    from tipline.cluster import Client, Worker
     from tipline.models.modelfiles import Model
+
+log = logging.getLogger(__name__)
 
 # Raised when the predictions' files or receipts change for the same input and model; all are scored again then.
 FORMAT = 2
@@ -37,7 +39,6 @@ FORMAT = 2
 SCHEMA = pa.schema(
     [pa.field("row", pa.int64(), nullable=False), pa.field("tip_probability", pa.float32(), nullable=False)]
 )
-PREPARED = "trips.parquet"
 MARKERS = ".made"
 PHASES = ("read", "score", "count", "write")
 
@@ -84,7 +85,7 @@ class Block:
     @property
     def trips(self) -> str:
         """The prepared month's file."""
-        return f"{month_name(self.month)}/{PREPARED}"
+        return f"{month_name(self.month)}/{trips.TRIPS}"
 
     @property
     def name(self) -> str:
@@ -145,7 +146,8 @@ def plan(places: Places, months: Sequence[str], digest: str) -> tuple[list[Month
             key = key_of(places, month, digest)
             if not is_published(places.predictions, month, key):
                 refuse_strangers(places.predictions, month)
-                planned.append(plan_month(places, month, key))
+                blocks = blocks_of(places, month, key)
+                planned.append(Month(month, places, key, blocks, dict(finished(places.staged, blocks))))
         except TiplineError as error:
             failed[month] = one_line(error)
     return planned, failed
@@ -161,18 +163,17 @@ def key_of(places: Places, month: str, digest: str) -> dict[str, Any]:
     """
     folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
     receipt = places.trips.json(f"{folder}/{files.RECEIPT}")
+    where = places.trips.address(f"{folder}/{files.RECEIPT}")
     if receipt is None:
-        where = places.trips.address(f"{folder}/{files.RECEIPT}")
         raise TiplineError("The month is not prepared: it has no receipt.", where, todo)
     try:
         expected, sha256 = int(receipt["trips"]["bytes"]), str(receipt["trips"]["sha256"])
     except (KeyError, TypeError, ValueError) as error:
-        where = places.trips.address(f"{folder}/{files.RECEIPT}")
         raise TiplineError("This is no receipt of a prepared month.", where, todo) from error
-    size = places.trips.sizes(folder).get(PREPARED)
+    size = places.trips.sizes(folder).get(trips.TRIPS)
     if size != expected:
         what = f"The prepared month has {size or 0:,} bytes, its receipt says {expected:,}."
-        raise TiplineError(what, places.trips.address(f"{folder}/{PREPARED}"), todo)
+        raise TiplineError(what, places.trips.address(f"{folder}/{trips.TRIPS}"), todo)
     return {"trips": sha256, "model": digest, "format": FORMAT}
 
 
@@ -182,18 +183,12 @@ def refuse_strangers(predictions: Place, month: str) -> None:
     strangers = [name for name in predictions.sizes(month_name(month)) if not name.startswith(ours)]
     if strangers:
         where = predictions.address(f"{month_name(month)}/{min(strangers)}")
-        raise TiplineError("This is no prediction, and would be lost.", where, "Move it, or name another place: --to")
-
-
-def plan_month(places: Places, month: str, key: Mapping[str, Any]) -> Month:
-    """Blocks of a month, and those of them that an earlier run has finished."""
-    blocks = blocks_of(places, month, key)
-    return Month(month, places, dict(key), blocks, dict(finished(places.staged, blocks)))
+        raise TiplineError("This is no prediction, and would be lost.", where, "Move it, or name another place (--to).")
 
 
 def blocks_of(places: Places, month: str, key: Mapping[str, Any]) -> list[Block]:
     """A month's row groups."""
-    name = f"{month_name(month)}/{PREPARED}"
+    name = f"{month_name(month)}/{trips.TRIPS}"
     state, digest = places.trips.state(name), files.digest_of(key)
     groups = places.trips.groups(name, state)
     return [Block(month, places, state, group, rows, digest, key["model"]) for group, rows in enumerate(groups)]
@@ -209,14 +204,8 @@ def finished(staged: Place, blocks: Sequence[Block]) -> Iterator[tuple[str, dict
         made = staged.json(block.marker) if block.name in there else None
         if made is None or (made["key"], made.get("state")) != (block.key, block.state):
             continue
-        if made["bytes"] == there[block.name] and is_digest(staged, block.part, made["sha256"]):
+        if made["bytes"] == there[block.name] and files.sha256_of(staged.read(block.part) or b"") == made["sha256"]:
             yield block.name, made
-
-
-def is_digest(staged: Place, name: str, sha256: str) -> bool:
-    """Whether a file is there and has this digest."""
-    data = staged.read(name)
-    return data is not None and files.sha256_of(data) == sha256
 
 
 def is_published(predictions: Place, month: str, key: Mapping[str, Any]) -> bool:
@@ -228,6 +217,14 @@ def is_published(predictions: Place, month: str, key: Mapping[str, Any]) -> bool
         return False
     sizes = predictions.sizes(month_name(month))
     return bool(told == dict(key)) and all(sizes.get(name) == length for name, length in parts.items())
+
+
+def why(block: Block, error: Exception) -> TiplineError:
+    """Why a block failed; errors that are not ours say neither what kind they are nor where they were."""
+    if isinstance(error, TiplineError):
+        return error
+    where = f"row group {block.row_group} of {block.places.trips.address(block.trips)}"
+    return TiplineError(f"{type(error).__name__}: {said(error)}.", where, "Run it again; report it if it stays.")
 
 
 # ---- on a worker ----
@@ -257,7 +254,7 @@ class ModelPlugin(WorkerPlugin):
         """Check the digest, load, score the canary."""
         try:
             self.model = modelfiles.load(self.contents, self.digest)
-            self.canary = modelfiles.canary(self.model, worker.address)
+            self.canary = canary.check(self.model, worker.address)
         except TiplineError as error:
             self.refusal = error
 
@@ -278,8 +275,8 @@ class ModelPlugin(WorkerPlugin):
         return {**self.__dict__, "model": None, "refusal": None}
 
 
-def send_model(client: Client, contents: Mapping[str, bytes], digest: str) -> int:
-    """Load the model on all workers; return by how many float32 steps, 0 or 1, canary rows came out differently.
+def send_model(client: Client, contents: Mapping[str, bytes], digest: str) -> None:
+    """Load the model on all workers.
 
     Raises
     ------
@@ -287,17 +284,14 @@ def send_model(client: Client, contents: Mapping[str, bytes], digest: str) -> in
         Where one of them cannot load it, or scores the canary rows differently.
     """
     client.register_plugin(ModelPlugin(contents, digest))
-    return max(client.run(canary_of, plugin_name(digest)).values(), default=0)
+    if any(client.run(canary_of, plugin_name(digest)).values()):
+        log.warning(
+            "the model's canary rows come out one float32 step from where it was trained: other hardware or libraries"
+        )
 
 
 def reach(client: Client, places: Places) -> None:
-    """Let every worker find out whether it can use the places.
-
-    Raises
-    ------
-    TiplineError
-        Where one of them cannot.
-    """
+    """Let every worker find out whether it can use the places."""
     client.run(reach_here, places)
 
 
@@ -341,14 +335,14 @@ def score_block(block: Block) -> dict[str, Any]:
     """
     model, seconds = model_here(block.model), dict[str, float]()
     with timed(seconds, "read"):
-        rows, batch = read_block(block, model.spec)
+        batch = read_block(block, trips.needed(model.spec))
     with timed(seconds, "score"):
         scores = model.probabilities(batch)
     with timed(seconds, "count"):
         counts = Counts.of(batch, model.spec, scores, block.month)
     with timed(seconds, "write"):
         # Not `pa.array`, which imports pandas first.
-        data = encoded(rows, pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))
+        data = encoded(batch["row"], pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))
         block.places.staged.write(block.part, data)
     made = {
         "key": block.key,
@@ -365,16 +359,16 @@ def score_block(block: Block) -> dict[str, Any]:
     return made
 
 
-def read_block(block: Block, spec: Mapping[str, Any]) -> tuple[pa.ChunkedArray, pa.RecordBatch]:
-    """Row numbers of a block, and the columns that a model and the counts of its scores need."""
-    types = trips.needed(spec)
-    table = block.places.trips.table(block.trips, block.row_group, ["row", *types], block.state)
-    # One batch: each column has one dictionary then, and no block is beyond a row group.
-    batch = trips.with_columns(table, types).combine_chunks().to_batches(max_chunksize=len(table) or 1)
-    return table["row"], batch[0] if batch else pa.RecordBatch.from_pylist([], table.schema)
+def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    """Row numbers and these columns of a block, as one batch: each column has one dictionary then."""
+    names = ["row", *types]
+    table = block.places.trips.table(block.trips, block.row_group, names, block.state)
+    table = trips.with_columns(table, types).select(names).combine_chunks()
+    # An empty table has no batch.
+    return next(iter(table.to_batches(max_chunksize=len(table) or 1)), pa.RecordBatch.from_pylist([], table.schema))
 
 
-def encoded(rows: pa.ChunkedArray, scores: pa.Array) -> pa.Buffer:
+def encoded(rows: pa.Array, scores: pa.Array) -> pa.Buffer:
     """A part's bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files, params
-from tipline.errors import NotPublishedError, TiplineError, UsageError, hide, of_months, shortened
+from tipline.errors import NotPublishedError, TiplineError, UsageError, counted, hide, of_months, shortened
 from tipline.months import contract as contracts
-from tipline.months import raw, source, transfer
-from tipline.stages.prepare import ROW_GROUP_ROWS
+from tipline.months import preparing, raw, source, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,20 +38,12 @@ TELLING_ROWS = 5_000_000  # with fewer, most of the time is the workers' start
 
 @dataclass(frozen=True)
 class Look:
-    """What a month's header or footer says.
-
-    Parameters
-    ----------
-    rows
-        From the footer; of a CSV file, estimated from its first lines. None where the server states no length.
-    row_groups
-        None for a CSV file.
-    """
+    """What a month's header or footer says."""
 
     stated: Stated
     schema: pa.Schema
-    rows: int | None
-    row_groups: int | None
+    rows: int | None  # of a CSV file, estimated from its first lines; None where the server states no length
+    row_groups: int | None  # None for a CSV file
 
 
 def run(settings: Settings, layout: Layout, address: str, months: Sequence[str]) -> Iterator[str]:
@@ -69,7 +60,7 @@ def run(settings: Settings, layout: Layout, address: str, months: Sequence[str])
         params.check_address(address, one_month=len(months) == 1)
     except ValueError as error:
         todo = "Name a path, https:// or s3://, with {month} in it for more than one month."
-        raise UsageError(f"{error}.", f"command line, {address}", todo) from None
+        raise UsageError(f"{error}.", f"command line, {hide(address)}", todo) from None
     contract = contracts.load(layout.root / settings.contract)
     rates = rates_of(layout)
     failed: dict[str, TiplineError] = {}
@@ -109,7 +100,7 @@ def look(address: str, month: str) -> Look:
         first, _, rest = head.partition(b"\n")
         return Look(stated, raw.header(first), estimated(stated.size, len(first) + 1, rest), None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise raw.damaged(error, f"{hide(place)}, month {month}") from error
+        raise raw.damaged(error, hide(place), month) from error
 
 
 def footer(place: str) -> bytes:
@@ -135,7 +126,7 @@ def title(found: Look) -> str:
     size = "of unknown length" if found.stated.size is None else sized(found.stated.size)
     if found.row_groups is None:
         return f"CSV, {size}, " + ("rows unknown" if found.rows is None else f"about {found.rows:,} rows")
-    return f"Parquet, {size}, {found.rows:,} rows in {found.row_groups:,} row group{'s' * (found.row_groups != 1)}"
+    return f"Parquet, {size}, {counted(found.rows or 0, 'row')} in {counted(found.row_groups, 'row group')}"
 
 
 def sized(count: float) -> str:
@@ -198,9 +189,9 @@ def expected(rows: int | None, rates: tuple[float, float, float]) -> str:
     if rows is None:
         return "-"
     trips, predictions, speed = rates
-    parts = math.ceil(rows / ROW_GROUP_ROWS)
+    parts = math.ceil(rows / preparing.ROW_GROUP_ROWS)
     return (
-        f"{rows:,} rows in {parts:,} part{'s' * (parts != 1)}, {sized(rows * predictions)} of predictions "
+        f"{counted(rows, 'row')} in {counted(parts, 'part')}, {sized(rows * predictions)} of predictions "
         f"beside {sized(rows * trips)} of prepared trips, about {max(rows / speed, 1):,.0f} s"
     )
 
@@ -209,7 +200,6 @@ def lines(month: str, title: str, about: dict[str, Any]) -> Iterator[str]:
     """A month's lines: a title, then names and what there is to say."""
     yield f"{month}  {title}"
     for name, text in about.items():
-        for line in text.splitlines():
-            wrapped = textwrap.wrap(line, WIDTH, initial_indent=f"  {name:8} ", subsequent_indent=" " * 11)
-            yield from wrapped
-            name = ""  # noqa: PLW2901 (the name stands before the first line)
+        for number, line in enumerate(text.splitlines()):
+            before = f"  {'' if number else name:8} "
+            yield from textwrap.wrap(line, WIDTH, initial_indent=before, subsequent_indent=" " * 11)

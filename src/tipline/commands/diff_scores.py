@@ -1,47 +1,39 @@
 """`tipline diff-scores`: two versions over the same prepared months, out of core; no predictions are written.
 
-Each block is read once and scored with both models. What comes back are counts that merge in any order to the same
-figures: sums are whole numbers of 2**-40, ties among the movers are settled by month and row. Only the first rows of
-each month are scored before, to see where the scores lie.
+Each block is read once and scored with both models. Only the first rows of each month are scored before, to see where
+the scores lie.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import tempfile
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from tipline import cluster, files, pyfunc, scoring
+from tipline import cluster, files, progress, pyfunc, scoring
 from tipline.errors import TiplineError, UsageError, of_months, one_line
 from tipline.models import modelfiles
 from tipline.months import trips
-from tipline.progress import Progress
+from tipline.statistics.differences import Difference, edges_of, largest, order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from distributed import Client
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
-
+    from tipline.cluster import Client
     from tipline.layout import Layout
+    from tipline.mlflow.tracking import Client as MlflowClient
+    from tipline.mlflow.tracking import Version as ModelVersion
     from tipline.params import Settings
-    from tipline.pyfunc import Floats, Probabilities
+    from tipline.pyfunc import Probabilities
     from tipline.scoring import Block
+    from tipline.statistics.differences import Edges
 
-    Edges = tuple[Probabilities, Probabilities]
-    Whole = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-BANDS = 1024
-UNIT = 2**40
 # Of the first rows of a month, so many, evenly spaced, say where the bands begin.
 FIRST_ROWS, SAMPLE_ROWS = 2**20, 2**14
 WHERE = "command line"
@@ -63,162 +55,16 @@ class Version:
         found: list[dict[str, Any]] = json.loads(self.contents[pyfunc.SPEC])["features"]
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """What the report says of it."""
-        return {"version": self.number, "name": self.name, "digest": self.digest}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for.
-
-    Parameters
-    ----------
-    threshold
-        A row crosses it where one score is above and the other is not.
-    movers
-        How many of the rows with the largest differences are kept, a month and in all.
-    """
-
-    threshold: float
-    movers: int
-
-    def check(self) -> None:
-        """Refuse what makes no sense."""
-        if not 0 <= self.threshold < 1:
-            what = f"The threshold {self.threshold} is no probability that a score can be above."
-            raise UsageError(what, f"{WHERE}, --threshold", "Give a number from 0 to below 1.")
-        if self.movers < 1:
-            raise UsageError(f"{self.movers} movers are none.", f"{WHERE}, --movers", "Ask for one or more.")
-
 
 @dataclass(frozen=True)
 class Task:
-    """A block to compare.
-
-    Parameters
-    ----------
-    columns
-        Those of both models.
-    start
-        Rows of the month before the block.
-    every
-        Which rows of the month are a sample of its first ones.
-    edges
-        Where the bands of each model's scores begin, but for the first; known when the samples are.
-    """
+    """A block to compare."""
 
     block: Block
     digests: tuple[str, str]
-    columns: Mapping[str, pa.DataType]
-    options: Options
-    start: int
-    every: int
-    edges: Edges | None = None
-
-
-@dataclass
-class Difference:
-    """How two models' scores of some rows differ. Those of parts add up to that of all rows, whatever the order.
-
-    Memory: BANDS squared cells, 8 MiB, and the movers. Only cells with rows in them travel.
-
-    Attributes
-    ----------
-    sums
-        Sum of the scores of each model, and of the absolute differences, in 2**-40.
-    crossed
-        Rows that model B lifts above the threshold, and rows that it takes below.
-    joint
-        Rows by band of both scores: band of A * BANDS + band of B.
-    movers
-        The rows of the largest differences, the largest first.
-    """
-
-    rows: int = 0
-    sums: tuple[int, int, int] = (0, 0, 0)
-    crossed: tuple[int, int] = (0, 0)
-    joint: Whole = field(default_factory=lambda: np.zeros(BANDS**2, np.int64))
-    movers: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, a: Probabilities, b: Probabilities, edges: Edges, threshold: float) -> Difference:
-        """Count the rows of a block; the movers, which need more than the scores, are not among it."""
-        one, two = a.astype(np.float64), b.astype(np.float64)
-        units = [np.rint(scores * UNIT).astype(np.int64) for scores in (one, two)]
-        sums = (int(units[0].sum()), int(units[1].sum()), int(np.abs(units[1] - units[0]).sum()))
-        below, above = one <= threshold, two > threshold
-        crossed = (int((below & above).sum()), int((~below & ~above).sum()))
-        bands = (np.searchsorted(of_model, scores, "right") for of_model, scores in zip(edges, (a, b), strict=True))
-        joint = np.bincount(next(bands) * BANDS + next(bands), minlength=BANDS**2)
-        return cls(len(a), sums, crossed, joint)
-
-    def plus(self, other: Difference, movers: int) -> Difference:
-        """Both together, with so many movers."""
-        return Difference(
-            self.rows + other.rows,
-            (self.sums[0] + other.sums[0], self.sums[1] + other.sums[1], self.sums[2] + other.sums[2]),
-            (self.crossed[0] + other.crossed[0], self.crossed[1] + other.crossed[1]),
-            self.joint + other.joint,
-            sorted(self.movers + other.movers, key=order)[:movers],
-        )
-
-    def rank_correlation(self) -> float | None:
-        """Spearman's, where scores of one band are ties; None where all scores of a model are in one.
-
-        The bands hold about equally many rows each, by a sample, wherever the scores lie: it is right to 1e-4. Bands of
-        equal width would not be: most trips are paid in cash, and a model gives all of them nearly the same score.
-        """
-        joint = self.joint.reshape(BANDS, BANDS)
-        of_a, of_b = joint.sum(axis=1), joint.sum(axis=0)
-        x, y = middle_ranks(of_a), middle_ranks(of_b)
-        spread = math.sqrt(float((of_a * x * x).sum()) * float((of_b * y * y).sum()))
-        return float(((joint * y).sum(axis=1) * x).sum()) / spread if spread else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Travel with the cells that are not empty."""
-        cells = np.flatnonzero(self.joint)
-        return {**self.__dict__, "joint": (cells.astype(np.int32), self.joint[cells])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive with all."""
-        cells, counts = state["joint"]
-        self.__dict__.update(state, joint=np.zeros(BANDS**2, np.int64))
-        self.joint[cells] = counts
-
-    def figures(self) -> dict[str, Any]:
-        """What the report says of these rows; None where there are none to say it of."""
-        a, b, moved = (total / UNIT / self.rows if self.rows else None for total in self.sums)
-        return {
-            "rows": self.rows,
-            "rank_correlation": self.rank_correlation(),
-            "mean_a": a,
-            "mean_b": b,
-            "mean_difference": (self.sums[1] - self.sums[0]) / UNIT / self.rows if self.rows else None,
-            "mean_absolute_difference": moved,
-            "largest_difference": abs(self.movers[0]["difference"]) if self.movers else None,
-            "crossed_up": self.crossed[0],
-            "crossed_down": self.crossed[1],
-            "crossed_share": sum(self.crossed) / self.rows if self.rows else None,
-        }
-
-
-def edges_of(scores: Probabilities) -> Probabilities:
-    """Where the bands of a model's scores begin, but for the first: each holds equally many of these, but for ties."""
-    between = np.arange(1, BANDS) / BANDS
-    edges: Probabilities = np.unique(np.quantile(scores, between, method="lower")) if len(scores) else scores
-    return edges
-
-
-def middle_ranks(rows: Whole) -> Floats:
-    """The middle rank of each band's rows, from the mean rank of all."""
-    ranks: Floats = np.cumsum(rows) - rows / 2 - rows.sum() / 2
-    return ranks
-
-
-def order(mover: Mapping[str, Any]) -> tuple[float, str, int]:
-    """Sorts the largest difference first, ties by month and row."""
-    return -abs(mover["difference"]), mover["month"], mover["row"]
+    columns: Mapping[str, pa.DataType]  # of both models
+    start: int  # rows of the month before the block
+    every: int  # which rows of the month are a sample of its first ones
 
 
 # ---- on a worker ----
@@ -226,34 +72,19 @@ def order(mover: Mapping[str, Any]) -> tuple[float, str, int]:
 
 def sample_block(task: Task) -> Edges:
     """Both models' scores of the sampled rows of a block."""
-    batch = read(task)
+    batch = scoring.read_block(task.block, task.columns)
     chosen = np.arange(-task.start % task.every, min(len(batch), FIRST_ROWS - task.start), task.every)
     batch = batch.take(pa.array(chosen))
     return scored(task.digests[0], batch, task.block), scored(task.digests[1], batch, task.block)
 
 
-def compare_block(task: Task) -> Difference:
-    """Read one block once, score it with both models, count.
-
-    Raises
-    ------
-    TiplineError
-        Where a model gives something else than probabilities.
-    """
-    batch = read(task)
+def compare_block(task: Task, edges: Edges, threshold: float, count: int) -> Difference:
+    """Read one block once, score it with both models, count; with so many movers."""
+    batch = scoring.read_block(task.block, task.columns)
     a, b = (scored(digest, batch, task.block) for digest in task.digests)
-    difference = Difference.of(a, b, cast("Edges", task.edges), task.options.threshold)
-    difference.movers = movers(task.block.month, batch, a, b, task.options.movers)
+    difference = Difference.of(a, b, edges, threshold)
+    difference.movers = movers(task.block.month, batch, a, b, count)
     return difference
-
-
-def read(task: Task) -> pa.RecordBatch:
-    """Row numbers of a block and the columns of both models."""
-    block, names = task.block, ["row", *task.columns]
-    table = block.places.trips.table(block.trips, block.row_group, names, block.state)
-    table = trips.with_columns(table, task.columns).select(names).combine_chunks()
-    # One batch: each column has one dictionary then. An empty table has none.
-    return next(iter(table.to_batches(max_chunksize=len(table) or 1)), pa.RecordBatch.from_pylist([], table.schema))
 
 
 def scored(digest: str, batch: pa.RecordBatch, block: Block) -> Probabilities:
@@ -277,14 +108,6 @@ def movers(month: str, batch: pa.RecordBatch, a: Probabilities, b: Probabilities
     ]
 
 
-def largest(gaps: Floats, rows: Whole, count: int) -> Whole:
-    """Where the largest gaps are, the largest first, ties by row."""
-    floor = np.partition(gaps, -count)[-count] if len(gaps) > count else 0.0
-    found = np.flatnonzero(gaps >= floor)
-    chosen: Whole = found[np.lexsort((rows[found], -gaps[found]))[:count]]
-    return chosen
-
-
 # ---- on the driver ----
 
 
@@ -305,8 +128,10 @@ def run(
         Version numbers, or `champion`.
     months
         Default: all of `months`.
-    threshold, movers
-        See `Options`.
+    threshold
+        A row crosses it where one score is above and the other is not.
+    movers
+        How many of the rows with the largest differences are kept, a month and in all.
     trips_place
         Where prepared months are; default: the project's folder.
 
@@ -317,16 +142,15 @@ def run(
     TiplineError
         At the end, where months failed; MonthsFailedError if others did not.
     """
-    options = Options(threshold, movers)
-    options.check()
+    check_options(threshold, movers)
     a, b = versions = fetched(settings, layout, names)
     yield from (f"{letter}: version {one.number}, {one.name}" for letter, one in zip("AB", versions, strict=True))
     if a.digest == b.digest:
         yield f"Both are the same model ({a.digest[:12]}): every score is equal, there is nothing to compare."
         return
     months = list(dict.fromkeys(months or settings.months))
-    tasks, failed = planned(scoring.Places.of(layout, trips_place), months, versions, options)
-    comparison = Comparison(tasks, options.movers, failed)
+    tasks, failed = planned(scoring.Places.of(layout, trips_place), months, versions)
+    comparison = Comparison(tasks, threshold, movers, failed)
     if tasks:
         with cluster.connect(settings.score.workers) as client:
             for version in versions:
@@ -334,9 +158,18 @@ def run(
             comparison.run(client)
     yield from table(comparison)
     if comparison.figures:
-        yield from write(layout, versions, options, comparison)
+        yield from write(layout, versions, comparison)
     if failed:
         raise of_months(failed, len(months))
+
+
+def check_options(threshold: float, movers: int) -> None:
+    """Refuse what makes no sense."""
+    if not 0 <= threshold < 1:
+        what = f"The threshold {threshold} is no probability that a score can be above."
+        raise UsageError(what, f"{WHERE}, --threshold", "Give a number from 0 to below 1.")
+    if movers < 1:
+        raise UsageError(f"{movers} movers cannot be listed.", f"{WHERE}, --movers", "Ask for one or more.")
 
 
 def fetched(settings: Settings, layout: Layout, names: tuple[str, str]) -> tuple[Version, Version]:
@@ -350,13 +183,7 @@ def fetched(settings: Settings, layout: Layout, names: tuple[str, str]) -> tuple
 
 
 def resolved(client: MlflowClient, model: str, name: str) -> ModelVersion:
-    """The version that a person names.
-
-    Raises
-    ------
-    UsageError
-        Where there is none.
-    """
+    """The version that a person names."""
     from tipline.mlflow import registry  # noqa: PLC0415 (see above)
 
     if name.isdecimal():
@@ -370,22 +197,21 @@ def resolved(client: MlflowClient, model: str, name: str) -> ModelVersion:
 
 
 def with_files(version: ModelVersion) -> Version:
-    """A version's files, out of a folder that does not outlive this."""
+    """A version with its files."""
     from tipline.mlflow import registry  # noqa: PLC0415 (see above)
 
-    with tempfile.TemporaryDirectory(prefix="tipline-") as folder:
-        registry.fetch(version, Path(folder))
-        training = files.read_json_if_any(Path(folder) / modelfiles.TRAINING) or {"name": "not made by tipline"}
-        contents = modelfiles.read(Path(folder))
+    with registry.fetched(version) as folder:
+        training = files.read_json_if_any(folder / modelfiles.TRAINING) or {"name": "not made by tipline"}
+        contents = modelfiles.read(folder)
     return Version(int(version.version), registry.digest_of(version), training["name"], contents)
 
 
 def planned(
-    places: scoring.Places, months: Sequence[str], versions: tuple[Version, Version], options: Options
+    places: scoring.Places, months: Sequence[str], versions: tuple[Version, Version]
 ) -> tuple[dict[str, list[Task]], dict[str, TiplineError]]:
     """The tasks of each month, and why others, whose prepared rows are missing or damaged, have none."""
     digests = (versions[0].digest, versions[1].digest)
-    columns = {feature["name"]: trips.TYPES[feature["kind"]] for one in versions for feature in one.features}
+    columns = trips.of_features(feature for one in versions for feature in one.features)
     tasks, failed = dict[str, list[Task]](), dict[str, TiplineError]()
     for month in months:
         try:
@@ -393,8 +219,7 @@ def planned(
             starts = list(accumulate((block.rows for block in blocks), initial=0))
             every = max(min(starts[-1], FIRST_ROWS) // SAMPLE_ROWS, 1)
             tasks[month] = [
-                Task(block, digests, columns, options, start, every)
-                for block, start in zip(blocks, starts, strict=False)
+                Task(block, digests, columns, start, every) for block, start in zip(blocks, starts, strict=False)
             ]
         except TiplineError as error:
             failed[month] = error
@@ -409,6 +234,7 @@ class Comparison:
     """
 
     tasks: dict[str, list[Task]]
+    threshold: float
     movers: int
     failed: dict[str, TiplineError]
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -419,9 +245,9 @@ class Comparison:
         """Where the bands begin, by samples of all months."""
         samples = [(np.empty(0, np.float32), np.empty(0, np.float32))]
         tasks = [task for of_month in self.tasks.values() for task in of_month if task.start < FIRST_ROWS]
-        for task, result in cluster.each(client, sample_block, tasks, group=month_of):
+        for task, result in cluster.each(client, sample_block, tasks, group=lambda task: task.block.month):
             if isinstance(result, Exception):
-                self.failed.setdefault(task.block.month, failure(task.block.month, result))
+                self.failed.setdefault(task.block.month, scoring.why(task.block, result))
             else:
                 samples.append(result)
         a, b = (np.concatenate(of_model) for of_model in zip(*samples, strict=True))
@@ -429,25 +255,23 @@ class Comparison:
 
     def run(self, client: Client) -> None:
         """Compare all blocks on the workers."""
-        edges = self.edges(client)
-        months = [tasks for month, tasks in self.tasks.items() if month not in self.failed]
-        tasks = [replace(task, edges=edges) for of_month in months for task in of_month]
-        progress = Progress(sum(task.block.rows for task in tasks))
+        compare = partial(compare_block, edges=self.edges(client), threshold=self.threshold, count=self.movers)
+        tasks = [task for month, tasks in self.tasks.items() if month not in self.failed for task in tasks]
         left = Counter(task.block.month for task in tasks)
         partly = dict.fromkeys(self.tasks, Difference())
-        for task, result in cluster.each(client, compare_block, tasks, group=month_of):
-            month = task.block.month
-            left[month] -= 1
-            progress.add(task.block.rows)
-            if isinstance(result, Exception):
-                self.failed.setdefault(month, failure(month, result))
-            else:
-                partly[month] = partly[month].plus(result, self.movers)
-            if not left[month]:
-                self.finish(month, partly.pop(month))
+        with progress.counting(sum(task.block.rows for task in tasks), " rows") as add:
+            for task, result in cluster.each(client, compare, tasks, group=lambda task: task.block.month):
+                month = task.block.month
+                left[month] -= 1
+                add(task.block.rows)
+                if isinstance(result, Exception):
+                    self.failed.setdefault(month, scoring.why(task.block, result))
+                else:
+                    partly[month] = partly[month].plus(result, self.movers)
+                if not left[month]:
+                    self.finish(month, partly.pop(month))
         for month, nothing in partly.items():
             self.finish(month, nothing)
-        progress.close()
 
     def finish(self, month: str, difference: Difference) -> None:
         """Keep what the report says of a month whose blocks are all there."""
@@ -467,25 +291,13 @@ class Comparison:
         return [{"rank_in_month": rank, **mover} for rank, mover in sorted(ranked, key=lambda pair: order(pair[1]))]
 
 
-def month_of(task: Task) -> str:
-    """Which month a task is of: when one of a month's takes its worker down, the others need not."""
-    return task.block.month
-
-
-def failure(month: str, error: Exception) -> TiplineError:
-    """What a month's task ended with, in words."""
-    if isinstance(error, TiplineError):
-        return error
-    return TiplineError(f"A block cannot be compared: {one_line(repr(error))}.", f"month {month}", "Run it again.")
-
-
-def write(layout: Layout, versions: tuple[Version, Version], options: Options, comparison: Comparison) -> Iterator[str]:
+def write(layout: Layout, versions: tuple[Version, Version], comparison: Comparison) -> Iterator[str]:
     """Write report and movers; say where. Equal comparisons are equal bytes."""
-    a, b = versions
-    path = layout.root / "reports" / "diff_scores" / f"{a.number}-{b.number}.json"
+    a, b = ({"version": one.number, "name": one.name, "digest": one.digest} for one in versions)
+    path = layout.root / "reports" / "diff_scores" / f"{a['version']}-{b['version']}.json"
     *months, total = comparison.rows()
     failed = {month: one_line(error) for month, error in sorted(comparison.failed.items())}
-    about = {"a": a.to_json(), "b": b.to_json(), "threshold": options.threshold}
+    about = {"a": a, "b": b, "threshold": comparison.threshold}
     files.write_json(path, {**about, "months": months, "all": total, "failed": failed})
     movers = comparison.all_movers()
     if movers:
@@ -516,17 +328,19 @@ def table(comparison: Comparison) -> Iterator[str]:
         yield f"{month:8}  failed: {one_line(error)}"
     if comparison.total.movers:
         yield "the rows that move most:"
-        yield from aligned([list(map(str, comparison.total.movers[0])), *map(cells_of, comparison.total.movers)])
+        yield from aligned(comparison.total.movers)
 
 
-def cells_of(mover: Mapping[str, Any]) -> list[str]:
-    """A mover's values as text."""
+def aligned(movers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Movers as a table, each column as wide as its widest cell."""
     formats = {"score_a": ".4f", "score_b": ".4f", "difference": "+.4f"}
-    return [format(value, formats[name]) if name in formats else str(value) for name, value in mover.items()]
-
-
-def aligned(rows: list[list[str]]) -> Iterator[str]:
-    """Rows of cells, each column as wide as its widest cell."""
+    rows = [
+        list(movers[0]),
+        *(
+            [f"{value:{formats[key]}}" if key in formats else str(value) for key, value in one.items()]
+            for one in movers
+        ),
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

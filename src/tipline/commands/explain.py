@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,11 +15,11 @@ from tipline.layout import month_folder
 from tipline.mlflow import registry, tracking
 from tipline.models import modelfiles
 from tipline.models.foreign import Foreign
-from tipline.months import raw, trips
-from tipline.stages.prepare import QUARANTINED, published
+from tipline.months import preparing, raw, trips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from tipline.layout import Layout
     from tipline.models.modelfiles import Model
@@ -93,7 +91,7 @@ def prediction(layout: Layout, month: str, row: int, receipt: Mapping[str, Any])
 def no_such_row(layout: Layout, month: str, row: int, rows: int) -> UsageError:
     """Why there is no prediction for a row."""
     where, todo = f"month {month}, row {row:,}", f"Rows are counted from 0; {rows:,} of the month have predictions."
-    apart = layout.trips(month) / QUARANTINED
+    apart = layout.trips(month) / trips.QUARANTINED
     found = pq.read_table(apart, filters=[("row", "=", row)], partitioning=None).to_pylist() if apart.is_file() else []
     if found:
         return UsageError(f"This row was set apart when the month was prepared: {found[0]['reason']}.", where, todo)
@@ -138,15 +136,13 @@ def model_of(
     here = [folder for folder in (layout.champion, layout.challenger) if digest_or_none(folder) == digest]
     tags: dict[str, str] = {}
     try:
-        with tracking.connect(layout) as client, tempfile.TemporaryDirectory() as scratch:
+        with tracking.connect(layout) as client:
             found = registry.versions(client, settings.register_.name, digest)
             if found and found[0].run_id:
                 tags = dict(client.get_run(found[0].run_id).data.tags)
             if found and not here:
-                fetched = Path(scratch) / "model"
-                fetched.mkdir()
-                registry.fetch(found[0], fetched)
-                return modelfiles.read(fetched), training_of(fetched), tags
+                with registry.fetched(found[0]) as folder:
+                    return modelfiles.read(folder), training_of(folder), tags
     except TiplineError as error:
         tags = {"tipline.git": f"unknown: {error.parts[0]}"}
     return (modelfiles.read(here[0]), training_of(here[0]), tags) if here else (None, {}, tags)
@@ -181,9 +177,8 @@ def of_model(receipt: Mapping[str, Any], training: Mapping[str, Any], tags: Mapp
 
 def contributions(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
     """What each feature adds for a linear model; for others, what they are given."""
-    types = {feature["name"]: trips.TYPES[feature["kind"]] for feature in model.features}
-    columns = {name: pa.array([trip.get(name)], plain(type_)).cast(type_) for name, type_ in types.items()}
-    batch = pa.RecordBatch.from_pydict(columns)
+    types = trips.of_features(model.features)
+    batch = pa.RecordBatch.from_pylist([dict(trip)], schema=pa.schema(types))
     again = float(model.probabilities(batch)[0])
     linear = getattr(model, "linear", None)  # a model carries its own code, and that may be older than this
     if linear is None:
@@ -206,11 +201,6 @@ def before(model: Model, trip: pa.RecordBatch) -> dict[str, str]:
     return {f"before {calibration['method']}": f"{model.uncalibrated(trip)[0]:.9g}"}
 
 
-def plain(type_: pa.DataType) -> pa.DataType:
-    """The type of the values of a dictionary."""
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
 def seen(feature: Mapping[str, Any], value: Any) -> str:  # noqa: ANN401 (a value of any column)
     """A value as the model sees it."""
     if value is None:
@@ -225,8 +215,8 @@ def seen(feature: Mapping[str, Any], value: Any) -> str:  # noqa: ANN401 (a valu
 
 def published_row(layout: Layout, month: str, row: int) -> dict[str, Any]:
     """The row as it was published: text of CSV, values of Parquet."""
-    path = published(layout.raw(month), month)
-    text = raw.row_of(raw.open_month(path, f"{path.name}, month {month}"), row)
+    path = preparing.published(layout.raw(month), month)
+    text = raw.row_of(raw.open_month(path, month), row)
     told = {"file": shown(layout, path), "sha256": files.sha256(path), "row": f"{row:,}"}
     if text is None:
         return told | {"values": "the published file has no such row: it is not the one that was prepared"}

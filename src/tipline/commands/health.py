@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from mlflow.entities.model_registry import ModelVersion
-
     from tipline.layout import Layout
+    from tipline.mlflow.tracking import Version
     from tipline.params import Settings
     from tipline.scoring import Month
 
@@ -47,20 +46,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Registry:
-    """What MLflow has.
+    """What MLflow has."""
 
-    Attributes
-    ----------
-    digests
-        Of all versions.
-    environment
-        What the champion's requirements.txt and MLmodel say of libraries, by name; words where its files cannot be had.
-    """
-
-    champion: ModelVersion | None
-    versions: Sequence[ModelVersion]
-    words: Mapping[int, str]
-    environment: Mapping[str, str] | str | None
+    champion: Version | None
+    versions: Sequence[Version]
+    words: Mapping[int, str]  # on the champion and on the newest version, by number
+    environment: Mapping[str, str] | str | None  # the champion's libraries, as `environment` gives them
 
     @property
     def digests(self) -> set[str]:
@@ -70,32 +61,22 @@ class Registry:
 
 @dataclass(frozen=True)
 class State:
-    """What the checks look at.
-
-    Attributes
-    ----------
-    ref
-        The champion in models/champion/.
-    registry
-        None where the store cannot be asked; `trouble` says why.
-    planned, failed
-        As `scoring.plan` gives them: months to score, and those that cannot be.
-    """
+    """What the checks look at."""
 
     settings: Settings
     layout: Layout
-    ref: Mapping[str, Any] | None
-    registry: Registry | None
-    trouble: TiplineError | None
-    planned: Sequence[Month]
-    failed: Mapping[str, str]
+    ref: Mapping[str, Any] | None  # the champion in models/champion/
+    registry: Registry | None  # None where the store cannot be asked
+    trouble: TiplineError | None  # why it cannot be
+    planned: Sequence[Month]  # as `scoring.plan` gives them: months to score
+    failed: Mapping[str, str]  # and those that cannot be
 
 
 PIN = re.compile(r"^([\w.-]+)==([\w.]+)$", re.MULTILINE)
 
 
-def environment(version: ModelVersion) -> dict[str, str] | str:
-    """The libraries and the Python that a version was made with, by name; in words, why its files cannot be had."""
+def environment(version: Version) -> dict[str, str] | str:
+    """What a version's requirements.txt and MLmodel say of libraries and Python, by name; words where they cannot."""
     try:
         with registry.downloaded(version) as root:
             pins = PIN.findall((root / "requirements.txt").read_text(encoding="utf-8"))
@@ -104,7 +85,7 @@ def environment(version: ModelVersion) -> dict[str, str] | str:
     except TiplineError as error:
         return error.parts[0]
     except (OSError, LookupError, TypeError, yaml.YAMLError):
-        return "Its files are no model."
+        return "its files are no model"
 
 
 # ---- the checks: None where there is nothing to look at ----
@@ -124,16 +105,12 @@ def alias(state: State) -> list[Finding] | None:
         return None
     if state.registry.champion is None:
         return [Finding("the registry has no champion, models/champion/ has one", "dvc repro")]
-    written, digest = promotions.last(state.layout, state.settings.register_.name), champion_digest(state.registry)
+    written = promotions.last(state.layout, state.settings.register_.name)
+    digest = state.registry.champion.tags.get(tracking.DIGEST)
     if written is not None and digest not in {None, written["digest"]}:
         what = "models/promotions.jsonl ends with another champion than the registry has"
         return [Finding(what, "git pull; then dvc repro register", wrong=False)]
     return []
-
-
-def champion_digest(found: Registry) -> str | None:
-    """The digest of the registry's champion."""
-    return found.champion.tags.get(tracking.DIGEST) if found.champion else None
 
 
 def champion_files(state: State) -> list[Finding] | None:
@@ -177,7 +154,7 @@ def artifacts(state: State) -> list[Finding] | None:
     return [Finding(what, register_again(version, tracking.store(state.layout)))]
 
 
-def register_again(version: ModelVersion, address: str) -> str:
+def register_again(version: Version, address: str) -> str:
     """The command that takes a version and its run away, and registers the model in models/champion/ anew."""
     # A server's address, which may hold a password, is in MLFLOW_TRACKING_URI anyway.
     client = f"mlflow.MlflowClient({address!r})" if address.startswith("sqlite:") else "mlflow.MlflowClient()"
@@ -208,7 +185,7 @@ def claims(predictions: Path, month: str) -> Any:  # noqa: ANN401 (anything that
 
 def libraries(state: State) -> list[Finding] | None:
     """Whether what is installed is what the champion was made with."""
-    found = [one for one in (unusable(state), others(state)) if one is not None]
+    found = [one for one in (unusable(state), other_libraries(state)) if one is not None]
     return found[:1] or (None if state.ref is None else [])
 
 
@@ -225,30 +202,27 @@ def unusable(state: State) -> Finding | None:
     return Finding(f"the champion {reason}", todo) if reason else None
 
 
-def others(state: State) -> Finding | None:
+def other_libraries(state: State) -> Finding | None:
     """Libraries of other versions: a hint, as the canary rows are scored before anything else is."""
     made = state.registry.environment if state.registry else None
     if made is None or isinstance(made, str):
         return None
     here = {name: release_here(name) for name in made}
-    differing = [f"{name} {pin} (here {here[name]})" for name, pin in made.items() if differs(pin, here[name])]
-    if not differing:
+    # The last number of a version is none that a model would notice.
+    others = [name for name, pin in made.items() if trust.release(pin) != trust.release(here[name])]
+    if not others:
         return None
     pins = " ".join(f"{name}=={pin}" for name, pin in made.items() if name != "python")
-    return Finding(f"the champion was made with {', '.join(differing)}", f"uv pip install {pins}", wrong=False)
+    what = ", ".join(f"{name} {made[name]} (here {here[name]})" for name in others)
+    return Finding(f"the champion was made with {what}", f"uv pip install {pins}", wrong=False)
 
 
-def release_here(name: str) -> str | None:
+def release_here(name: str) -> str:
     """The version of a package, or of Python, that runs here."""
     try:
         return platform.python_version() if name == "python" else installed(name)
     except PackageNotFoundError:
-        return None
-
-
-def differs(made: str, here: str | None) -> bool:
-    """Whether a version is another one than that which a model was made with, but for its last number."""
-    return here is None or trust.release(made) != trust.release(here)
+        return "not installed"
 
 
 def disk(state: State) -> list[Finding]:

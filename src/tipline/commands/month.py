@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import yaml
 from tipline import files, git
 from tipline.commands import health
 from tipline.errors import TiplineError, UsageError
-from tipline.months import demo, source
+from tipline.months import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +37,7 @@ def run(settings: Settings, layout: Layout, month: str) -> Iterator[str]:
         Where the source cannot be asked, or `dvc repro` fails.
     """
     if not layout.raw_receipt(month).is_file():
-        ask(settings, layout, month)
+        source.ask(settings.source, month, layout.home)
     if month in settings.months:
         yield f"{month} is in params.yaml"
     else:
@@ -47,27 +46,6 @@ def run(settings: Settings, layout: Layout, month: str) -> Iterator[str]:
     repro(layout, month)
     yield verdict(layout, month)
     yield from to_commit(layout, month)
-
-
-def ask(settings: Settings, layout: Layout, month: str) -> None:
-    """Ask the source for a month's first byte.
-
-    Raises
-    ------
-    NotPublishedError
-        Where it does not have the month.
-    TiplineError
-        Where it does not answer.
-    """
-    if settings.source == "demo":
-        with tempfile.TemporaryDirectory() as folder:
-            demo.write_month(Path(folder) / month, month, 0, settings.demo.seed)
-        return
-    from tipline.months import transfer  # noqa: PLC0415 (a simulated month need not wait for it)
-
-    place = source.address(settings.source, month, layout.home)
-    source.check_folder(settings.source, place, layout.home)
-    transfer.peek(place, 0, 1)
 
 
 def with_month(text: str, month: str, where: str) -> str:
@@ -109,13 +87,7 @@ def inserted(text: str, month: str, place: int) -> str | None:
 
 
 def repro(layout: Layout, month: str) -> None:
-    """Run `dvc repro`, which prints where the month is.
-
-    Raises
-    ------
-    TiplineError
-        Where it fails.
-    """
+    """Run `dvc repro`, which prints where the month is."""
     # The stages are plain `tipline ...`: cron has not activated this environment.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-m", "dvc", "repro"]

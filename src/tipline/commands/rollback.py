@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
-from tipline.mlflow import promotions, registry, tracking
+from tipline.mlflow import champion, promotions, registry, tracking
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
-
     from tipline.layout import Layout
+    from tipline.mlflow.tracking import Client, Version
     from tipline.params import Settings
 
 log = logging.getLogger(__name__)
@@ -31,32 +28,36 @@ def run(settings: Settings, layout: Layout, reason: str | None = None) -> None:
     """
     name = settings.register_.name
     with tracking.connect(layout) as client, tracking.alone(layout):
-        champion = registry.by_alias(client, name)
-        if champion is None:
+        now = registry.by_alias(client, name)
+        if now is None:
             raise UsageError(f"{name} has no champion.", "MLflow's registry", "Run: dvc repro register")
         promotions.bring_back(layout)
-        promotions.notice(client, layout, champion)
-        back = before(client, layout, champion)
-        promote.fetched(back)  # only files that are those of the digest may score
+        promotions.notice(client, layout, now)
+        back = before(client, layout, now)
+        registry.contents(back)  # only files that are those of the digest may score
         verdict = back.tags.get(registry.VERDICT)
-        promotions.change(client, layout, promotions.ROLLBACK, champion, back, verdict, reason)
-    was, follows = champion.version, promote.follows(settings)
-    log.info("champion of %s: version %s again, it was version %s. %s", name, back.version, was, follows)
-    months = ", ".join(promotions.scored_by(layout, settings.months, champion.tags.get(tracking.DIGEST)))
+        promotions.change(client, layout, promotions.ROLLBACK, now, back, verdict, reason)
+    moved = f"version {back.version} again, it was version {now.version}"
+    log.info("champion of %s: %s. %s", name, moved, champion.follows(settings))
+    months = ", ".join(champion.scored(layout, settings.months, now.tags.get(tracking.DIGEST)))
     if months:
-        log.info("version %s had scored %s", champion.version, months)
+        log.info("version %s had scored %s", now.version, months)
 
 
-def before(client: MlflowClient, layout: Layout, champion: ModelVersion) -> ModelVersion:
+def before(client: Client, layout: Layout, now: Version) -> Version:
     """The version that was champion before."""
-    digest = champion.tags.get(tracking.DIGEST)
-    was = promotions.before(layout, champion.name, digest) if digest else promotions.last(layout, champion.name)
+    digest = now.tags.get(tracking.DIGEST)
+    was = promotions.before(layout, now.name, digest) if digest else promotions.last(layout, now.name)
     if was is None:
-        what = f"No champion before version {champion.version} is written down."
+        what = f"This file names no champion before version {now.version}."
         raise UsageError(what, str(layout.promotions), "Name the version that is to score: tipline promote VERSION")
-    found = registry.versions(client, champion.name, was["digest"])
-    if not found:
-        what = f"The registry has lost the champion before: version {was['version']}, digest {was['digest'][:12]}."
-        todo = "Check out the commit that trained it, dvc checkout, tipline register, come back, and roll back again."
-        raise TiplineError(what, champion.name, todo)
-    return found[-1]
+    found = registry.of_digest(client, now.name, was["digest"])
+    if found is None:
+        lost = f"version {was['version']} (digest {was['digest'][:12]})"
+        what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."
+        todo = (
+            "Check out the commit that trained it, then: dvc checkout && tipline register && git checkout - && "
+            "tipline rollback. Or name another version: tipline promote VERSION"
+        )
+        raise TiplineError(what, f"the registered model {now.name}", todo)
+    return found

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow.exceptions import MlflowException
-
 from tipline import files, scoring
 from tipline.commands import health
-from tipline.errors import TiplineError
-from tipline.mlflow import registry, tracking
+from tipline.errors import TiplineError, counted, hide
+from tipline.mlflow import champion, registry, tracking
 from tipline.models import modelfiles
-from tipline.stages.register import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
-
     from tipline.commands.health import State
     from tipline.layout import Layout
+    from tipline.mlflow.tracking import Client, Version
     from tipline.params import Settings
 
 
@@ -35,7 +30,7 @@ def run(settings: Settings, layout: Layout) -> Iterator[str]:
     state = look(settings, layout)
     missing = not_scored(state)
     yield f"project     {layout.root}"
-    yield f"store       {tracking.without_password(tracking.store(layout))}"
+    yield f"store       {hide(tracking.store(layout))}"
     yield from models(state)
     yield f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion"
     yield f"not scored  {', '.join(missing) or '-'}"
@@ -47,7 +42,7 @@ def run(settings: Settings, layout: Layout) -> Iterator[str]:
 
 def look(settings: Settings, layout: Layout) -> State:
     """What there is; a store that cannot be asked is no reason not to tell the rest."""
-    ref = current(layout)
+    ref = champion.current(layout)
     found, trouble = None, None
     try:
         with tracking.connect(layout) as client:
@@ -58,12 +53,12 @@ def look(settings: Settings, layout: Layout) -> State:
     return health.State(settings, layout, ref, found, trouble, planned, failed)
 
 
-def asked(client: MlflowClient, name: str) -> health.Registry:
+def asked(client: Client, name: str) -> health.Registry:
     """What MLflow has of a model."""
-    champion, versions = registry.by_alias(client, name), registry.versions(client, name)
-    shown = versions[:1] if champion is None else [*versions[:1], champion]
+    now, versions = registry.by_alias(client, name), registry.versions(client, name)
+    shown = versions[:1] if now is None else [*versions[:1], now]
     words = {int(version.version): describe(client, version) for version in shown}
-    return health.Registry(champion, versions, words, champion and health.environment(champion))
+    return health.Registry(now, versions, words, now and health.environment(now))
 
 
 def models(state: State) -> Iterator[str]:
@@ -74,44 +69,34 @@ def models(state: State) -> Iterator[str]:
         yield f"champion    {name} version {number}, as models/champion/ has it" if number else "champion    unknown"
         return
     count = len(found.versions)
-    yield f"model       {name}, {count} version{'s' * (count != 1)}"
+    yield f"model       {name}, {counted(count, 'version')}"
     yield f"champion    {found.words[int(found.champion.version)] if found.champion else 'none yet'}"
     yield f"challenger  {found.words[int(found.versions[0].version)] if count else 'none yet'} (the newest version)"
 
 
 def checked(state: State) -> Iterator[str]:
-    """The checks: one line for all that are fine, one for each finding.
-
-    Raises
-    ------
-    TiplineError
-        Where something is wrong.
-    """
+    """The checks: one line for all that are fine, one for each finding; an error where something is wrong."""
     told = health.findings(state)
     wrong = [name for name, found in told.items() if any(one.wrong for one in found)]
     yield f"checks      {len(told) - len(wrong)} of {len(told)} fine"
     for name, found in told.items():
         for one in found:
-            yield f"{'wrong' if one.wrong else 'hint':12}{name}: {one.what}; {one.todo}"
+            yield f"{'wrong' if one.wrong else 'hint':12}{name}: {one.what.removesuffix('.')}; {one.todo}"
     if wrong:
-        what = f"{len(wrong)} of {len(told)} checks say that something is wrong."
+        what = f"{len(wrong)} of {len(told)} checks found something wrong."
         raise TiplineError(what, ", ".join(wrong), "Do what the lines above say.")
 
 
-def describe(client: MlflowClient, version: ModelVersion) -> str:
+def describe(client: Client, version: Version) -> str:
     """A version with the name and the evaluation of its run."""
     if version.run_id is None:
         return f"version {version.version}: not registered by tipline"
-    try:
-        training = client.get_run(version.run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    training = registry.run_of(client, version)
+    if training is None:
         return f"version {version.version}: its run is gone"
     skill = training.data.metrics.get("evaluate.skill")
-    return f"version {version.version}: {training.info.run_name}" + (
-        f", skill {skill:.4f}" if skill is not None else ""
-    )
+    worth = f", skill {skill:.4f}" if skill is not None else ""
+    return f"version {version.version}: {training.info.run_name}{worth}"
 
 
 def not_scored(state: State) -> list[str]:
@@ -157,15 +142,17 @@ def last_figures(layout: Layout) -> list[str]:
 def advice(state: State, missing: list[str]) -> str:
     """What to do next."""
     layout, ref, found = state.layout, state.ref, state.registry
-    champion = found.champion if found else None
-    if ref is None or (found is not None and champion is None):
+    now = found.champion if found else None
+    if ref is None or (found is not None and now is None):
         return "dvc repro"
     if not all((layout.challenger / name).is_file() for name in modelfiles.FILES):
         return "dvc repro: models/challenger is missing, its training did not end"
     pinned = isinstance(state.settings.score.version, int)
-    if champion is not None and champion.tags.get(tracking.DIGEST) != ref["digest"] and not pinned:
-        return f"dvc repro: the champion is version {champion.version}, the predictions are version {ref['version']}'s"
-    return f"dvc repro: {len(missing)} months to score" if missing else when_scored(layout)
+    if now is not None and now.tags.get(tracking.DIGEST) != ref["digest"] and not pinned:
+        return f"dvc repro: the champion is version {now.version}, the predictions are version {ref['version']}'s"
+    if missing:
+        return f"dvc repro: {counted(len(missing), 'month')} to score"
+    return when_scored(layout)
 
 
 def when_scored(layout: Layout) -> str:
@@ -175,7 +162,7 @@ def when_scored(layout: Layout) -> str:
         return "dvc repro: not all reports are there"
     if report["gate"]["promote"]:
         return "tipline promote, if you want the challenger: the gate lets it pass"
-    worse = [month["month"] for month in months if month.get("verdict") == "retrain"]
-    return (
-        f"train again: the scores of {', '.join(worse)} are shown worse than a tip rate" if worse else "nothing to do"
-    )
+    worse = ", ".join(month["month"] for month in months if month.get("verdict") == "retrain")
+    if worse:
+        return f"train on later months (params.yaml, sample.months): the scores of {worse} are worse than a tip rate"
+    return "nothing to do"

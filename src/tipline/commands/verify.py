@@ -6,7 +6,6 @@ block, and no more of months than counts is kept.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -15,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files, pyfunc, scoring
-from tipline.errors import TiplineError, UsageError, said
+from tipline.errors import TiplineError, UsageError, counted, said
 from tipline.layout import month_name
 from tipline.models import modelfiles
 from tipline.months import trips
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
     Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 EXACTLY = 1e-9  # of a sum, relative: additions in another order
 
 
@@ -55,51 +54,26 @@ class Receipt:
 
     @classmethod
     def of(cls, value: Any) -> Receipt:  # noqa: ANN401 (whatever stands in the file)
-        """Read what `score` wrote.
-
-        Raises
-        ------
-        ValueError
-            Where it is something else.
-        """
-        try:
-            key = {name: value["key"][name] for name in ("trips", "model", "format")}
-            parts = [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in value["parts"]]
-            counts = Counts.from_json(value["counts"])
-            return cls(key, int(value["rows"]), parts, counts, value["made"]["version"])
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(error) from error
+        """Read what `score` wrote; one of MALFORMED where it is something else."""
+        key = {name: value["key"][name] for name in ("trips", "model", "format")}
+        parts = [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in value["parts"]]
+        return cls(key, int(value["rows"]), parts, Counts.from_json(value["counts"]), value["made"]["version"])
 
 
 @dataclass
 class Found:
-    """What a part holds, and what is wrong with it.
-
-    Attributes
-    ----------
-    ends
-        Its first and its last row number, where it has rows.
-    counts
-        None where there is something wrong, or no model to count by; `bands` and `probability` need none.
-    """
+    """What a part holds, and what is wrong with it."""
 
     faults: list[TiplineError] = field(default_factory=list)
-    rows: int = 0
-    ends: tuple[int, int] | None = None
+    ends: tuple[int, int] | None = None  # its first and its last row number, where it has rows
     probability: float = 0.0
     bands: Rows = field(default_factory=lambda: np.zeros(BANDS, np.int64))
-    counts: Counts | None = None
+    counts: Counts | None = None  # None where something is wrong, or there is no model to count by
 
 
 @dataclass
 class Month:
-    """A month whose parts are being checked.
-
-    Attributes
-    ----------
-    trips
-        What is wrong with the prepared month's bytes; None where it is not there to compare with.
-    """
+    """A month whose parts are being checked."""
 
     month: str
     places: Places
@@ -108,26 +82,18 @@ class Month:
     spec: dict[str, Any] | None = None
     faults: list[TiplineError] = field(default_factory=list)
     parts: list[Future[Found]] = field(default_factory=list)
-    trips: Future[list[TiplineError]] | None = None
+    trips: Future[list[TiplineError]] | None = None  # None where the prepared month is not there to compare with
 
     @property
     def folder(self) -> str:
         """Its folder in both places."""
         return month_name(self.month)
 
-    @property
-    def name(self) -> str:
-        """Its receipt."""
-        return f"{self.folder}/{files.RECEIPT}"
-
-    @property
-    def again(self) -> str:
-        """What to do about predictions that are not what they claim."""
-        return f"Remove {self.places.predictions.address(self.folder)} and score the month again: dvc repro score"
-
-    def fault(self, what: str, name: str = "") -> TiplineError:
+    def fault(self, what: str, name: str = files.RECEIPT) -> TiplineError:
         """Something wrong with a file of the month's predictions."""
-        return TiplineError(what, self.places.predictions.address(f"{self.folder}/{name}".rstrip("/")), self.again)
+        folder = self.places.predictions.address(self.folder)
+        todo = f"Remove {folder} and score the month again: dvc repro score"
+        return TiplineError(what, f"{folder}/{name}", todo)
 
 
 def run(
@@ -219,17 +185,17 @@ def begin(pool: ThreadPoolExecutor, places: Places, name: str, model: tuple[str,
 def read_receipt(month: Month) -> Receipt | None:
     """The receipt; None, with a fault, where it is not one."""
     if month.data is None:
-        month.faults.append(month.fault("The month has no receipt.", files.RECEIPT))
+        month.faults.append(month.fault("The month has no receipt."))
         return None
     try:
         value = json.loads(month.data)
         receipt = Receipt.of(value)
-    except ValueError as error:
-        month.faults.append(month.fault(f"The receipt is none that tipline wrote ({said(error)}).", files.RECEIPT))
+    except MALFORMED as error:
+        month.faults.append(month.fault(f"The receipt is none that tipline wrote ({said(error)})."))
         return None
     if value.get("month") != month.month or receipt.key["format"] != scoring.FORMAT:
         what = f"The receipt is of month {value.get('month')}, format {receipt.key['format']}; "
-        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {scoring.FORMAT}.", files.RECEIPT))
+        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {scoring.FORMAT}."))
     return receipt
 
 
@@ -242,11 +208,11 @@ def listing_faults(month: Month, receipt: Receipt) -> Iterator[TiplineError]:
         if not name.startswith("."):
             yield month.fault("The receipt does not name this: readers of the folder would take its rows, too.", name)
     if len(set(named)) < len(named):
-        yield month.fault("The receipt names a part twice.", files.RECEIPT)
+        yield month.fault("The receipt names a part twice.")
     rows = sum(part["rows"] for part in receipt.parts)
     if not rows == receipt.rows == receipt.counts.rows:
         what = f"The receipt has {receipt.rows:,} rows, its counts {receipt.counts.rows:,}, its parts {rows:,}."
-        yield month.fault(what, files.RECEIPT)
+        yield month.fault(what)
 
 
 def prepared(month: Month, receipt: Receipt) -> dict[str, Block]:
@@ -263,24 +229,23 @@ def prepared(month: Month, receipt: Receipt) -> dict[str, Block]:
         month.faults.append(TiplineError(what, where, "Score it again: dvc repro score"))
         return {}
     if set(blocks) != {part["name"] for part in receipt.parts}:
-        what = f"The receipt names {len(receipt.parts)} parts, the prepared month has {len(blocks)} row groups."
-        month.faults.append(month.fault(what, files.RECEIPT))
+        has = f"the prepared month has {counted(len(blocks), 'row group')}"
+        what = f"The receipt names {counted(len(receipt.parts), 'part')}, {has}."
+        month.faults.append(month.fault(what))
     return blocks
 
 
 def check_trips(month: Month, receipt: Receipt) -> list[TiplineError]:
     """Hash the prepared month; what is wrong with it."""
-    where = month.places.trips.address(f"{month.folder}/{scoring.PREPARED}")
+    name = f"{month.folder}/{trips.TRIPS}"
     try:
-        # In pieces: the file of a month need not fit in memory.
-        with fsspec.open(where, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return [TiplineError(f"This file cannot be read: {said(error)}.", where, "Bring it back, run it again.")]
-    if digest == receipt.key["trips"]:
-        return []
+        if month.places.trips.sha256(name) == receipt.key["trips"]:
+            return []
+    except TiplineError as error:
+        return [error]
     what = "The prepared month's sha256 is not the one that was scored: the file has changed."
-    return [TiplineError(what, where, f"Make it again: dvc repro -f prepare@{month.month}")]
+    todo = f"Make it again: dvc repro -f prepare@{month.month}"
+    return [TiplineError(what, month.places.trips.address(name), todo)]
 
 
 def finish(month: Month) -> tuple[list[TiplineError], str]:
@@ -291,10 +256,10 @@ def finish(month: Month) -> tuple[list[TiplineError], str]:
     else:
         of_trips = month.trips.result() if month.trips else []
         of_parts = [fault for part in found for fault in part.faults]
-        faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, found)]
+        faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, month.receipt, found)]
         if not of_parts:
             faults += count_faults(month, month.receipt, found)
-    if faults and month.places.predictions.read(month.name) != month.data:
+    if faults and month.places.predictions.read(f"{month.folder}/{files.RECEIPT}") != month.data:
         what = "The month was published anew while it was being checked."
         faults = [TiplineError(what, month.places.predictions.address(month.folder), "Run it again.")]
     return faults, line(month, faults)
@@ -303,18 +268,17 @@ def finish(month: Month) -> tuple[list[TiplineError], str]:
 def line(month: Month, faults: Sequence[TiplineError]) -> str:
     """What there is to say of a month."""
     if faults or month.receipt is None:
-        return f"{len(faults)} fault{'s' * (len(faults) != 1)}"
-    rows, parts = month.receipt.rows, len(month.receipt.parts)
-    text = f"{rows:,} rows, {parts:,} part{'s' * (parts != 1)}, whole"
+        return counted(len(faults), "fault")
+    text = f"{counted(month.receipt.rows, 'row')}, {counted(len(month.receipt.parts), 'part')}, whole"
     if month.spec is None:
         text += f"; made with another model (version {month.receipt.version}): its losses are not counted again"
     return text
 
 
-def order_faults(month: Month, found: Sequence[Found]) -> Iterator[TiplineError]:
+def order_faults(month: Month, receipt: Receipt, found: Sequence[Found]) -> Iterator[TiplineError]:
     """Parts whose row numbers do not go on where those of the part before end."""
     last = -1
-    for part, one in zip(month.receipt.parts if month.receipt else [], found, strict=True):
+    for part, one in zip(receipt.parts, found, strict=True):
         if one.ends is not None:
             if one.ends[0] <= last:
                 yield month.fault("Row numbers of this part are in an earlier one, too.", part["name"])
@@ -332,25 +296,22 @@ def count_faults(month: Month, receipt: Receipt, found: Sequence[Found]) -> Iter
     elif not may_be(told, bands):
         differing.append("bands")
     if differing:
-        yield month.fault(f"The receipt's counts are not those of its rows: {', '.join(differing)}.", files.RECEIPT)
+        yield month.fault(f"The receipt's counts are not those of its rows: {', '.join(differing)}.")
 
 
-def differences(told: Counts, counted: Counts) -> Iterator[str]:
+def differences(told: Counts, found: Counts) -> Iterator[str]:
     """What of some counts differs from what was counted; whole numbers exactly, sums of losses but for rounding."""
-    if told.rows != counted.rows:
+    if told.rows != found.rows:
         yield "rows"
-    if not np.array_equal(told.bands, counted.bands):
+    if not np.array_equal(told.bands, found.bands):
         yield "bands"
-    yield from (f"group {name}" for name in sorted(set(differing_groups(told, counted))))
-    one, other = told.to_json()["histograms"], counted.to_json()["histograms"]
-    yield from (f"histogram of {name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name))
-
-
-def differing_groups(told: Counts, counted: Counts) -> Iterator[str]:
-    """The groups whose sums differ on a day."""
-    for day in {*told.days, *counted.days}:
-        one, other = told.days.get(day, {}), counted.days.get(day, {})
-        yield from (name for name in {*one, *other} if differ(one.get(name), other.get(name)))
+    one, other = (
+        {(name, day): sums[name] for day, sums in each.days.items() for name in sums} for each in (told, found)
+    )
+    keys = {*one, *other}
+    yield from (f"group {name}" for name in sorted({key[0] for key in keys if differ(one.get(key), other.get(key))}))
+    a, b = told.to_json()["histograms"], found.to_json()["histograms"]
+    yield from (f"histogram of {name}" for name in sorted({*a, *b}) if a.get(name) != b.get(name))
 
 
 def differ(one: Sums | None, other: Sums | None) -> bool:
@@ -381,7 +342,7 @@ def check_part(month: Month, part: Mapping[str, Any], size: int | None, block: B
         scores = table["tip_probability"].combine_chunks().to_numpy()
         if not ((scores >= 0) & (scores <= 1)).all():  # NaN is not, either
             raise month.fault("Not all of its values are probabilities.", part["name"])
-        found = Found(rows=len(table), probability=float(scores.sum(dtype=np.float64)))
+        found = Found(probability=float(scores.sum(dtype=np.float64)))
         found.bands = np.bincount(band(scores), minlength=BANDS)
         if block is not None:
             compare(month, block, table["row"].combine_chunks().to_numpy(), scores, found)
@@ -391,17 +352,11 @@ def check_part(month: Month, part: Mapping[str, Any], size: int | None, block: B
 
 
 def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Table:
-    """A part whose bytes, schema and number of rows are those of the receipt.
-
-    Raises
-    ------
-    TiplineError
-        Where they are not.
-    """
+    """A part whose bytes, schema and number of rows are those of the receipt."""
     name = part["name"]
     if size != part["bytes"]:
         there = "is not there" if size is None else f"has {size:,} bytes"
-        raise month.fault(f"The part {there}, the receipt says {part['bytes']:,} bytes.", name)
+        raise month.fault(f"The part {there}, the receipt says {counted(part['bytes'], 'byte')}.", name)
     data = month.places.predictions.read(f"{month.folder}/{name}") or b""
     if files.sha256_of(data) != part["sha256"]:
         raise month.fault("The part's sha256 is not the one in the receipt: its bytes have changed.", name)
@@ -413,38 +368,34 @@ def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Tab
     if not table.schema.equals(scoring.SCHEMA):
         raise month.fault(f"The part has other columns: {', '.join(map(str, table.schema))}.", name)
     if len(table) != part["rows"]:
-        raise month.fault(f"The part has {len(table):,} rows, the receipt says {part['rows']:,}.", name)
+        raise month.fault(f"The part has {counted(len(table), 'row')}, the receipt says {part['rows']:,}.", name)
     return table
 
 
 def compare(month: Month, block: Block, rows: Rows, scores: Probabilities, found: Found) -> None:
     """Hold the row numbers of a part against those of the row group, and count by its target."""
-    types = {} if month.spec is None else counted_by(month.spec)
-    table = block.places.trips.table(block.trips, block.row_group, ["row", *types], block.state)
-    expected = table["row"].combine_chunks().to_numpy()
-    check_rows(month, block, rows, expected)
+    types: dict[str, pa.DataType] = {}
+    if month.spec is not None:  # features only where the model has something to compare them with
+        types = trips.needed(month.spec if month.spec.get("reference") else {**month.spec, "features": []})
+    batch = scoring.read_block(block, types)
+    check_rows(month, block, rows, batch["row"].to_numpy())
     if len(rows):
         found.ends = (int(rows[0]), int(rows[-1]))
-    if month.spec is not None and len(rows):
-        batch = trips.with_columns(table, types).combine_chunks().to_batches(max_chunksize=len(table))[0]
-        found.counts = Counts.of(batch, month.spec, scores, month.month)
-    elif month.spec is not None:
-        found.counts = Counts()
-
-
-def counted_by(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
-    """The columns that scores are counted by: features only where the model has something to compare them with."""
-    return trips.needed(spec if spec.get("reference") else {**spec, "features": []})
+    if month.spec is not None:
+        found.counts = Counts.of(batch, month.spec, scores, month.month) if len(rows) else Counts()
 
 
 def check_rows(month: Month, block: Block, rows: Rows, expected: Rows) -> None:
     """Refuse row numbers that are not those of the prepared rows, each once."""
     if len(rows) != len(expected):
-        raise month.fault(f"The part has {len(rows):,} rows, the prepared month {len(expected):,}.", block.name)
+        raise month.fault(
+            f"The part has {counted(len(rows), 'row')}, the prepared month {len(expected):,}.", block.name
+        )
     others = np.flatnonzero(rows != expected)
     if len(others):
         first = f"{rows[others[0]]:,} instead of {expected[others[0]]:,}"
-        what = f"{len(others):,} row numbers are not those of the prepared month, the first {first}."
+        words = "number is not that" if len(others) == 1 else "numbers are not those"
+        what = f"{len(others):,} row {words} of the prepared month, the first {first}."
         raise month.fault(what, block.name)
     if (np.diff(rows) <= 0).any():
         raise month.fault("Row numbers are there twice, or not in order.", block.name)

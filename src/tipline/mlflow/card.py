@@ -5,7 +5,7 @@ In lists, because MLflow's page draws tables without space between their columns
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tipline.months.trips import grouped_by
@@ -22,41 +22,19 @@ LINEAGE = {"git": "tipline.git", "DVC stage": "dvc.stage", "DVC experiment": "dv
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is written from.
-
-    Attributes
-    ----------
-    digest
-        The model's.
-    spec
-        Its model.json.
-    training
-        Its training.json; empty for a model that tipline did not make.
-    role
-        Which of the two it is in `report`, reports/evaluation.json.
-    verdict
-        What the gate said of it last, None where it was never asked.
-    months
-        Those of reports/monitoring/months.json that it has scored.
-    source, meaning
-        Where the months come from; what the contract says of the target.
-    tags
-        Of its training run.
-    links
-        Markdown, to the runs of its training and its evaluation; those of its months by month.
-    """
+    """What a card is written from."""
 
     digest: str
-    spec: Mapping[str, Any]
-    training: Mapping[str, Any]
-    report: Mapping[str, Any]
-    role: str
-    verdict: str | None
-    source: str
-    meaning: str
-    months: Sequence[Mapping[str, Any]] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
-    links: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, Any]  # model.json
+    training: Mapping[str, Any]  # training.json; empty for a model that tipline did not make
+    report: Mapping[str, Any]  # reports/evaluation.json
+    role: str  # which of the two it is in the report
+    verdict: str | None  # what the gate said of it last, None where it was never asked
+    source: str  # where the months come from
+    meaning: str  # what the contract says of the target
+    months: Sequence[Mapping[str, Any]]  # those of reports/monitoring/months.json that it has scored
+    tags: Mapping[str, str]  # of its training run
+    links: Mapping[str, str]  # markdown, to the runs of its training, its evaluation and, by month, its months
 
 
 def version(facts: Facts) -> str:
@@ -125,9 +103,9 @@ def evaluated(facts: Facts) -> Iterator[str]:
     found = {**report[facts.role], "baseline_log_loss": report["baseline"]["log_loss"]}
     yield told("evaluation", ", ".join(report["months"]), report["rows"], found)
     yield f"The baseline is the tip rate by {by(facts)}; skill is what the model takes off its log-loss."
-    groups = {group: of[facts.role] for group, of in report["groups"].items() if of[facts.role] is not None}
-    if groups:
-        yield "Skill by group: " + ", ".join(f"{group} {percent(skill)}" for group, skill in groups.items())
+    skills = {group: of[facts.role] for group, of in report["groups"].items() if of[facts.role] is not None}
+    if skills:
+        yield "Skill by group: " + ", ".join(f"{group} {percent(skill)}" for group, skill in skills.items())
 
 
 def told(kind: str, months: str, rows: int, of: Mapping[str, float | None]) -> str:

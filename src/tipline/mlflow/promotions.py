@@ -14,21 +14,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tipline import files, git
-from tipline.layout import month_folder
-from tipline.mlflow import registry, tracking
+from tipline.mlflow import registry, tracking, trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
+    from collections.abc import Mapping
 
     from tipline.layout import Layout
+    from tipline.mlflow.tracking import Client, Version
 
 log = logging.getLogger(__name__)
 
 WRITTEN = "tipline.champion"
-ROLLBACK = "rollback"
+ROLLBACK, NOTICED = "rollback", "noticed"
 # What `dvc exp apply` leaves: the commit that it was asked on, and the files that were not committed then.
 APPLIED_ON, BEFORE_APPLIED = "refs/exps/apply/ORIG_HEAD", "refs/exps/apply/stash"
 
@@ -116,21 +113,21 @@ def before(layout: Layout, name: str, digest: str) -> dict[str, Any] | None:
 
 
 def change(
-    client: MlflowClient,
+    client: Client,
     layout: Layout,
     how: str,
-    old: ModelVersion | None,
-    new: ModelVersion,
+    old: Version | None,
+    new: Version,
     verdict: str | None = None,
     reason: str | None = None,
 ) -> None:
     """Make a version the champion and write it down; where this is ended in between, `register` notices the change."""
     registry.promote(client, new)
-    write(layout, how, named(old) if old else last(layout, new.name), new, who(layout), verdict, reason)
-    mark(client, new)
+    write(layout, how, registry.named(old) if old else last(layout, new.name), new, verdict, reason)
+    client.set_registered_model_tag(new.name, WRITTEN, str(new.version))
 
 
-def notice(client: MlflowClient, layout: Layout, champion: ModelVersion) -> None:
+def notice(client: Client, layout: Layout, champion: Version) -> None:
     """Write down a change of champion that was made elsewhere, in MLflow's page say, if nobody has yet.
 
     A version that is no model of trips, and so was never adopted, is not written down: it cannot score.
@@ -146,46 +143,29 @@ def notice(client: MlflowClient, layout: Layout, champion: ModelVersion) -> None
     old = former(client, layout, champion.name, written)
     if old is None or old["digest"] != registry.digest_of(champion):
         client.set_registered_model_tag(champion.name, WRITTEN, written or "")  # who may not is told before the line
-        write(layout, "noticed", old, champion, None, champion.tags.get(registry.VERDICT), None)
-    mark(client, champion)
-
-
-def former(client: MlflowClient, layout: Layout, name: str, written: str | None) -> Mapping[str, Any] | None:
-    """The champion that was written down last: by any clone, as the registry says; else by this one."""
-    there = [version for version in registry.versions(client, name) if str(version.version) == written]
-    return named(there[0]) if there else last(layout, name)
-
-
-def mark(client: MlflowClient, champion: ModelVersion) -> None:
-    """Note in the registry which champion was written down."""
+        write(layout, NOTICED, old, champion, champion.tags.get(registry.VERDICT))
     client.set_registered_model_tag(champion.name, WRITTEN, str(champion.version))
 
 
-def named(version: ModelVersion) -> dict[str, Any]:
-    """A version as a line has it; one that was never adopted has no digest."""
-    digest = version.tags.get(tracking.DIGEST)
-    return {"version": int(version.version), "digest": digest, "run": version.run_id}
+def former(client: Client, layout: Layout, name: str, written: str | None) -> Mapping[str, Any] | None:
+    """The champion that was written down last: by any clone, as the registry says; else by this one."""
+    there = trouble.if_there(client.get_model_version, name, written) if written else None
+    return registry.named(there) if there else last(layout, name)
 
 
 def write(
-    layout: Layout,
-    how: str,
-    old: Mapping[str, Any] | None,
-    new: ModelVersion,
-    by: str | None,
-    verdict: str | None,
-    reason: str | None,
+    layout: Layout, how: str, old: Mapping[str, Any] | None, new: Version, verdict: str | None, why: str | None = None
 ) -> None:
     """Add a line, whole: what an earlier one lacks, because its writer was killed, is ended first."""
     line = {
         "when": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "who": by,
+        "who": None if how == NOTICED else who(layout),
         "how": how,
         "name": new.name,
         "from": old and {key: old[key] for key in ("version", "digest")},
-        "to": named(new),
+        "to": {key: registry.named(new)[key] for key in ("version", "digest", "run")},
         "verdict": verdict,
-        "reason": reason,
+        "reason": why,
         "git": git.revision(),
     }
     bring_back(layout)
@@ -199,10 +179,3 @@ def who(layout: Layout) -> str:
         return (os.environ.get("MLFLOW_TRACKING_USERNAME") if served else None) or getpass.getuser()
     except (OSError, KeyError):  # a container's user that has no name
         return "unknown"
-
-
-def scored_by(layout: Layout, months: Sequence[str], digest: str | None) -> list[str]:
-    """The months whose predictions are those of a model."""
-    receipts = ((month, month_folder(layout.predictions, month) / files.RECEIPT) for month in months)
-    read = ((month, files.read_json_if_any(path)) for month, path in receipts)
-    return [month for month, receipt in read if receipt and receipt["key"]["model"] == digest]

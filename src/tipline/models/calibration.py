@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # With fewer rows the correction is as uncertain as what it corrects.
 LEAST_ROWS = 1000
 WHERE = "params.yaml, train.calibration"
-MEND = "Mend the model first: look at its AUC on the size months."
-TODO = "Set it to none, or take more rows or other months for the role size."
+MEND = "Set it to none, and see what the model is worth: size.auc in reports/learning_curve.csv."
+TODO = "Set it to none, raise sample.rows, or give the role size to other months."
 
 
 def fit(method: str, probabilities: Floats, tipped: Labels) -> dict[str, Any]:
@@ -51,9 +51,10 @@ def fit(method: str, probabilities: Floats, tipped: Labels) -> dict[str, Any]:
     if rows < LEAST_ROWS:
         raise UsageError(f"{rows:,} rows are too few to calibrate on ({LEAST_ROWS:,} at least).", WHERE, TODO)
     if tips in {0, rows}:
-        raise UsageError(f"All or none of the {rows:,} rows to calibrate on tipped.", WHERE, TODO)
+        raise UsageError(f"{'All' if tips else 'None'} of the {rows:,} rows to calibrate on tipped.", WHERE, TODO)
     if np.ptp(probabilities) == 0:
-        raise UsageError("The model gives all rows the same probability: no calibration helps.", WHERE, TODO)
+        todo = "Set it to none, or give the model other columns."
+        raise UsageError("The model gives all rows the same probability: no calibration helps.", WHERE, todo)
     return {"method": method, **{"sigmoid": sigmoid, "isotonic": isotonic}[method](probabilities, tipped)}
 
 
@@ -64,7 +65,7 @@ def sigmoid(probabilities: Floats, tipped: Labels) -> dict[str, Any]:
         with warnings.catch_warnings(action="error"):
             regression.fit(log_odds(probabilities)[:, np.newaxis], tipped)
     except (ConvergenceWarning, LinAlgWarning) as error:
-        what = "One threshold tells the rows to calibrate on apart, almost or wholly: no slope is steep enough."
+        what = "One threshold on the probability parts the rows that tipped from all others: no sigmoid is so steep."
         raise UsageError(what, WHERE, "Set it to isotonic or none.") from error
     slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
     if slope < 0:

@@ -35,6 +35,8 @@ KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": 
 CONTRACT_KINDS = {"category": "category", "timestamp": "hour", "number": "number", "integer": "number"}
 TODO = "Log it with a signature of contract columns as string, datetime or double and probabilities as its output."
 CLASSES = 2
+# What the code of a model that does not fit the rows, or is not fit to be run here, may raise.
+FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def is_foreign(files: Mapping[str, bytes]) -> bool:
@@ -113,7 +115,9 @@ class Foreign:
         # Kept as long as the model: it may read files of its own when it is used first.
         folder = Path(tempfile.mkdtemp(prefix="tipline-model-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        unpack(files, folder)
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
         try:
             self._model = load_model(str(folder / FOLDER))
         except failures() as error:
@@ -141,7 +145,8 @@ class Foreign:
             raise TiplineError(what, self.spec["name"], "Promote another version.") from error
         scores = one_column(given)
         if scores is None or len(scores) != len(table):
-            what = f"Its predict gives {described(given)} for {len(table):,} rows, not one probability a row."
+            gives = f"an array of {np.asarray(given).dtype} of shape {np.shape(given)}"
+            what = f"Its predict gives {gives} for {len(table):,} rows, not one probability a row."
             raise TiplineError(what, self.spec["name"], TODO)
         if not ((scores >= 0) & (scores <= 1)).all():  # NaN is not, either
             worst = scores[~((scores >= 0) & (scores <= 1))][0]
@@ -150,18 +155,10 @@ class Foreign:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the code of such a model may raise here."""
+    """What such a model may raise here, and MLflow."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (see above)
 
-    return (MlflowException, ImportError, AttributeError, LookupError, OSError, ValueError, TypeError, RuntimeError)
-
-
-def unpack(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write files below a folder."""
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    return (MlflowException, OSError, *FAILURES)
 
 
 def frame(table: pa.Table, features: list[dict[str, Any]]) -> pd.DataFrame:
@@ -184,27 +181,3 @@ def one_column(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (what
         return None
     scores: pyfunc.Probabilities = values.astype(np.float32)
     return scores
-
-
-def described(given: Any) -> str:  # noqa: ANN401 (whatever the model gives)
-    """What a model gave, for a message."""
-    values = np.asarray(given)
-    return f"an array of {values.dtype} of shape {values.shape}"
-
-
-def with_canary(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict[str, bytes]:
-    """The files with some rows and their scores in model.json, scored here: what all workers have to agree with.
-
-    Such a model carries no canary of its own. This is also where a model that gives no probabilities is found out,
-    before anything is scored.
-
-    Raises
-    ------
-    TiplineError
-        Where it does not load here or gives no probabilities.
-    """
-    loaded = Foreign(files)
-    plain = {"category": pa.string(), "hour": pa.int64(), "number": pa.float64()}
-    kept = {f["name"]: trips[f["name"]].cast(plain[f["kind"]]).to_pylist() for f in loaded.features}
-    scores = {pyfunc.OUTPUT: loaded.probabilities(trips).tolist()}
-    return {**files, pyfunc.SPEC: json.dumps(loaded.spec | {"canary": {**kept, **scores}}).encode()}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import skops.io
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -27,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from tipline import pyfunc
 from tipline.errors import TiplineError, UsageError
-from tipline.models import modelfiles, newton
+from tipline.models import newton
 from tipline.models.modelfiles import CODE
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ FREE = ("C", "max_iter", "random_state", "tol")
 MOST_ROWS = 2**18
 GROWTH = 8
 WHERE = "params.yaml, train"
-CANARY_ROWS = 32
 
 
 def spec(settings: Settings, contract: Contract) -> dict[str, Any]:
@@ -133,9 +131,8 @@ def imported(name: str, root: Path) -> Callable[..., Any]:
     sys.path.insert(0, str(root))
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        near = difflib.get_close_matches(name, ESTIMATORS, n=1)
-        todo = f"Did you mean {near[0]}?" if near else f"Use {', '.join(ESTIMATORS)} or module:function."
+    except (ImportError, AttributeError, ValueError, SyntaxError, NameError, TypeError) as error:
+        todo = meant(name, list(ESTIMATORS)) or f"Use {', '.join(ESTIMATORS)} or module:function."
         raise UsageError(f"There is no estimator {name!r} ({error}).", f"{WHERE}.estimator", todo) from error
     finally:
         sys.path.remove(str(root))
@@ -149,9 +146,14 @@ def unknown_parameter(factory: Callable[..., Any], params: Mapping[str, Any], er
     stranger = next((key for key in params if known and key not in known), None)
     if stranger is None:
         return UsageError(f"{name} cannot be made: {error}.", f"{WHERE}.params", "Correct the parameters.")
-    near = difflib.get_close_matches(stranger, known, n=1)
-    todo = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
+    todo = meant(stranger, known) or f"It has: {', '.join(known)}."
     return UsageError(f"{name} has no parameter {stranger!r}.", f"{WHERE}.params", todo)
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """The nearest of the known names, as a question; empty where none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else ""
 
 
 def fit(pipeline: Pipeline, inputs: pyfunc.Matrix, tipped: Labels) -> Pipeline:
@@ -177,7 +179,7 @@ def fit(pipeline: Pipeline, inputs: pyfunc.Matrix, tipped: Labels) -> Pipeline:
         what = f"The model cannot be fitted: {' '.join(str(error).split())}"
         raise TiplineError(what, f"{WHERE}, on {len(tipped):,} rows", "Correct train.params or the sample.") from error
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-        what = f"The fit did not converge within max_iter={pipeline[-1].max_iter}."
+        what = f"The fit did not converge within max_iter={getattr(pipeline[-1], 'max_iter', 'its default')}."
         raise TiplineError(what, f"{WHERE}.params", "Raise max_iter or lower C.")
     return fitted
 
@@ -227,17 +229,6 @@ def save(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
     linear = fold(pipeline, spec["features"])
     save_spec(folder, {**spec, "linear": linear and linear.to_json(), "calibration": None})
     (folder / CODE).write_bytes(Path(pyfunc.__file__).read_bytes())
-
-
-def keep_canary(folder: Path, trips: pa.RecordBatch) -> None:
-    """Add some rows with their scores to model.json: what each worker scores before anything else."""
-    loaded = pyfunc.Model(modelfiles.read(folder))
-    kept: dict[str, list[Any]] = {}
-    for feature in loaded.features:
-        plain = {"category": pa.string(), "hour": pa.int64(), "number": pa.float64()}[feature["kind"]]
-        kept[feature["name"]] = trips[feature["name"]].slice(0, CANARY_ROWS).cast(plain).to_pylist()
-    scores = loaded.probabilities(modelfiles.canary_rows(kept, loaded.features))
-    save_spec(folder, loaded.spec | {"canary": {**kept, pyfunc.OUTPUT: scores.tolist()}})
 
 
 def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:

@@ -5,23 +5,17 @@ Apart from `model`, because most of the pipeline needs no more than this, and sc
 
 from __future__ import annotations
 
-import json
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.json
 
 from tipline import pyfunc
 from tipline.errors import TiplineError
 from tipline.files import digest_of, sha256_of
 from tipline.models import foreign, trust
-from tipline.months.trips import TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tipline.params import Settings
@@ -58,13 +52,7 @@ def digest(files: Mapping[str, bytes]) -> str:
 
 
 def digest_in(folder: Path) -> str:
-    """The digest of the model in a folder.
-
-    Raises
-    ------
-    TiplineError
-        Where one of its files is missing.
-    """
+    """The digest of the model in a folder; TiplineError where one of its files is missing."""
     return digest(read(folder))
 
 
@@ -101,62 +89,6 @@ def load(files: Mapping[str, bytes], expected: str) -> Model:
     exec(compile(files[CODE], f"{expected[:12]}/{CODE}", "exec"), module.__dict__)  # noqa: S102 (digest checked above)
     loaded: pyfunc.Model = module.Model(files)
     return loaded
-
-
-def canary(model: Model, where: str) -> int:
-    """Score the rows that model.json keeps with their scores; return by how many float32 steps they differ, 0 or 1.
-
-    Parameters
-    ----------
-    where
-        Who is asked, for the message.
-
-    Raises
-    ------
-    TiplineError
-        Where they differ by more: this machine's arithmetic is not that of the machine that trained.
-    """
-    kept = model.spec.get("canary")
-    if kept is None:
-        return 0
-    scores = model.probabilities(canary_rows(kept, model.features))
-    steps = float32_steps(scores, np.array(kept[pyfunc.OUTPUT], dtype=np.float32))
-    if steps > 1:
-        what = f"This worker scores the model's canary rows differently from where it was trained, by {steps} steps."
-        todo = "Give it the processor and library versions of the training, or train again where it scores."
-        raise TiplineError(what, where, todo)
-    return steps
-
-
-def canary_rows(kept: Mapping[str, Any], features: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
-    """The canary rows as prepared trips; times are kept as microseconds since 1970."""
-    types = {feature["name"]: TYPES[feature["kind"]] for feature in features}
-    schema = pa.schema([(name, plain(type_)) for name, type_ in types.items()])
-    rows = zip(*(kept[name] for name in types), strict=True)
-    lines = "\n".join(json.dumps(dict(zip(types, row, strict=True))) for row in rows)
-    # Not `pa.array`: that imports pandas, half a second in every worker.
-    options = pyarrow.json.ParseOptions(explicit_schema=schema)
-    table = pyarrow.json.read_json(pa.BufferReader(lines.encode()), parse_options=options).combine_chunks()
-    columns = {name: table[name].chunk(0) for name in types}
-    return pa.RecordBatch.from_arrays([as_prepared(columns[name], types[name]) for name in types], list(types))
-
-
-def plain(type_: pa.DataType) -> pa.DataType:
-    """The type that json has for a column's values."""
-    return pa.string() if pa.types.is_dictionary(type_) else pa.int64() if pa.types.is_timestamp(type_) else type_
-
-
-def as_prepared(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    """A column read from json as prepared trips have it."""
-    return column.dictionary_encode() if pa.types.is_dictionary(type_) else column.cast(type_)
-
-
-def float32_steps(one: pyfunc.Probabilities, other: pyfunc.Probabilities) -> int:
-    """The largest difference in representable numbers; probabilities are not negative, so their bits are in order."""
-    if not np.isfinite(one).all():
-        return int(np.iinfo(np.int32).max)
-    difference = one.view(np.int32).astype(np.int64) - other.view(np.int32)
-    return int(np.abs(difference).max(initial=0))
 
 
 # ---- what a person is told of a model ----

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 KEY = "sample_key"
 # In a sample's schema: how many rows the month has.
 OF_ROWS = b"tipline.rows"
+# The column of each row's place among the months.
+MONTH = "month"
 
 Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def keys(rows: np.ndarray[tuple[int], np.dtype[np.int64]], month: str, seed: int) -> Keys:
+def keys(rows: Numbers, month: str, seed: int) -> Keys:
     """Uniform 64-bit hashes of row numbers, other ones for each month and seed.
 
     SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number,
@@ -65,15 +68,11 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
     return (empty if kept is None else first(kept, rows)).replace_schema_metadata(of_rows)
 
 
-def smallest(
-    hashes: Keys, rows: np.ndarray[tuple[int], np.dtype[np.int64]], count: int
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def smallest(hashes: Keys, rows: Numbers, count: int) -> Numbers:
     """Places of the `count` smallest hashes, ties by row number."""
+    places = np.arange(len(hashes))
     if len(hashes) > count:
-        bound = np.partition(hashes, count - 1)[count - 1]
-        places = np.flatnonzero(hashes <= bound)
-    else:
-        places = np.arange(len(hashes))
+        places = np.flatnonzero(hashes <= np.partition(hashes, count - 1)[count - 1])
     return places[np.lexsort((rows[places], hashes[places]))][:count]
 
 
@@ -82,23 +81,32 @@ def first(table: pa.Table, count: int) -> pa.Table:
     return table.take(smallest(table[KEY].to_numpy(), table["row"].to_numpy(), count))
 
 
-def read_pool(paths: Sequence[Path]) -> pa.Table:
-    """The samples of several months as one that nests: ordered by key, ties by month.
-
-    Parameters
-    ----------
-    paths
-        Samples, named by month.
-    """
-    tables = [pq.read_table(path) for path in sorted(paths)]
+def read_pool(samples: Sequence[Path]) -> pa.Table:
+    """The samples of several months, named by month, as one that nests: ordered by key, ties by month."""
+    tables = [pq.read_table(path) for path in sorted(samples)]
     pool = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     return pool.take(np.argsort(pool[KEY].to_numpy(), kind="stable"))
 
 
-def available(paths: Sequence[Path]) -> int:
+def available(samples: Sequence[Path]) -> int:
     """How many rows the months of these samples have; of a sample that does not say so, its own rows."""
-    files = [pq.read_metadata(path) for path in paths]
+    files = [pq.read_metadata(path) for path in samples]
     return sum(int((file.metadata or {}).get(OF_ROWS, file.num_rows)) for file in files)
+
+
+def paths(settings: Settings, layout: Layout, role: str) -> list[Path]:
+    """The samples of a role's months, in order of time.
+
+    Raises
+    ------
+    TiplineError
+        Where one is missing.
+    """
+    found = [layout.sample(role, month) for month in settings.sample.of(role)]
+    for path in found:
+        if not path.is_file():
+            raise TiplineError(f"There is no sample of {path.stem}.", str(path), f"Run: dvc repro sample@{path.stem}")
+    return found
 
 
 def of_role(settings: Settings, layout: Layout, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
@@ -107,15 +115,28 @@ def of_role(settings: Settings, layout: Layout, role: str, types: Mapping[str, p
     Raises
     ------
     TiplineError
-        Where there is no such row.
+        Where there is no such row, or a sample is missing.
     """
-    months, target = settings.sample.of(role), settings.model.target
-    pool = with_columns(read_pool([layout.sample(role, month) for month in months]), types)
-    known = labelled(pool, target).combine_chunks().to_batches()
-    if not known:
-        what = f"None of the sampled rows has a known {target}."
-        raise TiplineError(what, ", ".join(months), f"Give the role {role} to other months in params.yaml.")
-    return known[0]
+    return known(settings, role, with_columns(read_pool(paths(settings, layout, role)), types))
+
+
+def by_month(settings: Settings, layout: Layout, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    """`of_role` in order of the months, with each row's place among them in the column `month`."""
+    tables = [with_columns(pq.read_table(path), types) for path in paths(settings, layout, role)]
+    placed = [
+        table.append_column(MONTH, pa.array(np.full(len(table), at, np.int32))) for at, table in enumerate(tables)
+    ]
+    return known(settings, role, pa.concat_tables(placed, promote_options="default").unify_dictionaries())
+
+
+def known(settings: Settings, role: str, trips: pa.Table) -> pa.RecordBatch:
+    """The rows whose target is known, as one batch."""
+    batches = labelled(trips, settings.model.target).combine_chunks().to_batches()
+    if not batches:
+        what = f"None of the sampled rows has a known {settings.model.target}."
+        todo = f"Give the role {role} to other months in params.yaml."
+        raise TiplineError(what, ", ".join(settings.sample.of(role)), todo)
+    return batches[0]
 
 
 def labelled(trips: pa.Table, target: str) -> pa.Table:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tipline.errors import TiplineError
-from tipline.months.contract import ARROW_TYPES, Column, Contract, is_text
+from tipline.months.contract import Column, Contract, is_text
 from tipline.months.raw import is_utf8
+from tipline.months.trips import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,14 +104,7 @@ def is_word(value: bytes) -> bool:
 class Conformer:
     """Brings the batches of one month to the schema, and counts what it meets.
 
-    Parameters
-    ----------
-    contract
-        The schema.
-    names
-        Canonical to published names, as `Contract.match` gives them.
-    month
-        Written YYYY-MM: trips that begin outside it are counted.
+    `names` are canonical to published ones, as `Contract.match` gives them.
     """
 
     def __init__(self, contract: Contract, names: Mapping[str, str], month: str) -> None:
@@ -171,10 +165,10 @@ class Conformer:
 
     def _read(self, name: str, column: Column, raw: pa.Array | None, count: int) -> tuple[pa.Array, list[int]]:
         if raw is None:
-            return self._nulls(count, ARROW_TYPES[column.type]), []
+            return self._nulls(count, TYPES[column.type]), []
         if column.type == "category":
             return self._vocabularies[name].encode(raw)
-        return cast(raw, ARROW_TYPES[column.type])
+        return cast(raw, TYPES[column.type])
 
     def _fill(self, name: str, column: Column, array: pa.Array) -> pa.Array:
         if column.fill is None or not array.null_count:

@@ -6,31 +6,20 @@ import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tipline import yamlfiles
 from tipline.errors import TiplineError, UsageError, shortened
+from tipline.months import trips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROW = pa.field("row", pa.int64(), nullable=False)
 
-ARROW_TYPES: dict[str, pa.DataType] = {
-    "category": pa.dictionary(pa.int32(), pa.string()),
-    "timestamp": pa.timestamp("us"),
-    "number": pa.float64(),
-    "integer": pa.int32(),
-}
-EXPECTED = {
-    "category": "text or numbers",
-    "timestamp": "timestamps, dates or text",
-    "number": "numbers or text",
-    "integer": "numbers or text",
-}
 MOST_COLUMNS, LONGEST_NAME = 1000, 1000  # published months have two dozen columns
 SHOWN_NAMES = 40  # of the columns that a refused month has; a hostile header has millions
 
@@ -55,18 +44,19 @@ def as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-# How each type is published at its best, and what else can be read as it: text and nothing but nulls always can.
-NATURAL: dict[str, Callable[[pa.DataType], bool]] = {
-    "category": is_text,
-    "timestamp": pa.types.is_timestamp,
-    "number": pa.types.is_floating,
-    "integer": pa.types.is_integer,
-}
-CONVERTIBLE: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
-    "category": (pa.types.is_integer, pa.types.is_floating),
-    "timestamp": (pa.types.is_date,),
-    "number": (pa.types.is_integer, pa.types.is_decimal),
-    "integer": (pa.types.is_floating, pa.types.is_decimal),
+class Readable(NamedTuple):
+    """How a type is published at its best, what else can be read as it (text and nulls always can), both in words."""
+
+    natural: Callable[[pa.DataType], bool]
+    also: tuple[Callable[[pa.DataType], bool], ...]
+    words: str
+
+
+READABLE = {
+    "category": Readable(is_text, (pa.types.is_integer, pa.types.is_floating), "text or numbers"),
+    "timestamp": Readable(pa.types.is_timestamp, (pa.types.is_date,), "timestamps, dates or text"),
+    "number": Readable(pa.types.is_floating, (pa.types.is_integer, pa.types.is_decimal), "numbers or text"),
+    "integer": Readable(pa.types.is_integer, (pa.types.is_floating, pa.types.is_decimal), "numbers or text"),
 }
 
 
@@ -92,7 +82,7 @@ class Column(BaseModel):
         twice = next((spelling for spelling in spelt if spelt.count(spelling) > 1), None)
         low, high = self.range or (0, 0)
         wrong = {
-            "names: there are none": not self.eras,
+            "names: it has none": not self.eras,
             f"spellings: a {self.type} has none": bool(spelt) and self.type != "category",
             f"spellings: {twice} stands for two values, or twice for one": twice is not None,
             f"range: a {self.type} has none": self.range is not None and self.type in {"category", "timestamp"},
@@ -126,34 +116,24 @@ class Column(BaseModel):
 
     def is_natural(self, type_: pa.DataType) -> bool:
         """Whether a published type is what one would expect of this column."""
-        return bool(NATURAL[self.type](plain(type_)))
+        return bool(READABLE[self.type].natural(plain(type_)))
 
     def reads(self, type_: pa.DataType) -> bool:
         """Whether values of a published type can be read as this column's."""
         type_ = plain(type_)
-        able = (is_text, pa.types.is_null, NATURAL[self.type], *CONVERTIBLE[self.type])
-        return any(test(type_) for test in able)
+        natural, also, _ = READABLE[self.type]
+        return any(test(type_) for test in (is_text, pa.types.is_null, natural, *also))
 
 
 @dataclass(frozen=True)
 class Match:
-    """How a published month's columns map to the contract's.
+    """How a published month's columns map to the contract's."""
 
-    Parameters
-    ----------
-    era
-        The latest era whose names the month has.
-    names, types
-        Published name and type of each of the contract's columns that the month has.
-    absent, unknown
-        The contract's columns that the month has not; the month's columns that the contract does not speak of.
-    """
-
-    era: str
-    names: dict[str, str]
+    era: str  # the latest whose names the month has
+    names: dict[str, str]  # published name and type of each of the contract's columns that the month has
     types: dict[str, pa.DataType]
-    absent: list[str]
-    unknown: list[str]
+    absent: list[str]  # the contract's columns that the month has not
+    unknown: list[str]  # the month's columns that the contract does not speak of
 
 
 class Contract(BaseModel):
@@ -190,7 +170,7 @@ class Contract(BaseModel):
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of a prepared month: `row`, its number in the published file from 0, then the columns."""
-        return pa.schema([ROW, *(pa.field(name, ARROW_TYPES[c.type]) for name, c in self.columns.items())])
+        return pa.schema([ROW, *(pa.field(name, trips.TYPES[c.type]) for name, c in self.columns.items())])
 
     @property
     def time(self) -> str:
@@ -212,7 +192,7 @@ class Contract(BaseModel):
             key = keys.get(normal(field.name))
             if key in found:
                 what = f"Two columns, {shortened(found[key].name)!r} and {shortened(field.name)!r}, are both {key}."
-                raise TiplineError(what, where, "Drop one.")
+                raise TiplineError(what, where, "Take one out of the file, or its name out of the contract.")
             if key is not None:
                 found[key] = field
         self._require(found, published.names, where)
@@ -220,8 +200,8 @@ class Contract(BaseModel):
             if not self.columns[key].reads(field.type):
                 type_, name = self.columns[key].type, shortened(field.name)
                 what = f"The column {name!r} is of type {shortened(field.type)}; the contract's {key} is a "
-                todo = "Check the file; a type that the TLC has begun to use is a change to tipline's contract.py."
-                raise TiplineError(what + f"{type_} and expects {EXPECTED[type_]}.", where, todo)
+                todo = "Check the file; to read this type, add it to READABLE in src/tipline/months/contract.py."
+                raise TiplineError(what + f"{type_} and expects {READABLE[type_].words}.", where, todo)
         left = {normal(name) for name in self.ignored} | set(keys)
         return Match(
             max((self.columns[key].eras[normal(field.name)] for key, field in found.items()), default=""),
@@ -238,7 +218,7 @@ class Contract(BaseModel):
             raise TiplineError(
                 f"The month lacks columns that the contract needs: {expected}. It has: {listed(published)}.",
                 where,
-                "Check that this is a month of the contract's data; a new name for a column goes into the contract.",
+                "Check that this is a month of the contract's data; a column's new name goes under its `names` there.",
             )
 
     def names_of(self, key: str) -> list[str]:
@@ -265,13 +245,7 @@ class Contract(BaseModel):
         }
 
     def check_features(self, features: Iterable[str], where: str) -> None:
-        """Refuse features that the contract does not have, or that are known only after payment.
-
-        Raises
-        ------
-        UsageError
-            Naming the first such feature, and the nearest column of the contract.
-        """
+        """Refuse features that the contract does not have, or that are known only after payment."""
         usable = [name for name, column in self.columns.items() if not column.after_payment]
         for name in features:
             if name not in self.columns:
@@ -287,13 +261,7 @@ class Contract(BaseModel):
 
 
 def check_names(published: pa.Schema, where: str) -> None:
-    """Refuse a month whose columns are so many, or so named, that it is no month.
-
-    Raises
-    ------
-    TiplineError
-        Saying which of these it is.
-    """
+    """Refuse a month whose columns are so many, or so named, that it is no month."""
     todo = "Check that this is a month of the contract's data."
     if len(published) > MOST_COLUMNS:
         raise TiplineError(f"The month has {len(published):,} columns.", where, todo)

@@ -117,7 +117,7 @@ def write_month(path: Path, month: str, rows: int, seed: int) -> None:
     TiplineError
         `month` is not a month.
     """
-    schema = _schema(month)
+    schema = schema_of(month)
     columns = _columns_2009 if month < "2010" else _columns
     with pq.ParquetWriter(path, schema) as writer:
         for chunk, first in enumerate(range(0, rows, CHUNK)):
@@ -128,13 +128,15 @@ def write_month(path: Path, month: str, rows: int, seed: int) -> None:
             writer.write_table(_table(schema, columns(month, trips, dice), dice.rows))
 
 
-def _schema(month: str) -> pa.Schema:
+def schema_of(month: str) -> pa.Schema:
     """Names, order and types of the Parquet file that the TLC publishes for `month`."""
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
-        raise TiplineError("this is not a month", repr(month), "write YYYY-MM")
+        raise TiplineError("This is not a month.", repr(month), "Write it as 2009-01, for one.")
     if month < "2009" or month.startswith("2010"):
-        what = "the demo has 2009, and 2011 and later years"
-        raise NotPublishedError(what, month, "take the month off the list, or fetch it from another source")
+        what = "The simulation has no such month: only those of 2009, and of 2011 and later."
+        raise NotPublishedError(
+            what, month, "Take the month off `months` in params.yaml, or name another `source` there."
+        )
     kinds = {
         "text": pa.string(),
         "time": pa.timestamp("us"),
@@ -195,7 +197,7 @@ def _trips(month: str, dice: _Dice) -> _Trips:
 
 def _pickups(month: str, dice: _Dice) -> tuple[Array, Array]:
     """Pickups to the second, in no order, and the extra dollars of nights and rush hours."""
-    hours = np.arange(np.datetime64(month, "h"), (np.datetime64(month, "M") + 1).astype("M8[h]"))
+    hours = np.arange(np.datetime64(month, "h"), (np.datetime64(month, "M") + np.timedelta64(1, "M")).astype("M8[h]"))
     hour, day = hours.astype(int) % 24, (hours.astype("M8[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
     extra = np.where((hour >= 20) | (hour < 6), 0.5, 1.0 * ((hour >= 16) & (day < 5)))
     picked = dice.pick("hour", DAYS[day] * HOURS[(day >= 5).astype(int), hour])

@@ -51,24 +51,12 @@ class Apart(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a published month.
+    """Rows of a published month: the columns that were asked for."""
 
-    Parameters
-    ----------
-    rows
-        Their numbers in the file.
-    values
-        The columns that were asked for, as published.
-    apart
-        Lines among them that could not be split into fields; `rows` and `values` go without these.
-    lines
-        The text that the rows were read from, where there was one.
-    """
-
-    rows: Rows
-    values: pa.RecordBatch
-    apart: Sequence[Apart] = ()
-    lines: Lines | None = None
+    rows: Rows  # their numbers in the file
+    values: pa.RecordBatch  # as published
+    apart: Sequence[Apart] = ()  # lines among them that could not be split; `rows` and `values` go without these
+    lines: Lines | None = None  # the text that the rows were read from, where there was one
 
     def raw(self, places: Sequence[int]) -> list[str]:
         """The published text of rows, or their values as json where they were not published as text."""
@@ -249,17 +237,7 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 class Block:
-    """Whole lines of a CSV file.
-
-    Parameters
-    ----------
-    data
-        The lines.
-    first
-        The row number of the first.
-    width
-        How many fields the header has.
-    """
+    """Whole lines of a CSV file whose header has `width` fields; `first` is the row number of the first line."""
 
     def __init__(self, data: bytes, first: int, width: int) -> None:
         self.data, self.first, self.width = data, first, width
@@ -339,13 +317,7 @@ def is_utf8(line: bytes) -> bool:
 
 
 def header(line: bytes) -> pa.Schema:
-    """The columns that a CSV file's first line names, all of them text.
-
-    Raises
-    ------
-    pa.ArrowInvalid
-        Where it is no such line.
-    """
+    """The columns that a CSV file's first line names, all of them text."""
     first = LINE_END.split(line)[0]
     if len(first) >= HEADER_BYTES:
         message = f"its first line has {HEADER_BYTES:,} bytes or more, so it is no CSV file"
@@ -356,7 +328,7 @@ def header(line: bytes) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in first.decode("utf-8-sig").split(",")])
 
 
-def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
+def open_month(path: Path, month: str) -> ParquetMonth | CsvMonth:
     """Open a published month, by what its bytes are rather than by its name.
 
     Raises
@@ -369,13 +341,13 @@ def open_month(path: Path, where: str) -> ParquetMonth | CsvMonth:
             magic = file.read(4)
         return ParquetMonth(path) if magic == MAGIC else CsvMonth(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(error, where) from error
+        raise damaged(error, path.name, month) from error
 
 
-def damaged(error: Exception, where: str) -> TiplineError:
+def damaged(error: Exception, name: str, month: str) -> TiplineError:
     """The message for a month whose bytes cannot be read."""
-    what = f"The published month cannot be read: {said(error)}"
-    return TiplineError(what, where, "Fetch the month again (dvc repro -f download@MONTH), or ask whoever made it.")
+    todo = f"Fetch the month again (dvc repro -f download@{month}), or ask whoever made it."
+    return TiplineError(f"The published month cannot be read: {said(error)}", f"{name}, month {month}", todo)
 
 
 def row_of(month: ParquetMonth | CsvMonth, row: int) -> str | None:

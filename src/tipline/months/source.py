@@ -95,14 +95,20 @@ def is_unchanged(source: str, month: str, home: Path, folder: Path, receipt: Pat
     return False
 
 
-def check_folder(source: str, place: str, home: Path) -> None:
-    """Tell a path that was written wrongly from a month that is not there yet: the latter's folder exists.
+def ask(source: str, month: str, home: Path) -> None:
+    """Ask a source for a month's first byte; errors as of `fetch`."""
+    if source == "demo":
+        demo.schema_of(month)
+        return
+    from tipline.months import transfer  # noqa: PLC0415
 
-    Raises
-    ------
-    TiplineError
-        Where the folder before the first {month} of a local source is not there.
-    """
+    place = address(source, month, home)
+    check_folder(source, place, home)
+    transfer.peek(place, 0, 1)
+
+
+def check_folder(source: str, place: str, home: Path) -> None:
+    """Tell a path that was written wrongly from a month that is not there yet: the latter's folder exists."""
     # As text: a Path would drop the slash that tells a folder from the beginning of a name.
     folder, _ = os.path.split(os.path.join(home, source.removeprefix("file://").partition("{month}")[0]))  # noqa: PTH118
     if place.startswith("/") and not Path(folder).is_dir():
@@ -111,13 +117,7 @@ def check_folder(source: str, place: str, home: Path) -> None:
 
 
 def check_format(path: Path, where: str) -> None:
-    """Refuse what is plainly not a month: a Parquet file without its footer, a web page, something binary.
-
-    Raises
-    ------
-    TiplineError
-        Saying which of these it is.
-    """
+    """Refuse what is plainly not a month: a Parquet file without its footer, a web page, something binary."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(b"PAR1") or path.suffix == ".parquet":

@@ -20,9 +20,8 @@ import aiohttp
 import fsspec
 import fsspec.asyn
 from botocore import exceptions as boto
-from tqdm import tqdm
 
-from tipline import files
+from tipline import files, progress
 from tipline.errors import NotPublishedError, TiplineError, hide
 
 if TYPE_CHECKING:
@@ -194,7 +193,12 @@ def pour(answer: Answer, place: str, part: Path, stated: Stated, label: str) -> 
         note_of(part).unlink(missing_ok=True)
         if stated.version and not stated.version.startswith("W/"):  # a weak ETag may stay where bytes change
             files.write_json(note_of(part), {"address": hide(place)} | dataclasses.asdict(stated))
-        with progress(label, answer.start, stated.size) as add:
+        if not sys.stderr.isatty():
+            size = "a file of unknown size" if stated.size is None else f"{stated.size / 1e6:,.1f} MB"
+            log.info(
+                "%s: %s %s", label, f"resumed at {answer.start / 1e6:,.1f} MB of" if answer.start else "fetching", size
+            )
+        with progress.counting(stated.size, "B", label, answer.start) as add:
             while data := answer.read():
                 file.write(data)
                 add(len(data))
@@ -434,17 +438,3 @@ def facts(error: Exception) -> tuple[int, str, Mapping[str, str], str]:
     elif isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
         words = error.strerror or words
     return 404 if isinstance(error, FileNotFoundError) else 0, "", {}, words.rstrip(".")
-
-
-# ---- what a person sees ----
-
-
-@contextlib.contextmanager
-def progress(label: str, done: int, total: int | None) -> Iterator[Callable[[int], object]]:
-    """Give a function that counts bytes: a bar on a terminal, one line elsewhere."""
-    quiet = not sys.stderr.isatty()
-    if quiet:
-        size = "a file of unknown size" if total is None else f"{total / 1e6:,.1f} MB"
-        log.info("%s: %s %s", label, f"resumed at {done / 1e6:,.1f} MB of" if done else "fetching", size)
-    with tqdm(initial=done, total=total, desc=label, unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
-        yield bar.update

@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+TRIPS = "trips.parquet"
+QUARANTINED = "_quarantine.parquet"  # readers of the folder pass over the underscore
 
 CATEGORY = pa.dictionary(pa.int32(), pa.string())
-TYPES = {"category": CATEGORY, "hour": pa.timestamp("us"), "number": pa.float64()}
+TIME = pa.timestamp("us")
+# By the type of a contract's column and by the kind of a model's feature.
+TYPES = {"category": CATEGORY, "timestamp": TIME, "hour": TIME, "number": pa.float64(), "integer": pa.int32()}
 
 
 def needed(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """The columns that a model and the counts of its scores read, from model.json: features, target, `baseline.by`,
     the time.
     """
-    features = {feature["name"]: TYPES[feature["kind"]] for feature in spec["features"]}
     groups = dict.fromkeys(grouped_by(spec["baseline"]), CATEGORY)
-    times = {spec["time"]: TYPES["hour"]} if "time" in spec else {}
-    return {**features, spec["target"]: pa.float64(), **groups, **times}
+    times = {spec["time"]: TIME} if "time" in spec else {}
+    return {**of_features(spec["features"]), spec["target"]: pa.float64(), **groups, **times}
+
+
+def of_features(features: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
+    """The columns that features are made of."""
+    return {feature["name"]: TYPES[feature["kind"]] for feature in features}
 
 
 def grouped_by(baseline: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def write(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
     environment = Environment(
         loader=PackageLoader("tipline.pages", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": percent, "whole": whole, "number": number, "ranged": ranged}
+    environment.filters["shown"] = shown
     months = [{**month, **excess(month)} for month in months]
     text = environment.get_template("monitoring.html").render(
         months=months,
@@ -39,6 +39,7 @@ def write(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         verdicts=Counter(month["verdict"] for month in months),
         latest=next((month for month in reversed(months) if month["verdict"] != NO_LABELS), months[-1]),
         places={month["month"]: place for place, month in enumerate(months)},
+        height=HEIGHT,
         skill=Chart.of(months, ["skill", "skill_low", "skill_high"]),
         tips=Chart.of(months, ["tip_rate", "mean_probability"]),
         excess=Chart.of(months, ["excess", "excess_low", "excess_high"]),
@@ -80,11 +81,6 @@ class Chart:
         return cls(round(LEFT + column * len(months) + 8), column, ticks[0], ticks[-1], ticks)
 
     @property
-    def height(self) -> int:
-        """Of the drawing."""
-        return HEIGHT
-
-    @property
     def digits(self) -> int:
         """How many digits of a percentage tell the ticks apart."""
         return max(0, math.ceil(-math.log10((self.ticks[1] - self.ticks[0]) * 100) - 1e-9))
@@ -121,22 +117,6 @@ def oddities(months: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, st
                 yield month["month"], name, f"missing: {missing:.1%} of the rows, {before:.1%} in training"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share."""
-    return NOT_TOLD if value is None else f"{value:.{digits}%}".replace("-", "\N{MINUS SIGN}")
-
-
-def whole(value: float | None) -> str:
-    """A number of rows."""
-    return NOT_TOLD if value is None else f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A figure."""
-    return NOT_TOLD if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def ranged(month: Mapping[str, Any], name: str) -> str:
-    """A share with its bounds, where there are any."""
-    low, high = (month[f"{name}_{bound}"] for bound in ("low", "high"))
-    return percent(month[name]) if low is None else f"{percent(month[name])} ({percent(low)} to {percent(high)})"
+def shown(value: float | None, form: str) -> str:
+    """A figure, formatted so; a dash where there is none."""
+    return NOT_TOLD if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFo
 from tipline import files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -35,44 +36,47 @@ CALIBRATION_BINS = 10
 COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
-    with files.replacing(path) as temporary:
+@contextlib.contextmanager
+def picture(path: Path, height: float) -> Iterator[Figure]:
+    """Give a figure of 9 by so many inches; it is written if the block ends well."""
+    with mpl.rc_context(STYLE), files.replacing(path) as temporary:
+        figure = Figure(figsize=(9, height), layout="constrained")
+        yield figure
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """One figure of all rows, NaN for None."""
+    return [np.nan if row[name] is None else row[name] for row in rows]
 
 
 def learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
     """Skill by rows on both sets of validation rows, the power law, the chosen size; beside it what a fit takes."""
     sizes = decision["sizes"]
     rows = [size["rows"] for size in sizes]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 4.8), layout="constrained")
+    with picture(path, 4.8) as figure:
         skill, cost = figure.subplots(1, 2, width_ratios=[2.6, 1])
-        for name, color, label in (
-            ("held_out", GREY, "held-out rows, same months"),
-            ("size", BLUE, "next months (`size`)"),
-        ):
-            low, mean, high = (of_sizes(sizes, f"{name}.{figure}") for figure in ("skill_low", "skill", "skill_high"))
-            skill.fill_between(rows, low, high, color=color, alpha=0.15, linewidth=0)
-            skill.plot(rows, mean, "o", color=color, label=label, markersize=4)
+        draw_skill(skill, sizes, "held_out", GREY, "held-out rows, same months")
+        draw_skill(skill, sizes, "size", BLUE, "next months (`size`)")
         draw_power_law(skill, decision["power_law"], rows)
         skill.axhline(0, color=GREY, linewidth=1)
         skill.axvline(decision["rows"], color=ORANGE, label=f"chosen: {decision['rows']:,} rows")
-        skill.set(title="Skill, with 90% intervals", ylabel="log-loss taken off the baseline's")
+        skill.set(title="Skill, with 90% intervals", ylabel="log-loss taken off the baseline's", xscale="log")
         skill.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         figure.legend(*skill.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
-        draw_cost(cost, rows, of_sizes(sizes, "fit_seconds"), decision["bytes_a_row"])
-        skill.set_xscale("log")
+        draw_cost(cost, rows, column(sizes, "fit_seconds"), decision["bytes_a_row"])
         for axes in (skill, cost):
             axes.set(xlabel="rows in the training sample")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        save(figure, path)
 
 
-def of_sizes(sizes: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """One figure of all sizes, NaN for None."""
-    return [np.nan if size[name] is None else size[name] for size in sizes]
+def draw_skill(axes: Axes, sizes: Sequence[Mapping[str, Any]], name: str, color: str, label: str) -> None:
+    """The skill on one set of validation rows, with its intervals."""
+    rows = [size["rows"] for size in sizes]
+    low, mean, high = (column(sizes, f"{name}.{figure}") for figure in ("skill_low", "skill", "skill_high"))
+    axes.fill_between(rows, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(rows, mean, "o", color=color, label=label, markersize=4)
 
 
 def draw_power_law(axes: Axes, law: Mapping[str, Any] | None, sizes: Sequence[int]) -> None:
@@ -84,10 +88,10 @@ def draw_power_law(axes: Axes, law: Mapping[str, Any] | None, sizes: Sequence[in
     misfit = f", misses {law['misses']} of {len(sizes)} sizes" if law["misses"] else ""
     label = f"power law, exponent {law['exponent']:.2f}{misfit}"
     axes.plot(rows[:far], skill[:far], color=BLUE, linewidth=1.2, label=label)
-    axes.plot(rows[far - 1 :], skill[far - 1 :], "--", color=BLUE, linewidth=1.2)
     axes.plot(rows, law["low"], ":", rows, law["high"], ":", color=BLUE, linewidth=0.8)
     if far < len(rows):
-        axes.annotate(" beyond ten times the study", (rows[far], 0.02), xycoords=("data", "axes fraction"), color=GREY)
+        beyond = "beyond ten times the study"
+        axes.plot(rows[far - 1 :], skill[far - 1 :], "--", color=BLUE, linewidth=1.2, label=beyond)
 
 
 def draw_cost(axes: Axes, rows: Sequence[int], seconds: Sequence[float], bytes_a_row: int) -> None:
@@ -105,9 +109,8 @@ def draw_cost(axes: Axes, rows: Sequence[int], seconds: Sequence[float], bytes_a
 def evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], tipped: Labels) -> None:
     """Predicted against observed tip rates of the models where tips are likely; skill; below, what the gate saw."""
     gains = [segment for segment in report["gate"]["segments"] if segment["gain"] is not None]
-    with mpl.rc_context(STYLE):
-        below = 1.2 + 0.22 * len(gains) if report["gate"]["gain"] else 0
-        figure = Figure(figsize=(9, 4 + below), layout="constrained")
+    below = 1.2 + 0.22 * len(gains) if report["gate"]["gain"] else 0
+    with picture(path, 4 + below) as figure:
         parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, below])[:, 0] if below else [figure]
         reliability, bars = parts[0].subplots(1, 2, width_ratios=[2, 1])
         draw_reliability(reliability, scores, tipped, ", ".join(report["months"]))
@@ -118,7 +121,6 @@ def evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Proba
         bars.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         for part in parts[1:]:
             draw_gains(part.subplots(), report["gate"], gains)
-        save(figure, path)
 
 
 def draw_reliability(axes: Axes, scores: Mapping[str, Probabilities], tipped: Labels, months: str) -> None:
@@ -171,35 +173,33 @@ def calibration(probabilities: Probabilities, tipped: Labels) -> tuple[list[floa
 def monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
     """Over the months: predicted and observed tip rate, skill with bounds, AUC; with each month's role."""
     names = [month["month"] for month in months]
-
-    def of(name: str) -> list[float]:
-        return [np.nan if month[name] is None else month[name] for month in months]
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 6.5), layout="constrained")
+    with picture(path, 6.5) as figure:
         rates, skill, auc = figure.subplots(3, 1, sharex=True)
-        rates.plot(names, of("mean_probability"), "o-", color=BLUE, label="mean probability")
-        rates.plot(names, of("tip_rate"), "x--", color=ORANGE, label="share that tipped")
-        rates.set(title="Tips", ylim=(0, None))
-        rates.legend(loc="lower right")
-        colors = [RED if value < 0 else BLUE for value in of("skill")]
-        figures = zip(names, of("skill_low"), of("skill"), of("skill_high"), colors, strict=True)
-        for name, low, value, high, color in figures:
-            skill.plot([name, name], [low, high], color=color, linewidth=2)
-            skill.plot([name], [value], "o", color=color)
-        skill.axhline(0, color=GREY, linewidth=1)
-        skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
-        auc.plot(names, of("auc"), "o-", color=BLUE)
+        draw_rates(rates, names, months)
+        draw_skills(skill, names, months)
+        auc.plot(names, column(months, "auc"), "o-", color=BLUE)
         auc.set(title="Area under the ROC curve")
+        auc.tick_params(axis="x", rotation=45 if len(names) > 12 else 0)  # noqa: PLR2004
         for axes in (rates, skill):
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        mark_roles(rates, months)
-        auc.tick_params(axis="x", rotation=45 if len(names) > 12 else 0)  # noqa: PLR2004
-        save(figure, path)
 
 
-def mark_roles(axes: Axes, months: Sequence[Mapping[str, Any]]) -> None:
-    """Write a month's role above it."""
+def draw_rates(axes: Axes, names: Sequence[str], months: Sequence[Mapping[str, Any]]) -> None:
+    """Predicted and observed tip rates, and above each month its role."""
+    axes.plot(names, column(months, "mean_probability"), "o-", color=BLUE, label="mean probability")
+    axes.plot(names, column(months, "tip_rate"), "x--", color=ORANGE, label="share that tipped")
+    axes.set(title="Tips", ylim=(0, None))
+    axes.legend(loc="lower right")
     for place, month in enumerate(months):
-        if month["role"]:
-            axes.annotate(month["role"], (place, 1), xycoords=("data", "axes fraction"), ha="center", color=GREY)
+        axes.annotate(month["role"], (place, 1), xycoords=("data", "axes fraction"), ha="center", color=GREY)
+
+
+def draw_skills(axes: Axes, names: Sequence[str], months: Sequence[Mapping[str, Any]]) -> None:
+    """Skill of each month, with its bounds."""
+    figures = (column(months, name) for name in ("skill_low", "skill", "skill_high"))
+    for name, low, value, high in zip(names, *figures, strict=True):
+        color = RED if value < 0 else BLUE
+        axes.plot([name, name], [low, high], color=color, linewidth=2)
+        axes.plot([name], [value], "o", color=color)
+    axes.axhline(0, color=GREY, linewidth=1)
+    axes.set(title="Skill over the baseline, with one-sided 95% bounds by day")

@@ -66,7 +66,7 @@ def run_months(settings: Settings, layout: Layout, months: Sequence[str]) -> Non
     from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: PLC0415 (one month has no bars to write between)
 
     with logging_redirect_tqdm(), futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        running = {pool.submit(run_one, settings, layout, month): month for month in dict.fromkeys(months)}
+        running = {pool.submit(run, settings, layout, month): month for month in dict.fromkeys(months)}
         try:
             failed = failures(running)
         except BaseException:
@@ -76,24 +76,19 @@ def run_months(settings: Settings, layout: Layout, months: Sequence[str]) -> Non
         raise of_months(failed, len(running))
 
 
-def run_one(settings: Settings, layout: Layout, month: str) -> None:
-    """`run`, with what the system says of a full disk or a missing right as an error of this month."""
-    try:
-        run(settings, layout, month)
-    except OSError as error:
-        todo = "Mend it and run it again; nothing half-written is left."
-        raise TiplineError(f"{error.strerror or error}.", str(error.filename or month), todo) from error
-
-
 def failures(running: Mapping[futures.Future[None], str]) -> dict[str, TiplineError]:
     """What went wrong, by month, each told when it happens; a defect of ours is raised at once."""
     failed = {}
     for future in futures.as_completed(running):
-        try:
-            future.result()
-        except TiplineError as error:
-            failed[running[future]] = error
-            log.error("%s: %s", running[future], error)  # noqa: TRY400 (the user's trouble needs no trace)
+        month, error = running[future], future.exception()
+        if isinstance(error, OSError):  # a full disk, a missing right
+            todo = "Make room, or mend what the system says, and run it again; nothing half-written is left."
+            error = TiplineError(f"{error.strerror or error}.", str(error.filename or month), todo)
+        if isinstance(error, TiplineError):
+            failed[month] = error
+            log.error("%s: %s", month, error)
+        elif error is not None:
+            raise error
     return failed
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from tipline import cluster, files, pyfunc
 from tipline.errors import UsageError
-from tipline.models import curve, model, sampling
+from tipline.models import model, sampling, sizing
 from tipline.months import contract, trips
 from tipline.pages import plots
-from tipline.statistics import baseline, metrics, times
+from tipline.statistics import baseline, curve, metrics, times
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ def run(settings: Settings, layout: Layout) -> None:
     """Write the study's table, picture and decision, and models/sample_size.json."""
     spec = model.spec(settings, contract.load(layout.root / settings.contract))
     fit, size = (sampling.of_role(settings, layout, role, trips.needed(spec)) for role in ("fit", "size"))
-    available = sampling.available([layout.sample("fit", month) for month in settings.sample.of("fit")])
+    available = sampling.available(sampling.paths(settings, layout, "fit"))
     decision = study(settings, layout.root, spec, (fit, size), available)
     files.write_csv(layout.learning_curve, decision["sizes"])
     files.write_json(layout.learning_curve.with_suffix(".json"), decision)
@@ -61,14 +61,14 @@ def study(
     pool, held_out = fit.slice(0, len(fit) - len(fit) // HELD_OUT), fit.slice(len(fit) - len(fit) // HELD_OUT)
     largest = at_least(wanted.smallest, min(len(pool) // 2, budget.rows or len(pool)), OF_SAMPLE)
     segment, parts = examples(settings, spec, {"pool": pool, "held_out": held_out, "size": size})
-    orders = curve.shuffles(parts["pool"].tipped, wanted.repeats, wanted.smallest, settings.sample.seed)
+    orders = sizing.shuffles(parts["pool"].tipped, wanted.repeats, wanted.smallest, settings.sample.seed)
     pipeline, first = model.build(spec["features"], settings.train, root), pool.slice(0, largest)
-    cost = curve.Cost.of(pipeline, lambda: pyfunc.matrix(first, spec["features"]), parts["pool"].tipped[:largest])
+    cost = sizing.Cost.of(pipeline, lambda: pyfunc.matrix(first, spec["features"]), parts["pool"].tipped[:largest])
     bound = curve.Bound.of(len(fit), budget, cost.bytes_a_row)
     most = at_least(wanted.smallest, min(largest, bound.rows), "raise learning_curve.budget.megabytes")
-    of_sizes = curve.sizes(wanted.smallest, most, wanted.sizes)
+    of_sizes = sizing.sizes(wanted.smallest, most, wanted.sizes)
     with cluster.connect(settings.score.workers), joblib.parallel_config("dask"):
-        made = curve.study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
+        made = sizing.study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
     return {
         **curve.decide(made, wanted.min_gain, bound, cost.parameters),
         "budget": budget.model_dump(),
@@ -89,7 +89,7 @@ def at_least(smallest: int, largest: int, otherwise: str) -> int:
 
 def examples(
     settings: Settings, spec: dict[str, Any], parts: Mapping[str, pa.RecordBatch]
-) -> tuple[str, dict[str, curve.Examples]]:
+) -> tuple[str, dict[str, sizing.Examples]]:
     """The rows as the study takes them, and its segment: the baseline's group with most tips in the pool."""
     target, by = spec["target"], settings.baseline.by
     rule = baseline.fit(parts["pool"], target, by, settings.baseline.smoothing)
@@ -98,10 +98,10 @@ def examples(
     names, codes = groups["pool"]
     segment = names[int(np.argmax(np.bincount(codes, tipped["pool"])))]
     return segment, {
-        name: curve.Examples(
+        name: sizing.Examples(
             pyfunc.matrix(part, spec["features"]),
             tipped[name],
-            np.unique(times.days(part[spec["time"]]), return_inverse=True)[1].astype(np.int32),
+            times.places(times.days(part[spec["time"]])),
             np.array(groups[name][0])[groups[name][1]] == segment,
             baseline.probabilities(part, rule),
         )

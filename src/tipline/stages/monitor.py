@@ -48,7 +48,8 @@ def run(settings: Settings, layout: Layout) -> None:
     months = [of_month(layout, month, spec, settings.sample.months.get(month)) for month in sorted(settings.months)]
     with files.replacing_folder(layout.monitoring, layout.staging / "reports") as folder:
         files.write_json(folder / "months.json", months)
-        files.write_csv(folder / "months.csv", [flat(month) for month in months])
+        cells = [{name: month[name] for name in month if name not in monitoring.NESTED} for month in months]
+        files.write_csv(folder / "months.csv", cells)
         plots.monitoring(folder / "monitoring.png", months)
         page.write(folder / "index.html", months)
         receipts = [of_preparation(layout, month) for month in sorted(settings.months)]
@@ -74,11 +75,6 @@ def of_month(layout: Layout, month: str, spec: dict[str, Any], role: str | None)
     return {"month": month, "role": role or "", **monitoring.figures(counts, spec)}
 
 
-def flat(month: dict[str, Any]) -> dict[str, Any]:
-    """What of a month's figures fits in a cell."""
-    return {name: value for name, value in month.items() if name not in monitoring.NESTED}
-
-
 def of_preparation(layout: Layout, month: str) -> dict[str, Any]:
     """What preparing a month met, from its receipt; counts by name as `name: count; ...`."""
     receipt = files.read_json(layout.trips(month) / files.RECEIPT, f"Run: dvc repro prepare@{month}")
@@ -88,9 +84,7 @@ def of_preparation(layout: Layout, month: str) -> dict[str, Any]:
 
 def listed(value: dict[str, int] | list[str]) -> str:
     """Several counts or names in one cell."""
-    return (
-        "; ".join(f"{name}: {count}" for name, count in value.items()) if isinstance(value, dict) else "; ".join(value)
-    )
+    return "; ".join([f"{name}: {value[name]}" for name in value] if isinstance(value, dict) else value)
 
 
 def odd(receipts: list[dict[str, Any]]) -> list[str]:

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Taken for certain: scikit-learn, two seconds of import, need not be asked.
+USUAL = ("logistic_regression", {"C"})
+
 
 def run(settings: Settings, layout: Layout) -> None:
-    """Write a file that is always the same: the settings are checked where they are read, before this.
+    """Write a file that is always the same: the settings are checked where they are read, the estimator here.
 
     Every other stage depends on the file through `download`, so a mistake in params.yaml stops `dvc repro` at once;
     and because its content never changes, no stage runs for it.
@@ -24,7 +27,8 @@ def run(settings: Settings, layout: Layout) -> None:
     Raises
     ------
     UsageError
-        Where `source` has a password or a token in it: DVC would write it into dvc.lock.
+        Where `source` has a password or a token in it: DVC would write it into dvc.lock; where the estimator cannot be
+        made of its parameters, which would be found only once months were fetched and prepared.
     """
     if hide(settings.source) != settings.source:
         raise UsageError(
@@ -33,5 +37,14 @@ def run(settings: Settings, layout: Layout) -> None:
             'Take it out: passwords go into ~/.netrc, tokens into FSSPEC_HTTP=\'{"params": {"token": "…"}}\' or '
             '\'{"headers": {"Authorization": "…"}}\', keys of S3 into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.',
         )
+    check_estimator(settings, layout)
     files.write_text(layout.params_checked, "params.yaml has been checked\n")
     log.info("params.yaml: %s months from %s", len(settings.months), settings.source)
+
+
+def check_estimator(settings: Settings, layout: Layout) -> None:
+    """Make the estimator, and throw it away."""
+    if (settings.train.estimator, set(settings.train.params)) != USUAL:
+        from tipline.models import model  # noqa: PLC0415 (see USUAL)
+
+        model.make_classifier(settings.train, layout.root)

@@ -9,24 +9,24 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tipline import cluster, files, git, pyfunc, scoring
-from tipline.errors import MonthsFailedError, TiplineError, one_line, said
-from tipline.models import foreign, modelfiles
-from tipline.progress import Progress
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from tipline import cluster, files, git, progress, pyfunc, scoring
+from tipline.errors import MonthsFailedError, TiplineError, counted, one_line
+from tipline.models import canary, foreign, modelfiles
+from tipline.months import trips
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from distributed import Client
-
+    from tipline.cluster import Client
     from tipline.layout import Layout
     from tipline.params import Settings
-    from tipline.scoring import Block, Month, Places
+    from tipline.scoring import Month, Places
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("scikit-learn", "numpy", "pyarrow", "skops", "dask")
-CANARY_ROWS = 32
 
 
 def run(settings: Settings, layout: Layout, trips: str = "", to: str = "") -> None:
@@ -73,16 +73,15 @@ def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dic
         contents = with_canary(contents, left)
         started = time.perf_counter()
         with cluster.connect(settings.score.workers) as client:
-            warn(scoring.send_model(client, contents, ref["digest"]))
+            scoring.send_model(client, contents, ref["digest"])
             scoring.reach(client, places)
             ready = time.perf_counter()
             failed |= score_months(client, left, made)
             ended = time.perf_counter()
         log.info("%.1f s, and %.1f s for the workers' start", ended - ready, ready - started)
     if failed:
-        what = f"{len(failed)} of {len(settings.months)} months failed: " + "; ".join(
-            f"{month}: {why}" for month, why in failed.items()
-        )
+        reasons = "; ".join(f"{month}: {why}" for month, why in failed.items())
+        what = f"{len(failed)} of {len(settings.months)} months failed: {reasons}"
         others = "None is published, but" if len(failed) == len(settings.months) else "The others are published and"
         todo = f"{others} finished parts are kept; mend the cause and run it again (dvc repro)."
         raise MonthsFailedError(what, "score", todo)
@@ -93,51 +92,36 @@ def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str
     first = next((block for month in months for block in month.blocks), None)
     if first is None or not foreign.is_foreign(contents):
         return contents
-    _, rows = scoring.read_block(first, json.loads(contents[pyfunc.SPEC]))
-    return foreign.with_canary(contents, rows.slice(0, CANARY_ROWS))
+    rows = scoring.read_block(first, trips.needed(json.loads(contents[pyfunc.SPEC])))
+    return canary.with_canary(contents, rows)
 
 
 def announce(ref: dict[str, Any], months: Sequence[Month]) -> None:
     """Say what is to be scored, and what an earlier run has done of it."""
     rows = sum(block.rows for month in months for block in month.open)
     named = ", ".join(month.month for month in months) or "nothing to do"
-    log.info("scoring with %s version %s: %s (%s rows)", ref["name"], ref["version"], named, f"{rows:,}")
+    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], named, counted(rows, "row"))
     kept = sum(part["rows"] for month in months for part in month.done.values())
     if kept:
-        log.info("%s rows of a run that did not end are kept", f"{kept:,}")
+        log.info("%s of a run that did not end are kept", counted(kept, "row"))
 
 
-def warn(steps: int) -> None:
-    """Say that the workers' arithmetic is not that of the machine that trained."""
-    if steps:
-        log.warning(
-            "the model's canary rows come out one float32 step from where it was trained: other hardware or libraries"
-        )
-
-
-def score_months(
-    client: Client,
-    months: Sequence[Month],
-    made: dict[str, Any],
-    task: Callable[[Block], dict[str, Any]] = scoring.score_block,
-) -> dict[str, str]:
+def score_months(client: Client, months: Sequence[Month], made: dict[str, Any]) -> dict[str, str]:
     """Score all open blocks at once, publish each month when it is whole; return the months that failed, with why."""
     started = time.perf_counter()
     by_name = {month.month: month for month in months}
     blocks = [block for month in months for block in month.open]
-    progress = Progress(sum(block.rows for block in blocks))
     failed: dict[str, str] = {}
-    for block, result in cluster.each(client, task, blocks, group=lambda block: block.month):
-        if isinstance(result, Exception):
-            failed[block.month] = why(block, result)
-            continue
-        month = by_name[block.month]
-        month.done[block.name] = result
-        progress.add(block.rows)
-        if not month.open:
-            progress.close()
-            publish(month, made | {"seconds": round(time.perf_counter() - started, 3)}, failed)
-    progress.close()
+    with logging_redirect_tqdm(), progress.counting(sum(block.rows for block in blocks), " rows") as add:
+        for block, result in cluster.each(client, scoring.score_block, blocks, group=lambda block: block.month):
+            if isinstance(result, Exception):
+                failed[block.month] = one_line(scoring.why(block, result))
+                continue
+            month = by_name[block.month]
+            month.done[block.name] = result
+            add(block.rows)
+            if not month.open:
+                publish(month, made | {"seconds": round(time.perf_counter() - started, 3)}, failed)
     return failed
 
 
@@ -149,14 +133,6 @@ def publish(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
         failed[month.month] = f"it is scored, but cannot be published: {one_line(error)}"
     else:
         log.info("%s: published", month.month)
-
-
-def why(block: Block, error: Exception) -> str:
-    """Why a block failed, on one line; errors that are not ours say neither what kind they are nor where they were."""
-    if isinstance(error, TiplineError):
-        return one_line(error)
-    where = f"row group {block.row_group} of {block.places.trips.address(block.trips)}"
-    return f"{type(error).__name__}: {said(error)}, where: {where}"
 
 
 def recorded(ref: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tipline import files, pyfunc
 from tipline.errors import UsageError
-from tipline.models import calibration, leaks, model, modelfiles, sampling
+from tipline.models import calibration, canary, leaks, model, modelfiles, sampling
 from tipline.months import contract, trips
 from tipline.statistics import baseline, drift, metrics
 from tipline.statistics.counts import Counts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -35,7 +36,7 @@ def run(settings: Settings, layout: Layout) -> None:
     pool = sampling.of_role(settings, layout, "fit", trips.needed(spec))
     rows = rows_to_use(settings, layout, len(pool))
     roles = ["fit", "size"] if settings.train.calibrates else ["fit"]
-    paths = [layout.sample(role, month) for role in roles for month in settings.sample.of(role)]
+    paths = [path for role in roles for path in sampling.paths(settings, layout, role)]
     with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
         training = fit(settings, layout, spec, pool.slice(0, rows), folder)
         training["data"] = files.digest_of({"rows": rows} | {path.stem: files.sha256(path) for path in paths})
@@ -65,19 +66,30 @@ def rows_to_use(settings: Settings, layout: Layout, there: int) -> int:
 def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path) -> dict[str, Any]:
     """Fit, save the model's files, return what is told of the training."""
     features = spec["features"]
-    tipped, _ = metrics.labels(rows, settings.model.target)
+    tipped, _ = metrics.labels(rows, spec["target"])
     pipeline = model.fit(model.build(features, settings.train, layout.root), pyfunc.matrix(rows, features), tipped)
-    rule = baseline.fit(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
+    rule = baseline.fit(rows, spec["target"], settings.baseline.by, settings.baseline.smoothing)
     model.save(folder, pipeline, spec | {"baseline": rule})
     if settings.train.calibrates:
         calibrate(settings, layout, folder)
     saved = pyfunc.Model(modelfiles.read(folder))
     scores = saved.probabilities(rows)
     figures = Counts.of(rows, saved.spec, scores).figures(rule)
-    described = saved.spec | {"reference": drift.reference(rows, saved.spec, scores)}
-    model.save_spec(folder, described)
-    model.keep_canary(folder, rows)
-    probed = leaks.probe(rows, described, metrics.losses(scores, tipped))
+    saved.spec["reference"] = drift.reference(rows, saved.spec, scores)
+    model.save_spec(folder, canary.kept(saved, rows))
+    probed = leaks.probe(rows, saved.spec, metrics.losses(scores, tipped))
+    return {
+        **described(settings, rows, figures),
+        # What each feature alone reaches of what the model gains, and which of them should be looked at.
+        "alone": probed,
+        "warnings": leaks.warnings(probed, saved.spec),
+        "libraries": {package: version(package) for package in LIBRARIES},
+        "example": example(settings, rows),
+    }
+
+
+def described(settings: Settings, rows: pa.RecordBatch, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, parameters and metrics of the training."""
     return {
         "name": modelfiles.title(settings, len(rows)),
         "params": {
@@ -87,15 +99,15 @@ def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.Recor
             "months": ", ".join(settings.sample.of("fit")),
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
-        # What each feature alone reaches of what the model gains, and which of them should be looked at.
-        "alone": probed,
-        "warnings": leaks.warnings(probed, described),
-        "libraries": {package: version(package) for package in LIBRARIES},
-        "example": [
-            {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
-            for row in rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
-        ],
     }
+
+
+def example(settings: Settings, rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The first rows, as json: what MLflow shows of the model's input."""
+    return [
+        {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
+    ]
 
 
 def calibrate(settings: Settings, layout: Layout, folder: Path) -> None:

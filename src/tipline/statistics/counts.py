@@ -6,23 +6,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from tipline.months.trips import grouped_by
-from tipline.pyfunc import filled
 from tipline.statistics import baseline as rule
 from tipline.statistics import histograms
 from tipline.statistics.histograms import Histogram
 from tipline.statistics.metrics import auc, labels, losses, ratio, skill
-from tipline.statistics.times import DAY_MICROSECONDS
+from tipline.statistics.times import DAY_MICROSECONDS, microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import pyarrow as pa
+
     from tipline.pyfunc import Codes, Matrix, Probabilities
     from tipline.statistics.metrics import Counted, Labels
-
-    Times = np.ndarray[tuple[int], np.dtype[np.int64]]
+    from tipline.statistics.times import Times
 
 BANDS = 1000
 CHUNK_ROWS = 2**15
@@ -115,14 +114,12 @@ class Counts:
 
     def to_json(self) -> dict[str, Any]:
         """As json: of the bands, those with rows."""
-        bands = {str(band): self.bands[band].tolist() for band in np.flatnonzero(self.bands.sum(axis=1))}
-        of_features = {name: histogram.to_json() for name, histogram in self.histograms.items()}
         return {
             "rows": self.rows,
             "probability": self.probability,
-            "bands": bands,
+            "bands": {str(band): self.bands[band].tolist() for band in np.flatnonzero(self.bands.sum(axis=1))},
             "days": self.days,
-            "histograms": of_features,
+            "histograms": {name: histogram.to_json() for name, histogram in self.histograms.items()},
         }
 
     @classmethod
@@ -200,8 +197,7 @@ class Cells:
             return cls([OTHER], groups, codes, None, 0)
         first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
         days = [*(str(day + 1) for day in range(after - first)), OTHER]
-        times = filled(trips[spec["time"]].cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 0)
-        return cls(days, groups, codes, times, first * DAY_MICROSECONDS)
+        return cls(days, groups, codes, microseconds(trips[spec["time"]]), first * DAY_MICROSECONDS)
 
     @property
     def count(self) -> int:

@@ -48,8 +48,7 @@ def reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabiliti
         `rows`, `days`, `features` and `score`; of these two the bins, `counts` (the last one of missing values) and
         `psi_bound`, the 99% quantile of the PSI between days drawn from the reference, null under MIN_DAYS days.
     """
-    dates = times.days(rows[spec["time"]]) if "time" in spec else np.zeros(len(rows), np.int32)
-    days = np.unique(dates, return_inverse=True)[1].astype(np.int32)
+    days = times.places(times.days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
     features = {}
     for feature in spec["features"]:
         bins = bins_of(rows[feature["name"]], feature["kind"])

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tipline.errors import counted
 from tipline.statistics.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
 from tipline.statistics.metrics import NEXT_TO_NOTHING
+from tipline.statistics.times import places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ NAMED_SEGMENTS = 3
 MOST_OF_ONE = 0.25
 # How often equal models have to pass for a refusal to say much.
 TELLING = 0.5
+A_MONTH = np.timedelta64(1, "M")
 # Raised when the rule changes: a verdict of another rule is not used.
 RULE = 1
 PURPOSES = {"fit": "fitted", "size": "sized or calibrated"}
@@ -65,21 +68,15 @@ class Rows:
 
     def where(self, keep: Labels) -> Rows:
         """Some of the rows."""
-        return replace(
-            self,
-            month=self.month[keep],
-            day=self.day[keep],
-            gain=self.gain[keep],
-            baseline=self.baseline[keep],
-            tipped=self.tipped[keep],
-            segments={column: (names, codes[keep]) for column, (names, codes) in self.segments.items()},
-        )
+        kept: Any = {name: getattr(self, name)[keep] for name in ("month", "day", "gain", "baseline", "tipped")}
+        segments = {column: (names, codes[keep]) for column, (names, codes) in self.segments.items()}
+        return replace(self, **kept, segments=segments)
 
     def days(self) -> Codes:
         """Each row's day; one outside of its month counts as the nearest that has rows: no wrong clock adds a day."""
         days = self.day.copy()
         months = np.array(self.names, dtype="datetime64[M]")
-        firsts, afters = (edge.astype("datetime64[D]").astype(np.int32) for edge in (months, months + 1))
+        firsts, afters = (edge.astype("datetime64[D]").astype(np.int32) for edge in (months, months + A_MONTH))
         for place, (first, after) in enumerate(zip(firsts, afters, strict=True)):
             rows = self.month == place
             inside = self.day[rows & (self.day >= first) & (self.day < after)]
@@ -108,21 +105,15 @@ class Blocks:
         """The gain on some of the rows, or why they are too few."""
         there = [len(np.unique(codes[inside])) for codes in (self.days, self.codes)]
         if there[0] < MIN_DAYS:
-            return f"{there[0]} days are too few to judge on, {MIN_DAYS} are needed"
+            return f"only {counted(there[0], 'day')} to judge on, {MIN_DAYS} are needed"
         if self.by == "month" and there[1] < MIN_MONTHS:
-            return f"{there[1]} months are too few to judge on, {MIN_MONTHS} are needed"
+            return f"only {counted(there[1], 'month')} to judge on, {MIN_MONTHS} are needed"
         codes = places(self.codes[inside])
         gains, of_units = (np.bincount(codes, weights[inside]).astype(float) for weights in (rows.gain, units))
         share = of_units.max() / of_units.sum()
         if share > MOST_OF_ONE:
             return f"one {self.by} has {share:.0%} of the weight: the others do not show how much it scatters"
         return Ratio.of(gains, of_units)
-
-
-def places(values: Codes) -> Codes:
-    """Each value's place among the different ones, in their order."""
-    codes: Codes = np.unique(values, return_inverse=True)[1].astype(np.int32)
-    return codes
 
 
 def decide(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: float) -> dict[str, Any]:
@@ -264,7 +255,8 @@ def worded(verdict: dict[str, Any]) -> dict[str, Any]:
         little = ", so a refusal says little: raise sample.rows" if unsure else ""
         words.append(f"Of equal models {verdict['power']:.0%} would pass{little}.")
         unjudged = sum(segment["why"] is not None for segment in verdict["segments"])
-        words += [f"{unjudged} of {len(verdict['segments'])} segments were not judged."] if unjudged else []
+        were = "was" if unjudged == 1 else "were"
+        words += [f"{unjudged} of {len(verdict['segments'])} segments {were} not judged."] if unjudged else []
         words.append(f"Judged on {', '.join(verdict['months'])}; says nothing about months to come.")
     words += [f"Not on {month}: {why}." for month, why in verdict["dropped"].items()]
     return {"promote": not reasons, "words": " ".join(words), **verdict}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tipline.pyfunc import filled, hour_of_day, viewed
+from tipline.statistics.times import microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,13 +53,14 @@ class Histogram:
 
     def __add__(self, other: Histogram) -> Histogram:
         """The histogram of both parts' rows."""
-        names = {**self.new, **other.new}
-        new = {name: self.new.get(name, 0) + other.new.get(name, 0) for name in names}
+        new = Counter(self.new) + Counter(other.new)
         return Histogram(self.counts + other.counts, self.missing + other.missing, new)
 
     def to_json(self) -> dict[str, Any]:
         """As json."""
-        return {"counts": self.counts.tolist(), "missing": self.missing, "new": most(self.new)}
+        # A column of free text must not fill the receipts.
+        most = sorted(self.new.items(), key=lambda item: (-item[1], item[0]))[:NEW_NAMES]
+        return {"counts": self.counts.tolist(), "missing": self.missing, "new": dict(sorted(most))}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Histogram:
@@ -65,17 +68,12 @@ class Histogram:
         return cls(np.array(value["counts"], np.int64), value["missing"], dict(value["new"]))
 
 
-def most(new: Mapping[str, int]) -> dict[str, int]:
-    """The NEW_NAMES most frequent, in order of name: a column of free text must not fill the receipts."""
-    kept = sorted(new.items(), key=lambda item: (-item[1], item[0]))[:NEW_NAMES]
-    return dict(sorted(kept))
-
-
 def of(column: pa.Array, bins: Mapping[str, Any]) -> Histogram:
     """Count one feature's rows in the bins that `drift.reference` found for it."""
     if bins["kind"] == "category":
         return of_categories(column, bins["values"])
-    codes = binned(column, bins, step := max(1, len(column) // SEEN_ROWS))
+    step = max(1, len(column) // SEEN_ROWS)
+    codes = binned(column, bins, step)
     counts = np.bincount(codes, minlength=size(bins) + 1)[:-1] * step
     return Histogram(counts, int(column.null_count))
 
@@ -112,7 +110,7 @@ def binned(column: pa.Array, bins: Mapping[str, Any], step: int = 1) -> Codes:
     if bins["kind"] == "category":
         return category_bins(column, bins["values"])[::step]
     if bins["kind"] == "hour":
-        times = filled(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), NO_TIME)[::step]
+        times = microseconds(column, NO_TIME)[::step]
         return np.where(times == NO_TIME, np.int32(HOURS), hour_of_day(times))
     of_cell = np.searchsorted(bins["starts"], np.arange(CELLS), side="right") - 1
     places: Codes = np.append(of_cell, size(bins)).astype(np.int32)

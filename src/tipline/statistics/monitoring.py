@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tipline.errors import counted
 from tipline.months.trips import grouped_by
 from tipline.statistics import baseline as rule
 from tipline.statistics import drift
@@ -174,7 +175,7 @@ def realised(month: Mapping[str, Any], by: str) -> tuple[str, str]:
     if month["skill"] is None:
         return KEEP, f"The tip rate by {by} leaves nothing to gain: skill says nothing here."
     if month["skill_high"] is None:
-        days = f"on {month['days']} day{'s' * (month['days'] != 1)}" if month["days"] else "of a model without days"
+        days = f"on {counted(month['days'], 'day')}" if month["days"] else "of a model without days"
         return KEEP, f"Skill {month['skill']:.1%} {days}: under {MIN_DAYS} days nothing is shown."
     if month["skill_high"] < 0:
         return RETRAIN, f"Shown worse than the tip rate by {by}: skill {ranged(month, 'skill')}."

@@ -1,4 +1,4 @@
-"""Days of prepared times: the blocks that rows are taken together by."""
+"""Prepared times as numbers, and their days: the blocks that rows are taken together by."""
 
 from __future__ import annotations
 
@@ -12,11 +12,23 @@ from tipline.pyfunc import filled
 if TYPE_CHECKING:
     from tipline.pyfunc import Codes
 
+    Times = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 DAY_MICROSECONDS = 86_400_000_000
+
+
+def microseconds(column: pa.Array, missing: int = 0) -> Times:
+    """Microseconds since 1970 of each time."""
+    return filled(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), missing)
 
 
 def days(column: pa.Array) -> Codes:
     """Days since 1970 of each time; a missing time counts as the first of them."""
-    microseconds = filled(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 0)
-    codes: Codes = (microseconds // DAY_MICROSECONDS).astype(np.int32)
+    codes: Codes = (microseconds(column) // DAY_MICROSECONDS).astype(np.int32)
+    return codes
+
+
+def places(values: Codes) -> Codes:
+    """Each value's place among the different ones, in their order."""
+    codes: Codes = np.unique(values, return_inverse=True)[1].astype(np.int32)
     return codes
