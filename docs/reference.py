@@ -182,9 +182,10 @@ def sentence(text: str | None) -> str:
 
 def exit_codes() -> dict[int, str]:
     """What each exit code says, by the errors that have it."""
-    kinds: list[type[errors.TiplineError]] = [errors.TiplineError, *errors.TiplineError.__subclasses__()]
+    # Others may share its code: the general one has the last word.
+    kinds: list[type[errors.TiplineError]] = [*errors.TiplineError.__subclasses__(), errors.TiplineError]
     words = {kind.exit_code: (kind.__doc__ or "").splitlines()[0].rstrip(".") for kind in kinds}
-    return {0: "Done", **words, cli.INTERRUPTED: "Interrupted by Ctrl-C"}
+    return {0: "Done", **dict(sorted(words.items())), cli.INTERRUPTED: "Interrupted by Ctrl-C"}
 
 
 # ---- stages ----

@@ -13,7 +13,7 @@ import yaml
 from tests import warm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tipline.layout import Layout
 
@@ -33,10 +33,18 @@ ENVIRONMENT = (
 LONGEST = ("test_end_to_end", "test_faults", "test_clones", "test_experiments", "test_team_server", "test_registry")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest files begin first."""
-    place = {name: index for index, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Let the longest files begin first; tests come in random order, but for those of a file that tells one story."""
+    written = {item: index for index, item in enumerate(items)}
+    yield
+    for path in {item.path for item in items if item.get_closest_marker("in_order")}:
+        places = [index for index, item in enumerate(items) if item.path == path]
+        told = sorted((items[index] for index in places), key=written.__getitem__)
+        for index, item in zip(places, told, strict=True):
+            items[index] = item
+    longest = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: longest.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import decimal
+import importlib
 import io
 import json
 import os
@@ -918,16 +919,13 @@ def prepared_faults(child: Child) -> list[str]:
 
 def serve(root: Path) -> None:
     """Run the commands that come on the standard input, a line each, and answer with a line each."""
-    import importlib.util
-
     answers = os.fdopen(os.dup(1), "w")
     printed = os.open(root / "printed", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     os.chdir(root)
-    for name in ("cli", "params", "source", "stages.prepare", "check"):
-        if importlib.util.find_spec(f"tipline.{name}"):
-            importlib.import_module(f"tipline.{name}")
+    for name in ("cli", "params", "months.source", "stages.prepare", "commands.check"):
+        importlib.import_module(f"tipline.{name}")
     settle()
     for line in sys.stdin:
         os.ftruncate(printed, 0)

@@ -32,7 +32,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 BLOCK = re.compile(r"(?:<!-- (.+?) -->\n)?^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 RUN = {"sh", "python", "console"}
 # What may be another from run to run: numbers, digests, hours, percentages.
-VARIES = re.compile(r"[0-9a-f]{8,}|[-+]?\d[\d,.:]*%?")
+VARIES = re.compile(r"[0-9a-f]{8,}|[-+]?\d+(?:[,.:]\d+)*%?")
 
 
 @dataclass
@@ -95,9 +95,9 @@ def run(story: Story, block: Block) -> list[str]:
         return [
             f"$ {command}\nnot printed:\n{missing}\nbut:\n{printed}"
             for command, documented in commands(block.text)
-            for printed in [told(story.run("bash", "-c", command))]
+            for printed in [told(story.run("bash", "-c", f"{{ {command}\n}} 2>&1"))]
             for missing in ["\n".join(shown(documented, printed))]
-            if missing
+            if missing or "Traceback" in printed
         ]
     program = ["bash", "-e", "-c"] if block.language == "sh" else [sys.executable, "-c"]
     done = story.run(*program, block.text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-COMMANDS = [FORMAT, "prepare", *(["check"] if find_spec("tipline.commands.check") else [])]
+COMMANDS = [FORMAT, "prepare", "check"]
 # As the long run draws them, and none that takes seconds: benchmarks/fuzz.py has those.
 CHEAP = sorted(set(MUTATIONS) - {"csv_field", "csv_long"})
 NUMBERS = st.integers(0, 2**32 - 1)

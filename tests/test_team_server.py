@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str]]
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = [pytest.mark.in_order, *pipeline.MLFLOW_WARNINGS]  # one server, whose runs are counted
 MONTHS = ["2009-01", "2009-02", "2009-03"]
 KINDS = ("train", "learning_curve", "evaluate", "monitor")
 NAME = "tip-probability"

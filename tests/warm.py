@@ -95,10 +95,11 @@ def commands() -> Path:
 
 
 def start(folder: Path, name: str) -> None:
-    """Start the server of a command."""
+    """Start the server of a command: no child of this process, whose tests may end long before the last ones do."""
     arguments = ("-m", "tests.warm", "serve", str(folder / name), name, (folder / "owner").read_text())
     with (folder / f"{name}.log").open("wb") as log:
-        subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        detached = ("/bin/sh", "-c", '"$@" &', "sh", sys.executable, *arguments)
+        subprocess.run(detached, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, check=True)
 
 
 def send(connection: socket.socket, value: object) -> None:
