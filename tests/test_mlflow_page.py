@@ -46,13 +46,13 @@ ROWS = 40_000 if PICTURES else 2500
 BOOSTING: dict[str, Any] = {
     "estimator": "hist_gradient_boosting",
     "rows": ROWS,
-    "params": {"learning_rate": 0.3, "max_iter": 20},
+    "params": {"max_iter": 60},
 }
 FEW: dict[str, Any] = {"estimator": "logistic_regression", "rows": 2000, "params": {"C": 0.1}}
 FEW_COLUMNS = {"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash", "credit"]}}
 NAMES = [
     r"[\d,]+x7 C=1\.0 logistic_regression",
-    f"{ROWS:,}x7 learning_rate=0.3 max_iter=20 hist_gradient_boosting",
+    f"{ROWS:,}x7 max_iter=60 hist_gradient_boosting",
     "2,000x2 C=0.1 logistic",
 ]
 
