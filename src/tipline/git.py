@@ -11,9 +11,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# What a run itself writes and git tracks: it says nothing of what the run was made with.
+BUT_FOR_RESULTS = (":/", ":(top,exclude,glob)**/dvc.lock", ":(top,exclude,glob)**/models/promotions.jsonl")
+
+
 def revision() -> str:
-    """The commit, `-dirty` behind it where tracked files differ from it; `unknown` without git or a commit."""
-    return (asked("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "").strip() or "unknown"
+    """The commit, `-dirty` behind it where code or settings differ from it; `unknown` without git or a commit."""
+    commit = (asked("rev-parse", "--verify", "HEAD") or "").strip()
+    changed = commit and asked("status", "--porcelain", "--untracked-files=no", "--", *BUT_FOR_RESULTS)
+    return f"{commit}-dirty" if changed else commit or "unknown"
 
 
 def uncommitted(root: Path, names: Sequence[str]) -> list[str] | None:

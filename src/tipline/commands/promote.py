@@ -155,7 +155,9 @@ def admitted(verdict: Mapping[str, Any], version: Version, now: Version, force: 
         log.info("%s%s", words, "" if verdict["promote"] else f" It is promoted all the same: {force}")
         return words
     where = f"{registry.called(version)} against the champion, version {now.version}"
-    todo = f'Mend that; or overrule the gate: tipline promote {version.version} --force "reason"'
+    todo = (
+        f'Keep the champion and try other settings; or overrule it: tipline promote {version.version} --force "reason"'
+    )
     raise GateRefusedError(words, where, todo)
 
 
