@@ -218,7 +218,7 @@ class Contract(BaseModel):
             raise TiplineError(
                 f"The month lacks columns that the contract needs: {expected}. It has: {listed(published)}.",
                 where,
-                "Check that this is a month of the contract's data; a column's new name belongs to its `names` in the contract.",
+                "Check that this is a month of the contract's data; a new name belongs to the column's `names` there.",
             )
 
     def names_of(self, key: str) -> list[str]:
