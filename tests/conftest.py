@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say where processes that stories fork from are to be found; the workers of pytest-xdist inherit it."""
+    # As users have it: what Python compiles lies beside the code, in a model's folder, too.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
         warm.begin()
 

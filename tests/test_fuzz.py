@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.in_order  # one process runs them all, and what it holds of memory is counted
 COMMANDS = [FORMAT, "prepare", "check"]
 # As the long run draws them, and none that takes seconds: benchmarks/fuzz.py has those.
 CHEAP = sorted(set(MUTATIONS) - {"csv_field", "csv_long"})

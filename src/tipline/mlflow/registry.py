@@ -185,8 +185,7 @@ def downloaded(version: Version) -> Iterator[Path]:
             what = f"The files of this version cannot be had, or are no MLflow model: {said(error)}."
             todo = "Bring MLflow's artifacts back, or promote another version: tipline promote VERSION"
             raise TiplineError(what, where, todo) from error
-        # MLflow's note of the version's number: the same model has another one elsewhere.
-        (root / trust.NOTE).unlink(missing_ok=True)
+        trust.tidy(root)
         check(version, root)
         yield root
 

@@ -92,6 +92,7 @@ def log_pyfunc(folder: Path) -> str:
         raise TiplineError("MLflow logged the model without a signature.", str(folder), "Please report it.")
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
+        trust.tidy(kept)
         mlflow.set_tag(trust.FILES, trust.digest(trust.read(kept, address)))
     return address
 

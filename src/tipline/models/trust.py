@@ -10,6 +10,7 @@ import io
 import json
 import pickletools
 import re
+import shutil
 import zipfile
 import zlib
 from importlib.metadata import version as installed
@@ -30,6 +31,7 @@ FILES = "tipline.files"
 MODEL = "MLmodel"
 # MLflow's own, of the name and number that a version was fetched by; written into what is fetched, also in the store.
 NOTE = "registered_model_meta"
+COMPILED = "__pycache__"
 FLAVOR = "python_function"
 FROM_CODE = "mlflow.pyfunc.loaders.code_model"
 CODE = "pyfunc.py"
@@ -70,8 +72,20 @@ def refused(reason: str, where: str) -> TiplineError:
     return TiplineError(f"This model is refused, and nothing of it has run: {reason}.", where, TODO)
 
 
+def tidy(root: Path) -> None:
+    """Take out of a copy of a model's files what MLflow and Python leave beside them, also in the store.
+
+    The note is of the version's number: the same model has another one elsewhere. Compiled code would be run in
+    place of the file that it stands for, whatever is in it.
+    """
+    (root / NOTE).unlink(missing_ok=True)
+    for folder in sorted(root.rglob(COMPILED)):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+
+
 def read(root: Path, where: str) -> dict[str, bytes]:
-    """The bytes of all files below a folder, by path.
+    """The bytes of all files below a folder that is tidy, by path.
 
     Raises
     ------
@@ -82,9 +96,7 @@ def read(root: Path, where: str) -> dict[str, bytes]:
     links = [path for path in paths if path.is_symlink()]
     if links:
         raise refused(f"{shortened(links[0].relative_to(root))} is a link", where)
-    contents = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
-    contents.pop(NOTE, None)
-    return contents
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
 def digest(logged: Mapping[str, bytes]) -> str:
