@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import tempfile
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,7 +21,7 @@ from tipline.mlflow import tracking
 from tipline.models import foreign, modelfiles, trust
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tipline.layout import Layout
     from tipline.mlflow.tracking import Client, Run
@@ -79,14 +81,15 @@ def log_pyfunc(folder: Path) -> str:
     spec = json.loads((folder / pyfunc.SPEC).read_text(encoding="utf-8"))
     training = told(folder)
     used = training.get("libraries", {})  # a lost registry is given the model again when others are installed
-    logged = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(folder / modelfiles.CODE),
-        artifacts={name: str(folder / name) for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING)},
-        signature=signature(spec["features"]),
-        input_example=example(spec["features"], training["example"]),
-        pip_requirements=[f"{package}=={used.get(package) or installed(package)}" for package in REQUIREMENTS],
-    )
+    with uncompiled():
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(folder / modelfiles.CODE),
+            artifacts={name: str(folder / name) for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, modelfiles.TRAINING)},
+            signature=signature(spec["features"]),
+            input_example=example(spec["features"], training["example"]),
+            pip_requirements=[f"{package}=={used.get(package) or installed(package)}" for package in REQUIREMENTS],
+        )
     address = str(logged.model_uri)
     if logged.signature is None:  # MLflow only warns (https://github.com/mlflow/mlflow/issues/25593)
         raise TiplineError("MLflow logged the model without a signature.", str(folder), "Please report it.")
@@ -95,6 +98,16 @@ def log_pyfunc(folder: Path) -> str:
         trust.tidy(kept)
         mlflow.set_tag(trust.FILES, trust.digest(trust.read(kept, address)))
     return address
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let Python keep no compiled code: MLflow imports the model's where it lies, which is an output of DVC's."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def signature(features: Sequence[Mapping[str, Any]]) -> ModelSignature:
