@@ -161,6 +161,7 @@ def test_rows_without_a_target_are_scored_but_not_judged() -> None:
     assert (figures["rows"], figures["labelled_rows"]) == (4, 2)
     assert figures["mean_probability"] == pytest.approx(0.525)
     assert found.bands.sum(axis=0).tolist() == [1, 1, 2]
+    assert np.flatnonzero(found.bands[:, 2]).tolist() == [300, 900]
     for name in ("tip_rate", "log_loss", "baseline_log_loss", "skill", "auc"):
         assert figures[name] == judged[name], name
 
