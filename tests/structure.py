@@ -24,7 +24,7 @@ PICTURE = ROOT / "docs" / "images" / "structure.svg"
 # From bottom to top: nothing imports what stands above it. What shares a line shares a layer.
 LAYERS = (
     ("errors",),
-    ("files", "yamlfiles", "layout", "git", "progress", "pyfunc"),
+    ("files", "yamlfiles", "layout", "git", "progress", "pyfunc", "workers"),
     ("months",),
     ("params",),
     ("statistics",),

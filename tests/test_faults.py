@@ -347,8 +347,8 @@ def test_a_second_run_is_refused_at_once_and_the_first_ends_well(prepared: Prepa
 
 def worker_processes(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The workers of a driver's own cluster."""
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [process for process in children if "spawn_main" in " ".join(process.cmdline())]
+    servers = [child for child in psutil.Process(driver.pid).children() if "forkserver" in " ".join(child.cmdline())]
+    return [worker for server in servers for worker in server.children()]
 
 
 def test_killed_workers_change_nothing(prepared: Prepared, project: Layout) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import pytest
 from distributed import Client
 
 from tests import pipeline
-from tipline import cluster, files, progress, scoring
+from tipline import cluster, files, progress, scoring, workers
 from tipline.errors import MonthsFailedError, TiplineError
 from tipline.models import modelfiles
 from tipline.stages import score
@@ -404,10 +405,28 @@ def test_a_local_cluster_listens_on_this_machine_only_and_ends(monkeypatch: pyte
         listening = [found.laddr.ip for found in connections if found.status == psutil.CONN_LISTEN]
     assert len(listening) >= 3  # scheduler, its dashboard, worker
     assert set(listening) == {"127.0.0.1"}
-    workers = [
-        process for process in started if process.is_running() and "resource_tracker" not in str(process.cmdline())
-    ]
-    assert not workers
+    # What this process has started itself stays: the resource tracker, and what the next workers are forked from.
+    assert not [process for process in started if process.is_running() and process.ppid() != here.pid]
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_worker_of_this_machine_waits_for_no_pandas_and_has_one_thread(
+    *, forked: bool, done: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(cluster.ADDRESS, raising=False)
+    monkeypatch.setattr(workers, "FORKED", forked)
+    places, contents = scoring.Places.of(done, to=str(tmp_path)), modelfiles.read(done.champion)
+    digest = modelfiles.digest(contents)
+    blocks = scoring.blocks_of(places, "2009-01", scoring.key_of(places, "2009-01", digest))
+    with cluster.connect(1) as client:
+        scoring.send_model(client, contents, digest)
+        made = dict(cluster.each(client, scoring.score_block, blocks[:1]))
+        ((modules, environment),) = client.run(lambda: (set(sys.modules), dict(os.environ))).values()
+    assert made[blocks[0]]["rows"] == blocks[0].rows
+    assert "tipline.scoring" in modules
+    assert "pandas" not in modules
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == str(1 << 28)
 
 
 def test_a_month_that_is_taken_off_the_list_loses_its_predictions(project: Layout) -> None:

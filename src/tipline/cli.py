@@ -29,6 +29,9 @@ class Command:
         `module:function`.
     interrupted
         What Ctrl-C is answered with.
+    workers
+        What workers of a local cluster run, of commands that have some: it is imported there while this process
+        reads its settings.
     arguments
         As `add_argument` takes them; the name of each is that of the function's parameter.
     """
@@ -37,6 +40,7 @@ class Command:
     function: str
     arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
     interrupted: str = "interrupted; nothing half-written is left, run it again"
+    workers: str = ""
 
 
 KEPT = "interrupted; what is finished is kept, run it again to go on"
@@ -57,7 +61,9 @@ COMMANDS = {
     ),
     "prepare": Command("bring a month to the one schema of contract.yaml", "stages.prepare:run", (MONTH,)),
     "sample": Command("draw the rows of a month that its role may use", "stages.sample:run", (MONTH,)),
-    "learning_curve": Command("study how many rows the model needs", "stages.learning_curve:run"),
+    "learning_curve": Command(
+        "study how many rows the model needs", "stages.learning_curve:run", workers="models.sizing"
+    ),
     "train": Command("fit the model on the sample", "stages.train:run"),
     "register": Command("put the model into MLflow and follow the champion", "stages.register:run"),
     "evaluate": Command("compare challenger, champion and baseline", "stages.evaluate:run"),
@@ -66,6 +72,7 @@ COMMANDS = {
         "stages.score:run",
         (TRIPS, ("--to", {**PLACE, "help": "where predictions go, a path or s3://…; default: data/predictions"})),
         KEPT,
+        "scoring",
     ),
     "monitor": Command("say what the scores of each month were worth", "stages.monitor:run"),
     "record": Command("mirror curve, evaluation and months into MLflow", "stages.record:run"),
@@ -129,6 +136,7 @@ COMMANDS = {
             ),
             TRIPS_PLACE,
         ),
+        workers="commands.diff_scores",
     ),
     "verify": Command(
         "hold predictions against their receipts and the prepared months: digests, rows, row numbers, counts",
@@ -165,16 +173,22 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the settings and run the command."""
-    from tipline import layout, params  # noqa: PLC0415
+    from tipline import layout  # noqa: PLC0415
 
-    project = layout.find()
+    project, command = layout.find(), COMMANDS[arguments.command]
+    if command.workers:
+        from tipline import workers  # noqa: PLC0415
+
+        workers.start(f"tipline.{command.workers}")
+    from tipline import params  # noqa: PLC0415
+
     settings = params.load(project.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
     if "month" in given:
         given["month"] = params.month_argument(given["month"])
     if "months" in given:
         given["months"] = [params.month_argument(month) for month in given["months"]]
-    module, _, function = COMMANDS[arguments.command].function.partition(":")
+    module, _, function = command.function.partition(":")
     show(getattr(importlib.import_module(f"tipline.{module}"), function)(settings, project, **given) or ())
 
 

@@ -5,38 +5,36 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
+import distributed.utils
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 
+from tipline import workers
 from tipline.errors import TiplineError
+from tipline.workers import ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
-__all__ = ["Client", "Worker", "WorkerPlugin", "get_worker"]  # to others, dask's own names come from here
+__all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # to others, these come from here
 
 # Its start and end are a page of lines at level INFO.
 logging.getLogger("distributed").setLevel(logging.WARNING)
 
 T = TypeVar("T")
 
-ADDRESS = "DASK_SCHEDULER_ADDRESS"
 WAIT_SECONDS = 30
-# dask lets glibc return memory at once (64 KiB); every temporary array is then mapped and cleared anew, which doubled
-# the time of the arithmetic. Blocks are bounded, so keeping a few of them costs little.
-KEPT = {f"distributed.nanny.pre-spawn-environ.MALLOC_{name}_THRESHOLD_": 1 << 28 for name in ("TRIM", "MMAP")}
+SPAWNED = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in workers.ENVIRONMENT.items()}
 
 
 @contextlib.contextmanager
-def connect(workers: int) -> Iterator[Client]:
-    """Give a client: of the scheduler in DASK_SCHEDULER_ADDRESS, else of `workers` new processes (0: one a core).
+def connect(count: int) -> Iterator[Client]:
+    """Give a client: of the scheduler in DASK_SCHEDULER_ADDRESS, else of `count` new processes (0: one a core).
 
     A local cluster listens on 127.0.0.1 only, its dashboard too, and ends with the block.
 
@@ -53,12 +51,12 @@ def connect(workers: int) -> Iterator[Client]:
         with told_when_lost(os.environ[ADDRESS]), remote(os.environ[ADDRESS]) as client:
             yield client
         return
-    count = workers or len(os.sched_getaffinity(0))
     with contextlib.ExitStack() as stack:
-        with without_interrupts(), dask.config.set(KEPT):
+        stack.enter_context(dask.config.set(configured()))
+        with workers.without_interrupts():
             cluster = stack.enter_context(
                 LocalCluster(
-                    n_workers=count,
+                    n_workers=count or len(os.sched_getaffinity(0)),
                     threads_per_worker=1,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
@@ -71,22 +69,18 @@ def connect(workers: int) -> Iterator[Client]:
         yield stack.enter_context(Client(cluster))
 
 
-@contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Let processes that start in this block ignore Ctrl-C.
+def configured() -> dict[str, Any]:
+    """What dask is to do otherwise: fork workers, or spawn them where they cannot be forked; and not profile them.
 
-    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each. For that
-    second this process takes no notice, either: a blocked signal would be inherited as well, but multiprocessing
-    unblocks it before it spawns.
+    It would look at each worker's stack a hundred times a second, for a page that nobody opens in a batch.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    unprofiled = {"distributed.worker.profile.enabled": False}
+    if not workers.FORKED:
+        return SPAWNED | unprofiled
+    workers.start("tipline.scoring")
+    # Else dask imports all that it can use here, pandas for one, to name it to a process that runs already.
+    vars(distributed.utils)["_forkserver_preload_set"] = True
+    return {"distributed.worker.multiprocessing-method": "forkserver"} | unprofiled
 
 
 @contextlib.contextmanager

@@ -364,8 +364,9 @@ def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch
     names = ["row", *types]
     table = block.places.trips.table(block.trips, block.row_group, names, block.state)
     table = trips.with_columns(table, types).select(names).combine_chunks()
-    # An empty table has no batch.
-    return next(iter(table.to_batches(max_chunksize=len(table) or 1)), pa.RecordBatch.from_pylist([], table.schema))
+    batches = table.to_batches(max_chunksize=len(table) or 1)
+    # An empty table has no batch. Not made before it is known: `from_pylist` imports pandas, half a second.
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
 
 
 def encoded(rows: pa.Array, scores: pa.Array) -> pa.Buffer:

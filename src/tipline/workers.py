@@ -1,0 +1,70 @@
+"""The process that a local cluster's workers are forked from, started before all else.
+
+It imports what workers need on one core while the driver reads its settings on another. Importing takes a second, which
+each worker would spend for itself if it were spawned, and again after each restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from multiprocessing import forkserver
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ADDRESS = "DASK_SCHEDULER_ADDRESS"
+# Elsewhere there is no fork, or a fork without exec is not safe (macOS); workers are spawned there.
+FORKED = sys.platform == "linux"
+# Read when a process begins, so it cannot wait for the fork. One thread a worker; and dask lets glibc return memory at
+# once (64 KiB): every temporary array is then mapped and cleared anew, which doubled the time of the arithmetic. Blocks
+# are bounded, so keeping a few of them costs little.
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | dict.fromkeys(
+    ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 28)
+)
+
+
+def start(module: str) -> None:
+    """Let the process begin to import dask and this module, unless it is there or a scheduler elsewhere is used."""
+    if not FORKED or os.environ.get(ADDRESS):
+        return
+    forkserver.set_forkserver_preload(["distributed", module])
+    with without_interrupts(), environment():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def environment() -> Iterator[None]:
+    """Give ENVIRONMENT to processes that start in this block."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Let processes that start in this block ignore Ctrl-C.
+
+    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each. For that
+    moment this process takes no notice, either: a blocked signal would be inherited as well, but multiprocessing
+    unblocks it before it spawns.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
