@@ -768,3 +768,18 @@ def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
     conformer = conformer_of(month)
     with pytest.raises(TiplineError, match="3 rows were published, 2 prepared and 0 set apart"):
         preparing.write(conformer, month, tmp_path)
+
+
+def test_looking_at_the_texts_of_many_row_groups_holds_one_at_a_time(tmp_path: Path) -> None:
+    rows = 20_000
+    times = pa.array([f"2009-01-01 00:{row // 60 % 60:02}:{row % 60:02}.{row:05}" for row in range(rows)])
+    with pq.ParquetWriter(tmp_path / "month.parquet", pa.schema([("time", pa.string())])) as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"time": times}))
+    held, before = [], pa.total_allocated_bytes()
+    with pq.ParquetFile(tmp_path / "month.parquet", read_dictionary=["time"]) as file:
+        for head in raw.heads(file, ["time"]):
+            assert len(head) == 1
+            held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 20
+    assert max(held) < 3 * held[0]

@@ -16,6 +16,7 @@ from tipline.errors import TiplineError
 from tipline.months.contract import Column, Contract, is_text
 from tipline.months.raw import is_utf8
 from tipline.months.trips import TYPES
+from tipline.pyfunc import viewed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +112,7 @@ class Conformer:
         self.contract = contract
         self.names = dict(names)
         self.schema = contract.schema
-        self.begin, self.last = (pa.scalar(time, pa.timestamp("us")) for time in bounds(month))
+        self.begin, self.last = (pa.scalar(time, pa.timestamp("us")).value for time in bounds(month))
         self.quarantined: Counter[str] = Counter()
         self.filled: Counter[str] = Counter()
         self.out_of_range: Counter[str] = Counter()
@@ -181,7 +182,7 @@ class Conformer:
         return pa.DictionaryArray.from_arrays(array.indices.fill_null(code), pa.array(vocabulary.values, pa.string()))
 
     def _count_odd(self, trips: pa.RecordBatch) -> None:
-        self.outside_month += outside(trips[self.contract.time], self.begin, self.last)
+        self.outside_month += outside(trips[self.contract.time].cast(pa.int64()), self.begin, self.last)
         for name, column in self.contract.columns.items():
             if column.range is not None:
                 self.out_of_range[name] += outside(trips[name], *column.range)
@@ -197,9 +198,13 @@ def bounds(month: str) -> tuple[dt.datetime, dt.datetime]:
     return begin, (begin + dt.timedelta(days=31)).replace(day=1) - dt.timedelta(microseconds=1)
 
 
-def outside(array: pa.Array, low: pa.Scalar | float, high: pa.Scalar | float) -> int:
+def outside(array: pa.Array, low: float, high: float) -> int:
     """How many values are below `low` or above `high`."""
-    return int(pc.or_(pc.less(array, low), pc.greater(array, high)).true_count)
+    if array.null_count == len(array):
+        return 0
+    # By numpy: Arrow's comparisons take four times as long.
+    values = viewed(array.drop_null() if array.null_count else array)
+    return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
 
 
 def cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:

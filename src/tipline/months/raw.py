@@ -128,7 +128,7 @@ class ParquetMonth:
         coded = self._coded(texts, categories) if texts else []
         first = 0
         with pq.ParquetFile(self.path, read_dictionary=coded, buffer_size=BUFFER_BYTES) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
                 yield Batch(np.arange(first, first + len(batch)), without_views(batch.select(list(names))))
                 first += len(batch)
             # Last: Arrow ends the process where it is asked about a chunk that reading has not found to be sound.
@@ -144,12 +144,20 @@ class ParquetMonth:
         """
         with pq.ParquetFile(self.path, read_dictionary=list(texts), buffer_size=BUFFER_BYTES) as file:
             try:
-                heads = [file.iter_batches(1, [group], columns=list(texts)) for group in range(file.num_row_groups)]
-                columns = [column for head in heads for batch in itertools.islice(head, 1) for column in batch.columns]
+                long = any(longest(column) > LONGEST_REPEATED for column in heads(file, texts))
             except (pa.ArrowNotImplementedError, OSError):  # where the pages are damaged, reading them says so
                 return []
-        long = any(longest(column) > LONGEST_REPEATED for column in columns)
         return [name for name in texts if long or name in categories]
+
+
+def heads(file: pq.ParquetFile, texts: Sequence[str]) -> Iterator[pa.DictionaryArray]:
+    """The first row of each row group, text column after text column, with its dictionary.
+
+    A row group after the other: what reads it holds the pages of its columns until it is gone.
+    """
+    for group in range(file.num_row_groups):
+        for batch in itertools.islice(file.iter_batches(1, [group], columns=list(texts), use_threads=False), 1):
+            yield from batch.columns
 
 
 def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
