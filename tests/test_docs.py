@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from tests import mirror
+from tests import mirror, pipeline
 from tests.conftest import ROOT
+from tipline.layout import Layout
 
 if TYPE_CHECKING:
     import subprocess
@@ -109,15 +110,6 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout + done.stderr
 
 
-def merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Settings with those given in their place, section by section."""
-    parts = {
-        name: values[name] | part if isinstance(values.get(name), dict) and isinstance(part, dict) else part
-        for name, part in given.items()
-    }
-    return values | parts
-
-
 def put(story: Story, block: Block) -> None:
     """Write or change the file that is named before a block."""
     what, _, name = block.said.partition(": ")
@@ -125,8 +117,7 @@ def put(story: Story, block: Block) -> None:
     if what == "write":
         path.write_text(block.text, encoding="utf-8")
     elif what == "merge":
-        values = merged(yaml.safe_load(path.read_text()), yaml.safe_load(block.text))
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        pipeline.change(Layout(story.root), **yaml.safe_load(block.text))
 
 
 WITH_BLOCKS = [page for page in PAGES if any(block.is_run for block in blocks(page))]

@@ -30,6 +30,12 @@ T = TypeVar("T")
 
 WAIT_SECONDS = 30
 SPAWNED = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in workers.ENVIRONMENT.items()}
+BUSY = {
+    # The next block waits at each worker. It would be idle while the driver, on the same cores, hears of the last one.
+    "distributed.scheduler.worker-saturation": 2.0,
+    # Each worker's stack is looked at a hundred times a second, for a page that nobody opens in a batch.
+    "distributed.worker.profile.enabled": False,
+}
 
 
 @contextlib.contextmanager
@@ -60,6 +66,8 @@ def connect(count: int) -> Iterator[Client]:
                     threads_per_worker=1,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
+                    # As it is now: what they are forked from may have been there before keys were put into it.
+                    env={**os.environ, **workers.ENVIRONMENT},
                     # A heartbeat that meets a closing scheduler is logged with its trace as an error; what fails in
                     # a task comes back with the task.
                     silence_logs=logging.CRITICAL,
@@ -70,17 +78,13 @@ def connect(count: int) -> Iterator[Client]:
 
 
 def configured() -> dict[str, Any]:
-    """What dask is to do otherwise: fork workers, or spawn them where they cannot be forked; and not profile them.
-
-    It would look at each worker's stack a hundred times a second, for a page that nobody opens in a batch.
-    """
-    unprofiled = {"distributed.worker.profile.enabled": False}
+    """What dask is to do otherwise: fork workers, or spawn them where they cannot be forked."""
     if not workers.FORKED:
-        return SPAWNED | unprofiled
+        return SPAWNED | BUSY
     workers.start("tipline.scoring")
     # Else dask imports all that it can use here, pandas for one, to name it to a process that runs already.
     vars(distributed.utils)["_forkserver_preload_set"] = True
-    return {"distributed.worker.multiprocessing-method": "forkserver"} | unprofiled
+    return {"distributed.worker.multiprocessing-method": "forkserver"} | BUSY
 
 
 @contextlib.contextmanager

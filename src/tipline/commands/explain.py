@@ -133,7 +133,7 @@ def model_of(
     The files are this project's where it still has them, else the registry's.
     """
     digest = receipt["key"]["model"]
-    here = [folder for folder in (layout.champion, layout.challenger) if digest_or_none(folder) == digest]
+    here = [folder for folder in (layout.champion, layout.challenger) if modelfiles.digest_if_any(folder) == digest]
     tags: dict[str, str] = {}
     try:
         with tracking.connect(layout) as client:
@@ -146,14 +146,6 @@ def model_of(
     except TiplineError as error:
         tags = {"tipline.git": f"unknown: {error.parts[0]}"}
     return (modelfiles.read(here[0]), training_of(here[0]), tags) if here else (None, {}, tags)
-
-
-def digest_or_none(folder: Path) -> str | None:
-    """The digest of the model in a folder, None where there is none."""
-    try:
-        return modelfiles.digest_in(folder)
-    except TiplineError:
-        return None
 
 
 def training_of(folder: Path) -> dict[str, Any]:

@@ -118,12 +118,14 @@ def champion_files(state: State) -> list[Finding] | None:
     layout = state.layout
     if state.ref is None:
         return [Finding("models/champion/ is not there", "dvc repro register")] if layout.predictions.is_dir() else None
-    try:
-        if modelfiles.digest_in(layout.champion) == state.ref["digest"]:
-            return []
-        what = "the files in models/champion/ are not those of its digest"
-    except TiplineError:
-        what = "a file in models/champion/ is missing"
+    digest = modelfiles.digest_if_any(layout.champion)
+    if digest == state.ref["digest"]:
+        return []
+    what = (
+        "the files in models/champion/ are not those of its digest"
+        if digest
+        else "a file in models/champion/ is missing"
+    )
     return [Finding(what, "dvc repro register")]
 
 
@@ -131,9 +133,8 @@ def challenger_files(state: State) -> list[Finding] | None:
     """Whether models/challenger/ is whole, and is what was registered."""
     if state.ref is None:
         return None
-    try:
-        digest = modelfiles.digest_in(state.layout.challenger)
-    except TiplineError:
+    digest = modelfiles.digest_if_any(state.layout.challenger)
+    if digest is None:
         return [Finding("models/challenger/ is not whole: its training did not end", "dvc repro register")]
     if state.registry is not None and digest not in state.registry.digests:
         what = "models/challenger/ is in no version: not registered yet, or its files were changed"

@@ -33,10 +33,7 @@ def current(layout: Layout) -> Ref | None:
 
 def held(layout: Layout, digest: str) -> bool:
     """Whether models/champion/ holds the model of this digest."""
-    try:
-        return modelfiles.digest_in(layout.champion) == digest
-    except TiplineError:
-        return False
+    return modelfiles.digest_if_any(layout.champion) == digest
 
 
 def last(layout: Layout, name: str) -> Ref | None:

@@ -144,9 +144,10 @@ def finished(run: Run) -> bool:
 
 def lineage(stage: str) -> dict[str, str]:
     """Tags that say where a run comes from: git revision, DVC stage and experiment."""
+    revision = git.revision()
     tags = {
-        "mlflow.source.git.commit": git.revision().removesuffix("-dirty"),
-        "tipline.git": git.revision(),
+        "mlflow.source.git.commit": revision.removesuffix("-dirty"),
+        "tipline.git": revision,
         "dvc.stage": os.environ.get("DVC_STAGE", stage),
     }
     return tags | ({EXPERIMENT: joined(None)} if joined(None) else {})
