@@ -342,6 +342,21 @@ def test_a_second_run_is_refused_at_once_and_the_first_ends_well(prepared: Prepa
     assert_clean(project)
 
 
+@pytest.mark.parametrize("folder", ["long-" * 20, "missing"])
+def test_temporary_files_that_have_no_place_do_no_harm(
+    prepared: Prepared, project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """A path that is too long for the name of a socket, by which workers would be forked."""
+    if folder != "missing":
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / folder))
+    prepared.second.crown(project)
+    code, printed = score(project)
+    assert code == 0, printed
+    assert parts(project) == prepared.second.parts
+    assert_clean(project)
+
+
 # ---- a worker dies ----
 
 

@@ -526,3 +526,12 @@ def test_a_receipt_that_is_none_stops_its_month_alone(
     assert ("no receipt of a prepared month" in printed) == (place == "trips")
     if place == "predictions":
         assert_whole(project, "2009-02")
+
+
+def test_ctrl_c_while_workers_start_is_answered_when_they_are_there() -> None:
+    before, reached = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), workers.interrupts_later():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is before

@@ -58,8 +58,9 @@ def connect(count: int) -> Iterator[Client]:
             yield client
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(configured()))
-        with workers.without_interrupts():
+        forked = workers.start("tipline.scoring")
+        stack.enter_context(dask.config.set(configured(forked=forked)))
+        with workers.interrupts_later() if forked else workers.without_interrupts():
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=count or len(os.sched_getaffinity(0)),
@@ -77,11 +78,10 @@ def connect(count: int) -> Iterator[Client]:
         yield stack.enter_context(Client(cluster))
 
 
-def configured() -> dict[str, Any]:
-    """What dask is to do otherwise: fork workers, or spawn them where they cannot be forked."""
-    if not workers.FORKED:
+def configured(*, forked: bool) -> dict[str, Any]:
+    """What dask is to do otherwise for workers that are forked, or spawned."""
+    if not forked:
         return SPAWNED | BUSY
-    workers.start("tipline.scoring")
     # Else dask imports all that it can use here, pandas for one, to name it to a process that runs already.
     vars(distributed.utils)["_forkserver_preload_set"] = True
     return {"distributed.worker.multiprocessing-method": "forkserver"} | BUSY

@@ -15,7 +15,8 @@ from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
 # Elsewhere there is no fork, or a fork without exec is not safe (macOS); workers are spawned there.
@@ -28,13 +29,24 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 )
 
 
-def start(module: str) -> None:
-    """Let the process begin to import dask and this module, unless it is there or a scheduler elsewhere is used."""
+def start(module: str) -> bool:
+    """Let the process begin to import dask and this module, unless it is there already.
+
+    Returns
+    -------
+    bool
+        Whether there is one. There is none where a scheduler elsewhere is used, and where there is no room for its
+        socket: a full temporary folder, or one whose path is too long for a socket's name.
+    """
     if not FORKED or os.environ.get(ADDRESS):
-        return
+        return False
     forkserver.set_forkserver_preload(["distributed", module])
-    with without_interrupts(), environment():
-        forkserver.ensure_running()
+    try:
+        with without_interrupts(), environment():
+            forkserver.ensure_running()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -60,10 +72,27 @@ def without_interrupts() -> Iterator[None]:
     moment this process takes no notice, either: a blocked signal would be inherited as well, but multiprocessing
     unblocks it before it spawns.
     """
+    with handled(signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block; a cluster that is begun and not whole ends with a trace of dask's."""
+    received: list[int] = []
+    with handled(lambda number, _: received.append(number)):
+        yield
+    if received:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Handle Ctrl-C otherwise; threads other than the main one neither can nor need to."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
