@@ -529,9 +529,13 @@ def test_a_receipt_that_is_none_stops_its_month_alone(
 
 
 def test_ctrl_c_while_workers_start_is_answered_when_they_are_there() -> None:
-    before, reached = signal.getsignal(signal.SIGINT), False
-    with pytest.raises(KeyboardInterrupt), workers.interrupts_later():
+    before, reached = signal.getsignal(signal.SIGINT), []
+
+    def interrupted() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        reached = True
+        reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt), workers.interrupts_later():
+        interrupted()
     assert reached
     assert signal.getsignal(signal.SIGINT) is before
