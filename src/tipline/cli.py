@@ -72,7 +72,7 @@ COMMANDS = {
         "stages.score:run",
         (TRIPS, ("--to", {**PLACE, "help": "where predictions go, a path or s3://…; default: data/predictions"})),
         KEPT,
-        "scoring",
+        workers="scoring",
     ),
     "monitor": Command("say what the scores of each month were worth", "stages.monitor:run"),
     "record": Command("mirror curve, evaluation and months into MLflow", "stages.record:run"),

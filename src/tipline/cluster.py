@@ -58,7 +58,7 @@ def connect(count: int) -> Iterator[Client]:
             yield client
         return
     with contextlib.ExitStack() as stack:
-        forked = workers.start("tipline.scoring")
+        forked = workers.start(__name__)
         stack.enter_context(dask.config.set(configured(forked=forked)))
         with workers.interrupts_later() if forked else workers.without_interrupts():
             cluster = stack.enter_context(
