@@ -25,7 +25,7 @@ month: $(if $(M),$(READY)) ## fetch, score and judge one more month: make month 
 	@tipline month '$(M)'
 
 test: $(READY) ## set up, then run the tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # In an environment of its own, below the other one; needs uv.
 lowest: $(READY) ## all stages with the lowest versions that pyproject.toml allows
@@ -37,7 +37,7 @@ lowest: $(READY) ## all stages with the lowest versions that pyproject.toml allo
 	$(VENV)/lowest/bin/python -m pytest tests/lowest.py
 
 coverage: $(READY) ## the tests, and which lines of src no test runs
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 mistakes: $(READY) ## make thirty deliberate mistakes in the core: the tests have to notice each
 	$(BIN)/python -m tests.mistakes

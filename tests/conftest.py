@@ -31,7 +31,19 @@ ENVIRONMENT = (
 
 
 # The files that take longest, longest first: begun last, one of them would be waited for alone (see Makefile).
-LONGEST = ("test_end_to_end", "test_faults", "test_clones", "test_experiments", "test_team_server", "test_registry")
+LONGEST = (
+    "test_docs",
+    "test_end_to_end",
+    "test_faults",
+    "test_clones",
+    "test_experiments",
+    "test_team_server",
+    "test_registry",
+    "test_month",
+    "test_secrets",
+    "test_mlflow_page",
+    "test_many_machines",
+)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
