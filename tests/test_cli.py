@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tipline import cli
+from tipline import cli, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,8 @@ def test_an_interruption_says_that_what_is_finished_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run", interrupted)
-    code, printed = run_cli(make_project().root, "score")
+    with workers.handled(signal.default_int_handler):
+        code, printed = run_cli(make_project().root, "score")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second one waits for the code, too
     assert code == 130
     assert "what is finished is kept" in printed

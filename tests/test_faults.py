@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -26,7 +27,7 @@ from tests import pipeline
 from tests.conftest import missing
 from tests.test_disk_full import mount
 from tests.test_score import another_champion, assert_whole, folder, parts, receipt
-from tipline import cluster, files, places, pyfunc, scoring
+from tipline import cluster, files, places, pyfunc, scoring, workers
 from tipline.layout import Layout, month_name
 from tipline.models import modelfiles
 
@@ -357,6 +358,23 @@ def test_temporary_files_that_have_no_place_do_no_harm(
     assert_clean(project)
 
 
+def test_a_second_ctrl_c_is_not_needed_and_does_no_harm(prepared: Prepared, project: Layout) -> None:
+    prepared.second.crown(project, SLOW)
+    # What runs behind a shell's `&` ignores Ctrl-C, and so would the command.
+    with workers.handled(signal.default_int_handler), scoring_process(project) as run:
+        pipeline.wait_for(lambda: markers(project))
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        run.process.send_signal(signal.SIGINT)
+        code, printed = run.ended()
+    assert code == 130
+    assert "what is finished is kept" in printed
+    assert "Traceback" not in printed
+    assert score(project)[0] == 0
+    assert parts(project) == prepared.second.parts
+    assert_clean(project)
+
+
 # ---- a worker dies ----
 
 
@@ -469,7 +487,8 @@ def test_a_disk_that_fills_up_leaves_whole_months_and_is_gone_on_with(
         leave(disk, room)
         code, printed = score(project)
         assert code in {1, 4}
-        assert "No space left on device" in printed
+        assert "The disk is full: No space left on device" in printed
+        assert str(staged(project)) in printed
         assert "run it again" in printed or "run the command again" in printed
         there = [month for month in pipeline.MONTHS if folder(project, month).exists()]
         assert set(there) >= set(published)

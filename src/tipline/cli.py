@@ -9,6 +9,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -217,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TiplineError as error:
         return fail(arguments, error.exit_code, str(error))
     except KeyboardInterrupt:
+        # A second one would end this process by the signal, not by its code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return fail(arguments, INTERRUPTED, COMMANDS[arguments.command].interrupted)
     except BrokenPipeError:  # whoever reads the output, `head` say, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

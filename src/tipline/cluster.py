@@ -58,6 +58,8 @@ def connect(count: int) -> Iterator[Client]:
             yield client
         return
     with contextlib.ExitStack() as stack:
+        # At the end, a second Ctrl-C would cost ten seconds: a cluster whose end is interrupted is waited for.
+        ignore_interrupts = stack.enter_context(workers.interruptible())
         forked = workers.start(__name__)
         stack.enter_context(dask.config.set(configured(forked=forked)))
         with workers.interrupts_later() if forked else workers.without_interrupts():
@@ -75,7 +77,11 @@ def connect(count: int) -> Iterator[Client]:
                 )
             )
         stack.enter_context(told_when_lost("the local cluster"))
-        yield stack.enter_context(Client(cluster))
+        client = stack.enter_context(Client(cluster))
+        try:
+            yield client
+        finally:
+            ignore_interrupts()
 
 
 def configured(*, forked: bool) -> dict[str, Any]:

@@ -87,6 +87,13 @@ def interrupts_later() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Give what lets this process ignore Ctrl-C from when it is called to the end of the block."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(without_interrupts())
+
+
+@contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
     """Handle Ctrl-C otherwise; threads other than the main one neither can nor need to."""
     if threading.current_thread() is not threading.main_thread():

@@ -17,7 +17,7 @@ from tipline.models import canary, foreign, modelfiles
 from tipline.months import trips
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tipline.cluster import Client
     from tipline.layout import Layout
@@ -63,7 +63,7 @@ def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dic
     places.trips.reach()
     months, failed = scoring.plan(places, settings.months, ref["digest"])
     scoring.drop_staged(places, months, failed)
-    announce(ref, months)
+    announce(ref, months, failed)
     made = recorded(ref)
     for month in months:
         if not month.open:  # a run was ended before it could publish it
@@ -96,10 +96,10 @@ def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str
     return canary.with_canary(contents, rows)
 
 
-def announce(ref: dict[str, Any], months: Sequence[Month]) -> None:
+def announce(ref: dict[str, Any], months: Sequence[Month], failed: Mapping[str, str]) -> None:
     """Say what is to be scored, and what an earlier run has done of it."""
     rows = sum(block.rows for month in months for block in month.open)
-    named = ", ".join(month.month for month in months) or "nothing to do"
+    named = ", ".join(month.month for month in months) or ("nothing that can be" if failed else "nothing to do")
     log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], named, counted(rows, "row"))
     kept = sum(part["rows"] for month in months for part in month.done.values())
     if kept:
