@@ -29,8 +29,9 @@ logging.getLogger("distributed").setLevel(logging.WARNING)
 T = TypeVar("T")
 
 WAIT_SECONDS = 30
-SPAWNED = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in workers.ENVIRONMENT.items()}
-BUSY = {
+ORDERS = {
+    # Of workers that are spawned, and of what is started anew to fork others from, should it be killed.
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in workers.ENVIRONMENT.items()},
     # The next block waits at each worker. It would be idle while the driver, on the same cores, hears of the last one.
     "distributed.scheduler.worker-saturation": 2.0,
     # Each worker's stack is looked at a hundred times a second, for a page that nobody opens in a batch.
@@ -87,10 +88,10 @@ def connect(count: int) -> Iterator[Client]:
 def configured(*, forked: bool) -> dict[str, Any]:
     """What dask is to do otherwise for workers that are forked, or spawned."""
     if not forked:
-        return SPAWNED | BUSY
+        return ORDERS
     # Else dask imports all that it can use here, pandas for one, to name it to a process that runs already.
     vars(distributed.utils)["_forkserver_preload_set"] = True
-    return {"distributed.worker.multiprocessing-method": "forkserver"} | BUSY
+    return {"distributed.worker.multiprocessing-method": "forkserver"} | ORDERS
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Parquet readers (pyarrow, dask, Spark) pass over names that begin with an underscore.
 RECEIPT = "_receipt.json"
+# The system's errors of a disk, a quota or a file that can take no more.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256(path: Path) -> str:

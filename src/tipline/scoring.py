@@ -7,7 +7,6 @@ a killed run, an added month and a new champion.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import time
@@ -42,7 +41,6 @@ SCHEMA = pa.schema(
 )
 MARKERS = ".made"
 PHASES = ("read", "score", "count", "write")
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def why(block: Block, error: Exception) -> TiplineError:
     """Why a block failed; errors that are not ours say neither what kind they are nor where they were."""
     if isinstance(error, TiplineError):
         return error
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in files.FULL:
         todo = "Free some space and run it again; finished parts are kept."
         return TiplineError(f"The disk is full: {error.strerror}.", block.places.staged.address(), todo)
     where = f"row group {block.row_group} of {block.places.trips.address(block.trips)}"

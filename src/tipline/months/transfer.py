@@ -6,7 +6,6 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import logging
@@ -42,7 +41,6 @@ PARTIAL, FORBIDDEN, FAILED = 206, 403, 500
 GONE = {404, 410}
 STALE = {412, 416}  # the file is another one now, or ends before the part does
 PASSING = {FORBIDDEN, 408, 425, 429}  # forbidden: so says the TLC's network to those who are too fast
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 ALGORITHMS = {"md5": "md5", "sha": "sha1", "sha-256": "sha256", "sha-512": "sha512"}
 ERRORS = (OSError, ValueError, aiohttp.ClientError, boto.BotoCoreError)
 CUT = (
@@ -150,7 +148,7 @@ def download(place: str, part: Path, label: str) -> Stated:
         forget(part)
         raise
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in files.FULL:
             forget(part)  # the person needs the room
             error.filename = str(part)
         raise
