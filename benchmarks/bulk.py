@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from tipline import files
-from tipline.models import modelfiles
+from tipline.model import artifact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -176,7 +176,7 @@ class Project:
         shutil.rmtree(models / "champion", ignore_errors=True)
         shutil.copytree(models / "challenger", models / "champion")
         ref = {"name": "tip-probability", "version": 1, "run": "0" * 32}
-        digest = modelfiles.digest_in(models / "champion")
+        digest = artifact.read_digest(models / "champion")
         files.write_json(models / "champion" / "ref.json", ref | {"digest": digest})
 
     def make(self, one_group: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -209,7 +209,7 @@ class Project:
 
     def receipts(self) -> list[dict[str, Any]]:
         folders = (self.root / "data" / "predictions" / f"month={month}" for month in self.listed)
-        return [json.loads((folder / files.RECEIPT).read_text(encoding="utf-8")) for folder in folders]
+        return [json.loads((folder / files.MANIFEST).read_text(encoding="utf-8")) for folder in folders]
 
     def steady(self) -> float:
         """Seconds of the last run from its first block to its last published month: no start, no end."""
@@ -225,15 +225,15 @@ def link_month(source: Path, of: str, target: Path, month: str) -> None:
     """Hard links to a prepared month's files under another month's name; the receipt is a copy that says so."""
     there, here = (root / "data" / "trips" / f"month={name}" for root, name in ((source, of), (target, month)))
     shutil.copytree(there, here, copy_function=os.link)
-    receipt = json.loads((there / files.RECEIPT).read_text(encoding="utf-8"))
-    (here / files.RECEIPT).unlink()
-    files.write_json(here / files.RECEIPT, receipt | {"month": month})
+    receipt = json.loads((there / files.MANIFEST).read_text(encoding="utf-8"))
+    (here / files.MANIFEST).unlink()
+    files.write_json(here / files.MANIFEST, receipt | {"month": month})
 
 
 def as_one_group(path: Path) -> None:
     """Write a published month again as the TLC did in 2009: all its rows in one row group."""
     table = pq.read_table(path)
-    with files.replacing(path) as temporary:
+    with files.replace_file(path) as temporary:
         pq.write_table(table, temporary, row_group_size=len(table))
 
 

@@ -77,20 +77,20 @@ def noise() -> np.ndarray[Any, Any]:
 
 def take_the_model_out(dask_worker: Worker) -> None:
     """Let this worker's blocks be scored by nothing, and not be counted; all the rest is tipline's own."""
-    from tipline import scoring  # noqa: PLC0415
-    from tipline.statistics.counts import Counts  # noqa: PLC0415
+    from tipline.monitoring.counts import Counts  # noqa: PLC0415
+    from tipline.scoring import block_scoring  # noqa: PLC0415
 
     plugin = next(plugin for name, plugin in dask_worker.plugins.items() if name.startswith("tipline-model"))
     noise()
-    module, counts, stand_in = cast(Any, scoring), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
-    module.model_here = lambda _: stand_in
+    module, counts, stand_in = cast(Any, block_scoring), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
+    module.get_worker_model = lambda _: stand_in
     counts.of = lambda *_: Counts()
 
 
 def floor(project: Path, folder: Path, months: list[str]) -> float:
     """The command's own driver and its own task; the time is in the receipts."""
     del folder, months
-    from tipline import layout, params  # noqa: PLC0415
+    from tipline import config, paths  # noqa: PLC0415
     from tipline.stages import score  # noqa: PLC0415
 
     here, timed = cast(Any, score), score.score_months
@@ -100,8 +100,8 @@ def floor(project: Path, folder: Path, months: list[str]) -> float:
         return timed(client, *rest)
 
     here.score_months = score_months
-    found = layout.find(project)
-    score.run(params.load(found.params), found)
+    found = paths.find_project(project)
+    score.run(config.load_settings(found.params), found)
     return 0.0
 
 
@@ -212,15 +212,19 @@ def predict(project: Path, blocks: list[tuple[str, int]], ready: Barrier) -> flo
     """Make the matrices of some row groups, wait for the others, return the seconds that predict_proba takes."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    from tipline import pyfunc  # noqa: PLC0415
-    from tipline.models import modelfiles  # noqa: PLC0415
-    from tipline.months import trips  # noqa: PLC0415
+    from tipline.ingest import columns  # noqa: PLC0415
+    from tipline.model import (
+        artifact,
+        pyfunc,
+    )
 
-    files = modelfiles.read(project / "models" / "champion")
-    model: Any = modelfiles.load(files, modelfiles.digest(files))
-    columns = list(trips.needed(model.spec))
-    tables = [pq.ParquetFile(prepared_file(project, month)).read_row_group(n, columns) for month, n in blocks]
-    inputs = [pyfunc.matrix(batch, model.features) for table in tables for batch in table.combine_chunks().to_batches()]
+    files = artifact.read_artifact(project / "models" / "champion")
+    model: Any = artifact.load_model(files, artifact.hash_artifact(files))
+    names = list(columns.list_needed_columns(model.spec))
+    tables = [pq.ParquetFile(prepared_file(project, month)).read_row_group(n, names) for month, n in blocks]
+    inputs = [
+        pyfunc.build_matrix(batch, model.features) for table in tables for batch in table.combine_chunks().to_batches()
+    ]
     ready.wait()
     started = time.perf_counter()
     for matrix in inputs:

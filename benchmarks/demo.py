@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tipline.months import demo
+from tipline.ingest import simulate
 
 MONTHS = ("2009-01", "2024-01")
 
@@ -24,10 +24,10 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def simulate(path: Path, month: str, rows: int) -> float:
+def time_month(path: Path, month: str, rows: int) -> float:
     """Return the seconds that the month takes."""
     start = time.perf_counter()
-    demo.write_month(path, month, rows, seed=1)
+    simulate.simulate_month(path, month, rows, seed=1)
     return time.perf_counter() - start
 
 
@@ -47,11 +47,11 @@ def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 4_000_000
     with tempfile.TemporaryDirectory() as folder:
         path, copy = Path(folder, "month.parquet"), Path(folder, "copy.parquet")
-        simulate(path, MONTHS[0], 1000)
+        time_month(path, MONTHS[0], 1000)
         before = peak()
         simulated = {}
         for month in MONTHS:
-            simulated[month] = simulate(path.with_stem(month), month, rows)
+            simulated[month] = time_month(path.with_stem(month), month, rows)
         # Memory is read before the baseline adds its own.
         print(f"{rows:,} rows; peak memory {peak():.0f} MiB, {before:.0f} MiB of it before the first month")
         for month, seconds in simulated.items():

@@ -27,21 +27,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import the_post
 
-from tipline import cluster, params, pyfunc
-from tipline.models import model
-from tipline.months import contract, demo, preparing
-from tipline.statistics import metrics
+from tipline import cluster, config
+from tipline.evaluation import metrics
+from tipline.ingest import prepare, schema, simulate
+from tipline.model import pipeline, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tipline.pyfunc import Floats
+    from tipline.model.pyfunc import Floats
 
 ROOT = Path(__file__).parent.parent
 MONTH = "2009-01"
 THE_POSTS_ROWS = 10_569_309
 LINES = 12
-SETTINGS = params.load(ROOT / "params.yaml")
+SETTINGS = config.load_settings(ROOT / "params.yaml")
 TARGET = SETTINGS.model.target
 Fitted = tuple[float, "Callable[[], Floats]"]
 
@@ -57,11 +57,13 @@ def rows(path: Path, count: int) -> pa.RecordBatch:
 
 def tipline(trips: pa.RecordBatch, **parameters: str) -> Fitted:
     started = time.perf_counter()
-    features = model.features(SETTINGS.model, contract.load())
+    features = pipeline.features(SETTINGS.model, schema.load_schema())
     train = SETTINGS.train.model_copy(update={"params": {**SETTINGS.train.params, **parameters}})
-    tipped, _ = metrics.labels(trips, TARGET)
-    fitted = model.fit(model.build(features, train, ROOT), pyfunc.matrix(trips, features), tipped)
-    folded = model.fold(fitted, features)
+    labels, _ = metrics.read_labels(trips, TARGET)
+    fitted = pipeline.fit_pipeline(
+        pipeline.build_pipeline(features, train, ROOT), pyfunc.build_matrix(trips, features), labels
+    )
+    folded = pipeline.fold(fitted, features)
     seconds = time.perf_counter() - started
     return seconds, lambda: scored(trips, features, folded)
 
@@ -80,9 +82,9 @@ def scikit_learn(trips: pa.RecordBatch) -> Fitted:
 def post(trips: pa.RecordBatch) -> Fitted:
     names = dict(zip(SETTINGS.model.columns, the_post.COLUMNS, strict=True))
     frame = trips.select(list(names)).to_pandas().rename(columns=names)
-    tipped, _ = metrics.labels(trips, TARGET)
+    labels, _ = metrics.read_labels(trips, TARGET)
     started = time.perf_counter()
-    fitted = the_post.pipeline().fit(frame, tipped)
+    fitted = the_post.pipeline().fit(frame, labels)
     seconds = time.perf_counter() - started
     return seconds, lambda: fitted.predict_proba(frame)[:, 1]
 
@@ -97,16 +99,16 @@ CASES: dict[str, Callable[[pa.RecordBatch], Fitted]] = {
 def measure(case: str, path: Path, count: int) -> dict[str, Any]:
     """Run one case in this process; the peak is taken before the rows are scored."""
     trips = rows(path, count)
-    loaded = cluster.peak_bytes()
+    loaded = cluster.get_peak_memory()
     seconds, score = CASES[case](trips)
-    peak, scores = cluster.peak_bytes(), score()
-    tipped, _ = metrics.labels(trips, TARGET)
-    loss = float(metrics.losses(scores, tipped).mean())
+    peak, scores = cluster.get_peak_memory(), score()
+    labels, _ = metrics.read_labels(trips, TARGET)
+    loss = float(metrics.compute_log_loss(scores, labels).mean())
     return {
         "seconds": seconds,
         "peak": peak,
         "loaded": loaded,
-        "accuracy": float(((scores > 0.5) == tipped).mean()),  # noqa: PLR2004 (even odds)
+        "accuracy": float(((scores > 0.5) == labels).mean()),  # noqa: PLR2004 (even odds)
         "loss": loss,
     }
 
@@ -152,8 +154,8 @@ def made(path: Path, count: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.parquet"
-        demo.write_month(raw, MONTH, count, seed=SETTINGS.demo.seed)
-        preparing.prepare(raw, path.parent, contract.load(), MONTH)
+        simulate.simulate_month(raw, MONTH, count, seed=SETTINGS.demo.seed)
+        prepare.prepare_month(raw, path.parent, schema.load_schema(), MONTH)
 
 
 def main() -> None:

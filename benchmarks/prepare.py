@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
-from tipline.months import contract, demo, preparing, raw, trips
-from tipline.months.conform import Conformer
+from tipline.ingest import columns, prepare, readers, schema, simulate
+from tipline.ingest.conform import Conformer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +36,14 @@ CASES = {"prepare, one core": 1, "prepare, two cores": 2, "read and write alone,
 def make(path: Path, rows: int) -> None:
     """Write a simulated month as one row group."""
     many = path.with_name("groups.parquet")
-    demo.write_month(many, MONTH, rows, seed=1)
+    simulate.simulate_month(many, MONTH, rows, seed=1)
     pq.write_table(pq.read_table(many), path, row_group_size=rows)
     many.unlink()
 
 
-def batches(path: Path) -> Iterator[raw.Batch]:
+def batches(path: Path) -> Iterator[readers.Batch]:
     """Read the month as `prepare` does."""
-    month, known = raw.ParquetMonth(path), contract.load()
+    month, known = readers.ParquetMonth(path), schema.load_schema()
     names = known.match(month.schema, MONTH).names
     return month.batches(
         list(names.values()), [name for key, name in names.items() if known.columns[key].type == "category"]
@@ -61,19 +61,19 @@ def read(path: Path) -> float:
 def write(prepared: Path, copy: Path) -> float:
     """Return the seconds that writing the prepared rows takes."""
     file, seconds = pq.ParquetFile(prepared), 0.0
-    with pq.ParquetWriter(copy, file.schema_arrow, **preparing.parquet_options(file.schema_arrow)) as writer:
+    with pq.ParquetWriter(copy, file.schema_arrow, **prepare.parquet_options(file.schema_arrow)) as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group).unify_dictionaries()
             start = time.perf_counter()
-            writer.write_table(table, row_group_size=preparing.ROW_GROUP_ROWS)
+            writer.write_table(table, row_group_size=prepare.ROW_GROUP_ROWS)
             seconds += time.perf_counter() - start
     return seconds
 
 
 def cast(path: Path) -> float:
     """Return the seconds that casting and counting take."""
-    known = contract.load()
-    conformer = Conformer(known, known.match(raw.ParquetMonth(path).schema, MONTH).names, MONTH)
+    known = schema.load_schema()
+    conformer = Conformer(known, known.match(readers.ParquetMonth(path).schema, MONTH).names, MONTH)
     seconds = 0.0
     for batch in batches(path):
         start = time.perf_counter()
@@ -86,7 +86,7 @@ def digests(*paths: Path) -> float:
     """Return the seconds that the digests of files take."""
     start = time.perf_counter()
     for path in paths:
-        files.stated(path)
+        files.describe_file(path)
     return time.perf_counter() - start
 
 
@@ -101,12 +101,12 @@ def measure(case: str, folder: Path) -> dict[str, float]:
     cores = CASES[case]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     pa.set_cpu_count(cores)
-    path, prepared = folder / "month.parquet", folder / "prepared" / trips.TRIPS
+    path, prepared = folder / "month.parquet", folder / "prepared" / columns.PREPARED_FILE
     if case.startswith("prepare"):
         target = folder / ("prepared" if cores == 1 else "two")
         target.mkdir(exist_ok=True)
         start, cpu = time.perf_counter(), time.process_time()
-        preparing.prepare(path, target, contract.load(), MONTH)
+        prepare.prepare_month(path, target, schema.load_schema(), MONTH)
         told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     elif case.startswith("read and write"):
         told = {"read": read(path), "write": write(prepared, folder / "copy.parquet")}

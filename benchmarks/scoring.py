@@ -95,10 +95,10 @@ class Bench:
 
     def make(self) -> None:
         """Simulate and prepare the months, fit the models; what an earlier run made with the same code is kept."""
-        code = {path.name: files.sha256(path) for path in Path(files.__file__).parent.rglob("*.py")}
+        code = {path.name: files.hash_file(path) for path in Path(files.__file__).parent.rglob("*.py")}
         names = ("rows", "months", "boosted_rows", "one_group", "large")
         wanted = {"code": code} | {name: getattr(self.options, name) for name in names}
-        if files.read_json_if_any(self.folder / "made.json") != wanted:
+        if files.try_read_json(self.folder / "made.json") != wanted:
             say("making the months")
             self.make_all()
             files.write_json(self.folder / "made.json", wanted)

@@ -19,52 +19,55 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import cluster, files, scoring
-from tipline.layout import month_name
-from tipline.months import trips
-from tipline.places import Folder
-from tipline.statistics.counts import BANDS, Counts, Sums
+from tipline import cluster, files
+from tipline.ingest import columns
+from tipline.monitoring.counts import BANDS, Counts, Sums
+from tipline.paths import month_name
+from tipline.scoring import block_scoring
+from tipline.storage import LocalStorage
 
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64
 
 
-def prepared(places: scoring.Places, month: str) -> None:
+def prepared(places: block_scoring.Locations, month: str) -> None:
     """Write a prepared month of 14 small row groups."""
     folder = Path(places.trips.address(month_name(month)))
     folder.mkdir(parents=True)
     table = pa.table({"row": pa.array(np.arange(GROUPS * ROWS))})
-    pq.write_table(table, folder / trips.TRIPS, row_group_size=ROWS)
-    files.write_json(folder / files.RECEIPT, {"month": month, "trips": files.stated(folder / trips.TRIPS)})
+    pq.write_table(table, folder / columns.PREPARED_FILE, row_group_size=ROWS)
+    files.write_json(
+        folder / files.MANIFEST, {"month": month, "trips": files.describe_file(folder / columns.PREPARED_FILE)}
+    )
 
 
-def made(block: scoring.Block) -> dict[str, Any]:
+def made(block: block_scoring.Block) -> dict[str, Any]:
     """A marker, with rows in every band as those of a real block."""
     days = {str(day): dict.fromkeys(("cash", "credit"), Sums(1, 1, 0.1, 0.1)) for day in range(1, 32)}
     counts = Counts(ROWS, 0.5, np.ones((BANDS, 3), np.int64), days)
     part = {"name": block.name, "rows": block.rows, "bytes": 4, "sha256": MODEL, "counts": counts.to_json()}
-    return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(scoring.PHASES, 0.1), **part} | {
+    return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(block_scoring.PHASES, 0.1), **part} | {
         "peak_bytes": 1
     }
 
 
-def measure(places: scoring.Places, months: list[str]) -> dict[str, float]:
+def measure(places: block_scoring.Locations, months: list[str]) -> dict[str, float]:
     """Seconds a month to plan, a task to run, a month to publish."""
     start = time.perf_counter()
-    planned, _ = scoring.plan(places, months, MODEL)
+    planned, _ = block_scoring.plan_months(places, months, MODEL)
     plan = time.perf_counter() - start
     blocks = [block for month in planned for block in month.blocks]
-    with cluster.connect(2) as client:
-        list(cluster.each(client, made, blocks[:2]))
+    with cluster.connect_client(2) as client:
+        list(cluster.run_tasks(client, made, blocks[:2]))
         start = time.perf_counter()
-        results = list(cluster.each(client, made, blocks))
+        results = list(cluster.run_tasks(client, made, blocks))
         tasks = time.perf_counter() - start
     for block, told in results:
         places.staged.write(block.part, b"part")
         next(month for month in planned if month.month == block.month).done[block.name] = told
     start = time.perf_counter()
     for month in planned:
-        scoring.publish_month(month, {})
+        block_scoring.publish_month(month, {})
     publish = time.perf_counter() - start
     return {"plan": plan / len(planned), "task": tasks / len(blocks), "publish": publish / len(planned)}
 
@@ -75,7 +78,9 @@ def main() -> None:
     months = [f"{2009 + index // 12}-{index % 12 + 1:02d}" for index in range(count)]
     with tempfile.TemporaryDirectory(dir=given.get(1)) as name:
         root = Path(name)
-        places = scoring.Places(Folder(root / "trips"), Folder(root / "predictions"), Folder(root / "staged"))
+        places = block_scoring.Locations(
+            LocalStorage(root / "trips"), LocalStorage(root / "predictions"), LocalStorage(root / "staged")
+        )
         for month in months:
             prepared(places, month)
         told = measure(places, months)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from tipline import cli, errors
-from tipline.params import Settings, check_month
+from tipline.config import Settings, check_month
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -16,7 +16,7 @@ from tests import warm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
 ROOT = Path(__file__).parent.parent
 # The tests decide what these say; MLflow itself writes the first two when a store is used.
@@ -111,17 +111,17 @@ def settings_values(**sections: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_project(tmp_path: Path) -> Callable[..., Layout]:
+def make_project(tmp_path: Path) -> Callable[..., Paths]:
     """Give a function that makes a project folder with these settings (see `settings_values`) and its layout."""
 
-    def make(**sections: Any) -> Layout:
-        from tipline.layout import Layout
+    def make(**sections: Any) -> Paths:
+        from tipline.paths import Paths
 
         root = tmp_path / "project"
         root.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
         (root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
-        return Layout(root)
+        return Paths(root)
 
     return make
 
@@ -129,16 +129,16 @@ def make_project(tmp_path: Path) -> Callable[..., Layout]:
 @pytest.fixture(scope="session")
 def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store: making one takes four seconds, copying it none."""
-    from tipline.layout import Layout
-    from tipline.mlflow import tracking
+    from tipline.paths import Paths
+    from tipline.registry import store
 
-    layout = Layout(tmp_path_factory.mktemp("mlflow"))
+    paths = Paths(tmp_path_factory.mktemp("mlflow"))
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a test before, in another module
-    with tracking.connect(layout):
+    with store.connect_store(paths):
         pass
     # MLflow writes the address there, for its own subprocesses.
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return layout.root / "mlflow.db"
+    return paths.root / "mlflow.db"
 
 
 @pytest.fixture

@@ -795,9 +795,9 @@ class Child:
 
     def __init__(self, root: Path) -> None:
         from tests.conftest import settings_values
-        from tipline.layout import Layout
+        from tipline.paths import Paths
 
-        self.layout = Layout(root)
+        self.paths = Paths(root)
         root.mkdir(parents=True, exist_ok=True)
         (root / "dvc.yaml").touch()
         (root / "params.yaml").write_text(yaml.safe_dump(settings_values()))
@@ -811,10 +811,10 @@ class Child:
 
     def put(self, name: str, data: bytes) -> Path:
         """Make a file the one published file of the month, and nothing of it prepared."""
-        for folder in (self.layout.raw(MONTH), self.layout.trips(MONTH), self.layout.staging):
+        for folder in (self.paths.raw(MONTH), self.paths.trips(MONTH), self.paths.staging):
             shutil.rmtree(folder, ignore_errors=True)
-        self.layout.raw(MONTH).mkdir(parents=True)
-        path = self.layout.raw(MONTH) / name
+        self.paths.raw(MONTH).mkdir(parents=True)
+        path = self.paths.raw(MONTH) / name
         path.write_bytes(data)
         return path
 
@@ -834,16 +834,16 @@ class Child:
             process.wait()  # it has ended by itself
         code = process.poll()
         self.stop()
-        printed = (self.layout.root / "printed").read_text(errors="replace")[-2000:]
+        printed = (self.paths.root / "printed").read_text(errors="replace")[-2000:]
         ended = "hangs" if code is None else f"ended with code {code}"
         return Result(None, f"{ended}: {printed}", seconds=time.perf_counter() - started)
 
     def _start(self) -> subprocess.Popen[str]:
-        from tipline.months import contract
+        from tipline.ingest import schema
 
         # Read now, as the process does: somebody may edit the contract during a long run.
-        self.schema = contract.load().schema
-        command = [sys.executable, "-m", "tests.fuzzing", str(self.layout.root)]
+        self.schema = schema.load_schema().schema
+        command = [sys.executable, "-m", "tests.fuzzing", str(self.paths.root)]
         # A crash shows where in Python it happened; warnings are errors, as in the tests.
         flags = {"PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "error"}
         self._process = subprocess.Popen(
@@ -881,7 +881,7 @@ def faults(child: Child, command: str, result: Result, bound: float = TIGHT) -> 
         found.append("not a message of three lines")
     if result.peak > bound:
         found.append(f"{result.peak:,.0f} MiB")
-    if any(path.is_file() for path in child.layout.staging.rglob("*")):
+    if any(path.is_file() for path in child.paths.staging.rglob("*")):
         found.append("something is left in the staging folder")
     if command == "prepare":
         found += prepared_faults(child) if result.code == 0 else half_written(child)
@@ -890,12 +890,12 @@ def faults(child: Child, command: str, result: Result, bound: float = TIGHT) -> 
 
 def half_written(child: Child) -> list[str]:
     """What a command that failed has left of a month."""
-    return [f"left behind: {path}" for path in child.layout.trips(MONTH).parent.rglob("*")]
+    return [f"left behind: {path}" for path in child.paths.trips(MONTH).parent.rglob("*")]
 
 
 def prepared_faults(child: Child) -> list[str]:
     """What is wrong with a month that is said to be prepared."""
-    folder = child.layout.trips(MONTH)
+    folder = child.paths.trips(MONTH)
     receipt = json.loads((folder / "_receipt.json").read_text(encoding="utf-8"))
     trips, apart = (pq.read_table(folder / name) for name in ("trips.parquet", "_quarantine.parquet"))
     found = []
@@ -941,11 +941,11 @@ def serve(root: Path) -> None:
 
 def settle() -> None:
     """Read settings and contract once, and leave flushing to the disk: nine tenths of a small month's time."""
-    from tipline import files, params
-    from tipline.months import contract
+    from tipline import config, files
+    from tipline.ingest import schema
 
-    params.load, contract.load = cache(params.load), cache(contract.load)
-    files.flush = lambda path: None  # noqa: ARG005 (as it is called)
+    config.load_settings, schema.load_schema = cache(config.load_settings), cache(schema.load_schema)
+    files.flush_to_disk = lambda path: None  # noqa: ARG005 (as it is called)
 
 
 def answered(arguments: list[str], room: int) -> dict[str, Any]:
@@ -967,7 +967,7 @@ def command_code(arguments: list[str]) -> int:
 def checked_format(path: str) -> int:
     """The check of a downloaded file; any other exception than its own ends the process."""
     from tipline.errors import TiplineError
-    from tipline.months import source
+    from tipline.ingest import source
 
     try:
         source.check_format(Path(path), "here")

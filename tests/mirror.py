@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests import pipeline
+from tests import workbench
 from tests.story import Story, start
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def lived(request: pytest.FixtureRequest, to: Path) -> Story:
         commit(story, "first")
         (folder / "first").write_text(story.repros["first"].output)
 
-    folder = pipeline.once(request, "lived", make)
+    folder = workbench.once(request, "lived", make)
     shutil.copytree(folder / "project", to, symlinks=True)
     story = Story(to)
     story.keep("first", 0, (folder / "first").read_text())
@@ -152,10 +152,10 @@ def assert_champion(root: Path, store: MlflowClient) -> None:
         "run": found.run_id,
         "digest": found.tags["tipline.digest"],
     }
-    from tipline.models import modelfiles
+    from tipline.model import artifact
 
-    assert modelfiles.digest_in(root / "models/champion") == ref(root)["digest"]
-    assert modelfiles.digest_in(root / "models/challenger") in versions(store)
+    assert artifact.read_digest(root / "models/champion") == ref(root)["digest"]
+    assert artifact.read_digest(root / "models/challenger") in versions(store)
 
 
 def assert_version(root: Path, store: MlflowClient, digest: str, version: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tipline.statistics import baseline
+from tipline.evaluation import baseline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,9 @@ def batch(payments: Sequence[str | None], tips: Sequence[float | None], **more: 
 
 
 def test_rates_are_smoothed_with_rows_of_the_overall_rate() -> None:
-    fitted = baseline.fit(batch(["cash", "cash", "cash", "credit", None], [0.0, 0.0, 1.0, 2.0, 0.0]), TARGET, [BY], 2)
+    fitted = baseline.fit_baseline(
+        batch(["cash", "cash", "cash", "credit", None], [0.0, 0.0, 1.0, 2.0, 0.0]), TARGET, [BY], 2
+    )
     assert (fitted["by"], fitted["smoothing"]) == ([BY], 2)
     assert fitted["overall"] == pytest.approx(0.4)
     assert fitted["rates"] == {
@@ -42,40 +44,40 @@ def test_rates_are_smoothed_with_rows_of_the_overall_rate() -> None:
 
 
 def test_without_smoothing_it_is_the_plain_rate() -> None:
-    fitted = baseline.fit(batch(["cash", "cash", "credit"], [0.0, 1.0, 1.0]), TARGET, [BY], 0)
+    fitted = baseline.fit_baseline(batch(["cash", "cash", "credit"], [0.0, 1.0, 1.0]), TARGET, [BY], 0)
     assert fitted["rates"] == {"cash": 0.5, "credit": 1.0}
 
 
 def test_two_columns_make_groups_of_their_pairs() -> None:
     vendors = coded(["CMT", "VTS", None, "CMT"], ["CMT", "VTS"])
     trips = batch(["cash", "cash", "credit", "cash"], [0.0, 1.0, 1.0, 1.0], vendor=vendors)
-    fitted = baseline.fit(trips, TARGET, [BY, "vendor"], 0)
+    fitted = baseline.fit_baseline(trips, TARGET, [BY, "vendor"], 0)
     assert fitted["rates"] == {"cash | CMT": 0.5, "cash | VTS": 1.0, "credit | (missing)": 1.0}
-    np.testing.assert_array_equal(baseline.probabilities(trips, fitted), [0.5, 1.0, 1.0, 0.5])
+    np.testing.assert_array_equal(baseline.predict_baseline(trips, fitted), [0.5, 1.0, 1.0, 0.5])
 
 
 def test_an_unseen_or_missing_category_has_the_overall_rate() -> None:
     trips = batch(["no charge", None, "credit"], [1.0, 0.0, 1.0])
-    np.testing.assert_array_equal(baseline.probabilities(trips, RULE), [0.4, 0.4, 0.9])
+    np.testing.assert_array_equal(baseline.predict_baseline(trips, RULE), [0.4, 0.4, 0.9])
 
 
 def test_a_missing_category_that_was_seen_has_its_own_rate() -> None:
     seen = RULE | {"rates": {"cash": 0.1, baseline.MISSING: 0.7}}
-    np.testing.assert_array_equal(baseline.probabilities(batch([None, "cash"], [1.0, 0.0]), seen), [0.7, 0.1])
+    np.testing.assert_array_equal(baseline.predict_baseline(batch([None, "cash"], [1.0, 0.0]), seen), [0.7, 0.1])
 
 
 def test_a_model_of_an_earlier_tipline_names_one_column() -> None:
     earlier = RULE | {"by": BY}
-    np.testing.assert_array_equal(baseline.probabilities(batch(["cash"], [0.0]), earlier), [0.1])
+    np.testing.assert_array_equal(baseline.predict_baseline(batch(["cash"], [0.0]), earlier), [0.1])
 
 
 def test_groups_without_rows_have_no_rate() -> None:
-    assert baseline.refitted({"cash": (4, 1), "credit": (0, 0)}, 0) == {"overall": 0.25, "rates": {"cash": 0.25}}
-    assert baseline.refitted({}, 10) == {"overall": 0, "rates": {}}
+    assert baseline.compute_rates({"cash": (4, 1), "credit": (0, 0)}, 0) == {"overall": 0.25, "rates": {"cash": 0.25}}
+    assert baseline.compute_rates({}, 10) == {"overall": 0, "rates": {}}
 
 
 def test_the_loss_of_a_group_is_that_of_its_rows() -> None:
     trips = batch(["cash"] * 5, [1.0, 0.0, 0.0, 0.0, 0.0])
-    rates = baseline.probabilities(trips, RULE)
+    rates = baseline.predict_baseline(trips, RULE)
     expected = -np.log(np.where(np.arange(5) == 0, rates, 1 - rates)).sum()
-    assert baseline.loss(RULE, "cash", 5, 1) == pytest.approx(expected)
+    assert baseline.sum_group_loss(RULE, "cash", 5, 1) == pytest.approx(expected)

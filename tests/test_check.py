@@ -10,16 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, servers
-from tipline.months import preparing, transfer
+from tipline.ingest import prepare, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 MONTH = "2024-01"
 
@@ -84,14 +84,14 @@ def test_a_header_tells_columns_and_about_how_many_rows(
 
 
 def test_what_check_says_is_what_prepare_does(run_cli: Run, make_project: MakeProject, tlc: Path) -> None:
-    layout = make_project()
+    paths = make_project()
     for month in ("2022-01", "2023-02", "2024-01"):
         path = tlc / "green" / f"green_tripdata_{month}.parquet"
-        layout.raw(month).mkdir(parents=True)
-        (layout.raw(month) / path.name).write_bytes(path.read_bytes())
-        assert run_cli(layout.root, "prepare", month)[0] == 0
-        receipt = factory.receipt_of(layout.trips(month))
-        printed = run_cli(layout.root, "check", str(path), month)[1]
+        paths.raw(month).mkdir(parents=True)
+        (paths.raw(month) / path.name).write_bytes(path.read_bytes())
+        assert run_cli(paths.root, "prepare", month)[0] == 0
+        receipt = factory.receipt_of(paths.trips(month))
+        printed = run_cli(paths.root, "check", str(path), month)[1]
         assert f"{receipt['rows_in']:,} rows" in printed
         assert part(printed, month, "era").startswith(receipt["era"])
         named = {key: column["name"] for key, column in receipt["mapping"]["columns"].items()}
@@ -163,45 +163,45 @@ def test_a_fetched_month_that_has_changed_upstream_is_named_with_what_to_do(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, tmp_path: Path
 ) -> None:
     address = shelf.address("/{month}.parquet")
-    layout = make_project(source=address)
+    paths = make_project(source=address)
     months = {
         name: factory.write_tpep(tmp_path / name, *({"fare_amount": row} for row in range(rows))).read_bytes()
         for rows, name in ((1, MONTH), (500, "x"))
     }
     shelf.files = {f"/{MONTH}.parquet": months[MONTH]}
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    printed = run_cli(layout.root, "check", address, MONTH)[1]
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    printed = run_cli(paths.root, "check", address, MONTH)[1]
     assert part(printed, MONTH, "fetched") == "yes, and unchanged upstream"
     shelf.files = {f"/{MONTH}.parquet": months["x"]}
-    code, printed = run_cli(layout.root, "check", address, MONTH)
+    code, printed = run_cli(paths.root, "check", address, MONTH)
     assert code == 0
     told = part(printed, MONTH, "fetched")
     assert f"CHANGED upstream (bytes {len(months[MONTH])} -> {len(months['x'])}" in told
     assert servers.etag(months["x"]) in told
     assert told.endswith(f"dvc repro -f download@{MONTH}")
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert next(layout.raw(MONTH).iterdir()).read_bytes() == months["x"]
-    printed = run_cli(layout.root, "check", shelf.address("/other/../{month}.parquet"), MONTH)[1]
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert next(paths.raw(MONTH).iterdir()).read_bytes() == months["x"]
+    printed = run_cli(paths.root, "check", shelf.address("/other/../{month}.parquet"), MONTH)[1]
     assert "from elsewhere" in printed or "nothing" in printed or "does not have" in printed
 
 
 def test_each_month_is_told_by_itself_and_the_exit_code_speaks_for_all(
     run_cli: Run, make_project: MakeProject, tmp_path: Path
 ) -> None:
-    layout, source = make_project(), f"{tmp_path}/m/{{month}}"
+    paths, source = make_project(), f"{tmp_path}/m/{{month}}"
     factory.write_tpep(tmp_path / "m" / MONTH, {})
     table = pq.read_table(tmp_path / "m" / MONTH)
     pq.write_table(table.drop_columns(["payment_type"]), tmp_path / "m" / "2024-02")
-    code, printed = run_cli(layout.root, "check", source, MONTH, "2024-02", "2024-03")
+    code, printed = run_cli(paths.root, "check", source, MONTH, "2024-02", "2024-03")
     assert code == 4
     assert f"{MONTH}  Parquet" in printed
     assert "2024-02  cannot be prepared" in printed
     assert "payment_type (as Payment_Type)" in printed
     assert "2024-03  not published" in printed
-    assert run_cli(layout.root, "check", source, MONTH, "2024-03")[0] == 5
-    assert run_cli(layout.root, "check", source, "2024-02")[0] == 1
-    assert run_cli(layout.root, "check", source, "2024-03")[0] == 5
-    assert factory.contents(layout.root / "data") == {}
+    assert run_cli(paths.root, "check", source, MONTH, "2024-03")[0] == 5
+    assert run_cli(paths.root, "check", source, "2024-02")[0] == 1
+    assert run_cli(paths.root, "check", source, "2024-03")[0] == 5
+    assert factory.contents(paths.root / "data") == {}
 
 
 NO_MONTHS = {
@@ -248,7 +248,7 @@ def test_a_source_or_month_that_makes_no_sense_is_a_usage_error(
 def test_the_expected_parts_are_those_that_prepare_writes(
     run_cli: Run, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 7)
     path = factory.write_tpep(tmp_path / "m", *[{}] * 50)
     printed = run_cli(make_project().root, "check", str(path), MONTH)[1]
     assert part(printed, MONTH, "scoring").startswith("50 rows in 8 parts")

@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tipline import cli, workers
+from tipline import cli, forkserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 SLOW = ("pandas", "numpy", "pyarrow", "pydantic", "yaml", "mlflow", "sklearn", "dask", "distributed")
 
@@ -91,7 +91,7 @@ def test_an_interruption_says_that_what_is_finished_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run", interrupted)
-    with workers.handled(signal.default_int_handler):
+    with forkserver.handle_interrupts(signal.default_int_handler):
         code, printed = run_cli(make_project().root, "score")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second one waits for the code, too
     assert code == 130

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import mirror, pipeline
+from tests import mirror, workbench
 from tests.story import Story
 from tipline import cluster
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = [*pipeline.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
+pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 MIRRORS = ["register", "record"]
 TRAIN = {"train": {"rows": 500}}
 LOST = "the registry had no champion: it was given the one of before"
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def life(request: pytest.FixtureRequest, folder: Path) -> Life:
     """A promotion and its rollback: the champion is not the challenger."""
     story = mirror.lived(request, folder / "project")
-    story.environment = {cluster.ADDRESS: pipeline.dask_cluster(request)}
+    story.environment = {cluster.ADDRESS: workbench.dask_cluster(request)}
     life = Life(story, {})
     mirror.dvc(story, "remote", "add", "--default", "store", str(folder / "remote"))
     story.settings(**(mirror.SMALL | TRAIN))

@@ -9,16 +9,16 @@ import pytest
 
 from tests import factory
 from tipline.errors import TiplineError, UsageError
-from tipline.months import contract
-from tipline.months.contract import Contract, Match
+from tipline.ingest import schema
+from tipline.ingest.schema import Match, Schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-REQUIRED = [name for name, column in contract.load().columns.items() if column.required]
+REQUIRED = [name for name, column in schema.load_schema().columns.items() if column.required]
 
 
-def small() -> Contract:
+def small() -> Schema:
     columns = {
         "when": {"type": "timestamp", "meaning": "start", "names": {"1": ["Begin", "start"]}, "required": True},
         "kind": {
@@ -37,10 +37,10 @@ def small() -> Contract:
         "seats": {"type": "integer", "meaning": "seats", "names": {"2": ["Seats"]}},
     }
     eras = {"1": "the first", "2": "the second", "3": "the third"}
-    return Contract.model_validate({"version": 1, "eras": eras, "columns": columns, "ignored": ["colour"]})
+    return Schema.model_validate({"version": 1, "eras": eras, "columns": columns, "ignored": ["colour"]})
 
 
-def match(known: Contract, names: Iterable[str], **types: pa.DataType) -> Match:
+def match(known: Schema, names: Iterable[str], **types: pa.DataType) -> Match:
     """Match columns of these names, text where no type is given."""
     return known.match(pa.schema([(name, types.get(name, pa.string())) for name in names]), "here")
 
@@ -56,14 +56,14 @@ def test_any_of_a_columns_names_will_do() -> None:
 
 @pytest.mark.parametrize("published", [factory.RAW_2009, factory.RAW_TPEP])
 def test_the_formats_of_2009_and_of_today_have_all_that_is_required(published: dict[str, object]) -> None:
-    found = match(contract.load(), published)
+    found = match(schema.load_schema(), published)
     assert set(REQUIRED) <= set(found.names)
     assert found.unknown == []
 
 
 def test_the_airport_fee_is_found_under_both_its_names() -> None:
     for name in ("airport_fee", "Airport_fee"):
-        assert match(contract.load(), [*factory.RAW_2009, name]).names["airport_fee"] == name
+        assert match(schema.load_schema(), [*factory.RAW_2009, name]).names["airport_fee"] == name
 
 
 def test_two_columns_for_one_place_are_refused() -> None:
@@ -94,7 +94,7 @@ def test_a_missing_required_column_is_named_with_the_names_it_may_have() -> None
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_no_required_column_can_go_unnoticed(name: str) -> None:
-    known = contract.load()
+    known = schema.load_schema()
     published = [raw for raw in factory.RAW_2009 if raw != match(known, factory.RAW_2009).names[name]]
     with pytest.raises(TiplineError, match=rf"needs: {name} \(as"):
         match(known, published)
@@ -114,12 +114,12 @@ def test_the_schema_is_the_row_number_and_the_columns_in_their_order() -> None:
             ("seats", pa.int32()),
         ]
     )
-    assert contract.load().schema.names == ["row", *factory.TRIP_2009]
+    assert schema.load_schema().schema.names == ["row", *factory.TRIP_2009]
 
 
 def test_the_first_timestamp_says_when_a_trip_began() -> None:
     assert small().time == "when"
-    assert contract.load().time == "pickup_datetime"
+    assert schema.load_schema().time == "pickup_datetime"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_spellings_become_their_canonical_value_and_unknown_ones_stay(spelling: 
 
 @pytest.mark.parametrize("name", ["vendor", "payment_type", "rate_code"])
 def test_no_spelling_stands_for_two_values(name: str) -> None:
-    column = contract.load().columns[name]
-    spellings = [contract.normal(spelling) for published in column.spellings.values() for spelling in published]
+    column = schema.load_schema().columns[name]
+    spellings = [schema.normal(spelling) for published in column.spellings.values() for spelling in published]
     assert len(spellings) == len(set(spellings))
 
 
@@ -149,7 +149,7 @@ def test_a_feature_known_only_after_payment_is_refused() -> None:
 
 
 def test_what_contains_the_tip_is_known_only_after_payment() -> None:
-    late = {name for name, column in contract.load().columns.items() if column.after_payment}
+    late = {name for name, column in schema.load_schema().columns.items() if column.after_payment}
     assert late == {"tip_amount", "total_amount"}
 
 

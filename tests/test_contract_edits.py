@@ -11,21 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests import factory, pipeline
+from tests import factory, workbench
 from tests.conftest import ROOT, settings_values
 from tests.story import Story, start
 from tipline import cluster, files
-from tipline.models import modelfiles
-from tipline.months import demo
+from tipline.ingest import simulate
+from tipline.model import artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
     Edit = Callable[[dict[str, Any]], None]
 
 OLD, TODAY, NEW = "2009-01", "2024-01", "2026-01"
@@ -53,49 +53,49 @@ def add_columns(values: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def project(run_cli: Run, make_project: MakeProject) -> Layout:
+def project(run_cli: Run, make_project: MakeProject) -> Paths:
     """A project with its own contract, and a month of 2009 and one of today prepared."""
-    layout = make_project(contract=CONTRACT)
-    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", layout.root / CONTRACT)
+    paths = make_project(contract=CONTRACT)
+    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", paths.root / CONTRACT)
     words: list[dict[str, Any]] = [{}, {"Payment_Type": "Prepaid"}, {"Payment_Type": None}, {"Payment_Type": "CASH"}]
-    factory.write_2009(layout.raw(OLD) / "month.parquet", *words)
-    factory.write_tpep(layout.raw(TODAY) / "month.parquet", {}, {"payment_type": 2}, {"payment_type": 9})
+    factory.write_2009(paths.raw(OLD) / "month.parquet", *words)
+    factory.write_tpep(paths.raw(TODAY) / "month.parquet", {}, {"payment_type": 2}, {"payment_type": 9})
     for month in (OLD, TODAY):
-        assert run_cli(layout.root, "prepare", month)[0] == 0
-    return layout
+        assert run_cli(paths.root, "prepare", month)[0] == 0
+    return paths
 
 
-def state(layout: Layout, month: str) -> dict[str, tuple[int, int, bytes]]:
+def state(paths: Paths, month: str) -> dict[str, tuple[int, int, bytes]]:
     """Which files a prepared month is: inode, time and bytes of each."""
     found = {}
-    for path in layout.trips(month).iterdir():
+    for path in paths.trips(month).iterdir():
         facts = path.stat()
         found[path.name] = (facts.st_ino, facts.st_mtime_ns, path.read_bytes())
     return found
 
 
-def receipt(layout: Layout, month: str) -> dict[str, Any]:
+def receipt(paths: Paths, month: str) -> dict[str, Any]:
     """The receipt of a prepared month."""
-    found: dict[str, Any] = json.loads((layout.trips(month) / "_receipt.json").read_text())
+    found: dict[str, Any] = json.loads((paths.trips(month) / "_receipt.json").read_text())
     return found
 
 
-def values(layout: Layout, month: str, column: str) -> list[Any]:
+def values(paths: Paths, month: str, column: str) -> list[Any]:
     """A column of a prepared month."""
-    found: list[Any] = pq.read_table(layout.trips_file(month))[column].to_pylist()
+    found: list[Any] = pq.read_table(paths.trips_file(month))[column].to_pylist()
     return found
 
 
-def prepared_anew(layout: Layout, run_cli: Run, caplog: pytest.LogCaptureFixture) -> set[str]:
+def prepared_anew(paths: Paths, run_cli: Run, caplog: pytest.LogCaptureFixture) -> set[str]:
     """Prepare both months; give those that were not kept."""
     anew = set()
     for month in (OLD, TODAY):
-        before = state(layout, month)
+        before = state(paths, month)
         caplog.clear()
-        code, printed = run_cli(layout.root, "prepare", month)
+        code, printed = run_cli(paths.root, "prepare", month)
         assert code == 0, printed
         kept = "kept, prepared before" in caplog.text
-        assert kept == (state(layout, month) == before)
+        assert kept == (state(paths, month) == before)
         if not kept:
             anew.add(month)
     return anew
@@ -158,14 +158,14 @@ NOT_BEARING: list[Edit] = [
 
 @pytest.mark.parametrize("change", NOT_BEARING)
 def test_an_edit_for_other_months_keeps_the_very_files(
-    run_cli: Run, project: Layout, caplog: pytest.LogCaptureFixture, change: Edit
+    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture, change: Edit
 ) -> None:
     edit(project.root, change)
     assert prepared_anew(project, run_cli, caplog) == set()
 
 
 def test_a_comment_in_the_contract_keeps_the_very_files(
-    run_cli: Run, project: Layout, caplog: pytest.LogCaptureFixture
+    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = (project.root / CONTRACT).read_text()
     (project.root / CONTRACT).write_text("# A comment.\n" + text.replace("type: number", "type: number  # a double"))
@@ -173,7 +173,7 @@ def test_a_comment_in_the_contract_keeps_the_very_files(
 
 
 def test_all_of_a_new_year_at_once_keeps_the_old_months(
-    run_cli: Run, project: Layout, caplog: pytest.LogCaptureFixture
+    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     for change in NOT_BEARING:
         edit(project.root, change)
@@ -262,17 +262,17 @@ BEARING: list[tuple[Edit, set[str]]] = [
 
 @pytest.mark.parametrize(("change", "months"), BEARING)
 def test_an_edit_that_bears_on_a_month_prepares_it_anew(
-    run_cli: Run, project: Layout, caplog: pytest.LogCaptureFixture, change: Edit, months: set[str]
+    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture, change: Edit, months: set[str]
 ) -> None:
     edit(project.root, change)
     if change is column_renamed:
         columns = ["vendor", "pickup_datetime", "trip_distance", "payment_type", "fare_amount"]
-        pipeline.change(project, model={"columns": columns})
+        workbench.change(project, model={"columns": columns})
     assert prepared_anew(project, run_cli, caplog) == months
     assert prepared_anew(project, run_cli, caplog) == set()
 
 
-def test_an_unknown_word_is_understood_once_the_contract_has_it(run_cli: Run, project: Layout) -> None:
+def test_an_unknown_word_is_understood_once_the_contract_has_it(run_cli: Run, project: Paths) -> None:
     assert values(project, OLD, "payment_type") == ["credit", "Prepaid", "unknown", "cash"]
     assert receipt(project, OLD)["new_spellings"] == {"payment_type: Prepaid": 1}
     edit(project.root, unknown_word_understood)
@@ -281,7 +281,7 @@ def test_an_unknown_word_is_understood_once_the_contract_has_it(run_cli: Run, pr
     assert receipt(project, OLD)["new_spellings"] == {}
 
 
-def test_a_month_that_lacks_what_is_now_required_is_refused_and_left_as_it_is(run_cli: Run, project: Layout) -> None:
+def test_a_month_that_lacks_what_is_now_required_is_refused_and_left_as_it_is(run_cli: Run, project: Paths) -> None:
     before = state(project, OLD)
     edit(project.root, lambda values: values["columns"]["airport_fee"].update(required=True))
     code, printed = run_cli(project.root, "prepare", OLD)
@@ -319,7 +319,7 @@ DAMAGES += [("_receipt.json", damage) for damage in (cut, flip, remove, empty)]
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)
 def test_a_prepared_month_that_is_damaged_is_prepared_again(
-    run_cli: Run, project: Layout, name: str, damage: Callable[[Path], None]
+    run_cli: Run, project: Paths, name: str, damage: Callable[[Path], None]
 ) -> None:
     good = factory.contents(project.trips(OLD))
     damage(project.trips(OLD) / name)
@@ -328,14 +328,14 @@ def test_a_prepared_month_that_is_damaged_is_prepared_again(
     assert factory.contents(project.trips(OLD)) == good
 
 
-def test_a_month_whose_published_bytes_changed_is_prepared_again(run_cli: Run, project: Layout) -> None:
+def test_a_month_whose_published_bytes_changed_is_prepared_again(run_cli: Run, project: Paths) -> None:
     factory.write_2009(project.raw(OLD) / "month.parquet", {"Fare_Amt": 9.5})
     assert run_cli(project.root, "prepare", OLD)[0] == 0
     assert values(project, OLD, "fare_amount") == [9.5]
 
 
 def test_a_published_file_under_another_name_is_the_same_month(
-    run_cli: Run, project: Layout, caplog: pytest.LogCaptureFixture
+    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     (project.raw(OLD) / "month.parquet").rename(project.raw(OLD) / "yellow.parquet")
     assert prepared_anew(project, run_cli, caplog) == set()
@@ -347,14 +347,14 @@ def test_a_published_file_under_another_name_is_the_same_month(
 def write_new_month(path: Path, rows: int = 3000) -> None:
     """A simulated month of 2026 that has the new columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    demo.write_month(path, NEW, rows, 1)
+    simulate.simulate_month(path, NEW, rows, 1)
     table = pq.read_table(path)
     table = table.append_column("Weather_fee", pa.array([(row % 4) / 2 for row in range(rows)]))
     table = table.append_column("hailed", pa.array(["A", "s", None][row % 3] for row in range(rows)))
     pq.write_table(table, path)
 
 
-def test_a_month_with_the_new_columns_comes_out_with_them(run_cli: Run, project: Layout) -> None:
+def test_a_month_with_the_new_columns_comes_out_with_them(run_cli: Run, project: Paths) -> None:
     write_new_month(project.raw(NEW) / "month.parquet", 12)
     assert run_cli(project.root, "prepare", NEW)[0] == 0
     assert receipt(project, NEW)["unknown_columns"] == ["Weather_fee", "hailed"]
@@ -370,48 +370,48 @@ def test_a_month_with_the_new_columns_comes_out_with_them(run_cli: Run, project:
 def test_a_fee_that_old_months_lack_is_trained_on_and_scored_as_if_they_had_been_prepared_anew(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
     kept = new_year(tmp_path / "kept")
-    for month in pipeline.MONTHS[:3]:
+    for month in workbench.MONTHS[:3]:
         assert "weather_fee" not in pq.read_schema(kept.trips_file(month)).names
     (tmp_path / "anew").mkdir()
-    anew = pipeline.copy(kept, tmp_path / "anew")
-    pipeline.prepare_anew(anew, *pipeline.MONTHS[:3])
+    anew = workbench.copy(kept, tmp_path / "anew")
+    workbench.prepare_anew(anew, *workbench.MONTHS[:3])
     assert "weather_fee" in pq.read_schema(anew.trips_file(OLD)).names
-    results = [rest_of(layout) for layout in (kept, anew)]
+    results = [rest_of(paths) for paths in (kept, anew)]
     assert results[0] == results[1]
     assert len([name for name in results[0] if "/part-" in name]) == 4
 
 
-def new_year(folder: Path) -> Layout:
+def new_year(folder: Path) -> Paths:
     """A project whose contract gained its columns after three months were prepared, and before the fourth was."""
     folder.mkdir()
     columns = [*settings_values()["model"]["columns"], "weather_fee", "hailed"]
     categories = settings_values()["model"]["categories"] | {"hailed": ["app", "street"]}
-    layout = pipeline.write_project(folder / "project", contract=CONTRACT, train={"rows": 1500})
-    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", layout.root / CONTRACT)
-    pipeline.change(layout, months=list(pipeline.MONTHS[:3]), demo={"rows": 2000})
-    pipeline.run(layout, "download", "prepare")
-    before = [state(layout, month) for month in pipeline.MONTHS[:3]]
-    edit(layout.root, add_columns)
-    pipeline.change(layout, months=[*pipeline.MONTHS[:3], NEW], model={"columns": columns, "categories": categories})
-    write_new_month(layout.raw(NEW) / "month.parquet")
-    pipeline.run(layout, "prepare")
-    assert [state(layout, month) for month in pipeline.MONTHS[:3]] == before
-    return layout
+    paths = workbench.write_project(folder / "project", contract=CONTRACT, train={"rows": 1500})
+    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", paths.root / CONTRACT)
+    workbench.change(paths, months=list(workbench.MONTHS[:3]), demo={"rows": 2000})
+    workbench.run(paths, "download", "prepare")
+    before = [state(paths, month) for month in workbench.MONTHS[:3]]
+    edit(paths.root, add_columns)
+    workbench.change(paths, months=[*workbench.MONTHS[:3], NEW], model={"columns": columns, "categories": categories})
+    write_new_month(paths.raw(NEW) / "month.parquet")
+    workbench.run(paths, "prepare")
+    assert [state(paths, month) for month in workbench.MONTHS[:3]] == before
+    return paths
 
 
-def rest_of(layout: Layout) -> dict[str, Any]:
+def rest_of(paths: Paths) -> dict[str, Any]:
     """Run what comes after `prepare`, with the challenger as champion; give model, evaluation and scores."""
-    pipeline.run(layout, "sample", "train")
-    shutil.copytree(layout.challenger, layout.champion)
-    digest = modelfiles.digest_in(layout.champion)
-    files.write_json(layout.ref, {"name": "tip-probability", "version": 1, "run": "none", "digest": digest})
-    pipeline.run(layout, "evaluate", "score", "monitor")
-    found = {name: (layout.challenger / name).read_bytes() for name in modelfiles.FILES}
-    scores = factory.contents(layout.predictions)
+    workbench.run(paths, "sample", "train")
+    shutil.copytree(paths.challenger, paths.champion)
+    digest = artifact.read_digest(paths.champion)
+    files.write_json(paths.ref, {"name": "tip-probability", "version": 1, "run": "none", "digest": digest})
+    workbench.run(paths, "evaluate", "score", "monitor")
+    found = {name: (paths.challenger / name).read_bytes() for name in artifact.FILES}
+    scores = factory.contents(paths.predictions)
     found |= {name: data for name, data in scores.items() if "/part-" in name}
-    report = pipeline.read_json(layout.evaluation)
+    report = workbench.read_json(paths.evaluation)
     del report["made"]["rows"]  # the digest of the sample's file, which has the empty column or has it not
     return found | {"evaluation": report}
 
@@ -423,16 +423,16 @@ def rest_of(layout: Layout) -> dict[str, Any]:
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project in which all stages have run, told to dvc; then the contract's edit for a new month, and that month."""
     story = start(tmp_path_factory.mktemp("story") / "project")
-    layout = pipeline.copy(pipeline.scored(request), story.root.parent)
+    paths = workbench.copy(workbench.scored(request), story.root.parent)
     shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", story.root / CONTRACT)
-    pipeline.change(layout, contract=CONTRACT, source="published/{month}.parquet", score={"workers": 1})
-    pipeline.run(layout, "params")
+    workbench.change(paths, contract=CONTRACT, source="published/{month}.parquet", score={"workers": 1})
+    workbench.run(paths, "params")
     story.receipts["before"] = receipts(story)
     assert story.run("dvc", "commit", "--force").returncode == 0
     story.receipts["digests before"] = outputs(story)
     edit(story.root, add_columns)
     write_new_month(story.root / "published" / f"{NEW}.parquet", 1500)
-    pipeline.change(layout, months=[*pipeline.MONTHS, NEW])
+    workbench.change(paths, months=[*workbench.MONTHS, NEW])
     story.repro("new year", "score", "evaluate")
     return story
 
@@ -454,14 +454,14 @@ def test_an_edit_for_a_new_month_scores_that_month_alone(story: Story) -> None:
     after = dict(story.receipts["new year"])
     assert json.loads(after.pop(f"month={NEW}"))["rows"] == 1500
     assert after == story.receipts["before"]
-    assert len(after) == len(pipeline.MONTHS)
+    assert len(after) == len(workbench.MONTHS)
 
 
 def test_an_edit_for_a_new_month_downloads_samples_and_evaluates_nothing_again(story: Story) -> None:
     ran = story.repros["new year"].stages
     assert [name for name in ran if name.startswith("download")] == [f"download@{NEW}"]
     assert not [name for name in ran if name.startswith(("sample", "evaluate"))]
-    for month in pipeline.MONTHS:
+    for month in workbench.MONTHS:
         assert f"{month}: kept, prepared before" in story.repros["new year"].output
 
 
@@ -478,7 +478,7 @@ def test_an_edit_for_a_new_month_leaves_the_digests_of_all_else(story: Story) ->
 def test_the_new_month_has_its_new_columns_and_the_old_ones_have_not(story: Story) -> None:
     names = {
         month: pq.read_schema(story.root / f"data/trips/month={month}/trips.parquet").names
-        for month in (*pipeline.MONTHS, NEW)
+        for month in (*workbench.MONTHS, NEW)
     }
     assert [month for month, columns in names.items() if "weather_fee" in columns] == [NEW]
     told = json.loads((story.root / f"data/trips/month={NEW}/_receipt.json").read_text())

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import pipeline
+from tests import workbench
 from tests.test_baseline import BY, TARGET, batch, coded
-from tipline.models import modelfiles
-from tipline.statistics import baseline, counts, histograms, metrics
-from tipline.statistics.counts import Counts
+from tipline.evaluation import baseline, histograms, metrics
+from tipline.model import artifact
+from tipline.monitoring import counts
+from tipline.monitoring.counts import Counts
 
 if TYPE_CHECKING:
-    from tipline.pyfunc import Probabilities
+    from tipline.model.pyfunc import Probabilities
 
     March = tuple[pa.RecordBatch, Probabilities, dict[str, Any]]
 
@@ -40,10 +41,10 @@ def of(trips: pa.RecordBatch, scores: Probabilities, **spec: Any) -> Counts:
 @pytest.fixture(scope="module")
 def march(request: pytest.FixtureRequest) -> March:
     """Demo trips of a month that the model was not fitted on, their probabilities, model.json."""
-    layout = pipeline.trained(request)
-    contents = modelfiles.read(layout.challenger)
-    loaded = modelfiles.load(contents, modelfiles.digest(contents))
-    trips = pipeline.batch(pipeline.trips(layout, "2009-03"))
+    paths = workbench.trained(request)
+    contents = artifact.read_artifact(paths.challenger)
+    loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
+    trips = workbench.batch(workbench.trips(paths, "2009-03"))
     return trips, loaded.probabilities(trips), loaded.spec
 
 
@@ -98,15 +99,15 @@ def test_counts_survive_json(march: March) -> None:
 def test_figures_are_those_of_scikit_learn(march: March) -> None:
     trips, scores, spec = march
     figures = Counts.of(trips, spec, scores).figures(spec["baseline"])
-    tipped = tipped_of(trips)
-    of_baseline = log_loss(tipped, baseline.probabilities(trips, spec["baseline"]))
+    labels = tipped_of(trips)
+    of_baseline = log_loss(labels, baseline.predict_baseline(trips, spec["baseline"]))
     assert figures["rows"] == figures["labelled_rows"] == len(trips)
     assert figures["mean_probability"] == pytest.approx(scores.mean(dtype=float), rel=1e-9)
-    assert figures["tip_rate"] == pytest.approx(tipped.mean())
-    assert figures["log_loss"] == pytest.approx(log_loss(tipped, scores.astype(float)), rel=1e-5)
+    assert figures["tip_rate"] == pytest.approx(labels.mean())
+    assert figures["log_loss"] == pytest.approx(log_loss(labels, scores.astype(float)), rel=1e-5)
     assert figures["baseline_log_loss"] == pytest.approx(of_baseline, rel=1e-5)
-    assert figures["skill"] == pytest.approx(1 - log_loss(tipped, scores.astype(float)) / of_baseline, abs=1e-4)
-    assert figures["auc"] == pytest.approx(roc_auc_score(tipped, scores), abs=1e-3)
+    assert figures["skill"] == pytest.approx(1 - log_loss(labels, scores.astype(float)) / of_baseline, abs=1e-4)
+    assert figures["auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-3)
 
 
 def test_days_are_those_of_the_month_all_others_are_together() -> None:
@@ -127,12 +128,12 @@ def test_a_day_has_rows_tips_probabilities_and_losses_by_group() -> None:
 
 def test_auc_is_exact_for_scores_at_the_centres_of_bands() -> None:
     generator = np.random.default_rng(7)
-    tipped = generator.random(4000) < 0.4
+    labels = generator.random(4000) < 0.4
     centres = generator.integers(0, counts.BANDS, 4000)
-    centres[tipped] = np.minimum(centres[tipped] + 100, counts.BANDS - 1)
+    centres[labels] = np.minimum(centres[labels] + 100, counts.BANDS - 1)
     scores = ((centres + 0.5) / counts.BANDS).astype(np.float32)
-    area = metrics.auc(of(batch(["cash"] * 4000, tipped.astype(float).tolist()), scores).bands)
-    assert area == pytest.approx(roc_auc_score(tipped, scores), abs=1e-12)
+    area = metrics.compute_auc(of(batch(["cash"] * 4000, labels.astype(float).tolist()), scores).bands)
+    assert area == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
 @pytest.mark.parametrize(("score", "band"), [(0.0, 0), (0.0004, 0), (0.0016, 1), (0.9996, 999), (1.0, 999)])
@@ -192,33 +193,33 @@ NUMBER = {"kind": "number", "low": 0.0, "high": 1024.0, "starts": [0, 10, 1000]}
 
 def test_numbers_fall_into_bins_with_open_ends() -> None:
     values = pa.array([-5.0, 0.0, 9.999, 10.0, 999.0, 1000.0, 1e300, math.inf, None])
-    found = histograms.of(values, NUMBER)
+    found = histograms.count_column(values, NUMBER)
     assert (found.counts.tolist(), found.missing) == ([3, 2, 3], 1)
-    np.testing.assert_array_equal(histograms.binned(values, NUMBER), [0, 0, 0, 1, 1, 2, 2, 2, 3])
+    np.testing.assert_array_equal(histograms.assign_bins(values, NUMBER), [0, 0, 0, 1, 1, 2, 2, 2, 3])
 
 
 def test_a_constant_number_has_bins_beside_it() -> None:
-    found = histograms.of(pa.array([7.0, 7.0]), {"kind": "number", "low": 7.0, "high": 7.0, "starts": [0]})
+    found = histograms.count_column(pa.array([7.0, 7.0]), {"kind": "number", "low": 7.0, "high": 7.0, "starts": [0]})
     assert found.counts.tolist() == [2]
 
 
 def test_hours_and_their_gaps_are_counted() -> None:
     times = pa.array(np.array(["2009-02-03T10:59", "2009-02-03T23:00", "1969-12-31T23:30", "NaT"], "datetime64[us]"))
-    found = histograms.of(times, {"kind": "hour"})
+    found = histograms.count_column(times, {"kind": "hour"})
     assert (np.flatnonzero(found.counts).tolist(), found.counts.sum(), found.missing) == ([10, 23], 3, 1)
 
 
 def test_values_of_a_category_that_the_reference_does_not_have_are_named() -> None:
     column = coded(["b", "c", None, "a", "c", "d"], ["a", "b", "c", "d", "unused"])
-    found = histograms.of(column, {"kind": "category", "values": ["a", "b"]})
+    found = histograms.count_column(column, {"kind": "category", "values": ["a", "b"]})
     assert (found.counts.tolist(), found.missing, found.new) == ([1, 1, 3], 1, {"c": 2, "d": 1})
-    codes = histograms.binned(column, {"kind": "category", "values": ["a", "b"]})
+    codes = histograms.assign_bins(column, {"kind": "category", "values": ["a", "b"]})
     np.testing.assert_array_equal(codes, [1, 2, 3, 0, 2, 2])
 
 
 def test_a_column_of_free_text_names_the_most_frequent_values_only() -> None:
     names = [f"value {number:03d}" for number in range(300)]
-    found = histograms.of(coded([*names, "value 299"], names), {"kind": "category", "values": []})
+    found = histograms.count_column(coded([*names, "value 299"], names), {"kind": "category", "values": []})
     assert found.counts.tolist() == [301]
     found = histograms.Histogram.from_json(found.to_json())
     assert len(found.new) == histograms.NEW_NAMES
@@ -228,7 +229,7 @@ def test_a_column_of_free_text_names_the_most_frequent_values_only() -> None:
 def test_the_numbers_of_a_large_block_are_estimated_from_evenly_spaced_rows() -> None:
     rows = 4 * histograms.SEEN_ROWS + 3
     values = np.random.default_rng(1).random(rows) * 1024
-    found = histograms.of(pa.array(values), NUMBER)
+    found = histograms.count_column(pa.array(values), NUMBER)
     shares = np.histogram(values, [0, 10, 1000, 1024])[0] / rows
     assert found.counts.sum() == pytest.approx(rows, abs=4)
     np.testing.assert_allclose(found.counts / found.counts.sum(), shares, atol=0.002)

@@ -20,39 +20,38 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from tests import pipeline
+from tests import workbench
 from tipline import cluster
+from tipline.config import Budget
 from tipline.errors import UsageError
-from tipline.models import sampling, sizing
-from tipline.params import Budget
-from tipline.statistics import curve
+from tipline.training import fits, learning_curve, sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 NO_BUDGET = Budget(rows=None, megabytes=None)
-ALL = curve.Bound.of(5000, NO_BUDGET, 100)
+ALL = learning_curve.Bound.of(5000, NO_BUDGET, 100)
 
 
-def synthetic(sums: Any, baseline: Any) -> curve.Study:
+def synthetic(sums: Any, baseline: Any) -> learning_curve.Study:
     """Make a study of which only the sums of losses matter, shape (sizes, repeats, days)."""
     sums, baseline = np.asarray(sums, float), np.asarray(baseline, float)
     sizes = tuple(100 * 2**place for place in range(len(sums)))
     figures: Any = {"size.auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
     of_baseline = {"size.log_loss": float(baseline.mean()) / 100, "size.auc": 0.6}
-    return curve.Study(sizes, {"size": sums}, {"size": baseline}, figures, of_baseline)
+    return learning_curve.Study(sizes, {"size": sums}, {"size": baseline}, figures, of_baseline)
 
 
-def of_one_class(study: curve.Study) -> curve.Study:
+def of_one_class(study: learning_curve.Study) -> learning_curve.Study:
     """Make it a study on rows that all tipped: the bolder the better."""
     return dataclasses.replace(study, of_baseline={**study.of_baseline, "size.auc": math.nan})
 
 
-def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 0.001) -> curve.Study:
+def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 0.001) -> learning_curve.Study:
     """Make a study whose sizes have `behind` less skill than the largest, but for a little noise; 100 rows a day."""
     generator = np.random.default_rng(3)
     baseline = generator.uniform(40, 60, days)
@@ -67,52 +66,52 @@ def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 
 
 
 def test_sizes_are_evenly_spaced_on_a_log_scale() -> None:
-    assert sizing.sizes(100, 10_000, 3) == (100, 1000, 10_000)
-    assert sizing.sizes(500, 50_000, 7) == (500, 1077, 2321, 5000, 10772, 23208, 50_000)
+    assert fits.choose_sizes(100, 10_000, 3) == (100, 1000, 10_000)
+    assert fits.choose_sizes(500, 50_000, 7) == (500, 1077, 2321, 5000, 10772, 23208, 50_000)
 
 
 @pytest.mark.parametrize(("largest", "count"), [(100, 5), (103, 30), (10_000, 1), (4999, 30)])
 def test_sizes_are_different_and_have_both_ends(largest: int, count: int) -> None:
-    sizes = sizing.sizes(100, largest, count)
+    sizes = fits.choose_sizes(100, largest, count)
     assert (sizes[0], sizes[-1]) == (100, largest if count > 1 else 100)
     assert list(sizes) == sorted(set(sizes))
     assert len(sizes) <= count
 
 
-def examples(rows: int, seed: int) -> sizing.Examples:
+def examples(rows: int, seed: int) -> fits.Examples:
     generator = np.random.default_rng(seed)
     inputs = generator.normal(size=(rows, 2))
-    tipped = inputs[:, 0] + generator.normal(size=rows) > 0
+    labels = inputs[:, 0] + generator.normal(size=rows) > 0
     days, segment = generator.integers(0, 7, rows).astype(np.int32), generator.random(rows) < 0.3
-    return sizing.Examples(inputs, tipped, days, segment, generator.random(rows))
+    return fits.Examples(inputs, labels, days, segment, generator.random(rows))
 
 
-def small_study(sizes: tuple[int, ...], seed: int = 9) -> curve.Study:
+def small_study(sizes: tuple[int, ...], seed: int = 9) -> learning_curve.Study:
     validation = {"held_out": examples(200, 1), "size": examples(300, 2)}
     pool = examples(400, 0)
-    orders = sizing.shuffles(pool.tipped, 3, sizes[0], seed)
+    orders = fits.shuffle_rows(pool.labels, 3, sizes[0], seed)
     with joblib.parallel_config("sequential"):
-        return sizing.study(Pipeline([("classifier", LogisticRegression())]), pool, validation, sizes, orders)
+        return fits.run_study(Pipeline([("classifier", LogisticRegression())]), pool, validation, sizes, orders)
 
 
 @pytest.mark.parametrize(("name", "rows", "seed"), [("held_out", 200, 1), ("size", 300, 2)])
 def test_the_figures_are_those_of_plain_scikit_learn(name: str, rows: int, seed: int) -> None:
     study, pool, scored = small_study((50, 200)), examples(400, 0), examples(rows, seed)
     first = np.random.default_rng(9).permutation(400)[:50]
-    model = LogisticRegression().fit(pool.inputs[first], pool.tipped[first])
+    model = LogisticRegression().fit(pool.inputs[first], pool.labels[first])
     for part, mask in ((name, np.full(rows, fill_value=True)), (f"{name}.segment", scored.segment)):
-        scores, tipped = model.predict_proba(scored.inputs[mask])[:, 1], scored.tipped[mask]
-        expected = log_loss(tipped, scores), roc_auc_score(tipped, scores), brier_score_loss(tipped, scores)
+        scores, labels = model.predict_proba(scored.inputs[mask])[:, 1], scored.labels[mask]
+        expected = log_loss(labels, scores), roc_auc_score(labels, scores), brier_score_loss(labels, scores)
         found = [study.figures[f"{part}.{figure}"][0, 0] for figure in ("log_loss", "auc", "brier")]
         assert found == pytest.approx(expected)
-        assert study.of_baseline[f"{part}.log_loss"] == pytest.approx(log_loss(tipped, scored.baseline[mask]))
+        assert study.of_baseline[f"{part}.log_loss"] == pytest.approx(log_loss(labels, scored.baseline[mask]))
     scores = model.predict_proba(scored.inputs)[:, 1]
     for day in range(7):
         rows_of_day = scored.days == day
-        expected_sum = log_loss(scored.tipped[rows_of_day], scores[rows_of_day], normalize=False, labels=[False, True])
+        expected_sum = log_loss(scored.labels[rows_of_day], scores[rows_of_day], normalize=False, labels=[False, True])
         assert study.sums[name][0, 0, day] == pytest.approx(expected_sum)
     assert study.sums[name].shape == (2, 3, 7)
-    assert study.baseline[name].sum() == pytest.approx(rows * log_loss(scored.tipped, scored.baseline))
+    assert study.baseline[name].sum() == pytest.approx(rows * log_loss(scored.labels, scored.baseline))
     assert (study.figures["fit_seconds"] > 0).all()
 
 
@@ -123,20 +122,20 @@ def test_samples_nest_and_follow_the_seed() -> None:
 
 
 def test_a_sample_of_one_class_is_refused_before_anything_is_fitted() -> None:
-    tipped = np.zeros(1000, dtype=bool)
-    tipped[:20] = True
+    labels = np.zeros(1000, dtype=bool)
+    labels[:20] = True
     with pytest.raises(UsageError, match="None of the 50 rows of a sample tipped"):
-        sizing.shuffles(tipped, 20, 50, 1)
+        fits.shuffle_rows(labels, 20, 50, 1)
     with pytest.raises(UsageError, match="All of the 50 rows of a sample tipped"):
-        sizing.shuffles(~tipped, 20, 50, 1)
-    assert len(sizing.shuffles(tipped, 20, 900, 1)) == 20
+        fits.shuffle_rows(~labels, 20, 50, 1)
+    assert len(fits.shuffle_rows(labels, 20, 900, 1)) == 20
 
 
 def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> None:
     scored = examples(100, 4)
-    none = sizing.Examples(scored.inputs, np.zeros(100, bool), scored.days, np.zeros(100, bool), scored.baseline)
+    none = fits.Examples(scored.inputs, np.zeros(100, bool), scored.days, np.zeros(100, bool), scored.baseline)
     sorted_rows, ends = none.blocks()
-    figures = sizing.Scorer({"size": (0, *ends)}).figures(sorted_rows.baseline, sorted_rows.tipped)
+    figures = fits.Scorer({"size": (0, *ends)}).figures(sorted_rows.baseline, sorted_rows.labels)
     assert math.isnan(figures["size.auc"])
     assert figures["size.log_loss"] == pytest.approx(-np.log1p(-scored.baseline).mean())
     assert all(math.isnan(figures[f"size.segment.{figure}"]) for figure in ("log_loss", "auc", "brier"))
@@ -148,7 +147,7 @@ def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> 
 
 def test_the_bound_is_that_of_a_two_way_bootstrap_drawn_one_by_one() -> None:
     study = noisy([0.02, 0.003], repeats=6, days=9, noise=0.02)
-    mean, upper = curve.excess(study)
+    mean, upper = learning_curve.excess(study)
     sums, baseline = study.sums["size"], study.baseline["size"]
     generator, draws = np.random.default_rng(1), []
     for _ in range(6000):
@@ -167,7 +166,7 @@ def test_the_bound_is_that_of_a_two_way_bootstrap_drawn_one_by_one() -> None:
 def test_rows_that_all_sizes_share_do_not_widen_the_bound() -> None:
     study = noisy([0.01])
     harder = synthetic(study.sums["size"] + np.random.default_rng(1).uniform(0, 500, 10), study.baseline["size"])
-    assert curve.excess(harder)[1] == pytest.approx(curve.excess(study)[1])
+    assert learning_curve.excess(harder)[1] == pytest.approx(learning_curve.excess(study)[1])
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -177,7 +176,7 @@ def test_repeats_and_days_both_widen_the_bound(axis: int) -> None:
     shift = np.where(np.arange(10) < 5, 2.0, -2.0)
     sums[0] += shift[:, None] if axis == 1 else shift
     moved = synthetic(sums, study.baseline["size"])
-    (mean, upper), (mean_moved, upper_moved) = curve.excess(study), curve.excess(moved)
+    (mean, upper), (mean_moved, upper_moved) = learning_curve.excess(study), learning_curve.excess(moved)
     assert mean_moved == pytest.approx(mean)
     assert upper_moved[0] > upper[0] + 0.01
 
@@ -186,7 +185,7 @@ def test_repeats_and_days_both_widen_the_bound(axis: int) -> None:
 
 
 def test_a_curve_that_has_levelled_off_gives_the_smallest_size_that_is_enough() -> None:
-    decision = curve.decide(noisy([0.1, 0.005, 0.00001]), 0.01, ALL, 7)
+    decision = learning_curve.choose_size(noisy([0.1, 0.005, 0.00001]), 0.01, ALL, 7)
     assert (decision["rows"], decision["levelled_off"]) == (200, True)
     assert "200 rows: with 95% confidence, 800 rows add less than 0.01 skill points" in decision["reason"]
     assert decision["sizes"][1]["behind_largest_upper"] < 0.01 < decision["sizes"][0]["behind_largest_upper"]
@@ -196,23 +195,23 @@ def test_a_curve_that_has_levelled_off_gives_the_smallest_size_that_is_enough() 
 
 def test_a_smaller_tolerance_takes_a_larger_size() -> None:
     study = noisy([0.1, 0.02, 0.004])
-    chosen = [curve.decide(study, min_gain, ALL, None)["rows"] for min_gain in (0.2, 0.05, 0.01, 0.001)]
+    chosen = [learning_curve.choose_size(study, min_gain, ALL, None)["rows"] for min_gain in (0.2, 0.05, 0.01, 0.001)]
     assert chosen == [100, 200, 400, 5000]
 
 
 def test_a_curve_that_has_not_levelled_off_takes_all_rows_and_says_so() -> None:
-    decision = curve.decide(noisy([0.1, 0.05, 0.02]), 0.001, ALL, None)
+    decision = learning_curve.choose_size(noisy([0.1, 0.05, 0.02]), 0.001, ALL, None)
     assert (decision["rows"], decision["levelled_off"], decision["sanity"]) == (5000, False, None)
     assert "has not levelled off" in decision["reason"]
     assert "all 5,000 rows of the sample are used, and a larger sample would help" in decision["reason"]
 
 
 def test_a_small_gain_that_is_uncertain_is_not_ruled_out() -> None:
-    assert curve.decide(noisy([0.0], noise=0.05), 0.001, ALL, None)["rows"] == 5000
+    assert learning_curve.choose_size(noisy([0.0], noise=0.05), 0.001, ALL, None)["rows"] == 5000
 
 
 def test_a_smaller_size_that_is_better_is_enough() -> None:
-    decision = curve.decide(noisy([-0.05, -0.02]), 0.001, ALL, None)
+    decision = learning_curve.choose_size(noisy([-0.05, -0.02]), 0.001, ALL, None)
     assert decision["rows"] == 100
     assert "at most 0.00000" in decision["reason"]
 
@@ -228,11 +227,11 @@ def test_a_smaller_size_that_is_better_is_enough() -> None:
     ],
     ids=["one size", "one day", "one repeat", "a perfect baseline", "one class"],
 )
-def test_what_cannot_be_told_takes_all_rows_and_says_why(study: curve.Study, reason: str) -> None:
-    decision = curve.decide(study, 0.05, ALL, 3)
+def test_what_cannot_be_told_takes_all_rows_and_says_why(study: learning_curve.Study, reason: str) -> None:
+    decision = learning_curve.choose_size(study, 0.05, ALL, 3)
     assert (decision["rows"], decision["levelled_off"]) == (5000, False)
     assert reason in decision["reason"]
-    assert len(study.sizes) > 2 or curve.extrapolation(study, 10_000) is None
+    assert len(study.sizes) > 2 or learning_curve.extrapolate_skill(study, 10_000) is None
     assert json.loads(json.dumps(decision, allow_nan=False)) == decision
 
 
@@ -245,11 +244,11 @@ def test_what_cannot_be_told_takes_all_rows_and_says_why(study: curve.Study, rea
     ],
 )
 def test_a_budget_binds_where_the_curve_does_not_level_off(budget: dict[str, Any], rows: int, words: str) -> None:
-    bound = curve.Bound.of(5000, Budget(**budget), 100)
-    decision = curve.decide(noisy([0.1]), 0.001, bound, None)
+    bound = learning_curve.Bound.of(5000, Budget(**budget), 100)
+    decision = learning_curve.choose_size(noisy([0.1]), 0.001, bound, None)
     assert decision["rows"] == rows
     assert words in decision["reason"]
-    assert curve.decide(noisy([0.0001]), 0.01, bound, None)["rows"] == 100
+    assert learning_curve.choose_size(noisy([0.0001]), 0.01, bound, None)["rows"] == 100
 
 
 # ---- power law ----
@@ -258,7 +257,7 @@ def test_a_budget_binds_where_the_curve_does_not_level_off(budget: dict[str, Any
 def test_a_power_law_is_found_again() -> None:
     sizes = (100, 300, 1000, 3000, 10_000)
     curves = np.array([0.9 + 2.0 * np.array(sizes) ** -0.5, 0.5 + 9.0 * np.array(sizes) ** -1.2, [0.7] * 5])
-    limits, slopes, exponents = curve.power_law(sizes, curves, np.ones(5))
+    limits, slopes, exponents = learning_curve.power_law(sizes, curves, np.ones(5))
     assert limits == pytest.approx([0.9, 0.5, 0.7])
     assert slopes == pytest.approx([2.0, 9.0, 0.0])
     assert exponents[:2] == pytest.approx([0.5, 1.2])
@@ -267,18 +266,18 @@ def test_a_power_law_is_found_again() -> None:
 @pytest.mark.parametrize(("power", "exponent"), [(3.0, 1.5), (0.05, 0.3)])
 def test_the_exponent_stays_within_its_bounds(power: float, exponent: float) -> None:
     sizes = np.array([100, 300, 1000, 3000])
-    assert curve.power_law(sizes.tolist(), (1 + sizes**-power)[None], np.ones(4))[2] == pytest.approx(exponent)
+    assert learning_curve.power_law(sizes.tolist(), (1 + sizes**-power)[None], np.ones(4))[2] == pytest.approx(exponent)
 
 
 def test_an_extrapolation_goes_to_the_rows_there_are_and_tells_where_it_does_not_fit() -> None:
     behind = [2 * size**-0.5 - 2 * 1600**-0.5 for size in (100, 200, 400, 800)]
-    law = curve.extrapolation(noisy(behind), 1_000_000)
+    law = learning_curve.extrapolate_skill(noisy(behind), 1_000_000)
     assert law is not None
     assert (law["rows"][0], law["rows"][-1]) == (100, 1_000_000)
     assert law["exponent"] == pytest.approx(0.5, abs=0.05)
     assert law["misses"] == 0
     assert all(low < skill < high for low, skill, high in zip(law["low"], law["skill"], law["high"], strict=True))
-    bent = curve.extrapolation(noisy([0.3, 0.3, 0.3, 0.0]), 100)
+    bent = learning_curve.extrapolate_skill(noisy([0.3, 0.3, 0.3, 0.0]), 100)
     assert bent is not None
     assert bent["rows"][-1] == 1600
     assert bent["misses"] > 0
@@ -290,11 +289,11 @@ def test_an_extrapolation_goes_to_the_rows_there_are_and_tells_where_it_does_not
 def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart() -> None:
     generator = np.random.default_rng(1)
     inputs = np.column_stack([generator.integers(0, 3, 5000), generator.normal(size=5000)])
-    tipped = generator.random(5000) < 0.5
+    labels = generator.random(5000) < 0.5
 
-    def cost(first: Any, width: int) -> sizing.Cost:
+    def cost(first: Any, width: int) -> fits.Cost:
         steps = [("columns", first), ("classifier", LogisticRegression())]
-        return sizing.Cost.of(Pipeline(steps), inputs[:, :width].copy, tipped)
+        return fits.Cost.of(Pipeline(steps), inputs[:, :width].copy, labels)
 
     # One of three values: two columns of three and the intercept are all that there is to tell apart.
     assert cost(OneHotEncoder(sparse_output=False), 1).parameters == 3
@@ -302,9 +301,7 @@ def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart(
     assert plain.parameters == 3
     assert 16 < plain.bytes_a_row < 200
     assert plain == cost(StandardScaler(), 2)
-    boosted = sizing.Cost.of(
-        Pipeline([("classifier", HistGradientBoostingClassifier(max_iter=2))]), inputs.copy, tipped
-    )
+    boosted = fits.Cost.of(Pipeline([("classifier", HistGradientBoostingClassifier(max_iter=2))]), inputs.copy, labels)
     assert boosted.parameters is None
 
 
@@ -312,13 +309,13 @@ def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart(
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-    return pipeline.copy(pipeline.trained(request), tmp_path)
+def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+    return workbench.copy(workbench.trained(request), tmp_path)
 
 
-def test_the_stage_writes_table_picture_decision_and_size(project: Layout) -> None:
-    decision = pipeline.read_json(project.learning_curve.with_suffix(".json"))
+def test_the_stage_writes_table_picture_decision_and_size(project: Paths) -> None:
+    decision = workbench.read_json(project.learning_curve.with_suffix(".json"))
     with project.learning_curve.open(newline="") as file:
         table = list(csv.DictReader(file))
     # Of 3,000 rows 600 are held out.
@@ -326,17 +323,17 @@ def test_the_stage_writes_table_picture_decision_and_size(project: Layout) -> No
     for row, size in zip(table, decision["sizes"], strict=True):
         assert {name: float(value) if value else None for name, value in row.items()} == size
     assert project.learning_curve.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert pipeline.read_json(project.sample_size) == {"rows": decision["rows"]}
+    assert workbench.read_json(project.sample_size) == {"rows": decision["rows"]}
     assert decision["segment"] == "credit"
     assert decision["available"] == 5000
     assert decision["sizes"][0]["size.log_loss"] > decision["sizes"][2]["size.log_loss"]
 
 
-def test_the_same_sample_gives_the_same_decision(project: Layout) -> None:
-    before = pipeline.read_json(project.learning_curve.with_suffix(".json"))
+def test_the_same_sample_gives_the_same_decision(project: Paths) -> None:
+    before = workbench.read_json(project.learning_curve.with_suffix(".json"))
     size = project.sample_size.read_bytes()
-    pipeline.run(project, "learning_curve")
-    after = pipeline.read_json(project.learning_curve.with_suffix(".json"))
+    workbench.run(project, "learning_curve")
+    after = workbench.read_json(project.learning_curve.with_suffix(".json"))
     for decision in (before, after):
         for figures in decision["sizes"]:
             assert figures.pop("fit_seconds") > 0
@@ -344,28 +341,28 @@ def test_the_same_sample_gives_the_same_decision(project: Layout) -> None:
     assert project.sample_size.read_bytes() == size
 
 
-def test_a_smallest_size_above_the_largest_is_refused(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
-    before = pipeline.tree(project.root / "reports") | pipeline.tree(project.root / "models")
-    pipeline.change(project, learning_curve={"smallest": 1201})
+def test_a_smallest_size_above_the_largest_is_refused(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
+    before = workbench.tree(project.root / "reports") | workbench.tree(project.root / "models")
+    workbench.change(project, learning_curve={"smallest": 1201})
     with pytest.raises(UsageError, match=r"has 1,200 rows, fewer than learning_curve\.smallest, 1,201"):
-        pipeline.run(project, "learning_curve")
+        workbench.run(project, "learning_curve")
     code, printed = run_cli(project.root, "learning_curve")
     assert code == 2
     assert "params.yaml, learning_curve.smallest" in printed
-    assert pipeline.tree(project.root / "reports") | pipeline.tree(project.root / "models") == before
+    assert workbench.tree(project.root / "reports") | workbench.tree(project.root / "models") == before
 
 
-def test_a_budget_is_the_largest_size_studied_and_the_most_that_is_chosen(project: Layout) -> None:
-    pipeline.change(project, learning_curve={"smallest": 300, "budget": {"rows": 300, "megabytes": None}})
-    pipeline.run(project, "learning_curve")
-    decision = pipeline.read_json(project.learning_curve.with_suffix(".json"))
+def test_a_budget_is_the_largest_size_studied_and_the_most_that_is_chosen(project: Paths) -> None:
+    workbench.change(project, learning_curve={"smallest": 300, "budget": {"rows": 300, "megabytes": None}})
+    workbench.run(project, "learning_curve")
+    decision = workbench.read_json(project.learning_curve.with_suffix(".json"))
     assert [size["rows"] for size in decision["sizes"]] == [300]
-    assert pipeline.read_json(project.sample_size) == {"rows": 300}
+    assert workbench.read_json(project.sample_size) == {"rows": 300}
     assert "One size alone" in decision["reason"]
 
 
-def test_a_sample_that_does_not_say_how_many_rows_its_month_has_counts_its_own(project: Layout, tmp_path: Path) -> None:
+def test_a_sample_that_does_not_say_how_many_rows_its_month_has_counts_its_own(project: Paths, tmp_path: Path) -> None:
     sample = project.sample("fit", "2009-01")
-    assert sampling.available([sample, sample]) == 10_000
+    assert sampling.count_available([sample, sample]) == 10_000
     pq.write_table(pq.read_table(sample).replace_schema_metadata(None), tmp_path / "older.parquet")
-    assert sampling.available([tmp_path / "older.parquet"]) == 3000
+    assert sampling.count_available([tmp_path / "older.parquet"]) == 3000

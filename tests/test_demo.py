@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from tipline.errors import NotPublishedError, TiplineError
-from tipline.months import demo
+from tipline.ingest import simulate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ AMOUNTS = ["fare_amount", "extra", "mta_tax", "tip_amount", "tolls_amount", "imp
 
 def month(folder: Path, name: str, rows: int, seed: int = 1) -> pa.Table:
     path = folder / f"{name}-{rows}-{seed}.parquet"
-    demo.write_month(path, name, rows, seed)
+    simulate.simulate_month(path, name, rows, seed)
     return pq.read_table(path)
 
 
@@ -60,8 +60,8 @@ def by_card(table: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def tip_rates(table: pa.Table) -> tuple[float, float]:
     """Share of tipped trips among those paid by card, and among the others."""
-    tipped, card = numbers(table, "tip_amount") > 0, by_card(table)
-    return float(tipped[card].mean()), float(tipped[~card].mean())
+    labels, card = numbers(table, "tip_amount") > 0, by_card(table)
+    return float(labels[card].mean()), float(labels[~card].mean())
 
 
 def features(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -88,7 +88,7 @@ def january_2024(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
 def test_same_arguments_give_same_bytes(tmp_path: Path, name: str) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for path in (first, second):
-        demo.write_month(path, name, 3000, 1)
+        simulate.simulate_month(path, name, 3000, 1)
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -106,7 +106,7 @@ def test_a_smaller_month_is_the_start_of_a_larger_one(tmp_path: Path, name: str)
 
 
 def test_chunks_are_row_groups_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CHUNK", 1000)
+    monkeypatch.setattr(simulate, "CHUNK", 1000)
     month(tmp_path, "2009-01", 2500)
     file = pq.ParquetFile(tmp_path / "2009-01-2500-1.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [1000, 1000, 500]
@@ -115,7 +115,7 @@ def test_chunks_are_row_groups_and_differ(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_row_groups_are_at_most_a_million_rows() -> None:
-    assert demo.CHUNK <= 2**20
+    assert simulate.CHUNK <= 2**20
 
 
 def test_2009_has_the_names_that_were_published(tmp_path: Path, tlc: Path) -> None:
@@ -212,9 +212,9 @@ def test_card_trips_are_tipped_and_others_are_not(january_2009: pa.Table, januar
 def test_a_plain_model_learns_a_little_more_than_the_card(tmp_path: Path, january_2009: pa.Table) -> None:
     fit, later = january_2009.slice(0, 100_000), month(tmp_path, "2009-02", 100_000)
     model = LogisticRegression(max_iter=1000).fit(features(fit), numbers(fit, "tip_amount") > 0)
-    tipped = numbers(later, "tip_amount") > 0
-    baseline = log_loss(tipped, np.where(by_card(later), *tip_rates(fit)))
-    skill = 1 - log_loss(tipped, model.predict_proba(features(later))[:, 1]) / baseline
+    labels = numbers(later, "tip_amount") > 0
+    baseline = log_loss(labels, np.where(by_card(later), *tip_rates(fit)))
+    skill = 1 - log_loss(labels, model.predict_proba(features(later))[:, 1]) / baseline
     assert 0.03 < skill < 0.08
 
 
@@ -282,14 +282,14 @@ def test_a_reader_sees_neither_pandas_nor_dictionaries(tmp_path: Path) -> None:
 def test_months_without_a_simulation_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "trips.parquet"
     with pytest.raises(NotPublishedError, match=name):
-        demo.write_month(path, name, 1, 1)
+        simulate.simulate_month(path, name, 1, 1)
     assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["2009", "2009-13", "2009-1", "2009-01-01", "January", ""])
 def test_what_is_not_a_month_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(TiplineError, match="not a month"):
-        demo.write_month(tmp_path / "trips.parquet", name, 1, 1)
+        simulate.simulate_month(tmp_path / "trips.parquet", name, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["2009-01", "2011-01", "2019-01", "2024-01", "2025-12"])

@@ -14,87 +14,87 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from tests import pipeline, test_foreign
+from tests import test_foreign, workbench
 from tipline import cluster, files
-from tipline.commands import diff_scores
-from tipline.mlflow import registry, tracking
-from tipline.models import modelfiles
-from tipline.statistics import differences
-from tipline.statistics.differences import Difference
+from tipline.commands import compare
+from tipline.evaluation import differences
+from tipline.evaluation.differences import Difference
+from tipline.model import artifact
+from tipline.registry import model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
-    from tipline.pyfunc import Probabilities
+    from tipline.model.pyfunc import Probabilities
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 
 
 @pytest.fixture(scope="module")
 def registered(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _mlflow_template: Path
-) -> Layout:
+) -> Paths:
     """A scored project with two versions; not to be changed, but for its reports."""
-    layout = pipeline.copy(pipeline.scored(request), tmp_path_factory.mktemp("registered"))
-    shutil.copyfile(_mlflow_template, layout.root / "mlflow.db")
+    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("registered"))
+    shutil.copyfile(_mlflow_template, paths.root / "mlflow.db")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-        pipeline.run(layout, "register")
-        shutil.copytree(layout.challenger, layout.root / "first")
-        pipeline.change(layout, train={"params": {"C": 0.001}})
-        pipeline.run(layout, "train", "register")
+        monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+        workbench.run(paths, "register")
+        shutil.copytree(paths.challenger, paths.root / "first")
+        workbench.change(paths, train={"params": {"C": 0.001}})
+        workbench.run(paths, "train", "register")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return layout
+    return paths
 
 
 @pytest.fixture(autouse=True)
 def _on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
 
 
 @pytest.fixture
-def project(registered: Layout) -> Layout:
+def project(registered: Paths) -> Paths:
     """The registered project, without reports of an earlier test."""
     shutil.rmtree(registered.root / "reports" / "diff_scores", ignore_errors=True)
     return registered
 
 
 @pytest.fixture
-def damaged(project: Layout, tmp_path: Path) -> str:
+def damaged(project: Paths, tmp_path: Path) -> str:
     """The prepared months elsewhere, where a test may damage them."""
     shutil.copytree(project.root / "data" / "trips", tmp_path / "trips")
     return str(tmp_path / "trips")
 
 
-def compare(layout: Layout, *arguments: Any) -> list[str]:
-    return list(diff_scores.run(pipeline.settings(layout), layout, ("1", "2"), *arguments))
+def compare_versions(paths: Paths, *arguments: Any) -> list[str]:
+    return list(compare.run(workbench.settings(paths), paths, ("1", "2"), *arguments))
 
 
-def report(layout: Layout) -> Any:
-    return pipeline.read_json(layout.root / "reports" / "diff_scores" / "1-2.json")
+def report(paths: Paths) -> Any:
+    return workbench.read_json(paths.root / "reports" / "diff_scores" / "1-2.json")
 
 
-def movers(layout: Layout) -> list[dict[str, str]]:
-    with (layout.root / "reports" / "diff_scores" / "1-2.csv").open(newline="") as file:
+def movers(paths: Paths) -> list[dict[str, str]]:
+    with (paths.root / "reports" / "diff_scores" / "1-2.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def exact(layout: Layout, month: str) -> tuple[Probabilities, Probabilities]:
+def exact(paths: Paths, month: str) -> tuple[Probabilities, Probabilities]:
     """Both versions' scores of a month."""
-    contents = [modelfiles.read(folder) for folder in (layout.root / "first", layout.challenger)]
-    a, b = (modelfiles.load(files, modelfiles.digest(files)) for files in contents)
-    trips = pipeline.batch(pipeline.trips(layout, month))
+    contents = [artifact.read_artifact(folder) for folder in (paths.root / "first", paths.challenger)]
+    a, b = (artifact.load_model(files, artifact.hash_artifact(files)) for files in contents)
+    trips = workbench.batch(workbench.trips(paths, month))
     return a.probabilities(trips), b.probabilities(trips)
 
 
-def test_the_figures_are_those_of_the_exact_scores(project: Layout) -> None:
-    compare(project)
+def test_the_figures_are_those_of_the_exact_scores(project: Paths) -> None:
+    compare_versions(project)
     told = report(project)
-    scores = [exact(project, month) for month in pipeline.MONTHS]
+    scores = [exact(project, month) for month in workbench.MONTHS]
     everything = tuple(np.concatenate(of_model) for of_model in zip(*scores, strict=True))
     for month, (a, b) in zip([*told["months"], told["all"]], [*scores, everything], strict=True):
         difference = b.astype(float) - a
@@ -108,32 +108,32 @@ def test_the_figures_are_those_of_the_exact_scores(project: Layout) -> None:
         assert month["crossed_up"] == ((a <= 0.5) & (b > 0.5)).sum()
         assert month["crossed_down"] == ((a > 0.5) & (b <= 0.5)).sum()
         assert month["crossed_share"] == ((a > 0.5) != (b > 0.5)).mean()
-    assert [month["month"] for month in told["months"]] == list(pipeline.MONTHS)
+    assert [month["month"] for month in told["months"]] == list(workbench.MONTHS)
     assert told["all"]["rank_correlation"] < 0.9999
     assert told["all"]["crossed_up"] + told["all"]["crossed_down"] > 0
 
 
-def test_the_report_names_the_versions_and_holds_no_time_or_path(project: Layout) -> None:
-    compare(project, ["2009-02"])
+def test_the_report_names_the_versions_and_holds_no_time_or_path(project: Paths) -> None:
+    compare_versions(project, ["2009-02"])
     told = report(project)
-    digests = [modelfiles.digest_in(folder) for folder in (project.root / "first", project.challenger)]
+    digests = [artifact.read_digest(folder) for folder in (project.root / "first", project.challenger)]
     assert [(told[letter]["version"], told[letter]["digest"]) for letter in "ab"] == [
         *zip((1, 2), digests, strict=True)
     ]
     assert (told["threshold"], told["failed"]) == (0.5, {})
-    first = pipeline.tree(project.root / "reports" / "diff_scores")
-    compare(project, ["2009-02"])
-    assert pipeline.tree(project.root / "reports" / "diff_scores") == first
+    first = workbench.tree(project.root / "reports" / "diff_scores")
+    compare_versions(project, ["2009-02"])
+    assert workbench.tree(project.root / "reports" / "diff_scores") == first
 
 
-def test_the_movers_are_the_rows_that_differ_most_with_what_the_models_saw(project: Layout) -> None:
-    compare(project, [], 0.5, 7)
+def test_the_movers_are_the_rows_that_differ_most_with_what_the_models_saw(project: Paths) -> None:
+    compare_versions(project, [], 0.5, 7)
     rows = movers(project)
-    assert len(rows) == 7 * len(pipeline.MONTHS)
+    assert len(rows) == 7 * len(workbench.MONTHS)
     largest = []
-    for month in pipeline.MONTHS:
+    for month in workbench.MONTHS:
         a, b = exact(project, month)
-        trips = pipeline.trips(project, month)
+        trips = workbench.trips(project, month)
         gaps = np.abs(b.astype(float) - a)
         expected = np.lexsort((np.arange(len(a)), -gaps))[:7].tolist()
         mine = [row for row in rows if row["month"] == month]
@@ -150,8 +150,8 @@ def test_the_movers_are_the_rows_that_differ_most_with_what_the_models_saw(proje
     assert {"vendor", "pickup_datetime", "trip_distance", "fare_amount"} < set(rows[0])
 
 
-def test_a_threshold_moves_what_crosses_it(project: Layout) -> None:
-    compare(project, ["2009-01"], 0.9)
+def test_a_threshold_moves_what_crosses_it(project: Paths) -> None:
+    compare_versions(project, ["2009-01"], 0.9)
     a, b = exact(project, "2009-01")
     told = report(project)["months"][0]
     assert (told["crossed_up"], told["crossed_down"]) == (
@@ -161,33 +161,33 @@ def test_a_threshold_moves_what_crosses_it(project: Layout) -> None:
 
 
 def test_other_row_groups_and_one_local_worker_give_the_same_bytes(
-    project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     months = ["2009-01", "2024-01"]
-    compare(project, months)
-    first = pipeline.tree(project.root / "reports" / "diff_scores")
-    other = pipeline.copy(project, tmp_path)
-    pipeline.change(other, score={"workers": 1})
-    pipeline.small_row_groups(monkeypatch, 731)
-    pipeline.prepare_anew(other, *months)
+    compare_versions(project, months)
+    first = workbench.tree(project.root / "reports" / "diff_scores")
+    other = workbench.copy(project, tmp_path)
+    workbench.change(other, score={"workers": 1})
+    workbench.small_row_groups(monkeypatch, 731)
+    workbench.prepare_anew(other, *months)
     monkeypatch.delenv(cluster.ADDRESS)
-    compare(project, months, 0.5, 10, str(other.root / "data" / "trips"))
-    assert pipeline.tree(project.root / "reports" / "diff_scores") == first
+    compare_versions(project, months, 0.5, 10, str(other.root / "data" / "trips"))
+    assert workbench.tree(project.root / "reports" / "diff_scores") == first
 
 
-def test_no_predictions_and_no_version_are_touched(project: Layout) -> None:
-    before = pipeline.tree(project.predictions), pipeline.tree(project.champion)
-    compare(project)
-    assert (pipeline.tree(project.predictions), pipeline.tree(project.champion)) == before
+def test_no_predictions_and_no_version_are_touched(project: Paths) -> None:
+    before = workbench.tree(project.predictions), workbench.tree(project.champion)
+    compare_versions(project)
+    assert (workbench.tree(project.predictions), workbench.tree(project.champion)) == before
 
 
-def test_the_terminal_shows_months_and_movers(project: Layout, run_cli: Run) -> None:
+def test_the_terminal_shows_months_and_movers(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "diff-scores", "champion", "2", "--movers", "3", "--threshold", "0.4")
     assert code == 0, printed
     lines = printed.splitlines()
     assert re.fullmatch(r"A: version 1, [\d,]+x7 C=1.0 logistic_regression", lines[0])
     assert re.fullmatch(r"B: version 2, [\d,]+x7 C=0.001 logistic_regression", lines[1])
-    assert [line.split()[0] for line in lines[3:8]] == [*pipeline.MONTHS, "all"]
+    assert [line.split()[0] for line in lines[3:8]] == [*workbench.MONTHS, "all"]
     start = lines.index("the rows that move most:") + 1
     assert lines[start].split()[:5] == ["month", "row", "score_a", "score_b", "difference"]
     assert lines[start + 4 :] == ["reports/diff_scores/1-2.json; the movers: 1-2.csv"]
@@ -195,7 +195,7 @@ def test_the_terminal_shows_months_and_movers(project: Layout, run_cli: Run) -> 
     assert max(map(len, lines)) <= 160
 
 
-def test_a_version_is_not_compared_with_itself(project: Layout, run_cli: Run) -> None:
+def test_a_version_is_not_compared_with_itself(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "diff-scores", "champion", "1")
     assert code == 0
     assert "Both are the same model" in printed
@@ -213,7 +213,7 @@ def test_a_version_is_not_compared_with_itself(project: Layout, run_cli: Run) ->
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(
-    project: Layout, run_cli: Run, arguments: tuple[str, ...], words: str
+    project: Paths, run_cli: Run, arguments: tuple[str, ...], words: str
 ) -> None:
     code, printed = run_cli(project.root, "diff-scores", *arguments)
     assert code == 2
@@ -221,19 +221,19 @@ def test_what_makes_no_sense_is_a_usage_error(
     assert "to do: " in printed
 
 
-def test_without_a_champion_that_is_said(project: Layout, run_cli: Run) -> None:
-    with tracking.connect(project) as client:
-        client.delete_registered_model_alias("tip-probability", registry.CHAMPION)
+def test_without_a_champion_that_is_said(project: Paths, run_cli: Run) -> None:
+    with store.connect_store(project) as client:
+        client.delete_registered_model_alias("tip-probability", model_versions.CHAMPION)
     try:
         code, printed = run_cli(project.root, "diff-scores", "champion", "2")
     finally:
-        with tracking.connect(project) as client:
-            registry.promote(client, registry.by_number(client, "tip-probability", 1, ""))
+        with store.connect_store(project) as client:
+            model_versions.set_champion(client, model_versions.get_version(client, "tip-probability", 1, ""))
     assert code == 2
     assert "has no champion yet" in printed
 
 
-def test_a_month_that_is_not_prepared_says_what_to_run(project: Layout, run_cli: Run) -> None:
+def test_a_month_that_is_not_prepared_says_what_to_run(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "diff-scores", "1", "2", "2009-07")
     assert code == 1
     assert "The month is not prepared" in printed
@@ -242,12 +242,12 @@ def test_a_month_that_is_not_prepared_says_what_to_run(project: Layout, run_cli:
 
 @pytest.mark.parametrize("damage", ["not prepared", "cut off", "overwritten"])
 def test_a_month_that_fails_is_left_out_and_the_others_are_told(
-    project: Layout, run_cli: Run, damaged: str, tmp_path: Path, damage: str
+    project: Paths, run_cli: Run, damaged: str, tmp_path: Path, damage: str
 ) -> None:
     trips = tmp_path / "trips" / "month=2009-02" / "trips.parquet"
     data = trips.read_bytes()
     if damage == "not prepared":
-        (trips.parent / files.RECEIPT).unlink()
+        (trips.parent / files.MANIFEST).unlink()
     elif damage == "cut off":
         trips.write_bytes(data[: len(data) // 2])
     else:
@@ -258,16 +258,16 @@ def test_a_month_that_fails_is_left_out_and_the_others_are_told(
     assert "1 of 4 months failed" in printed
     assert "defect" not in printed
     told = report(project)
-    others = [month for month in pipeline.MONTHS if month != "2009-02"]
+    others = [month for month in workbench.MONTHS if month != "2009-02"]
     assert [month["month"] for month in told["months"]] == others
     assert list(told["failed"]) == ["2009-02"]
     assert told["all"]["rows"] == 5000 * len(others)
     assert {row["month"] for row in movers(project)} == set(others)
 
 
-def test_files_that_are_not_the_registered_ones_are_refused(project: Layout, run_cli: Run, tmp_path: Path) -> None:
+def test_files_that_are_not_the_registered_ones_are_refused(project: Paths, run_cli: Run, tmp_path: Path) -> None:
     trace = tmp_path / "planted code has run"
-    code_file = min((project.root / "mlartifacts").rglob(modelfiles.CODE))
+    code_file = min((project.root / "mlartifacts").rglob(artifact.CODE))
     data = code_file.read_bytes()
     try:
         code_file.write_bytes(data + f"\nopen({str(trace)!r}, 'w').close()\n".encode())
@@ -284,18 +284,18 @@ def test_files_that_are_not_the_registered_ones_are_refused(project: Layout, run
 def test_a_version_of_somebody_elses_is_compared_before_it_is_promoted(
     request: pytest.FixtureRequest, mlflow_store: Path, run_cli: Run
 ) -> None:
-    layout = pipeline.copy(pipeline.scored(request), mlflow_store.parent.parent)
-    pipeline.run(layout, "register")
-    model = test_foreign.fitted(layout)
-    number = test_foreign.add_version(layout, model, test_foreign.SIGNATURE, pyfunc_predict_fn="predict_proba")
-    code, printed = run_cli(layout.root, "diff-scores", "champion", str(number), "2009-02")
+    paths = workbench.copy(workbench.scored(request), mlflow_store.parent.parent)
+    workbench.run(paths, "register")
+    model = test_foreign.fitted(paths)
+    number = test_foreign.add_version(paths, model, test_foreign.SIGNATURE, pyfunc_predict_fn="predict_proba")
+    code, printed = run_cli(paths.root, "diff-scores", "champion", str(number), "2009-02")
     assert code == 0, printed
     assert f"B: version {number}, not made by tipline" in printed
-    theirs = model.predict_proba(test_foreign.frame(layout, "2009-02")[test_foreign.COLUMNS[:2]])[:, 1]
-    told = pipeline.read_json(layout.root / "reports" / "diff_scores" / f"1-{number}.json")
+    theirs = model.predict_proba(test_foreign.frame(paths, "2009-02")[test_foreign.COLUMNS[:2]])[:, 1]
+    told = workbench.read_json(paths.root / "reports" / "diff_scores" / f"1-{number}.json")
     assert told["months"][0]["mean_b"] == pytest.approx(theirs.astype(np.float32).mean(dtype=float), abs=1e-11)
-    with tracking.connect(layout) as client:
-        champion = registry.by_alias(client, "tip-probability")
+    with store.connect_store(paths) as client:
+        champion = model_versions.get_champion(client, "tip-probability")
     assert champion is not None
     assert int(champion.version) == 1
 
@@ -314,7 +314,9 @@ def pairs(rows: int, spread: float, noise: float, seed: int = 0) -> tuple[Probab
 
 def counted(a: Probabilities, b: Probabilities, threshold: float = 0.5) -> Difference:
     """Count scores, with bands by a small part of them."""
-    return Difference.of(a, b, (differences.edges_of(a[:16_000]), differences.edges_of(b[:16_000])), threshold)
+    return Difference.of(
+        a, b, (differences.compute_edges(a[:16_000]), differences.compute_edges(b[:16_000])), threshold
+    )
 
 
 @pytest.mark.parametrize("spread", [0.0001, 0.1, 3.0])
@@ -326,7 +328,7 @@ def test_the_rank_correlation_is_right_to_a_ten_thousandth(spread: float, noise:
 
 def test_the_counts_of_parts_are_those_of_all_rows_whatever_the_parts() -> None:
     a, b = pairs(50_000, 3.0, 1.0)
-    edges = differences.edges_of(a), differences.edges_of(b)
+    edges = differences.compute_edges(a), differences.compute_edges(b)
     whole = Difference().plus(Difference.of(a, b, edges, 0.3), 1)
     random = np.random.default_rng(1)
     for _ in range(5):
@@ -341,8 +343,8 @@ def test_the_counts_of_parts_are_those_of_all_rows_whatever_the_parts() -> None:
 
 def test_ties_among_the_movers_are_settled_by_month_and_row() -> None:
     rows = np.array([5, 3, 9, 1, 7])
-    assert differences.largest(np.array([0.2, 0.1, 0.2, 0.2, 0.3]), rows, 3).tolist() == [4, 3, 0]
-    assert differences.largest(np.array([0.0]), np.array([4]), 3).tolist() == [0]
+    assert differences.find_largest(np.array([0.2, 0.1, 0.2, 0.2, 0.3]), rows, 3).tolist() == [4, 3, 0]
+    assert differences.find_largest(np.array([0.0]), np.array([4]), 3).tolist() == [0]
     named = (("2009-02", 1, 0.1), ("2009-01", 2, -0.1), ("2009-01", 1, 0.1), ("2009-03", 1, -0.2))
     equal = [{"month": month, "row": row, "difference": gap} for month, row, gap in named]
     kept = Difference(movers=equal[:2]).plus(Difference(movers=equal[2:]), 3).movers

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from tests import factory, pipeline
+from tests import factory, workbench
 from tests.factory import line
-from tipline.months import contract, demo, preparing
+from tipline.ingest import prepare, schema, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
 
@@ -46,7 +46,7 @@ def write_csv(path: Path, rows: int, month: str) -> None:
 
 def write_parquet(path: Path, rows: int, month: str) -> None:
     """A simulated month in the format of its time."""
-    demo.write_month(path, month, rows, 1)
+    simulate.simulate_month(path, month, rows, 1)
 
 
 # How a month is written, and which.
@@ -71,7 +71,7 @@ class Disk:
         Whether it is a disk of its own; if not, files may not grow beyond `limit` in a process of its own.
     """
 
-    layout: Layout
+    paths: Paths
     run_cli: Run
     mounted: bool
     limit: int = 0
@@ -79,14 +79,14 @@ class Disk:
     @property
     def ballast(self) -> Path:
         """What fills the disk."""
-        return self.layout.root / "ballast"
+        return self.paths.root / "ballast"
 
     def run(self, *arguments: str) -> tuple[int, str]:
         """Run a command of tipline there."""
         if not self.limit:
-            return self.run_cli(self.layout.root, *arguments)
+            return self.run_cli(self.paths.root, *arguments)
         command = [sys.executable, "-c", LIMITED, str(self.limit), *arguments]
-        done = subprocess.run(command, cwd=self.layout.root, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=self.paths.root, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
     def leave(self, room: int) -> None:
@@ -94,7 +94,7 @@ class Disk:
         if not self.mounted:
             self.limit = max(room, 1)
             return
-        free = os.statvfs(self.layout.root)
+        free = os.statvfs(self.paths.root)
         with self.ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - room, 1))
 
@@ -102,7 +102,7 @@ class Disk:
         """Exchange the disk for a larger one."""
         self.limit = 0
         if self.mounted:
-            mount("-o", f"remount,size={LARGE}", str(self.layout.root.parent))
+            mount("-o", f"remount,size={LARGE}", str(self.paths.root.parent))
 
 
 def mount(*arguments: str) -> bool:
@@ -115,13 +115,13 @@ def disk(
     request: pytest.FixtureRequest, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Disk]:
     """A project whose source is elsewhere, on a small disk of its own, or under a limit where one may not mount."""
-    pipeline.small_row_groups(monkeypatch, 2000)
+    workbench.small_row_groups(monkeypatch, 2000)
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = request.param == "disk" and mount("-t", "tmpfs", "-o", f"size={SMALL}", "none", str(folder))
     try:
         source = str(tmp_path / "source" / "{month}.data")
-        yield Disk(pipeline.write_project(folder / "project", source=source), run_cli, mounted)
+        yield Disk(workbench.write_project(folder / "project", source=source), run_cli, mounted)
     finally:
         monkeypatch.chdir(tmp_path)
         if mounted:
@@ -140,7 +140,7 @@ def needed(tmp_path: Path, month: str) -> int:
     """The bytes that the prepared month takes."""
     folder = tmp_path / "needed"
     folder.mkdir()
-    preparing.prepare(tmp_path / "source" / f"{month}.data", folder, contract.load(), month)
+    prepare.prepare_month(tmp_path / "source" / f"{month}.data", folder, schema.load_schema(), month)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(disk: Disk, tmp_path: 
         assert disk.run("prepare", done)[0] == 0
     publish(tmp_path, kind, ROWS)
     assert disk.run("download", month)[0] == 0
-    before = factory.contents(disk.layout.root / "data" / "trips")
+    before = factory.contents(disk.paths.root / "data" / "trips")
     disk.leave(int(share * needed(tmp_path, month)))
 
     code, printed = disk.run("prepare", month)
@@ -166,13 +166,13 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(disk: Disk, tmp_path: 
     assert "nothing half-written is left" in printed
     assert "Traceback" not in printed
     assert "Fetch the month again" not in printed
-    assert factory.contents(disk.layout.root / "data" / "trips") == before
-    assert list((disk.layout.staging / "trips").iterdir()) == []
+    assert factory.contents(disk.paths.root / "data" / "trips") == before
+    assert list((disk.paths.staging / "trips").iterdir()) == []
 
     disk.make_room()
     assert disk.run("prepare", month)[0] == 0
-    assert pq.read_metadata(disk.layout.trips_file(month)).num_rows == ROWS
-    after = factory.contents(disk.layout.root / "data" / "trips")
+    assert pq.read_metadata(disk.paths.trips_file(month)).num_rows == ROWS
+    after = factory.contents(disk.paths.root / "data" / "trips")
     assert [name for name in before if after[name] != before[name] and OTHER in name] == []
     assert set(after) == set(before)
-    assert list((disk.layout.staging / "trips").iterdir()) == []
+    assert list((disk.paths.staging / "trips").iterdir()) == []

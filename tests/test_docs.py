@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests import mirror, pipeline
+from tests import mirror, workbench
 from tests.conftest import ROOT
-from tipline.layout import Layout
+from tipline.paths import Paths
 
 if TYPE_CHECKING:
     import subprocess
@@ -117,7 +117,7 @@ def put(story: Story, block: Block) -> None:
     if what == "write":
         path.write_text(block.text, encoding="utf-8")
     elif what == "merge":
-        pipeline.change(Layout(story.root), **yaml.safe_load(block.text))
+        workbench.change(Paths(story.root), **yaml.safe_load(block.text))
 
 
 WITH_BLOCKS = [page for page in PAGES if any(block.is_run for block in blocks(page))]

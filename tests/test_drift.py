@@ -8,14 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests import pipeline
+from tests import workbench
 from tests.test_baseline import TARGET, coded
-from tipline.models import leaks, modelfiles
-from tipline.pyfunc import OUTPUT
-from tipline.statistics import drift, histograms, metrics
+from tipline.evaluation import histograms, metrics
+from tipline.model import artifact
+from tipline.model.pyfunc import OUTPUT
+from tipline.monitoring import drift
+from tipline.training import leaks
 
 if TYPE_CHECKING:
-    from tipline.pyfunc import Probabilities
+    from tipline.model.pyfunc import Probabilities
 
 FEATURES = [
     {"name": "vendor", "kind": "category"},
@@ -37,14 +39,14 @@ def trips(rows: int = 20_000, days: int = 28, seed: int = 1, **changed: Any) -> 
     """Rows of a month; `fee` is the same in all of them."""
     generator = np.random.default_rng(seed)
     first = np.datetime64("2009-01-01", "us")
-    tipped = generator.random(rows) < 0.3
+    labels = generator.random(rows) < 0.3
     columns = {
         "vendor": coded([VENDORS[place] for place in (generator.random(rows) < 0.4).astype(int)], VENDORS),
         "pickup_datetime": pa.array(first + generator.integers(0, days * 86400, rows).astype("timedelta64[s]")),
         "fare_amount": pa.array(generator.lognormal(2, 0.5, rows)),
         "extra": pa.array(generator.choice([0.0, 0.5, 1.0], rows, p=[0.5, 0.3, 0.2])),
         "fee": pa.array(np.full(rows, 0.5)),
-        TARGET: pa.array(np.where(tipped, 2.0, 0.0)),
+        TARGET: pa.array(np.where(labels, 2.0, 0.0)),
         **changed,
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
@@ -55,14 +57,14 @@ def scores(rows: pa.RecordBatch) -> Probabilities:
 
 
 def reference(rows: pa.RecordBatch) -> dict[str, Any]:
-    return drift.reference(rows, SPEC, scores(rows))
+    return drift.build_reference(rows, SPEC, scores(rows))
 
 
 def judged(of_reference: dict[str, Any], month: pa.RecordBatch) -> dict[str, Any]:
     """PSI of each feature of a month."""
     bins = of_reference["features"]
-    found = {name: histograms.of(month[name], bins[name]) for name in bins}
-    return {name: drift.judged(bins[name], drift.by_bin(found[name], len(month))) for name in bins}
+    found = {name: histograms.count_column(month[name], bins[name]) for name in bins}
+    return {name: drift.judge_drift(bins[name], drift.scale_histogram(found[name], len(month))) for name in bins}
 
 
 def test_bins_hold_about_a_tenth_of_the_rows_and_frequent_values_alone() -> None:
@@ -129,13 +131,13 @@ def test_under_fourteen_days_there_is_no_bound_and_no_flag() -> None:
 
 def test_psi_is_the_sum_over_bins() -> None:
     expected = (0.6 - 0.5) * np.log(0.6 / 0.5) + (0.4 - 0.5) * np.log(0.4 / 0.5)
-    assert drift.psi([5e9, 5e9], [6, 4]) == pytest.approx(expected, rel=1e-6)
-    np.testing.assert_allclose(drift.psi([5e9, 5e9], [[6, 4], [5, 5]]), [expected, 0], atol=1e-9)
+    assert drift.compute_psi([5e9, 5e9], [6, 4]) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(drift.compute_psi([5e9, 5e9], [[6, 4], [5, 5]]), [expected, 0], atol=1e-9)
 
 
 def test_bins_that_are_empty_on_both_sides_add_nothing() -> None:
-    assert drift.psi([50, 50, 0], [5000, 5000, 0]) == pytest.approx(0)
-    assert 0.1 < drift.psi([50, 50, 0], [4000, 4000, 2000]) < 2
+    assert drift.compute_psi([50, 50, 0], [5000, 5000, 0]) == pytest.approx(0)
+    assert 0.1 < drift.compute_psi([50, 50, 0], [4000, 4000, 2000]) < 2
 
 
 def test_a_month_without_rows_has_no_psi() -> None:
@@ -154,9 +156,11 @@ def test_a_feature_without_any_value_in_the_reference_can_be_compared() -> None:
 
 def probed(rows: pa.RecordBatch, rate: float) -> list[dict[str, Any]]:
     """The probe of a model that knows the tip with this probability."""
-    tipped, _ = metrics.labels(rows, TARGET)
-    probabilities = np.where(tipped, rate, 1 - rate)
-    return leaks.probe(rows, SPEC | {"reference": reference(rows)}, metrics.losses(probabilities, tipped))
+    labels, _ = metrics.read_labels(rows, TARGET)
+    probabilities = np.where(labels, rate, 1 - rate)
+    return leaks.measure_columns_alone(
+        rows, SPEC | {"reference": reference(rows)}, metrics.compute_log_loss(probabilities, labels)
+    )
 
 
 def test_a_feature_that_gives_the_target_away_is_named() -> None:
@@ -165,23 +169,23 @@ def test_a_feature_that_gives_the_target_away_is_named() -> None:
     found = probed(planted, 0.99)
     assert found[0]["feature"] == "extra"
     assert found[0]["share"] > 0.99
-    (warning,) = leaks.warnings(found, SPEC)
+    (warning,) = leaks.format_warnings(found, SPEC)
     assert warning.startswith("extra alone reaches 10")
-    assert not leaks.warnings(probed(rows, 0.9), SPEC)
+    assert not leaks.format_warnings(probed(rows, 0.9), SPEC)
 
 
 @pytest.mark.parametrize(("share", "warned"), [(0.89, 0), (0.91, 1)])
 def test_nine_tenths_of_the_gain_are_suspicious(share: float, warned: int) -> None:
-    assert len(leaks.warnings([{"feature": "extra", "share": share}], SPEC)) == warned
+    assert len(leaks.format_warnings([{"feature": "extra", "share": share}], SPEC)) == warned
 
 
 def test_the_baselines_own_columns_may_do_as_well_as_the_model() -> None:
     rows = trips()
-    tipped = rows[TARGET].to_numpy() > 0
-    planted = trips(vendor=coded([VENDORS[int(yes)] for yes in tipped], VENDORS))
+    labels = rows[TARGET].to_numpy() > 0
+    planted = trips(vendor=coded([VENDORS[int(yes)] for yes in labels], VENDORS))
     found = probed(planted, 0.99)
     assert found[0]["feature"] == "vendor"
-    assert not leaks.warnings(found, SPEC)
+    assert not leaks.format_warnings(found, SPEC)
 
 
 def test_a_model_that_gains_nothing_is_not_probed() -> None:
@@ -189,14 +193,14 @@ def test_a_model_that_gains_nothing_is_not_probed() -> None:
 
 
 def test_the_simulated_months_give_no_warning(request: pytest.FixtureRequest) -> None:
-    layout = pipeline.trained(request)
-    contents = modelfiles.read(layout.challenger)
-    model = modelfiles.load(contents, modelfiles.digest(contents))
-    rows = pipeline.batch(pipeline.trips(layout, "2009-01"))
-    tipped, _ = metrics.labels(rows, TARGET)
-    found = leaks.probe(rows, model.spec, metrics.losses(model.probabilities(rows), tipped))
+    paths = workbench.trained(request)
+    contents = artifact.read_artifact(paths.challenger)
+    model = artifact.load_model(contents, artifact.hash_artifact(contents))
+    rows = workbench.batch(workbench.trips(paths, "2009-01"))
+    labels, _ = metrics.read_labels(rows, TARGET)
+    found = leaks.measure_columns_alone(rows, model.spec, metrics.compute_log_loss(model.probabilities(rows), labels))
     assert found[0]["feature"] == "payment_type"
     columns = {feature["name"] for feature in model.spec["features"]}
     assert {one["feature"] for one in found} == columns
-    assert not leaks.warnings(found, model.spec)
+    assert not leaks.format_warnings(found, model.spec)
     assert model.spec["reference"]["features"].keys() == columns == model.spec["canary"].keys() - {OUTPUT}

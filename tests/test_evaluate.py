@@ -11,65 +11,66 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import pipeline
+from tests import workbench
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.models import modelfiles, sampling
-from tipline.statistics import baseline, evaluation, metrics
-from tipline.statistics.evaluation import Compared
+from tipline.evaluation import baseline, metrics, report
+from tipline.evaluation.report import Compared
+from tipline.model import artifact
+from tipline.training import sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
     """A project whose champion is its challenger."""
-    layout = pipeline.copy(pipeline.trained(request), tmp_path)
-    shutil.copytree(layout.challenger, layout.champion)
-    return layout
+    paths = workbench.copy(workbench.trained(request), tmp_path)
+    shutil.copytree(paths.challenger, paths.champion)
+    return paths
 
 
-def folders(layout: Layout) -> dict[str, Path]:
-    return {"challenger": layout.challenger, "champion": layout.champion}
+def folders(paths: Paths) -> dict[str, Path]:
+    return {"challenger": paths.challenger, "champion": paths.champion}
 
 
-def report_of(layout: Layout) -> Any:
-    pipeline.run(layout, "evaluate")
-    return pipeline.read_json(layout.evaluation)
+def report_of(paths: Paths) -> Any:
+    workbench.run(paths, "evaluate")
+    return workbench.read_json(paths.evaluation)
 
 
-def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Layout) -> None:
-    report = report_of(project)
-    assert report["challenger"] == report["champion"]
-    assert report["verdict"].endswith("; it scores as the champion does.")
-    assert report["gate"]["words"] == "The challenger is the champion: there is nothing to promote."
-    assert not report["gate"]["promote"]
-    assert report["months"] == ["2009-03"]
-    assert report["rows"] == 3000
+def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths) -> None:
+    found = report_of(project)
+    assert found["challenger"] == found["champion"]
+    assert found["verdict"].endswith("; it scores as the champion does.")
+    assert found["gate"]["words"] == "The challenger is the champion: there is nothing to promote."
+    assert not found["gate"]["promote"]
+    assert found["months"] == ["2009-03"]
+    assert found["rows"] == 3000
     assert project.evaluation.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_figures_are_those_of_scikit_learn(project: Layout) -> None:
-    report = report_of(project)
-    trips = pipeline.batch(sampling.read_pool([project.sample("evaluate", "2009-03")]))
-    tipped, _ = metrics.labels(trips, "tip_amount")
-    contents = modelfiles.read(project.challenger)
-    loaded = modelfiles.load(contents, modelfiles.digest(contents))
+def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
+    found = report_of(project)
+    trips = workbench.batch(sampling.read_pool([project.sample("evaluate", "2009-03")]))
+    labels, _ = metrics.read_labels(trips, "tip_amount")
+    contents = artifact.read_artifact(project.challenger)
+    loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
     scores = loaded.probabilities(trips)
-    of_baseline = log_loss(tipped, baseline.probabilities(trips, loaded.spec["baseline"]))
-    loss = log_loss(tipped, scores.astype(float))
-    assert report["tip_rate"] == pytest.approx(tipped.mean())
-    assert report["challenger"] == {
+    of_baseline = log_loss(labels, baseline.predict_baseline(trips, loaded.spec["baseline"]))
+    loss = log_loss(labels, scores.astype(float))
+    assert found["tip_rate"] == pytest.approx(labels.mean())
+    assert found["challenger"] == {
         "log_loss": pytest.approx(loss, rel=1e-5),
         "skill": pytest.approx(1 - loss / of_baseline, abs=1e-4),
-        "auc": pytest.approx(roc_auc_score(tipped, scores)),
-        "accuracy": pytest.approx(((scores > 0.5) == tipped).mean()),
+        "auc": pytest.approx(roc_auc_score(labels, scores)),
+        "accuracy": pytest.approx(((scores > 0.5) == labels).mean()),
     }
-    assert report["baseline"]["log_loss"] == pytest.approx(of_baseline, rel=1e-6)
-    assert report["baseline"]["skill"] == 0
+    assert found["baseline"]["log_loss"] == pytest.approx(of_baseline, rel=1e-6)
+    assert found["baseline"]["skill"] == 0
 
 
 SPEC = {
@@ -90,26 +91,26 @@ def constant(rows: int, challenger: float, champion: float) -> dict[str, Any]:
 def test_majority_and_baseline_are_those_by_hand() -> None:
     payments = pa.array(["cash", "cash", "credit", "credit", "other"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0, 3, 0, 2])})
-    report = evaluation.report(Compared(trips, "tip_amount", SPECS, constant(5, 0.5, 0.3)))
+    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(5, 0.5, 0.3)))
     # Of the rules' 0.4, overall, no row is above one half: right where there was no tip.
-    assert report["majority"]["accuracy"] == pytest.approx(3 / 5)
-    assert report["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
-    assert report["majority"]["auc"] == pytest.approx(0.5)
+    assert found["majority"]["accuracy"] == pytest.approx(3 / 5)
+    assert found["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
+    assert found["majority"]["auc"] == pytest.approx(0.5)
     # By payment: 0.2 0.2 0.8 0.8, and the overall 0.4 for what was not seen.
     of_rule = -(2 * np.log(0.8) + np.log(0.8) + np.log(0.2) + np.log(0.4)) / 5
-    assert report["baseline"]["log_loss"] == pytest.approx(of_rule)
-    assert report["baseline"]["accuracy"] == pytest.approx(3 / 5)
-    assert report["baseline"]["auc"] == pytest.approx((2 + 0.5 + 2) / 6)
-    assert report["challenger"]["log_loss"] == pytest.approx(np.log(2))
-    assert report["challenger"]["skill"] == pytest.approx(1 - np.log(2) / of_rule)
+    assert found["baseline"]["log_loss"] == pytest.approx(of_rule)
+    assert found["baseline"]["accuracy"] == pytest.approx(3 / 5)
+    assert found["baseline"]["auc"] == pytest.approx((2 + 0.5 + 2) / 6)
+    assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
+    assert found["challenger"]["skill"] == pytest.approx(1 - np.log(2) / of_rule)
 
 
 def test_one_class_has_no_auc() -> None:
     payments = pa.array(["cash", "credit"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0.0])})
-    report = evaluation.report(Compared(trips, "tip_amount", SPECS, constant(2, 0.5, 0.5)))
-    assert {report[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
-    assert report["challenger"]["log_loss"] == pytest.approx(np.log(2))
+    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(2, 0.5, 0.5)))
+    assert {found[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
+    assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize(("rows", "why"), [(999, "not judged: fewer than 1,000 rows"), (1000, None)])
@@ -117,7 +118,7 @@ def test_skill_by_payment_type_needs_a_thousand_rows(rows: int, why: str | None)
     payments = pa.array(["cash"] * 2000 + ["credit"] * rows).dictionary_encode()
     tips = pa.array([0.0] * 2000 + [1.0] * rows)
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": tips})
-    found = evaluation.report(Compared(trips, "tip_amount", SPECS, constant(2000 + rows, 0.2, 0.8)))["groups"]
+    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(2000 + rows, 0.2, 0.8)))["groups"]
     assert list(found) == ["cash", "credit"]
     assert (found["credit"]["rows"], found["credit"]["why"]) == (rows, why)
     assert found["cash"]["challenger"] == pytest.approx(0, abs=1e-6)
@@ -132,7 +133,7 @@ def test_expected_tips_stand_beside_those_that_there_were_with_an_interval_by_da
     payments = pa.array(["cash"] * 4000).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"pickup": times, "payment_type": payments, "tip_amount": tips})
     specs = {"challenger": SPEC | {"time": "pickup"}, "champion": SPEC}
-    found = evaluation.report(Compared(trips, "tip_amount", specs, constant(4000, 0.25, 0.5)))["tips"]
+    found = report.build_report(Compared(trips, "tip_amount", specs, constant(4000, 0.25, 0.5)))["tips"]
     assert found["challenger"]["expected"] == pytest.approx(1000)
     assert found["challenger"]["there"] == 1100
     assert found["challenger"]["ratio"] == pytest.approx(1.1)
@@ -157,100 +158,100 @@ def test_the_verdict_is_in_words(challenger: float | None, champion: float | Non
         "challenger": {"log_loss": 0.1, "skill": challenger},
         "champion": {"log_loss": 0.1, "skill": champion},
     }
-    assert words in evaluation.worth(figures["challenger"], "vendor") + evaluation.against(figures)
+    assert words in report.worth(figures["challenger"], "vendor") + report.against(figures)
 
 
-def test_a_worse_challenger_is_called_worse(project: Layout) -> None:
-    pipeline.change(project, train={"rows": 100, "params": {"C": 0.0001}})
-    pipeline.run(project, "train")
-    report = report_of(project)
-    assert report["challenger"]["skill"] < report["champion"]["skill"]
-    assert "below the champion's" in report["verdict"]
-    assert "adds nothing" in report["verdict"]
-    verdict = report["gate"]
+def test_a_worse_challenger_is_called_worse(project: Paths) -> None:
+    workbench.change(project, train={"rows": 100, "params": {"C": 0.0001}})
+    workbench.run(project, "train")
+    found = report_of(project)
+    assert found["challenger"]["skill"] < found["champion"]["skill"]
+    assert "below the champion's" in found["verdict"]
+    assert "adds nothing" in found["verdict"]
+    verdict = found["gate"]
     assert not verdict["promote"]
     assert "its gain over the champion may be as low as" in verdict["reasons"][0]
     assert verdict["gain"]["upper"] < 0
     assert verdict["gain"]["value"] == pytest.approx(
-        report["challenger"]["skill"] - report["champion"]["skill"], abs=1e-4
+        found["challenger"]["skill"] - found["champion"]["skill"], abs=1e-4
     )
     assert {segment["column"] for segment in verdict["segments"]} == {"payment_type", "vendor", "hour"}
 
 
-def test_a_better_challenger_is_called_better(project: Layout) -> None:
-    pipeline.change(project, train={"rows": 100, "params": {"C": 0.0001}})
-    pipeline.run(project, "train")
+def test_a_better_challenger_is_called_better(project: Paths) -> None:
+    workbench.change(project, train={"rows": 100, "params": {"C": 0.0001}})
+    workbench.run(project, "train")
     shutil.rmtree(project.champion)
     shutil.copytree(project.challenger, project.champion)
-    pipeline.change(project, train={"rows": 3000, "params": {"C": 1.0}})
-    pipeline.run(project, "train")
-    report = report_of(project)
-    assert report["challenger"]["skill"] > report["champion"]["skill"]
-    assert "above the champion's" in report["verdict"]
-    assert report["gate"]["promote"]
-    assert report["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
-    assert "Judged on 2009-03; says nothing about months to come." in report["gate"]["words"]
-    made = {role: modelfiles.digest_in(folder) for role, folder in folders(project).items()}
-    assert {role: report["made"][role] for role in made} == made
+    workbench.change(project, train={"rows": 3000, "params": {"C": 1.0}})
+    workbench.run(project, "train")
+    found = report_of(project)
+    assert found["challenger"]["skill"] > found["champion"]["skill"]
+    assert "above the champion's" in found["verdict"]
+    assert found["gate"]["promote"]
+    assert found["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
+    assert "Judged on 2009-03; says nothing about months to come." in found["gate"]["words"]
+    made = {role: artifact.read_digest(folder) for role, folder in folders(project).items()}
+    assert {role: found["made"][role] for role in made} == made
 
 
-def test_a_model_whose_scores_are_no_numbers_is_refused_and_reported(project: Layout) -> None:
-    spec = pipeline.read_json(project.challenger / "model.json")
+def test_a_model_whose_scores_are_no_numbers_is_refused_and_reported(project: Paths) -> None:
+    spec = workbench.read_json(project.challenger / "model.json")
     spec["linear"]["intercept"] = float("nan")
     files.write_json(project.challenger / "model.json", spec)
-    report = report_of(project)
-    assert report["challenger"]["log_loss"] is None
-    assert report["gate"]["reasons"] == ["the challenger cannot score these rows: it gives scores that are no number"]
+    found = report_of(project)
+    assert found["challenger"]["log_loss"] is None
+    assert found["gate"]["reasons"] == ["the challenger cannot score these rows: it gives scores that are no number"]
 
 
-def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(project: Layout) -> None:
+def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(project: Paths) -> None:
     before = report_of(project)
-    spec = pipeline.read_json(project.challenger / "model.json")
+    spec = workbench.read_json(project.challenger / "model.json")
     spec["baseline"]["rates"] = dict.fromkeys(spec["baseline"]["rates"], 0.5)  # a bad rule makes any model look good
     files.write_json(project.challenger / "model.json", spec)
-    report = report_of(project)
+    found = report_of(project)
     for name in ("challenger", "champion", "baseline"):
-        assert report[name] == before[name]
+        assert found[name] == before[name]
 
 
-def test_models_of_different_columns_are_compared(project: Layout) -> None:
-    pipeline.change(
+def test_models_of_different_columns_are_compared(project: Paths) -> None:
+    workbench.change(
         project, model={"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash"]}}
     )
-    pipeline.run(project, "train")
-    report = report_of(project)
-    assert report["challenger"] != report["champion"]
-    assert report["challenger"]["auc"] > 0.5
+    workbench.run(project, "train")
+    found = report_of(project)
+    assert found["challenger"] != found["champion"]
+    assert found["challenger"]["auc"] > 0.5
 
 
-def test_without_known_targets_there_is_nothing_to_compare(project: Layout) -> None:
+def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> None:
     path = project.sample("evaluate", "2009-03")
     sample = pq.read_table(path)
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.nulls(len(sample), pa.float64())), path)
     with pytest.raises(TiplineError, match="None of the sampled rows has a known tip_amount"):
-        pipeline.run(project, "evaluate")
+        workbench.run(project, "evaluate")
     assert not project.evaluation.exists()
 
 
-def test_a_report_without_skill_is_still_written(project: Layout) -> None:
+def test_a_report_without_skill_is_still_written(project: Paths) -> None:
     path = project.sample("evaluate", "2009-03")
     sample = pq.read_table(path)
     # Only trips that never tip, by a rule that knows it.
-    spec = pipeline.read_json(project.challenger / "model.json")
+    spec = workbench.read_json(project.challenger / "model.json")
     spec["baseline"] |= {"overall": 0.0, "rates": {}}
     for folder in (project.challenger, project.champion):
         files.write_json(folder / "model.json", spec)
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.array([0.0] * len(sample))), path)
-    report = report_of(project)
-    assert report["challenger"]["skill"] is None
-    assert "leaves nothing to gain" in report["verdict"]
+    found = report_of(project)
+    assert found["challenger"]["skill"] is None
+    assert "leaves nothing to gain" in found["verdict"]
 
 
 def edit_spec(folder: Path, **values: Any) -> None:
     """Change model.json; None takes a key out."""
-    spec = pipeline.read_json(folder / "model.json") | values
+    spec = workbench.read_json(folder / "model.json") | values
     files.write_json(folder / "model.json", {name: value for name, value in spec.items() if value is not None})
 
 
@@ -264,25 +265,25 @@ def edit_spec(folder: Path, **values: Any) -> None:
     ],
 )
 def test_a_champion_that_cannot_be_compared_is_a_reason_to_refuse(
-    project: Layout, values: dict[str, Any], words: str
+    project: Paths, values: dict[str, Any], words: str
 ) -> None:
     edit_spec(project.champion, **values)
-    report = report_of(project)
-    assert not report["gate"]["promote"]
-    assert words in report["gate"]["words"]
-    assert report["challenger"]["skill"] is not None
-    assert (report["champion"]["log_loss"] is None) is ("features" in values)
+    found = report_of(project)
+    assert not found["gate"]["promote"]
+    assert words in found["gate"]["words"]
+    assert found["challenger"]["skill"] is not None
+    assert (found["champion"]["log_loss"] is None) is ("features" in values)
     assert project.evaluation.with_suffix(".png").is_file()
 
 
-def test_a_challenger_that_cannot_score_is_called_that(project: Layout) -> None:
+def test_a_challenger_that_cannot_score_is_called_that(project: Paths) -> None:
     edit_spec(project.challenger, features=[{"name": "weather", "kind": "number", "range": None}])
-    report = report_of(project)
-    assert report["worth"] == "The challenger cannot score these rows"
-    assert not report["gate"]["promote"]
+    found = report_of(project)
+    assert found["worth"] == "The challenger cannot score these rows"
+    assert not found["gate"]["promote"]
 
 
-def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Layout) -> None:
+def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) -> None:
     edit_spec(project.champion, note="another digest")
     path = project.sample("evaluate", "2009-03")
     pq.write_table(pq.read_table(path).drop_columns("vendor"), path)
@@ -292,15 +293,15 @@ def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Layout) -
     assert [(segment["value"], segment["why"]) for segment in vendors] == [("(missing)", "all rows are in it")]
 
 
-def test_a_missing_sample_says_what_to_run(project: Layout) -> None:
+def test_a_missing_sample_says_what_to_run(project: Paths) -> None:
     project.sample("evaluate", "2009-03").unlink()
     with pytest.raises(TiplineError, match="There is no sample of 2009-03") as caught:
-        pipeline.run(project, "evaluate")
+        workbench.run(project, "evaluate")
     assert "dvc repro sample@2009-03" in str(caught.value)
 
 
 def test_a_trip_belongs_to_the_band_of_its_hour() -> None:
     hours = [0, 5, 6, 11, 12, 17, 18, 23]
     column = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
-    assert evaluation.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    assert len(evaluation.HOURS) == 5
+    assert report.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert len(report.HOURS) == 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests import mirror, pipeline
+from tests import mirror, workbench
 from tests.conftest import ROOT
 from tipline import cluster
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.story import Story
 
-pytestmark = [*pipeline.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
+pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 # Rows to train on: a setting that no stage before `train` depends on.
 QUEUED = {"cold": 500, "hot": 700}
 
@@ -55,7 +55,7 @@ def seen(root: Path, output: str) -> Seen:
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """The project, whose store is lost before its first experiments."""
     story = mirror.lived(request, tmp_path_factory.mktemp("experiments") / "project")
-    story.environment = {cluster.ADDRESS: pipeline.dask_cluster(request)}
+    story.environment = {cluster.ADDRESS: workbench.dask_cluster(request)}
     (story.root / "mlflow.db").unlink()
     shutil.rmtree(story.root / "mlartifacts")
     yield story

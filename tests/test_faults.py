@@ -23,22 +23,23 @@ import pyarrow.dataset
 import pytest
 from distributed import LocalCluster
 
-from tests import pipeline
+from tests import workbench
 from tests.conftest import missing
 from tests.test_disk_full import mount
 from tests.test_score import another_champion, assert_whole, folder, parts, receipt
-from tipline import cluster, files, places, pyfunc, scoring, workers
-from tipline.layout import Layout, month_name
-from tipline.models import modelfiles
+from tipline import cluster, files, forkserver, storage
+from tipline.model import artifact, pyfunc
+from tipline.paths import Paths, month_name
+from tipline.scoring import block_scoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 
 GROUP_ROWS = 110
 PARTS = -(-5000 // GROUP_ROWS)
-BAD, GOOD = "2024-01", pipeline.MONTHS[:3]
+BAD, GOOD = "2024-01", workbench.MONTHS[:3]
 KILLS = 10
 # A guard against hanging, far beyond what anything here takes.
 PATIENCE = 120
@@ -74,10 +75,10 @@ class Champion:
     contents: dict[str, bytes]
     parts: dict[str, bytes]
 
-    def crown(self, layout: Layout, fault: str = "") -> str:
+    def crown(self, paths: Paths, fault: str = "") -> str:
         """Make it the champion, with something that happens before each block; return its digest."""
-        code = self.contents[modelfiles.CODE] + (BEFORE.format(fault=fault).encode() if fault else b"")
-        return crown(layout, self.contents | {modelfiles.CODE: code})
+        code = self.contents[artifact.CODE] + (BEFORE.format(fault=fault).encode() if fault else b"")
+        return crown(paths, self.contents | {artifact.CODE: code})
 
     def of(self, month: str) -> dict[str, bytes]:
         """The predictions of a month, by file name."""
@@ -89,56 +90,56 @@ class Champion:
 class Prepared:
     """A project whose months are many small parts, published by one champion and by another; not to be changed."""
 
-    layout: Layout
+    paths: Paths
     first: Champion
-    by_second: Layout
+    by_second: Paths
     second: Champion
 
     @property
     def digest(self) -> str:
         """Of the first champion."""
-        return modelfiles.digest(self.first.contents)
+        return artifact.hash_artifact(self.first.contents)
 
 
-def crown(layout: Layout, contents: dict[str, bytes]) -> str:
+def crown(paths: Paths, contents: dict[str, bytes]) -> str:
     """Make a model the champion; return its digest."""
     for name, data in contents.items():
-        (layout.champion / name).write_bytes(data)
-    digest = modelfiles.digest(contents)
-    files.write_json(layout.ref, pipeline.read_json(layout.ref) | {"digest": digest})
+        (paths.champion / name).write_bytes(data)
+    digest = artifact.hash_artifact(contents)
+    files.write_json(paths.ref, workbench.read_json(paths.ref) | {"digest": digest})
     return digest
 
 
-def champion(layout: Layout) -> Champion:
+def champion(paths: Paths) -> Champion:
     """The champion of a scored project."""
-    return Champion(modelfiles.read(layout.champion), parts(layout))
+    return Champion(artifact.read_artifact(paths.champion), parts(paths))
 
 
 @pytest.fixture(scope="module")
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Score everything with two champions, uninterrupted."""
-    layout = pipeline.copy(pipeline.scored(request), tmp_path_factory.mktemp("first"))
+    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as patched:
-        pipeline.small_row_groups(patched, GROUP_ROWS)
-        pipeline.prepare_anew(layout, *pipeline.MONTHS)
-        patched.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-        pipeline.run(layout, "score")
-        other = pipeline.copy(layout, tmp_path_factory.mktemp("second"))
+        workbench.small_row_groups(patched, GROUP_ROWS)
+        workbench.prepare_anew(paths, *workbench.MONTHS)
+        patched.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+        workbench.run(paths, "score")
+        other = workbench.copy(paths, tmp_path_factory.mktemp("second"))
         another_champion(other)
-        pipeline.run(other, "score")
-    return Prepared(layout, champion(layout), other, champion(other))
+        workbench.run(other, "score")
+    return Prepared(paths, champion(paths), other, champion(other))
 
 
 @pytest.fixture
-def project(prepared: Prepared, tmp_path: Path) -> Layout:
+def project(prepared: Prepared, tmp_path: Path) -> Paths:
     """A project of the test's own, published by the first champion."""
-    return pipeline.copy(prepared.layout, tmp_path)
+    return workbench.copy(prepared.paths, tmp_path)
 
 
 @pytest.fixture
 def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command use the session's workers."""
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
 
 
 @dataclass(frozen=True)
@@ -158,64 +159,64 @@ class Run:
 
 
 @contextlib.contextmanager
-def scoring_process(layout: Layout) -> Iterator[Run]:
+def scoring_process(paths: Paths) -> Iterator[Run]:
     """Run `tipline score` while the block runs."""
     with tempfile.NamedTemporaryFile(suffix=".printed") as printed:
         path = Path(printed.name)
-        with pipeline.running("tipline", "score", folder=layout.root, printed=path) as process:
+        with workbench.running("tipline", "score", folder=paths.root, printed=path) as process:
             yield Run(process, path)
 
 
-def score(layout: Layout) -> tuple[int, str]:
+def score(paths: Paths) -> tuple[int, str]:
     """Run `tipline score` to its end."""
-    with scoring_process(layout) as run:
+    with scoring_process(paths) as run:
         return run.ended()
 
 
-def staged(layout: Layout) -> Path:
+def staged(paths: Paths) -> Path:
     """The folder of parts whose month is not whole yet."""
-    return layout.staging / "predictions"
+    return paths.staging / "predictions"
 
 
-def markers(layout: Layout) -> int:
+def markers(paths: Paths) -> int:
     """How many blocks of unpublished months are done."""
-    return len(list(staged(layout).rglob("part-*.json")))
+    return len(list(staged(paths).rglob("part-*.json")))
 
 
-def published_by(layout: Layout, month: str) -> str:
+def published_by(paths: Paths, month: str) -> str:
     """The digest of the model that a whole month was published by."""
-    assert_whole(layout, month)
-    assert receipt(layout, month)["rows"] == 5000
-    return str(receipt(layout, month)["key"]["model"])
+    assert_whole(paths, month)
+    assert receipt(paths, month)["rows"] == 5000
+    return str(receipt(paths, month)["key"]["model"])
 
 
-def assert_published(layout: Layout, champions: dict[str, Champion], months: Any = pipeline.MONTHS) -> None:
+def assert_published(paths: Paths, champions: dict[str, Champion], months: Any = workbench.MONTHS) -> None:
     """Each month is whole, readable, and byte for byte what one of these models, by digest, predicts."""
     for month in months:
-        made = champions[published_by(layout, month)].of(month)
-        there = pipeline.tree(folder(layout, month))
-        assert {name: data for name, data in there.items() if name != files.RECEIPT} == made
-        read = pyarrow.dataset.dataset(folder(layout, month), schema=scoring.SCHEMA).to_table()
+        made = champions[published_by(paths, month)].of(month)
+        there = workbench.tree(folder(paths, month))
+        assert {name: data for name, data in there.items() if name != files.MANIFEST} == made
+        read = pyarrow.dataset.dataset(folder(paths, month), schema=block_scoring.SCHEMA).to_table()
         assert len(set(read["row"].to_pylist())) == len(read) == 5000
 
 
-def assert_clean(layout: Layout) -> None:
+def assert_clean(paths: Paths) -> None:
     """Nothing is left of what went wrong before."""
-    assert list(staged(layout).iterdir()) == []
-    assert {path.name for path in layout.predictions.iterdir()} == {month_name(month) for month in pipeline.MONTHS}
+    assert list(staged(paths).iterdir()) == []
+    assert {path.name for path in paths.predictions.iterdir()} == {month_name(month) for month in workbench.MONTHS}
 
 
-def finished(layout: Layout) -> dict[str, int]:
+def finished(paths: Paths) -> dict[str, int]:
     """The parts of the champion that need not be scored again, and when each was written."""
-    digest, found = pipeline.read_json(layout.ref)["digest"], {}
-    receipts = [*staged(layout).rglob(files.RECEIPT), *layout.predictions.rglob(files.RECEIPT)]
-    for marker in [*staged(layout).rglob("part-*.json"), *receipts]:
-        told = pipeline.read_json(marker)
+    digest, found = workbench.read_json(paths.ref)["digest"], {}
+    receipts = [*staged(paths).rglob(files.MANIFEST), *paths.predictions.rglob(files.MANIFEST)]
+    for marker in [*staged(paths).rglob("part-*.json"), *receipts]:
+        told = workbench.read_json(marker)
         month = marker.parent.name.removeprefix("month=").partition(".")[0]
-        key = {"trips": files.sha256(layout.trips_file(month)), "model": digest, "format": scoring.FORMAT}
-        if told["key"] in (key, files.digest_of(key)):
+        key = {"trips": files.hash_file(paths.trips_file(month)), "model": digest, "format": block_scoring.FORMAT}
+        if told["key"] in (key, files.hash_json(key)):
             for part in told.get("parts", [told]):
-                path = marker.parent.with_name(marker.parent.name.removesuffix(scoring.MARKERS)) / part["name"]
+                path = marker.parent.with_name(marker.parent.name.removesuffix(block_scoring.MARKERS)) / part["name"]
                 if path.exists():
                     found[f"{month_name(month)}/{path.name}"] = path.stat().st_mtime_ns
     return found
@@ -224,9 +225,9 @@ def finished(layout: Layout) -> dict[str, int]:
 # ---- the driver dies ----
 
 
-def kill_at(layout: Layout, moment: float) -> bool:
+def kill_at(paths: Paths, moment: float) -> bool:
     """Kill `tipline score` so many seconds after its start, and that process alone; False where it had ended."""
-    with scoring_process(layout) as run:
+    with scoring_process(paths) as run:
         driver, end = psutil.Process(run.process.pid), time.monotonic() + moment
         while time.monotonic() < end and is_alive(driver):
             time.sleep(0.002)
@@ -235,7 +236,7 @@ def kill_at(layout: Layout, moment: float) -> bool:
         driver.kill()
         if run.ended()[0] == 0:
             return False
-        pipeline.wait_for(lambda: not any(map(is_alive, workers)))
+        workbench.wait_for(lambda: not any(map(is_alive, workers)))
     return True
 
 
@@ -248,9 +249,9 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_gone_on_with(
-    prepared: Prepared, project: Layout, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, project: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline.change(project, score={"workers": 1})
+    workbench.change(project, score={"workers": 1})
     seed = int(os.environ.get("TIPLINE_SEED", time.time_ns() % 1_000_000))
     print(f"TIPLINE_SEED={seed}")  # noqa: T201 (pytest shows it where the test fails)
     chance = random.Random(seed)  # noqa: S311
@@ -263,7 +264,7 @@ def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_gone_on_with(
         return turn
 
     # A worker of the driver's own, which ends with it, and workers that stay, by turns.
-    addresses = ("", pipeline.dask_cluster(request))
+    addresses = ("", workbench.dask_cluster(request))
     durations = []
     for address in addresses:
         another_turn()
@@ -303,24 +304,24 @@ def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_gone_on_with(
 
 
 def test_months_that_only_had_to_be_published_are_not_scored_again(
-    prepared: Prepared, project: Layout, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, project: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared.second.crown(project)
-    before = pipeline.tree(project.predictions)
+    before = workbench.tree(project.predictions)
 
     def publish(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(project.predictions))
 
     with monkeypatch.context() as patched:
-        patched.setattr(places.Folder, "publish", publish)
+        patched.setattr(storage.LocalStorage, "publish", publish)
         code, printed = run_cli(project.root, "score")
     assert code == 4
     assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in printed
-    assert pipeline.tree(project.predictions) == before
-    left = next(staged(project).glob(f"{month_name(BAD)}.*{scoring.MARKERS}"))
-    left.with_name(left.name.removesuffix(scoring.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
+    assert workbench.tree(project.predictions) == before
+    left = next(staged(project).glob(f"{month_name(BAD)}.*{block_scoring.MARKERS}"))
+    left.with_name(left.name.removesuffix(block_scoring.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
     made = finished(project)
-    assert len(made) == PARTS * len(pipeline.MONTHS)
+    assert len(made) == PARTS * len(workbench.MONTHS)
     monkeypatch.setenv(cluster.ADDRESS, "tcp://127.0.0.1:1")  # it would fail where it needed a cluster
     assert score(project)[0] == 0
     assert finished(project) == made
@@ -328,10 +329,10 @@ def test_months_that_only_had_to_be_published_are_not_scored_again(
     assert_clean(project)
 
 
-def test_a_second_run_is_refused_at_once_and_the_first_ends_well(prepared: Prepared, project: Layout) -> None:
+def test_a_second_run_is_refused_at_once_and_the_first_ends_well(prepared: Prepared, project: Paths) -> None:
     prepared.second.crown(project, SLOW)
     with scoring_process(project) as first:
-        pipeline.wait_for(lambda: markers(project))
+        workbench.wait_for(lambda: markers(project))
         code, printed = score(project)
         assert first.process.poll() is None
         assert code == 1
@@ -345,7 +346,7 @@ def test_a_second_run_is_refused_at_once_and_the_first_ends_well(prepared: Prepa
 
 @pytest.mark.parametrize("folder", ["long-" * 20, "missing"])
 def test_temporary_files_that_have_no_place_do_no_harm(
-    prepared: Prepared, project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+    prepared: Prepared, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     """A path that is too long for the name of a socket, by which workers would be forked."""
     if folder != "missing":
@@ -358,11 +359,11 @@ def test_temporary_files_that_have_no_place_do_no_harm(
     assert_clean(project)
 
 
-def test_a_second_ctrl_c_is_not_needed_and_does_no_harm(prepared: Prepared, project: Layout) -> None:
+def test_a_second_ctrl_c_is_not_needed_and_does_no_harm(prepared: Prepared, project: Paths) -> None:
     prepared.second.crown(project, SLOW)
     # What runs behind a shell's `&` ignores Ctrl-C, and so would the command.
-    with workers.handled(signal.default_int_handler), scoring_process(project) as run:
-        pipeline.wait_for(lambda: markers(project))
+    with forkserver.handle_interrupts(signal.default_int_handler), scoring_process(project) as run:
+        workbench.wait_for(lambda: markers(project))
         run.process.send_signal(signal.SIGINT)
         time.sleep(0.1)
         run.process.send_signal(signal.SIGINT)
@@ -384,13 +385,13 @@ def worker_processes(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [worker for server in servers for worker in server.children()]
 
 
-def test_killed_workers_change_nothing(prepared: Prepared, project: Layout) -> None:
+def test_killed_workers_change_nothing(prepared: Prepared, project: Paths) -> None:
     prepared.second.crown(project, SLOW)
     with scoring_process(project) as run:
-        pipeline.wait_for(lambda: markers(project) > 5)
+        workbench.wait_for(lambda: markers(project) > 5)
         first, second = worker_processes(run.process)
         first.kill()
-        pipeline.wait_for(lambda: markers(project) > 30)
+        workbench.wait_for(lambda: markers(project) > 30)
         second.kill()
         assert run.process.poll() is None
         assert run.ended()[0] == 0
@@ -399,12 +400,12 @@ def test_killed_workers_change_nothing(prepared: Prepared, project: Layout) -> N
 
 
 def test_rows_that_no_worker_has_memory_for_fail_their_month_alone(
-    prepared: Prepared, project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = prepared.second.crown(project, EATS)
     # A block is given up after two deaths instead of four, each of which takes seconds.
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")
-    with pipeline.scheduler(tmp_path) as address, pipeline.workers(address, 2, "--memory-limit", "400MB"):
+    with workbench.scheduler(tmp_path) as address, workbench.workers(address, 2, "--memory-limit", "400MB"):
         monkeypatch.setenv(cluster.ADDRESS, address)
         code, printed = score(project)
     assert code == 4
@@ -421,7 +422,7 @@ def test_rows_that_no_worker_has_memory_for_fail_their_month_alone(
 @pytest.mark.usefixtures("on_cluster")
 @pytest.mark.parametrize("error", ["ValueError('no such rate code')", "OddRateCodeError(99, 'unknown to the driver')"])
 def test_a_task_that_always_fails_fails_its_month_alone_until_it_is_mended(
-    prepared: Prepared, project: Layout, error: str
+    prepared: Prepared, project: Paths, error: str
 ) -> None:
     digest = prepared.second.crown(project, RAISES + error)
     code, printed = score(project)
@@ -445,24 +446,24 @@ def with_canary_moved(contents: dict[str, bytes], steps: int) -> dict[str, bytes
     spec = json.loads(contents[pyfunc.SPEC])
     first = np.float32(spec["canary"][pyfunc.OUTPUT][0])
     spec["canary"][pyfunc.OUTPUT][0] = float((first.view(np.int32) + steps).view(np.float32))
-    return contents | {pyfunc.SPEC: files.json_text(spec).encode()}
+    return contents | {pyfunc.SPEC: files.format_json(spec).encode()}
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_workers_that_score_the_canary_rows_differently_are_refused(prepared: Prepared, project: Layout) -> None:
-    before = pipeline.tree(project.predictions)
+def test_workers_that_score_the_canary_rows_differently_are_refused(prepared: Prepared, project: Paths) -> None:
+    before = workbench.tree(project.predictions)
     crown(project, with_canary_moved(prepared.second.contents, 2))
     code, printed = score(project)
     assert code == 1
     assert "canary rows differently from where it was trained, by 2 steps" in printed
     assert "where: tcp://127.0.0.1:" in printed
     assert "to do: Give it the processor and library versions" in printed
-    assert pipeline.tree(project.predictions) == before
+    assert workbench.tree(project.predictions) == before
     assert not markers(project)
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_workers_that_are_one_step_away_are_told_of(prepared: Prepared, project: Layout) -> None:
+def test_workers_that_are_one_step_away_are_told_of(prepared: Prepared, project: Paths) -> None:
     digest = crown(project, with_canary_moved(prepared.second.contents, 1))
     code, printed = score(project)
     assert code == 0
@@ -475,13 +476,13 @@ def test_workers_that_are_one_step_away_are_told_of(prepared: Prepared, project:
 
 
 @pytest.mark.usefixtures("on_cluster")
-@pytest.mark.parametrize(("room", "published"), [(0, pipeline.MONTHS), (300_000, pipeline.MONTHS), (1_000_000, ())])
+@pytest.mark.parametrize(("room", "published"), [(0, workbench.MONTHS), (300_000, workbench.MONTHS), (1_000_000, ())])
 def test_a_disk_that_fills_up_leaves_whole_months_and_is_gone_on_with(
     prepared: Prepared, tmp_path: Path, room: int, published: tuple[str, ...]
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        project = pipeline.copy(prepared.layout, disk)
-        for month in set(pipeline.MONTHS) - set(published):
+        project = workbench.copy(prepared.paths, disk)
+        for month in set(workbench.MONTHS) - set(published):
             shutil.rmtree(folder(project, month))
         digest = prepared.second.crown(project)
         leave(disk, room)
@@ -490,7 +491,7 @@ def test_a_disk_that_fills_up_leaves_whole_months_and_is_gone_on_with(
         assert "The disk is full: No space left on device" in printed
         assert str(staged(project)) in printed
         assert "run it again" in printed or "run the command again" in printed
-        there = [month for month in pipeline.MONTHS if folder(project, month).exists()]
+        there = [month for month in workbench.MONTHS if folder(project, month).exists()]
         assert set(there) >= set(published)
         assert 0 < len(there) < 4 or published
         assert_published(project, {digest: prepared.second, prepared.digest: prepared.first}, there)
@@ -525,13 +526,13 @@ def leave(disk: Path, room: int) -> None:
 
 
 def test_a_killed_scheduler_ends_the_run_with_one_message_and_another_one_goes_on(
-    prepared: Prepared, project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = prepared.second.crown(project, SLOW)
-    with pipeline.scheduler_process(tmp_path) as (address, scheduler), pipeline.workers(address, 2):
+    with workbench.scheduler_process(tmp_path) as (address, scheduler), workbench.workers(address, 2):
         monkeypatch.setenv(cluster.ADDRESS, address)
         with scoring_process(project) as run:
-            pipeline.wait_for(lambda: markers(project) > 5)
+            workbench.wait_for(lambda: markers(project) > 5)
             scheduler.kill()
             killed = time.monotonic()
             code, printed = run.ended()
@@ -547,7 +548,7 @@ def test_a_killed_scheduler_ends_the_run_with_one_message_and_another_one_goes_o
 
     before = finished(project)
     assert before
-    with pipeline.scheduler(tmp_path) as address, pipeline.workers(address, 2):
+    with workbench.scheduler(tmp_path) as address, workbench.workers(address, 2):
         monkeypatch.setenv(cluster.ADDRESS, address)
         assert score(project)[0] == 0
     after = finished(project)
@@ -579,11 +580,11 @@ def append(path: Path) -> None:
 @pytest.mark.usefixtures("on_cluster")
 @pytest.mark.parametrize("fault", [Path.unlink, replace, overwrite, append])
 def test_a_prepared_month_that_changes_meanwhile_fails_alone(
-    prepared: Prepared, project: Layout, fault: Callable[[Path], None]
+    prepared: Prepared, project: Paths, fault: Callable[[Path], None]
 ) -> None:
     digest = prepared.second.crown(project, SLOW)
     with scoring_process(project) as run:
-        pipeline.wait_for(lambda: markers(project) > 5)
+        workbench.wait_for(lambda: markers(project) > 5)
         fault(project.trips_file(BAD))
         code, printed = run.ended()
     assert code == 4
@@ -596,7 +597,7 @@ def test_a_prepared_month_that_changes_meanwhile_fails_alone(
 
     # The month comes back as a file that was not there before: no part of the old one is kept.
     project.trips_file(BAD).unlink(missing_ok=True)
-    shutil.copyfile(prepared.layout.trips_file(BAD), project.trips_file(BAD))
+    shutil.copyfile(prepared.paths.trips_file(BAD), project.trips_file(BAD))
     before = finished(project)
     assert score(project)[0] == 0
     after = finished(project)
@@ -615,18 +616,18 @@ def test_a_prepared_month_that_changes_meanwhile_fails_alone(
     "workers", [{"n_workers": 1, "threads_per_worker": 4}, {"n_workers": 8, "threads_per_worker": 1}]
 )
 def test_threads_give_the_same_bytes(
-    prepared: Prepared, project: Layout, monkeypatch: pytest.MonkeyPatch, workers: dict[str, int]
+    prepared: Prepared, project: Paths, monkeypatch: pytest.MonkeyPatch, workers: dict[str, int]
 ) -> None:
     prepared.second.crown(project)
     with LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **workers) as threads:
         monkeypatch.setenv(cluster.ADDRESS, threads.scheduler_address)
-        pipeline.run(project, "score")
+        workbench.run(project, "score")
     assert parts(project) == prepared.second.parts
 
 
 @pytest.mark.parametrize("workers", [1, 8])
-def test_one_worker_and_eight_give_the_same_bytes(prepared: Prepared, project: Layout, workers: int) -> None:
+def test_one_worker_and_eight_give_the_same_bytes(prepared: Prepared, project: Paths, workers: int) -> None:
     prepared.second.crown(project)
-    pipeline.change(project, score={"workers": workers})
+    workbench.change(project, score={"workers": workers})
     assert score(project)[0] == 0
     assert parts(project) == prepared.second.parts

@@ -15,15 +15,15 @@ from tests import factory
 from tests.conftest import missing
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.months import demo
+from tipline.ingest import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
 
@@ -51,21 +51,21 @@ def crash_at_second_rename(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def publish(folder: Path, text: str) -> Path:
     """Publish a folder of one file as the stages do."""
-    with files.replacing_folder(folder, folder.parent / "staging") as staged:
+    with files.replace_folder(folder, folder.parent / "staging") as staged:
         (staged / "file").write_text(text)
     return folder
 
 
 def half_publish(folder: Path, error: type[BaseException]) -> None:
     """Fail in the middle of publishing a folder."""
-    with files.replacing_folder(folder, folder.parent / "staging") as staged:
+    with files.replace_folder(folder, folder.parent / "staging") as staged:
         (staged / "file").write_text("half")
         raise error
 
 
 def half_write(path: Path, error: type[BaseException]) -> None:
     """Fail in the middle of writing a file."""
-    with files.replacing(path) as temporary:
+    with files.replace_file(path) as temporary:
         temporary.write_text("half")
         raise error
 
@@ -76,7 +76,7 @@ def half_write(path: Path, error: type[BaseException]) -> None:
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     for text in ("old", "new"):
-        with files.replacing(path) as temporary:
+        with files.replace_file(path) as temporary:
             temporary.write_text(text)
     assert factory.contents(tmp_path) == {"new/file": b"new"}
 
@@ -84,7 +84,7 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
 def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with files.replacing(path) as temporary:
+    with files.replace_file(path) as temporary:
         temporary.write_text("ne")
         assert path.read_text() == "old"
         assert temporary.parent == path.parent
@@ -127,12 +127,12 @@ def test_json_that_is_not_there_or_broken_is_an_error_that_says_what_to_do(
 def test_digests_are_sha256(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"taxi" * 100_000)
-    assert files.sha256(path) == files.sha256_of(path.read_bytes()) == hashlib.sha256(b"taxi" * 100_000).hexdigest()
+    assert files.hash_file(path) == files.hash_bytes(path.read_bytes()) == hashlib.sha256(b"taxi" * 100_000).hexdigest()
 
 
 def test_a_digest_of_values_does_not_depend_on_the_order_of_keys() -> None:
-    assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
-    assert files.digest_of({"a": 1, "b": 2}) != files.digest_of({"a": 2, "b": 1})
+    assert files.hash_json({"a": 1, "b": 2}) == files.hash_json({"b": 2, "a": 1})
+    assert files.hash_json({"a": 1, "b": 2}) != files.hash_json({"a": 2, "b": 1})
 
 
 # ---- a folder ----
@@ -175,7 +175,7 @@ def test_a_crash_between_the_renames_leaves_the_old_folder_aside(
     request.getfixturevalue("crash_at_second_rename")
     with pytest.raises(Crash):
         publish(folder, "new")
-    aside = files.aside(tmp_path / "staging" / "month")
+    aside = files.get_backup_path(tmp_path / "staging" / "month")
     assert factory.contents(aside) == {"file": b"old"}
     assert not folder.exists()
 
@@ -184,14 +184,14 @@ def test_after_a_crash_between_the_renames_the_next_run_publishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = publish(tmp_path / "month", "old")
-    folder.rename(files.aside(tmp_path / "staging" / "month"))
+    folder.rename(files.get_backup_path(tmp_path / "staging" / "month"))
     publish(folder, "new")
     assert factory.contents(tmp_path) == {"month/file": b"new"}
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)
         publish(folder, "newer")
     # That run ended before it could remove what it had moved aside.
-    assert files.aside(tmp_path / "staging" / "month").is_dir()
+    assert files.get_backup_path(tmp_path / "staging" / "month").is_dir()
     publish(folder, "newest")
     assert factory.contents(tmp_path) == {"month/file": b"newest"}
 
@@ -228,11 +228,11 @@ def fill(disk: Path, spare: int) -> Path:
 def test_a_download_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
     run_cli: Run, small_disk: Path, make_project: MakeProject
 ) -> None:
-    layout = make_project(demo={"rows": 1000})
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    paths = make_project(demo={"rows": 1000})
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
     before = factory.contents(small_disk / "data")
     make_project(demo={"rows": 100_000})
-    code, printed = run_cli(layout.root, "download", MONTH)
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "No space left on device" in printed
     assert "Traceback" not in printed
@@ -242,13 +242,13 @@ def test_a_download_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
 def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
     run_cli: Run, small_disk: Path, make_project: MakeProject, tmp_path: Path
 ) -> None:
-    layout = make_project(source="../yellow_{month}.parquet")
+    paths = make_project(source="../yellow_{month}.parquet")
     path = tmp_path / f"yellow_{MONTH}.parquet"
-    demo.write_month(path, MONTH, 1000, 1)
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    simulate.simulate_month(path, MONTH, 1000, 1)
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
     before = factory.contents(small_disk / "data")
-    demo.write_month(path, MONTH, 100_000, 1)
-    code, printed = run_cli(layout.root, "download", MONTH)
+    simulate.simulate_month(path, MONTH, 100_000, 1)
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "No space left on device" in printed
     assert factory.contents(small_disk / "data") == before
@@ -257,24 +257,24 @@ def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
 def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
     run_cli: Run, small_disk: Path, make_project: MakeProject
 ) -> None:
-    layout = make_project(demo={"rows": 7000}, sample={"rows": 100})
+    paths = make_project(demo={"rows": 7000}, sample={"rows": 100})
     for command in ("download", "prepare", "sample"):
-        assert run_cli(layout.root, command, MONTH)[0] == 0
+        assert run_cli(paths.root, command, MONTH)[0] == 0
     before = factory.contents(small_disk / "data")
     make_project(demo={"rows": 7000}, sample={"rows": 6000})
     fill(small_disk, 20_000)
-    code, printed = run_cli(layout.root, "sample", MONTH)
+    code, printed = run_cli(paths.root, "sample", MONTH)
     assert code == 1
     assert "No space left on device" in printed
     assert factory.contents(small_disk / "data") == before
-    assert len(pq.read_table(layout.sample("fit", MONTH))) == 100
+    assert len(pq.read_table(paths.sample("fit", MONTH))) == 100
 
 
 def test_a_file_where_a_folder_belongs_is_named(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
-    (layout.root / "data").write_text("not a folder")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project()
+    (paths.root / "data").write_text("not a folder")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
-    assert str(layout.root / "data") in printed
+    assert str(paths.root / "data") in printed
     assert "Traceback" not in printed
-    assert (layout.root / "data").read_text() == "not a folder"
+    assert (paths.root / "data").read_text() == "not a folder"

@@ -17,19 +17,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from tests import pipeline
+from tests import workbench
 from tipline import cluster, files
-from tipline.mlflow import registry, tracking
-from tipline.models import foreign, modelfiles
+from tipline.model import artifact, external
+from tipline.registry import model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
 pytestmark = [
-    *([pipeline.MLFLOW_WARNINGS] if not isinstance(pipeline.MLFLOW_WARNINGS, list) else pipeline.MLFLOW_WARNINGS),
+    *([workbench.MLFLOW_WARNINGS] if not isinstance(workbench.MLFLOW_WARNINGS, list) else workbench.MLFLOW_WARNINGS),
     pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
 ]
 NAME = "tip-probability"
@@ -42,12 +42,12 @@ COLUMNS = [str(spec.name) for spec in INPUTS]
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Layout:
+def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A scored project, its own champion registered as version 1."""
     del mlflow_store
-    layout = pipeline.copy(pipeline.scored(request), tmp_path)
-    pipeline.run(layout, "register")
-    return layout
+    paths = workbench.copy(workbench.scored(request), tmp_path)
+    workbench.run(paths, "register")
+    return paths
 
 
 @pytest.fixture
@@ -58,30 +58,30 @@ def empty_store(_mlflow_template: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
 
 
-def frame(layout: Layout, month: str) -> pd.DataFrame:
+def frame(paths: Paths, month: str) -> pd.DataFrame:
     """A month as a person has it who reads data/trips with pandas."""
-    read: pd.DataFrame = pipeline.trips(layout, month).select(COLUMNS).to_pandas()
+    read: pd.DataFrame = workbench.trips(paths, month).select(COLUMNS).to_pandas()
     return read.astype({"payment_type": "str", "pickup_datetime": "datetime64[ns]"})
 
 
-def fitted(layout: Layout) -> Any:
+def fitted(paths: Paths) -> Any:
     """A scikit-learn pipeline of somebody's own."""
-    trips = pipeline.trips(layout, "2009-01")
+    trips = workbench.trips(paths, "2009-01")
     one_hot = ColumnTransformer(
         [("kind", OneHotEncoder(handle_unknown="ignore"), ["payment_type"])], remainder="passthrough"
     )
-    given = frame(layout, "2009-01").drop(columns="pickup_datetime")
+    given = frame(paths, "2009-01").drop(columns="pickup_datetime")
     model = make_pipeline(one_hot, LogisticRegression(max_iter=1000))
     return model.fit(given, trips["tip_amount"].to_numpy() > 0)
 
 
-def add_version(layout: Layout, model: Any, signature: ModelSignature | None, **logged: Any) -> int:
+def add_version(paths: Paths, model: Any, signature: ModelSignature | None, **logged: Any) -> int:
     """Register a scikit-learn model as a colleague would who knows nothing of tipline; return its number."""
-    with tracking.connect(layout) as client:
-        experiment = client.create_experiment("elsewhere", (layout.root / "elsewhere").as_uri())
+    with store.connect_store(paths) as client:
+        experiment = client.create_experiment("elsewhere", (paths.root / "elsewhere").as_uri())
         with mlflow.start_run(experiment_id=experiment):
             info = mlflow.sklearn.log_model(
                 model,
@@ -100,7 +100,7 @@ SIGNATURE = ModelSignature(Schema(INPUTS[:2]), Schema([TensorSpec(np.dtype("floa
 
 @pytest.mark.usefixtures("on_cluster")
 def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_loss(
-    project: Layout, run_cli: Callable[..., tuple[int, str]], empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    project: Paths, run_cli: Callable[..., tuple[int, str]], empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fitted(project)
     number = add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba")
@@ -108,29 +108,29 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
     for stage in ("register", "evaluate", "score", "monitor", "record"):
         code, printed = run_cli(project.root, stage)
         assert code == 0, printed
-    for month in pipeline.MONTHS:
+    for month in workbench.MONTHS:
         expected = model.predict_proba(frame(project, month)[COLUMNS[:2]])[:, 1].astype(np.float32)
         written = pq.read_table(project.predictions / f"month={month}")["tip_probability"].to_numpy()
         assert written.tobytes() == expected.tobytes()
-    told = pipeline.read_json(project.ref)
-    assert (told["version"], told["digest"]) == (number, modelfiles.digest_in(project.champion))
-    assert pipeline.read_json(project.monitoring / "months.json")[0]["skill"] is not None
+    told = workbench.read_json(project.ref)
+    assert (told["version"], told["digest"]) == (number, artifact.read_digest(project.champion))
+    assert workbench.read_json(project.monitoring / "months.json")[0]["skill"] is not None
 
     # A new, empty registry is given the same champion again; nothing is scored for that.
-    template = pipeline.tree(project.predictions)
+    template = workbench.tree(project.predictions)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     shutil.rmtree(project.root / "elsewhere")
     code, printed = run_cli(project.root, "register")
     assert code == 0, printed
-    with tracking.connect(project) as client:
-        again = registry.by_alias(client, NAME)
+    with store.connect_store(project) as client:
+        again = model_versions.get_champion(client, NAME)
         assert again is not None
-        assert registry.digest_of(again) == told["digest"]
+        assert model_versions.get_digest(again) == told["digest"]
         shutil.rmtree(project.champion)
     assert run_cli(project.root, "register")[0] == 0
-    assert modelfiles.digest_in(project.champion) == told["digest"]
+    assert artifact.read_digest(project.champion) == told["digest"]
     assert run_cli(project.root, "score")[0] == 0
-    assert pipeline.tree(project.predictions) == template
+    assert workbench.tree(project.predictions) == template
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
     ],
 )
 def test_a_signature_that_trips_cannot_be_brought_to_is_refused_by_name(
-    project: Layout, run_cli: Callable[..., tuple[int, str]], inputs: list[ColSpec], said: str
+    project: Paths, run_cli: Callable[..., tuple[int, str]], inputs: list[ColSpec], said: str
 ) -> None:
     number = add_version(project, LogisticRegression(), ModelSignature(Schema(inputs)))
     code, printed = run_cli(project.root, "promote", str(number))
@@ -151,38 +151,38 @@ def test_a_signature_that_trips_cannot_be_brought_to_is_refused_by_name(
     assert said in printed
     assert f"{NAME} version {number}" in printed
     assert "Traceback" not in printed
-    with tracking.connect(project) as client:
-        champion = registry.by_alias(client, NAME)
+    with store.connect_store(project) as client:
+        champion = model_versions.get_champion(client, NAME)
         assert champion is not None
         assert int(champion.version) == 1
 
 
 def test_a_version_without_a_signature_is_refused_also_when_its_alias_was_set_in_mlflow(
-    project: Layout, run_cli: Callable[..., tuple[int, str]]
+    project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
     number = add_version(project, LogisticRegression(), None)
-    with tracking.connect(project) as client:
-        client.set_registered_model_alias(NAME, registry.CHAMPION, str(number))
-    before = pipeline.tree(project.champion)
+    with store.connect_store(project) as client:
+        client.set_registered_model_alias(NAME, model_versions.CHAMPION, str(number))
+    before = workbench.tree(project.champion)
     code, printed = run_cli(project.root, "register")
     assert code == 2
     assert "no signature" in printed
-    assert pipeline.tree(project.champion) == before
+    assert workbench.tree(project.champion) == before
 
 
 @pytest.mark.usefixtures("on_cluster")
 def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
-    project: Layout, run_cli: Callable[..., tuple[int, str]]
+    project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
     number = add_version(project, fitted(project), SIGNATURE)  # its predict gives truth values
-    before = pipeline.tree(project.predictions)
+    before = workbench.tree(project.predictions)
     assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
     assert run_cli(project.root, "register")[0] == 0
     code, printed = run_cli(project.root, "score")
     assert code == 1
     assert "gives an array of bool" in printed
     assert f"{NAME} version {number}" in printed
-    assert pipeline.tree(project.predictions) == before
+    assert workbench.tree(project.predictions) == before
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
     ],
 )
 def test_one_float_a_row_is_what_counts_as_probabilities(given: Any, expected: list[float] | None) -> None:
-    scores = foreign.one_column(given)
+    scores = external.one_column(given)
     assert (None if scores is None else scores.tolist()) == expected
 
 
-def test_ours_and_theirs_are_told_apart_by_their_files(project: Layout) -> None:
-    ours = modelfiles.read(project.champion)
-    assert not foreign.is_foreign(ours)
-    assert foreign.is_foreign({f"{foreign.FOLDER}/MLmodel": b""})
-    assert files.sha256_of(ours[modelfiles.CODE])
+def test_ours_and_theirs_are_told_apart_by_their_files(project: Paths) -> None:
+    ours = artifact.read_artifact(project.champion)
+    assert not external.is_external(ours)
+    assert external.is_external({f"{external.FOLDER}/MLmodel": b""})
+    assert files.hash_bytes(ours[artifact.CODE])

@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from tipline.statistics import gate
-from tipline.statistics.intervals import Ratio
+from tipline.evaluation import gate
+from tipline.evaluation.intervals import Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tipline.statistics.gate import Rows
+    from tipline.evaluation.gate import Rows
 
 LOSS = 0.05
 TOLERANCE, SEGMENT_TOLERANCE = 0.002, 0.01
@@ -46,7 +46,7 @@ def with_segments(rows: Rows, codes: Any) -> Rows:
 
 
 def decide(rows: Rows, made_on: Mapping[str, Any] = MADE_ON, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    return gate.decide(rows, made_on, tolerance, SEGMENT_TOLERANCE)
+    return gate.decide_promotion(rows, made_on, tolerance, SEGMENT_TOLERANCE)
 
 
 def scattered(days: int, mean: float, deviation: float = 0.003) -> Any:
@@ -221,9 +221,9 @@ def test_a_loss_that_is_none_is_refused(what: str, wrong: float) -> None:
 
 
 @pytest.mark.parametrize(("tipped", "words"), [(True, "all of the rows"), (False, "none of the rows")])
-def test_one_class_is_refused(tipped: bool, words: str) -> None:  # noqa: FBT001
+def test_one_class_is_refused(labels: bool, words: str) -> None:  # noqa: FBT001
     rows = make(np.ones(31))
-    rows.tipped[:] = tipped
+    rows.labels[:] = labels
     verdict = decide(rows)
     assert not verdict["promote"]
     assert words in verdict["reasons"][0]

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from tipline.months import contract, preparing
+from tipline.ingest import prepare, schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def green(tlc: Path, tmp_path_factory: pytest.TempPathFactory) -> Green:
         folder = trips / f"month={month}"
         folder.mkdir(parents=True)
         path = tlc / "green" / f"green_tripdata_{month}.parquet"
-        receipts[month] = preparing.prepare(path, folder, contract.load(), month)
+        receipts[month] = prepare.prepare_month(path, folder, schema.load_schema(), month)
     return Green(tlc / "green", trips, receipts)
 
 
@@ -147,7 +147,7 @@ def test_a_blank_payment_with_a_blank_vendor_is_a_row_all_the_same(green: Green,
     place = published.schema.get_field_index("VendorID")
     path = tmp_path / f"green_tripdata_{month}.parquet"
     pq.write_table(published.set_column(place, published.field(place), vendors), path)
-    receipt = preparing.prepare(path, tmp_path, contract.load(), month)
+    receipt = prepare.prepare_month(path, tmp_path, schema.load_schema(), month)
     made = pq.read_table(tmp_path / "trips.parquet")
     assert (receipt["rows_out"], receipt["quarantined"]) == (ROWS[month], 0)
     assert made["vendor"].is_null().equals(blank)
@@ -161,7 +161,7 @@ def test_the_types_of_the_three_months_differ_and_their_prepared_schemas_do_not(
     assert {str(schema.field("payment_type").type) for schema in published.values()} == {"double", "int64"}
     assert {str(schema.field("VendorID").type) for schema in published.values()} == {"int32", "int64"}
     for month in ROWS:
-        assert green.prepared(month).schema.equals(contract.load().schema)
+        assert green.prepared(month).schema.equals(schema.load_schema().schema)
         assert green.receipts[month]["era"] == "2019-01"
         columns = green.receipts[month]["mapping"]["columns"]
         assert {key: one["type"] for key, one in columns.items()} == {
@@ -174,7 +174,7 @@ def test_the_three_months_are_one_data_set_for_arrow(green: Green) -> None:
     assert len(together) == sum(ROWS.values())
     counts = together["month"].value_counts().to_pylist()
     assert {pair["values"]: pair["counts"] for pair in counts} == ROWS
-    assert set(together.schema.names) == {*contract.load().schema.names, "month"}
+    assert set(together.schema.names) == {*schema.load_schema().schema.names, "month"}
 
 
 def test_the_three_months_are_one_frame_for_pandas(green: Green) -> None:

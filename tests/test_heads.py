@@ -11,13 +11,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tipline.months import contract, preparing
+from tipline.ingest import prepare, schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CONTRACT = contract.load()  # for the code under test; what is expected is written out here
+CONTRACT = schema.load_schema()  # for the code under test; what is expected is written out here
 
 COLUMNS = [
     "vendor",
@@ -197,7 +197,7 @@ def prepared(path: Path, data: bytes, month: str) -> Head:
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
     (path.parent / "made").mkdir()
-    return Head(path, data, preparing.prepare(path, path.parent / "made", CONTRACT, month))
+    return Head(path, data, prepare.prepare_month(path, path.parent / "made", CONTRACT, month))
 
 
 def published(tlc: Path, colour: str, month: str) -> bytes:

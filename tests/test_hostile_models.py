@@ -23,11 +23,11 @@ import skops.io
 import yaml
 from sklearn.linear_model import LogisticRegression
 
-from tests import pipeline
-from tipline import cluster, pyfunc
+from tests import workbench
+from tipline import cluster
 from tipline.errors import TiplineError
-from tipline.mlflow import registry, tracking
-from tipline.models import canary, model, modelfiles, trust
+from tipline.model import artifact, golden_rows, loader, pipeline, pyfunc
+from tipline.registry import model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Change = Callable[[Path], None]
     Cli = Callable[..., tuple[int, str]]
 
 pytestmark = [
-    *pipeline.MLFLOW_WARNINGS,
+    *workbench.MLFLOW_WARNINGS,
     pytest.mark.filterwarnings("ignore:.*pickle.*"),
     pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.InconsistentVersionWarning"),
@@ -70,15 +70,15 @@ def touch() -> None:
 
 
 @pytest.fixture(scope="module")
-def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
     """A project with a champion; hostile versions are added to its registry, and no refusal changes it."""
     template = request.getfixturevalue("_mlflow_template")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    layout = pipeline.copy(pipeline.trained(request), tmp_path_factory.mktemp("hostile"))
-    shutil.copyfile(template, layout.root / "mlflow.db")
-    pipeline.run(layout, "register")
+    paths = workbench.copy(workbench.trained(request), tmp_path_factory.mktemp("hostile"))
+    shutil.copyfile(template, paths.root / "mlflow.db")
+    workbench.run(paths, "register")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    yield layout
+    yield paths
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
@@ -90,25 +90,25 @@ def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextlib.contextmanager
-def connected(layout: Layout) -> Iterator[MlflowClient]:
-    with tracking.connect(layout) as client:
+def connected(paths: Paths) -> Iterator[MlflowClient]:
+    with store.connect_store(paths) as client:
         yield client
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-def logged(layout: Layout) -> Path:
+def logged(paths: Paths) -> Path:
     """The champion as MLflow logged it."""
-    with connected(layout) as client:
-        found = registry.by_alias(client, NAME)
+    with connected(paths) as client:
+        found = model_versions.get_champion(client, NAME)
         assert found is not None
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=found.source))
 
 
-def copied(layout: Layout) -> Path:
+def copied(paths: Paths) -> Path:
     """The champion's files as MLflow logged them, for a test to change; a model with a digest of its own."""
     number = next(COUNT)
-    folder = layout.root / "elsewhere" / str(number)
-    shutil.copytree(logged(layout), folder, ignore=shutil.ignore_patterns(trust.NOTE, trust.COMPILED))
+    folder = paths.root / "elsewhere" / str(number)
+    shutil.copytree(logged(paths), folder, ignore=shutil.ignore_patterns(loader.NOTE, loader.COMPILED))
     spec = folder / "artifacts" / pyfunc.SPEC
     spec.write_text(spec.read_text() + " " * number)
     return folder
@@ -116,45 +116,45 @@ def copied(layout: Layout) -> Path:
 
 def digest_of(folder: Path) -> str:
     """The digest that a model in this folder would be registered with."""
-    names = {modelfiles.CODE: modelfiles.CODE, **trust.OWN_ARTIFACTS}
-    return modelfiles.digest({name: (folder / path).read_bytes() for name, path in names.items()})
+    names = {artifact.CODE: artifact.CODE, **loader.OWN_ARTIFACTS}
+    return artifact.hash_artifact({name: (folder / path).read_bytes() for name, path in names.items()})
 
 
 def consistent(folder: Path) -> dict[str, str]:
     """The tags of somebody who knows how tipline registers a model."""
-    trust.tidy(folder)
-    return {tracking.DIGEST: digest_of(folder), trust.FILES: trust.digest(trust.read(folder, "here"))}
+    loader.remove_leftovers(folder)
+    return {store.DIGEST: digest_of(folder), loader.FILES: loader.hash_files(loader.read_files(folder, "here"))}
 
 
-def add(layout: Layout, folder: Path, tags: dict[str, str]) -> ModelVersion:
+def add(paths: Paths, folder: Path, tags: dict[str, str]) -> ModelVersion:
     """Register the files of a folder."""
-    with connected(layout) as client:
+    with connected(paths) as client:
         return client.create_model_version(NAME, source=folder.as_uri(), tags=tags)
 
 
-def assert_refused(layout: Layout, version: ModelVersion, run_cli: Cli, trace: Path, said: str) -> None:
+def assert_refused(paths: Paths, version: ModelVersion, run_cli: Cli, trace: Path, said: str) -> None:
     """No command takes the version, forced or not, nor where its alias was set in MLflow's page."""
-    before = pipeline.tree(layout.champion)
+    before = workbench.tree(paths.champion)
     for forced in ((), ("--force", "I know better")):
-        code, printed = run_cli(layout.root, "promote", str(version.version), *forced)
+        code, printed = run_cli(paths.root, "promote", str(version.version), *forced)
         assert code in {1, 2}, printed
         assert said in printed
         assert f"version {version.version}" in printed
-    with connected(layout) as client:
-        champion = registry.by_alias(client, NAME)
+    with connected(paths) as client:
+        champion = model_versions.get_champion(client, NAME)
         assert champion is not None
         assert int(champion.version) == 1
-        client.set_registered_model_alias(NAME, registry.CHAMPION, str(version.version))
+        client.set_registered_model_alias(NAME, model_versions.CHAMPION, str(version.version))
     try:
-        code, printed = run_cli(layout.root, "register")
+        code, printed = run_cli(paths.root, "register")
     finally:
-        with connected(layout) as client:
-            client.set_registered_model_alias(NAME, registry.CHAMPION, "1")
+        with connected(paths) as client:
+            client.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
     assert code in {1, 2}, printed
     assert said in printed
     assert "Traceback" not in printed
     assert "defect" not in printed
-    assert pipeline.tree(layout.champion) == before
+    assert workbench.tree(paths.champion) == before
     assert not trace.exists()
 
 
@@ -181,13 +181,13 @@ ARTIFACTS = ("artifacts/estimator.skops", "artifacts/model.json", "artifacts/tra
 
 
 @pytest.mark.parametrize("name", [*LOGGED, "serving_input_example.json", *ARTIFACTS])
-def test_a_version_of_which_a_file_was_changed_is_refused(project: Layout, name: str) -> None:
+def test_a_version_of_which_a_file_was_changed_is_refused(project: Paths, name: str) -> None:
     folder = copied(project)
     version = add(project, folder, consistent(folder))
-    with connected(project), registry.downloaded(version) as root:  # as it is, it is taken
+    with connected(project), model_versions.open_download(version) as root:  # as it is, it is taken
         assert (root / name).read_bytes() == (folder / name).read_bytes()
     (folder / name).write_bytes((folder / name).read_bytes() + b" ")
-    with connected(project), pytest.raises(TiplineError, match=UNCHANGED), registry.downloaded(version):
+    with connected(project), pytest.raises(TiplineError, match=UNCHANGED), model_versions.open_download(version):
         pass
 
 
@@ -204,7 +204,7 @@ def change_loader(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [change_code, change_loader])
 def test_code_that_was_put_into_a_registered_version_does_not_run(
-    project: Layout, run_cli: Cli, trace: Path, change: Change
+    project: Paths, run_cli: Cli, trace: Path, change: Change
 ) -> None:
     folder = copied(project)
     version = add(project, folder, consistent(folder))
@@ -214,32 +214,36 @@ def test_code_that_was_put_into_a_registered_version_does_not_run(
 
 
 @pytest.mark.parametrize("name", ["more.txt", "conda.yaml"])
-def test_a_file_that_was_added_or_taken_away_is_seen(project: Layout, name: str) -> None:
+def test_a_file_that_was_added_or_taken_away_is_seen(project: Paths, name: str) -> None:
     folder = copied(project)
     version = add(project, folder, consistent(folder))
     if (folder / name).exists():
         (folder / name).unlink()
     else:
         (folder / name).touch()
-    with connected(project), pytest.raises(TiplineError, match=UNCHANGED), registry.downloaded(version):
+    with connected(project), pytest.raises(TiplineError, match=UNCHANGED), model_versions.open_download(version):
         pass
 
 
-def test_the_tag_is_written_with_the_run_and_the_version(project: Layout) -> None:
+def test_the_tag_is_written_with_the_run_and_the_version(project: Paths) -> None:
     with connected(project) as client:
         version = client.get_model_version(NAME, "1")
         run = client.get_run(version.run_id)
-        with registry.downloaded(version) as root:
-            assert version.tags[trust.FILES] == run.data.tags[trust.FILES] == trust.digest(trust.read(root, ""))
+        with model_versions.open_download(version) as root:
+            assert (
+                version.tags[loader.FILES]
+                == run.data.tags[loader.FILES]
+                == loader.hash_files(loader.read_files(root, ""))
+            )
 
 
-def test_compiled_code_in_the_store_is_left_out_whoever_wrote_it(project: Layout) -> None:
+def test_compiled_code_in_the_store_is_left_out_whoever_wrote_it(project: Paths) -> None:
     """MLflow compiles a model's code where it lies; what is there could as well be something else."""
     compiled_code_beside_the_code(logged(project))
     with connected(project) as client:
-        champion = registry.by_alias(client, NAME)
+        champion = model_versions.get_champion(client, NAME)
         assert champion is not None
-        with registry.downloaded(champion) as root:
+        with model_versions.open_download(champion) as root:
             assert not list(root.rglob("*.pyc"))
 
 
@@ -321,7 +325,7 @@ ANY: dict[Change, str] = {
 @pytest.mark.parametrize("change", ANY)
 @pytest.mark.parametrize("whose", ["tipline's, by its tags", "somebody's"])
 def test_a_version_that_could_run_something_else_is_refused(
-    project: Layout, run_cli: Cli, trace: Path, change: Change, whose: str
+    project: Paths, run_cli: Cli, trace: Path, change: Change, whose: str
 ) -> None:
     folder = copied(project)
     change(folder)
@@ -342,7 +346,7 @@ def skops_of_its_own_types(folder: Path) -> None:
 
 def zip_bomb(folder: Path) -> None:
     with zipfile.ZipFile(folder / "extra.bin", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("schema.json", b" " * (trust.UNPACKED_BYTES + 1))
+        archive.writestr("schema.json", b" " * (loader.UNPACKED_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -354,21 +358,21 @@ def zip_bomb(folder: Path) -> None:
     ],
 )
 def test_archives_of_somebodys_model_are_looked_into(
-    project: Layout, run_cli: Cli, trace: Path, change: Change, said: str
+    project: Paths, run_cli: Cli, trace: Path, change: Change, said: str
 ) -> None:
     folder = copied(project)
     change(folder)
     assert_refused(project, add(project, folder, {}), run_cli, trace, said)
 
 
-def test_a_file_that_tiplines_models_have_not_is_refused_in_one(project: Layout, run_cli: Cli, trace: Path) -> None:
+def test_a_file_that_tiplines_models_have_not_is_refused_in_one(project: Paths, run_cli: Cli, trace: Path) -> None:
     folder = copied(project)
     (folder / "notes.txt").touch()
     version = add(project, folder, consistent(folder))
     assert_refused(project, version, run_cli, trace, "notes.txt is no file of a model of tipline's")
 
 
-def test_a_link_is_not_followed(project: Layout, run_cli: Cli, trace: Path, tmp_path: Path) -> None:
+def test_a_link_is_not_followed(project: Paths, run_cli: Cli, trace: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("a key")
     folder = copied(project)
     (folder / "notes.txt").symlink_to(tmp_path / "secret")
@@ -378,15 +382,15 @@ def test_a_link_is_not_followed(project: Layout, run_cli: Cli, trace: Path, tmp_
     assert "a key" not in printed
     assert not trace.exists()
     with pytest.raises(TiplineError, match=r"notes\.txt is a link"):
-        trust.read(folder, "here")
+        loader.read_files(folder, "here")
 
 
 # ---- scikit-learn's models of somebody's, as MLflow logs them ----
 
 
-def scikit_learn(layout: Layout, **options: Any) -> Path:
+def scikit_learn(paths: Paths, **options: Any) -> Path:
     """An estimator that runs when it is loaded, as a colleague's MLflow would write it."""
-    folder = layout.root / "elsewhere" / str(next(COUNT))
+    folder = paths.root / "elsewhere" / str(next(COUNT))
     fitted = Intruder().fit([[0.0], [1.0]], [0, 1])
     mlflow.sklearn.save_model(fitted, str(folder), pip_requirements=["scikit-learn"], **options)
     return folder
@@ -404,7 +408,7 @@ INTRUDER = f"{Intruder.__module__}.{Intruder.__name__}"
     ],
 )
 def test_an_estimator_that_runs_when_it_is_loaded_is_refused_whatever_mlmodel_trusts(
-    project: Layout, run_cli: Cli, trace: Path, options: dict[str, Any], said: str
+    project: Paths, run_cli: Cli, trace: Path, options: dict[str, Any], said: str
 ) -> None:
     folder = scikit_learn(project, **options)
     trace.unlink(missing_ok=True)  # MLflow loads what it has saved
@@ -434,10 +438,10 @@ def of_scikit_learn(dump: bytes, version: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["linear", "not linear"])
 def test_an_estimator_with_a_type_that_is_not_on_tiplines_list_is_refused(
-    project: Layout, run_cli: Cli, trace: Path, kind: str
+    project: Paths, run_cli: Cli, trace: Path, kind: str
 ) -> None:
     folder = copied(project)
-    dump = model.canonical(skops.io.dumps(Intruder()))
+    dump = pipeline.canonical(skops.io.dumps(Intruder()))
     with_estimator(folder, dump, **({} if kind == "linear" else {"linear": None}))
     skops.io.loads(dump, trusted=[INTRUDER])
     assert trace.exists()
@@ -451,7 +455,7 @@ def test_an_estimator_with_a_type_that_is_not_on_tiplines_list_is_refused(
 
 
 def test_an_estimator_of_another_scikit_learn_is_refused_where_it_is_needed(
-    project: Layout, run_cli: Cli, trace: Path
+    project: Paths, run_cli: Cli, trace: Path
 ) -> None:
     folder = copied(project)
     dump = (folder / "artifacts" / pyfunc.ESTIMATOR).read_bytes()
@@ -460,61 +464,61 @@ def test_an_estimator_of_another_scikit_learn_is_refused_where_it_is_needed(
     assert_refused(project, version, run_cli, trace, "was made with scikit-learn 1.2, here is")
 
 
-def test_a_linear_model_of_another_scikit_learn_is_scored_without_it(project: Layout, tmp_path: Path) -> None:
+def test_a_linear_model_of_another_scikit_learn_is_scored_without_it(project: Paths, tmp_path: Path) -> None:
     folder = copied(project)
     dump = (folder / "artifacts" / pyfunc.ESTIMATOR).read_bytes()
     with_estimator(folder, of_scikit_learn(dump, "1.2.0"))
     version = add(project, folder, consistent(folder))
     with connected(project):
         (tmp_path / "model").mkdir()
-        registry.fetch(version, tmp_path / "model")
-    contents = modelfiles.read(tmp_path / "model")
-    assert canary.check(modelfiles.load(contents, modelfiles.digest(contents)), "here") == 0
+        model_versions.download_files(version, tmp_path / "model")
+    contents = artifact.read_artifact(tmp_path / "model")
+    assert golden_rows.check_golden_rows(artifact.load_model(contents, artifact.hash_artifact(contents)), "here") == 0
 
 
-def test_another_patch_release_of_scikit_learn_will_do(project: Layout) -> None:
-    contents = modelfiles.read(project.champion)
-    here = trust.release(installed("scikit-learn"))
+def test_another_patch_release_of_scikit_learn_will_do(project: Paths) -> None:
+    contents = artifact.read_artifact(project.champion)
+    here = loader.truncate_version(installed("scikit-learn"))
     for version, refused in ((f"{here}.99", False), ("0.24.2", True), ("2.0.dev0", True)):
         dump = of_scikit_learn(contents[pyfunc.ESTIMATOR], version)
-        assert bool(trust.other_scikit_learn(dump)) == refused
+        assert bool(loader.find_other_sklearn(dump)) == refused
 
 
 # ---- the champion's files, as git and DVC brought them ----
 
 
 @pytest.fixture
-def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """A project whose models/champion was changed, with a ref.json that fits: what a poisoned remote would bring."""
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-    layout = pipeline.copy(pipeline.scored(request), tmp_path)
-    told = json.loads((layout.champion / pyfunc.SPEC).read_text())
-    (layout.champion / pyfunc.SPEC).write_text(json.dumps(told | {"linear": None}))
-    (layout.champion / pyfunc.ESTIMATOR).write_bytes(model.canonical(skops.io.dumps(Intruder())))
-    code = layout.champion / "pyfunc.py"
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+    paths = workbench.copy(workbench.scored(request), tmp_path)
+    told = json.loads((paths.champion / pyfunc.SPEC).read_text())
+    (paths.champion / pyfunc.SPEC).write_text(json.dumps(told | {"linear": None}))
+    (paths.champion / pyfunc.ESTIMATOR).write_bytes(pipeline.canonical(skops.io.dumps(Intruder())))
+    code = paths.champion / "pyfunc.py"
     code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
-    ref = pipeline.read_json(layout.ref)
-    layout.ref.write_text(json.dumps(ref | {"digest": modelfiles.digest_in(layout.champion)}))
-    return layout
+    ref = workbench.read_json(paths.ref)
+    paths.ref.write_text(json.dumps(ref | {"digest": artifact.read_digest(paths.champion)}))
+    return paths
 
 
-def test_workers_look_at_the_estimator_too(poisoned: Layout, run_cli: Cli, trace: Path) -> None:
-    before = pipeline.tree(poisoned.predictions)
+def test_workers_look_at_the_estimator_too(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
+    before = workbench.tree(poisoned.predictions)
     code, printed = run_cli(poisoned.root, "score")
     assert code == 1
     assert f"from a file: {INTRUDER}" in printed
     assert "Traceback" not in printed
-    assert pipeline.tree(poisoned.predictions) == before
+    assert workbench.tree(poisoned.predictions) == before
     assert not trace.exists()
 
 
-def test_evaluate_does_not_load_it_and_says_why(poisoned: Layout, run_cli: Cli, trace: Path) -> None:
+def test_evaluate_does_not_load_it_and_says_why(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
     code, printed = run_cli(poisoned.root, "evaluate")
-    assert INTRUDER in printed + json.dumps(pipeline.read_json(poisoned.evaluation)), code
+    assert INTRUDER in printed + json.dumps(workbench.read_json(poisoned.evaluation)), code
     assert not trace.exists()
 
 
-def test_diff_scores_refuses_a_hostile_version(project: Layout, run_cli: Cli, trace: Path) -> None:
+def test_diff_scores_refuses_a_hostile_version(project: Paths, run_cli: Cli, trace: Path) -> None:
     folder = copied(project)
     version = add(project, folder, consistent(folder))
     change_code(folder)

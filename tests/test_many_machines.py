@@ -27,21 +27,22 @@ import pytest
 import s3fs
 from distributed import Client
 
-from tests import pipeline, servers
+from tests import servers, workbench
 from tests.conftest import ROOT, missing
 from tests.test_score import another_champion
-from tipline import cluster, files, places, scoring
+from tipline import cluster, files, storage
 from tipline.errors import TiplineError
-from tipline.models import modelfiles
+from tipline.model import artifact
+from tipline.scoring import block_scoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 SMALL_GROUP = 500
 NUMBERS = itertools.count()
 SETTINGS = servers.KEYS | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -71,7 +72,7 @@ def apart(folder: Path) -> list[str]:
 def worker(address: str, folder: Path, told: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `dask worker` where `folder` is not to be seen."""
     dask, quiet = str(Path(sys.executable).with_name("dask")), subprocess.DEVNULL
-    command = [*apart(folder), dask, "worker", address, *pipeline.LOCAL, "--nthreads", "1"]
+    command = [*apart(folder), dask, "worker", address, *workbench.LOCAL, "--nthreads", "1"]
     process = subprocess.Popen(command, env=os.environ | told, start_new_session=True, stdout=quiet, stderr=quiet)
     try:
         yield process
@@ -108,7 +109,7 @@ class Team:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """Two workers that see nothing of the tests' folder."""
     base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("team")
-    with servers.gateway(folder) as gateway, pipeline.scheduler(folder) as address, contextlib.ExitStack() as stack:
+    with servers.gateway(folder) as gateway, workbench.scheduler(folder) as address, contextlib.ExitStack() as stack:
         made = Team(address, base, gateway)
         for _ in range(2):
             stack.enter_context(worker(address, base, made.told))
@@ -132,51 +133,51 @@ def store(team: Team, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def scored_here(layout: Layout, address: str) -> Layout:
+def scored_here(paths: Paths, address: str) -> Paths:
     """Score on the session's workers, which share the disk."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv(cluster.ADDRESS, address)
-        pipeline.run(layout, "score")
-    return layout
+        workbench.run(paths, "score")
+    return paths
 
 
 @pytest.fixture(scope="module")
-def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A project, scored on this machine with the model that it trained."""
-    layout = pipeline.copy(pipeline.trained(request), tmp_path_factory.mktemp("here"))
-    shutil.copytree(layout.challenger, layout.champion)
-    digest = modelfiles.digest_in(layout.challenger)
-    files.write_json(layout.ref, {"name": "tips", "version": 1, "run": "0" * 32, "digest": digest})
-    return scored_here(layout, pipeline.dask_cluster(request))
+    paths = workbench.copy(workbench.trained(request), tmp_path_factory.mktemp("here"))
+    shutil.copytree(paths.challenger, paths.champion)
+    digest = artifact.read_digest(paths.challenger)
+    files.write_json(paths.ref, {"name": "tips", "version": 1, "run": "0" * 32, "digest": digest})
+    return scored_here(paths, workbench.dask_cluster(request))
 
 
 @pytest.fixture(scope="module")
 def done_in_small_blocks(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, done: Layout
-) -> Layout:
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, done: Paths
+) -> Paths:
     """The same months in 10 blocks each: time to do something in the middle."""
-    layout = pipeline.copy(done, tmp_path_factory.mktemp("small"))
+    paths = workbench.copy(done, tmp_path_factory.mktemp("small"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        pipeline.small_row_groups(monkeypatch, SMALL_GROUP)
-        pipeline.prepare_anew(layout, *pipeline.MONTHS)
-    return scored_here(layout, pipeline.dask_cluster(request))
+        workbench.small_row_groups(monkeypatch, SMALL_GROUP)
+        workbench.prepare_anew(paths, *workbench.MONTHS)
+    return scored_here(paths, workbench.dask_cluster(request))
 
 
 @pytest.fixture
-def project(done: Layout, tmp_path: Path) -> Layout:
+def project(done: Paths, tmp_path: Path) -> Paths:
     """A project of the test's own, whose months are prepared and not scored here."""
     return unscored(done, tmp_path)
 
 
 @pytest.fixture
-def small_blocks(done_in_small_blocks: Layout, tmp_path: Path) -> Layout:
+def small_blocks(done_in_small_blocks: Paths, tmp_path: Path) -> Paths:
     """A project of the test's own with many blocks, not scored here."""
     return unscored(done_in_small_blocks, tmp_path)
 
 
-def unscored(layout: Layout, folder: Path) -> Layout:
+def unscored(paths: Paths, folder: Path) -> Paths:
     """A copy without predictions."""
-    made = pipeline.copy(layout, folder)
+    made = workbench.copy(paths, folder)
     shutil.rmtree(made.predictions)
     return made
 
@@ -194,9 +195,9 @@ class Bucket:
         """What `tipline score` is told."""
         return ("--trips", f"s3://{self.name}/trips", "--to", f"s3://{self.name}/predictions")
 
-    def upload(self, layout: Layout) -> None:
+    def upload(self, paths: Paths) -> None:
         """Put the prepared months there."""
-        for name, data in pipeline.tree(layout.root / "data" / "trips").items():
+        for name, data in workbench.tree(paths.root / "data" / "trips").items():
             self.gateway.put(self.name, f"trips/{name}", data)
 
     def tree(self, folder: str = "predictions") -> dict[str, bytes]:
@@ -211,7 +212,7 @@ class Bucket:
 
     def receipt(self, month: str) -> Any:
         """A published month's receipt."""
-        return json.loads(self.store.cat_file(f"{self.name}/predictions/month={month}/{files.RECEIPT}"))
+        return json.loads(self.store.cat_file(f"{self.name}/predictions/month={month}/{files.MANIFEST}"))
 
     def changed(self) -> dict[str, Any]:
         """When each prediction was last written."""
@@ -228,23 +229,23 @@ def bucket(request: pytest.FixtureRequest, team: Team, store: s3fs.S3FileSystem)
     return made
 
 
-def parts(layout: Layout) -> dict[str, bytes]:
+def parts(paths: Paths) -> dict[str, bytes]:
     """The predictions of a project, without the receipts: these say how long it took."""
-    return {name: data for name, data in pipeline.tree(layout.predictions).items() if name.endswith(".parquet")}
+    return {name: data for name, data in workbench.tree(paths.predictions).items() if name.endswith(".parquet")}
 
 
-def assert_whole(bucket: Bucket, layout: Layout) -> None:
+def assert_whole(bucket: Bucket, paths: Paths) -> None:
     """The bucket has the predictions of a local run, receipts that name them, and nothing else."""
-    expected, found = parts(layout), bucket.tree()
+    expected, found = parts(paths), bucket.tree()
     assert {name: data for name, data in found.items() if name.endswith(".parquet")} == expected
-    for month in pipeline.settings(layout).months:
+    for month in workbench.settings(paths).months:
         told = bucket.receipt(month)
         folder = f"month={month}"
         assert told["rows"] == sum(part["rows"] for part in told["parts"]) == 5000
         for part in told["parts"]:
             data = found.pop(f"{folder}/{part['name']}")
-            assert (part["bytes"], part["sha256"]) == (len(data), files.sha256_of(data))
-        del found[f"{folder}/{files.RECEIPT}"]
+            assert (part["bytes"], part["sha256"]) == (len(data), files.hash_bytes(data))
+        del found[f"{folder}/{files.MANIFEST}"]
     assert not found
 
 
@@ -259,25 +260,25 @@ def test_the_workers_see_nothing_of_the_drivers_files(team: Team) -> None:
 
 
 def test_predictions_in_a_bucket_are_those_of_this_machine(
-    team: Team, bucket: Bucket, project: Layout, done: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    team: Team, bucket: Bucket, project: Paths, done: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, printed = run_cli(project.root, "score", *bucket.options)
     assert code == 0, printed
     assert_whole(bucket, done)
     assert not project.predictions.exists()
-    for month in pipeline.MONTHS:
-        here = pipeline.read_json(done.predictions / f"month={month}" / files.RECEIPT)
+    for month in workbench.MONTHS:
+        here = workbench.read_json(done.predictions / f"month={month}" / files.MANIFEST)
         assert bucket.receipt(month)["key"] == here["key"]
 
     frame = pd.read_parquet(f"s3://{bucket.name}/predictions")
-    assert frame["month"].value_counts().to_dict() == dict.fromkeys(pipeline.MONTHS, 5000)
+    assert frame["month"].value_counts().to_dict() == dict.fromkeys(workbench.MONTHS, 5000)
     found = pyarrow.dataset.dataset(f"{bucket.name}/predictions", filesystem=bucket.store, partitioning="hive")
-    assert found.count_rows() == 5000 * len(pipeline.MONTHS)
+    assert found.count_rows() == 5000 * len(workbench.MONTHS)
 
-    digest = pipeline.read_json(project.ref)["digest"]
+    digest = workbench.read_json(project.ref)["digest"]
     with Client(team.address) as client:
-        carried = client.run(lambda dask_worker: dask_worker.plugins[scoring.plugin_name(digest)].contents)
-    assert list(carried.values()) == [modelfiles.read(project.champion)] * 2
+        carried = client.run(lambda dask_worker: dask_worker.plugins[block_scoring.plugin_name(digest)].contents)
+    assert list(carried.values()) == [artifact.read_artifact(project.champion)] * 2
 
     before = bucket.changed()
     monkeypatch.setenv(cluster.ADDRESS, "tcp://127.0.0.1:1")  # it would fail where it needed a cluster
@@ -286,29 +287,29 @@ def test_predictions_in_a_bucket_are_those_of_this_machine(
     assert bucket.changed() == before
 
 
-def test_workers_refuse_a_model_that_is_not_the_one_named(team: Team, project: Layout) -> None:
-    contents, digest = modelfiles.read(project.champion), pipeline.read_json(project.ref)["digest"]
-    changed = contents | {modelfiles.CODE: contents[modelfiles.CODE] + b"#"}
+def test_workers_refuse_a_model_that_is_not_the_one_named(team: Team, project: Paths) -> None:
+    contents, digest = artifact.read_artifact(project.champion), workbench.read_json(project.ref)["digest"]
+    changed = contents | {artifact.CODE: contents[artifact.CODE] + b"#"}
     with Client(team.address) as client, pytest.raises(TiplineError, match="digest differs"):
-        scoring.send_model(client, changed, digest)
+        block_scoring.send_model(client, changed, digest)
 
 
 def test_another_champion_replaces_the_months_in_a_bucket(
-    request: pytest.FixtureRequest, bucket: Bucket, project: Layout, done: Layout, run_cli: Run
+    request: pytest.FixtureRequest, bucket: Bucket, project: Paths, done: Paths, run_cli: Run
 ) -> None:
     assert run_cli(project.root, "score", *bucket.options)[0] == 0
     digest = another_champion(project)
     code, printed = run_cli(project.root, "score", *bucket.options)
     assert code == 0, printed
-    assert {bucket.receipt(month)["key"]["model"] for month in pipeline.MONTHS} == {digest}
+    assert {bucket.receipt(month)["key"]["model"] for month in workbench.MONTHS} == {digest}
     found = bucket.tree()
     assert not [name for name, data in parts(done).items() if found[name] == data]
-    assert_whole(bucket, scored_here(project, pipeline.dask_cluster(request)))
+    assert_whole(bucket, scored_here(project, workbench.dask_cluster(request)))
 
 
 @pytest.mark.parametrize("local", ["trips", "predictions"])
 def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
-    project: Layout, bucket: Bucket, done: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch, local: str
+    project: Paths, bucket: Bucket, done: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch, local: str
 ) -> None:
     monkeypatch.delenv(cluster.ADDRESS)
     options = bucket.options[2:] if local == "trips" else (*bucket.options[:2], "--to", str(project.root / "a" / "b"))
@@ -317,7 +318,7 @@ def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
     if local == "trips":
         assert_whole(bucket, done)
     else:
-        assert {n: d for n, d in pipeline.tree(project.root / "a").items() if n.endswith("t")} == {
+        assert {n: d for n, d in workbench.tree(project.root / "a").items() if n.endswith("t")} == {
             f"b/{name}": data for name, data in parts(done).items()
         }
         assert [path.name for path in (project.root / "a").iterdir() if list(path.iterdir())] == ["b"]
@@ -328,14 +329,14 @@ def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
 
 def staged(bucket: Bucket) -> list[str]:
     """The parts that are finished and not published."""
-    return [name for name in bucket.names("predictions/_staging") if f"{scoring.MARKERS}/" in name]
+    return [name for name in bucket.names("predictions/_staging") if f"{block_scoring.MARKERS}/" in name]
 
 
 def test_a_driver_that_is_killed_loses_no_finished_part(
-    bucket: Bucket, small_blocks: Layout, done_in_small_blocks: Layout, run_cli: Run, caplog: pytest.LogCaptureFixture
+    bucket: Bucket, small_blocks: Paths, done_in_small_blocks: Paths, run_cli: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pipeline.running("tipline", "score", *bucket.options, folder=small_blocks.root) as driver:
-        pipeline.wait_for(lambda: len(staged(bucket)) > 5)
+    with workbench.running("tipline", "score", *bucket.options, folder=small_blocks.root) as driver:
+        workbench.wait_for(lambda: len(staged(bucket)) > 5)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     with caplog.at_level("INFO", "tipline"):
@@ -347,14 +348,14 @@ def test_a_driver_that_is_killed_loses_no_finished_part(
 
 
 def test_a_machine_that_is_lost_in_the_middle_does_no_harm(
-    team: Team, bucket: Bucket, small_blocks: Layout, done_in_small_blocks: Layout
+    team: Team, bucket: Bucket, small_blocks: Paths, done_in_small_blocks: Paths
 ) -> None:
     command = ("tipline", "score", *bucket.options)
     with worker(team.address, team.folder, team.told) as lost, Client(team.address) as client:
         client.wait_for_workers(3, timeout=60)
         others = [pid for pid in client.run(os.getpid).values() if os.getpgid(pid) != lost.pid]
-        with pipeline.running(*command, folder=small_blocks.root) as driver:
-            pipeline.wait_for(lambda: len(staged(bucket)) > 5)
+        with workbench.running(*command, folder=small_blocks.root) as driver:
+            workbench.wait_for(lambda: len(staged(bucket)) > 5)
             end(lost, signal.SIGKILL)
             os.kill(others[0], signal.SIGKILL)  # its nanny starts another
             assert driver.wait(120) == 0
@@ -363,13 +364,13 @@ def test_a_machine_that_is_lost_in_the_middle_does_no_harm(
 
 
 def test_a_month_that_is_replaced_while_it_is_scored_fails_by_name(
-    bucket: Bucket, small_blocks: Layout, done_in_small_blocks: Layout, run_cli: Run
+    bucket: Bucket, small_blocks: Paths, done_in_small_blocks: Paths, run_cli: Run
 ) -> None:
     name = f"{bucket.name}/trips/month=2024-01/trips.parquet"
     data = bucket.store.cat_file(name)
 
     def replace() -> None:
-        pipeline.wait_for(lambda: len(staged(bucket)) > 5)
+        workbench.wait_for(lambda: len(staged(bucket)) > 5)
         bucket.gateway.put(bucket.name, "trips/month=2024-01/trips.parquet", data[:-1] + b"2")
 
     with ThreadPoolExecutor(1) as threads:
@@ -380,7 +381,7 @@ def test_a_month_that_is_replaced_while_it_is_scored_fails_by_name(
     assert "1 of 4 months failed: 2024-01: This file changed while it was being used." in printed
     assert name in printed
     published = {found.split("/")[0] for found in bucket.names("predictions")} - {"_staging"}
-    assert published == {f"month={month}" for month in pipeline.MONTHS[:3]}
+    assert published == {f"month={month}" for month in workbench.MONTHS[:3]}
     bucket.gateway.put(bucket.name, "trips/month=2024-01/trips.parquet", data)
     code, printed = run_cli(small_blocks.root, "score", *bucket.options)
     assert code == 0, printed
@@ -393,19 +394,19 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("copies", [7, 8])  # of the last month: the parts, the receipt
 def test_a_crash_while_a_month_is_published_is_mended_without_scoring(
-    bucket: Bucket, project: Layout, done: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch, copies: int
+    bucket: Bucket, project: Paths, done: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
     left = [copies]
-    copy = places.Bucket._copy
+    copy = storage.RemoteStorage._copy
 
-    def crash(self: places.Bucket, staged: places.Place, source: str, folder: str, names: list[str]) -> None:
+    def crash(self: storage.RemoteStorage, staged: storage.Storage, source: str, folder: str, names: list[str]) -> None:
         left[0] -= 1
         if not left[0]:
             raise Crash
         copy(self, staged, source, folder, names)
 
     with monkeypatch.context() as patched:
-        patched.setattr(places.Bucket, "_copy", crash)
+        patched.setattr(storage.RemoteStorage, "_copy", crash)
         with pytest.raises(Crash):
             run_cli(project.root, "score", *bucket.options)
     monkeypatch.setenv(cluster.ADDRESS, "tcp://127.0.0.1:1")  # it would fail where it needed a cluster
@@ -418,7 +419,7 @@ def test_a_crash_while_a_month_is_published_is_mended_without_scoring(
 # ---- what a person is told ----
 
 
-def told(run_cli: Run, project: Layout, *options: str) -> tuple[int, str]:
+def told(run_cli: Run, project: Paths, *options: str) -> tuple[int, str]:
     """Exit code and message of a run that fails, which it does at once and in words."""
     started = time.monotonic()
     code, printed = run_cli(project.root, "score", *options)
@@ -442,7 +443,7 @@ def on_workers(team: Team, name: str, value: str) -> None:
 
 @pytest.mark.parametrize("where", ["driver", "workers"])
 def test_wrong_keys_are_told(
-    team: Team, bucket: Bucket, project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch, where: str
+    team: Team, bucket: Bucket, project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     name = "AWS_SECRET_ACCESS_KEY"
     if where == "driver":
@@ -461,7 +462,7 @@ def test_wrong_keys_are_told(
     assert ("from the worker at tcp://" in printed) == (where == "workers")
 
 
-def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, project: Layout, run_cli: Run) -> None:
+def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, project: Paths, run_cli: Run) -> None:
     for options in (
         ("--trips", "s3://nowhere/trips", *bucket.options[2:]),
         (*bucket.options[:2], "--to", "s3://nowhere"),
@@ -474,7 +475,7 @@ def test_a_bucket_that_does_not_exist_is_told(bucket: Bucket, project: Layout, r
 
 @pytest.mark.parametrize("where", ["driver", "workers"])
 def test_a_store_that_is_down_is_told(
-    team: Team, bucket: Bucket, project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch, where: str
+    team: Team, bucket: Bucket, project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     name, down = "AWS_ENDPOINT_URL", f"http://127.0.0.1:{servers.free_port()}"
     if where == "driver":
@@ -491,16 +492,14 @@ def test_a_store_that_is_down_is_told(
     assert name in printed.split("to do:")[1]
 
 
-def test_months_that_are_not_in_the_bucket_are_told(bucket: Bucket, project: Layout, run_cli: Run) -> None:
+def test_months_that_are_not_in_the_bucket_are_told(bucket: Bucket, project: Paths, run_cli: Run) -> None:
     code, printed = told(run_cli, project, "--trips", f"s3://{bucket.name}/elsewhere", *bucket.options[2:])
     assert code == 4
     assert f"not prepared: it has no receipt. where: s3://{bucket.name}/elsewhere/month=2009-01" in printed
 
 
 @pytest.mark.parametrize("local", ["trips", "predictions", "both"])
-def test_folders_that_the_workers_do_not_see_are_told(
-    bucket: Bucket, project: Layout, run_cli: Run, local: str
-) -> None:
+def test_folders_that_the_workers_do_not_see_are_told(bucket: Bucket, project: Paths, run_cli: Run, local: str) -> None:
     options = {"trips": bucket.options[2:], "predictions": bucket.options[:2], "both": ()}[local]
     code, printed = told(run_cli, project, *options)
     assert code == 1
@@ -511,19 +510,19 @@ def test_folders_that_the_workers_do_not_see_are_told(
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/trips", "s3://", "s3:///"])
-def test_an_address_that_is_no_place_is_told(project: Layout, run_cli: Run, address: str) -> None:
+def test_an_address_that_is_no_place_is_told(project: Paths, run_cli: Run, address: str) -> None:
     code, printed = told(run_cli, project, "--trips", address)
     assert code == 2
     assert f"where: {address}" in printed
 
 
 @pytest.mark.parametrize("both", ["s3://bucket/trips", "data/trips"])
-def test_predictions_never_replace_the_months(project: Layout, run_cli: Run, both: str) -> None:
-    before = pipeline.tree(project.root / "data" / "trips")
+def test_predictions_never_replace_the_months(project: Paths, run_cli: Run, both: str) -> None:
+    before = workbench.tree(project.root / "data" / "trips")
     code, printed = told(run_cli, project, "--trips", both, "--to", f"{both}/")
     assert code == 2
     assert "would replace the prepared months" in printed
-    assert pipeline.tree(project.root / "data" / "trips") == before
+    assert workbench.tree(project.root / "data" / "trips") == before
 
 
 # ---- what docs/cluster.md says ----
@@ -545,7 +544,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_pages_check_names_every_worker(bucket: Bucket, project: Layout) -> None:
+def test_the_pages_check_names_every_worker(bucket: Bucket, project: Paths) -> None:
     script = block("A pair of machines by hand", "sh", 3).partition("\n")[2].replace("BUCKET", bucket.name)
     made = shell(script, project.root)
     assert made.returncode == 0, made.stderr
@@ -556,7 +555,7 @@ def test_the_pages_check_names_every_worker(bucket: Bucket, project: Layout) -> 
 
 
 def test_machines_with_the_pages_certificates_score_and_others_are_refused(
-    project: Layout, done: Layout, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Paths, done: Paths, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = shell(block("TLS between them", "sh"), tmp_path)
     assert made.returncode == 0, made.stderr
@@ -565,12 +564,12 @@ def test_machines_with_the_pages_certificates_score_and_others_are_refused(
     file = tmp_path / "scheduler.json"
     with monkeypatch.context() as told, contextlib.ExitStack() as stack:
         told.setenv("DASK_CONFIG", str(config))
-        command = ("dask", "scheduler", "--protocol", "tls", *pipeline.LOCAL, "--port", "0", "--scheduler-file")
-        stack.enter_context(pipeline.running(*command, str(file)))
-        pipeline.wait_for(lambda: file.exists() and file.stat().st_size)
-        address = pipeline.read_json(file)["address"]
+        command = ("dask", "scheduler", "--protocol", "tls", *workbench.LOCAL, "--port", "0", "--scheduler-file")
+        stack.enter_context(workbench.running(*command, str(file)))
+        workbench.wait_for(lambda: file.exists() and file.stat().st_size)
+        address = workbench.read_json(file)["address"]
         assert address.startswith("tls://")
-        stack.enter_context(pipeline.running("dask", "worker", address, *pipeline.LOCAL, "--nthreads", "1"))
+        stack.enter_context(workbench.running("dask", "worker", address, *workbench.LOCAL, "--nthreads", "1"))
         told.setenv(cluster.ADDRESS, address)
         scored = shell("tipline score", project.root)
         assert scored.returncode == 0, scored.stderr
@@ -604,8 +603,8 @@ def test_a_footer_of_any_length_is_fetched_and_a_broken_one_is_told(
 ) -> None:
     table, data = pa.table({"a": range(100), "b": range(100)}), io.BytesIO()
     pq.write_table(table, data, row_group_size=10)
-    place, name = places.place("s3://months/trips"), "month=2009-02/trips.parquet"
-    monkeypatch.setattr(places, "FOOTER_BYTES", 100)
+    place, name = storage.open_storage("s3://months/trips"), "month=2009-02/trips.parquet"
+    monkeypatch.setattr(storage, "FOOTER_BYTES", 100)
     team.gateway.put("months", f"trips/{name}", data.getvalue())
     state = place.state(name)
     line.asked.clear()
@@ -628,7 +627,7 @@ def test_only_the_needed_bytes_of_a_block_are_fetched(team: Team, line: servers.
     data = io.BytesIO()
     pq.write_table(table, data, row_group_size=rows // 4)
     team.gateway.put("months", "trips/month=2009-01/trips.parquet", data.getvalue())
-    place, name = places.place("s3://months/trips"), "month=2009-01/trips.parquet"
+    place, name = storage.open_storage("s3://months/trips"), "month=2009-01/trips.parquet"
     state = place.state(name)
     assert place.groups(name, state) == [rows // 4] * 4
     assert line.requests() == ["HEAD", "GET"]

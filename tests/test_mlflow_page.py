@@ -21,19 +21,19 @@ from urllib.request import urlopen
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests import pipeline, tour
+from tests import tour, workbench
 from tests.conftest import missing
 from tests.servers import free_port
 from tests.story import Story, start
 from tipline import cluster
-from tipline.layout import Layout
+from tipline.paths import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from playwright.sync_api import Locator, Page
 
-pytestmark = [pytest.mark.in_order, *pipeline.MLFLOW_WARNINGS]  # a promotion by clicking is the end of it
+pytestmark = [pytest.mark.in_order, *workbench.MLFLOW_WARNINGS]  # a promotion by clicking is the end of it
 NAME = "tip-probability"
 PICTURES = os.environ.get("TIPLINE_PICTURES")
 LARGE = {"demo": {"rows": 50_000}, "sample": {"rows": 40_000}, "learning_curve": {"smallest": 500, "sizes": 6}}
@@ -95,19 +95,19 @@ class Shown:
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project as DVC knows it, in which three models were trained; the first is champion."""
     story = start(
-        tmp_path_factory.mktemp("page") / "project", months=list(pipeline.MONTHS), **(LARGE if PICTURES else {})
+        tmp_path_factory.mktemp("page") / "project", months=list(workbench.MONTHS), **(LARGE if PICTURES else {})
     )
-    layout = Layout(story.root)
+    paths = Paths(story.root)
     shutil.copyfile(request.getfixturevalue("_mlflow_template"), story.root / "mlflow.db")
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-        pipeline.run(layout, "params")
-        pipeline.run_to(layout, "record")
+        monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+        workbench.run(paths, "params")
+        workbench.run_to(paths, "record")
         for sections in ({"train": BOOSTING}, {"train": FEW, "model": FEW_COLUMNS}):
-            pipeline.change(layout, **sections)
-            pipeline.run(layout, "train", "register", "evaluate", "record")
+            workbench.change(paths, **sections)
+            workbench.run(paths, "train", "register", "evaluate", "record")
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     committed = story.run("dvc", "commit", "--force", "--quiet")
     assert committed.returncode == 0, committed.stderr
@@ -145,8 +145,8 @@ def ui(folder: Path) -> Iterator[str]:
         monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")
         log = folder.parent / "ui.log"
         command = ("mlflow", "ui", "--host", "127.0.0.1", "--port", port, "--workers", "1")
-        with pipeline.running(*command, folder=folder, printed=log):
-            pipeline.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
+        with workbench.running(*command, folder=folder, printed=log):
+            workbench.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
             yield f"http://127.0.0.1:{port}"
 
 
@@ -206,7 +206,7 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
     shown.page.get_by_text("size.skill", exact=True).first.wait_for()
     assert shown.page.get_by_text("held_out.skill", exact=True).count() == 1
     shown.page.locator(".scatterlayer .points path").first.wait_for()
-    sizes = len(pipeline.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
+    sizes = len(workbench.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
     assert shown.page.locator(".scatterlayer").first.locator(".points path").count() == sizes
     assert re.search(r"[\d,]+x7 C=1\.0 logistic_regression", shown.text())
     shown.picture("mlflow_curve")
@@ -230,14 +230,14 @@ def test_a_version_has_a_card_whose_links_lead_to_its_runs(shown: Shown) -> None
     shown.go(f"models/{NAME}/versions/1", "Months scored")
     seen = shown.text()
     shown.page.get_by_text("@ champion").first.wait_for()
-    report = pipeline.read_json(shown.story.root / "reports/evaluation.json")
+    report = workbench.read_json(shown.story.root / "reports/evaluation.json")
     for words in ("Figures", "Calibration", "The gate", "Data", "Limits", "Lineage", "source: demo"):
         assert words in seen, words
     assert f"skill {report['champion']['skill']:.1%}" in seen
     assert f"the baseline's {report['baseline']['log_loss']:.4f}" in seen
     assert "cash tips are not recorded" in seen
     assert "columns: vendor, pickup_datetime" in seen
-    assert pipeline.read_json(shown.story.root / "models/champion/ref.json")["digest"] in seen
+    assert workbench.read_json(shown.story.root / "models/champion/ref.json")["digest"] in seen
     shown.picture("mlflow_version")
     for link, heading in (("training", NAMES[0]), ("evaluation", " on 2009-03"), ("2024-01", "2024-01, version 1")):
         followed = shown.page.get_by_role("link", name=link, exact=True).get_attribute("href")
@@ -251,12 +251,12 @@ def test_a_version_has_a_card_whose_links_lead_to_its_runs(shown: Shown) -> None
 def test_the_months_are_runs_whose_skill_is_drawn(shown: Shown) -> None:
     months = shown.runs("monitor")
     shown.go(f"experiments/{months[0].info.experiment_id}/runs?compareRunsMode=CHART", "2024-01")
-    for month in pipeline.MONTHS:
+    for month in workbench.MONTHS:
         assert f"{month}, version 1" in shown.text()
     shown.page.get_by_placeholder("Search metric charts").fill("^skill")
     shown.page.get_by_text("skill_low", exact=True).first.wait_for()
     shown.page.locator(".barlayer .point").first.wait_for()
-    assert shown.page.locator(".barlayer").first.locator(".point").count() == len(pipeline.MONTHS)
+    assert shown.page.locator(".barlayer").first.locator(".point").count() == len(workbench.MONTHS)
     shown.picture("mlflow_months")
 
 

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 import skops.io
 
-from tests import pipeline
+from tests import workbench
 from tests.conftest import ROOT
-from tipline import pyfunc
+from tipline.config import Model as ModelSettings
+from tipline.config import Train
 from tipline.errors import TiplineError, UsageError
-from tipline.models import model, modelfiles
-from tipline.months import contract
-from tipline.params import Model as ModelSettings
-from tipline.params import Train
-from tipline.statistics import metrics
+from tipline.evaluation import metrics
+from tipline.ingest import schema
+from tipline.model import artifact, pipeline, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from sklearn.pipeline import Pipeline
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
 ESTIMATORS = ("logistic_regression", "hist_gradient_boosting")
 BASELINE = {"by": "payment_type", "overall": 0.5, "rates": {}}
@@ -54,13 +53,13 @@ def no_classifier():
 
 @pytest.fixture(scope="module")
 def trips(request: pytest.FixtureRequest) -> pa.RecordBatch:
-    return pipeline.batch(pipeline.trips(pipeline.trained(request), "2009-01"))
+    return workbench.batch(workbench.trips(workbench.trained(request), "2009-01"))
 
 
 @pytest.fixture(scope="module")
 def features(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    settings = pipeline.settings(pipeline.trained(request))
-    return model.features(settings.model, contract.load())
+    settings = workbench.settings(workbench.trained(request))
+    return pipeline.features(settings.model, schema.load_schema())
 
 
 def train(estimator: str, **parameters: Any) -> Train:
@@ -68,8 +67,10 @@ def train(estimator: str, **parameters: Any) -> Train:
 
 
 def fitted(trips: pa.RecordBatch, features: list[dict[str, Any]], wanted: Train, root: Path) -> Pipeline:
-    tipped, _ = metrics.labels(trips, "tip_amount")
-    return model.fit(model.build(features, wanted, root), pyfunc.matrix(trips, features), tipped)
+    labels, _ = metrics.read_labels(trips, "tip_amount")
+    return pipeline.fit_pipeline(
+        pipeline.build_pipeline(features, wanted, root), pyfunc.build_matrix(trips, features), labels
+    )
 
 
 @pytest.fixture
@@ -80,8 +81,8 @@ def save(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) 
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         fit = fitted(trips, features, train(estimator, **parameters), tmp_path)
-        model.save(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})
-        return modelfiles.read(folder)
+        pipeline.save_model(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})
+        return artifact.read_artifact(folder)
 
     return saved
 
@@ -90,22 +91,22 @@ def save(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) 
 def test_three_fits_give_the_same_bytes(save: Callable[..., dict[str, bytes]], estimator: str) -> None:
     first, second, third = (save(estimator) for _ in range(3))
     assert first == second == third
-    assert modelfiles.digest(first) == modelfiles.digest(third)
+    assert artifact.hash_artifact(first) == artifact.hash_artifact(third)
 
 
 FIT_AGAIN = """
 import sys
 from pathlib import Path
-from tests import pipeline
+from tests import workbench
 from tests.test_model import BASELINE, ESTIMATORS, fitted, train
 from tipline.models import model
 from tipline.months import contract
 from tipline.layout import Layout
 
 layout = Layout(Path(sys.argv[1]))
-features = model.features(pipeline.settings(layout).model, contract.load())
+features = model.features(workbench.settings(layout).model, contract.load())
 for estimator in ESTIMATORS:
-    fit = fitted(pipeline.batch(pipeline.trips(layout, "2009-01")), features, train(estimator), layout.root)
+    fit = fitted(workbench.batch(workbench.trips(layout, "2009-01")), features, train(estimator), layout.root)
     folder = Path(sys.argv[2]) / estimator
     folder.mkdir()
     model.save(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})
@@ -117,14 +118,16 @@ def test_a_fresh_process_gives_the_same_bytes(
 ) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    arguments = [sys.executable, "-c", FIT_AGAIN, str(pipeline.trained(request).root), str(folder)]
+    arguments = [sys.executable, "-c", FIT_AGAIN, str(workbench.trained(request).root), str(folder)]
     subprocess.run(arguments, cwd=ROOT, check=True)
     for estimator in ESTIMATORS:
-        assert modelfiles.digest(modelfiles.read(folder / estimator)) == modelfiles.digest(save(estimator)), estimator
+        assert artifact.hash_artifact(artifact.read_artifact(folder / estimator)) == artifact.hash_artifact(
+            save(estimator)
+        ), estimator
 
 
 def test_another_parameter_gives_another_digest(save: Callable[..., dict[str, bytes]]) -> None:
-    assert modelfiles.digest(save(C=1.0)) != modelfiles.digest(save(C=0.5))
+    assert artifact.hash_artifact(save(C=1.0)) != artifact.hash_artifact(save(C=0.5))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -132,12 +135,12 @@ def test_canonical_dumps_load_and_predict_the_same(
     trips: pa.RecordBatch, features: list[dict[str, Any]], estimator: str, tmp_path: Path
 ) -> None:
     fit = fitted(trips, features, train(estimator), tmp_path)
-    dump = model.canonical(skops.io.dumps(fit))
-    assert model.canonical(dump) == dump
+    dump = pipeline.canonical(skops.io.dumps(fit))
+    assert pipeline.canonical(dump) == dump
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     loaded = skops.io.loads(dump, trusted=list(pyfunc.TRUSTED))
-    inputs = pyfunc.matrix(trips, features)
+    inputs = pyfunc.build_matrix(trips, features)
     np.testing.assert_array_equal(loaded.predict_proba(inputs), fit.predict_proba(inputs))
 
 
@@ -150,14 +153,16 @@ def test_a_loaded_model_predicts_as_the_fitted_one(
     tmp_path: Path,
 ) -> None:
     contents = save(estimator)
-    loaded = modelfiles.load(contents, modelfiles.digest(contents))
-    expected = fitted(trips, features, train(estimator), tmp_path).predict_proba(pyfunc.matrix(trips, features))[:, 1]
+    loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
+    expected = fitted(trips, features, train(estimator), tmp_path).predict_proba(pyfunc.build_matrix(trips, features))[
+        :, 1
+    ]
     np.testing.assert_allclose(loaded.probabilities(trips), expected, atol=1e-7)
 
 
 def test_the_spec_says_how_columns_become_features(save: Callable[..., dict[str, bytes]]) -> None:
     spec = json.loads(save()[pyfunc.SPEC])
-    known = contract.load()
+    known = schema.load_schema()
     assert spec["features"] == [
         {"name": "vendor", "kind": "category", "categories": ["CMT", "DDS", "VTS"]},
         {"name": "pickup_datetime", "kind": "hour"},
@@ -172,7 +177,7 @@ def test_the_spec_says_how_columns_become_features(save: Callable[..., dict[str,
 def test_the_columns_order_is_the_settings(features: list[dict[str, Any]]) -> None:
     categories: dict[str, tuple[str, ...]] = {"vendor": ("CMT",)}
     chosen = ModelSettings(target="tip_amount", columns=("fare_amount", "vendor"), categories=categories)
-    names = [feature["name"] for feature in model.features(chosen, contract.load())]
+    names = [feature["name"] for feature in pipeline.features(chosen, schema.load_schema())]
     assert names == ["fare_amount", "vendor"] != [feature["name"] for feature in features][:2]
 
 
@@ -190,7 +195,7 @@ def test_an_unknown_estimator_is_refused(
     features: list[dict[str, Any]], tmp_path: Path, estimator: str, hint: str
 ) -> None:
     with pytest.raises(UsageError, match="no estimator") as caught:
-        model.build(features, train(estimator), tmp_path)
+        pipeline.build_pipeline(features, train(estimator), tmp_path)
     assert caught.value.parts[1] == "params.yaml, train.estimator"
     assert hint in caught.value.parts[2]
     assert str(tmp_path) not in sys.path
@@ -208,7 +213,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest(
     features: list[dict[str, Any]], tmp_path: Path, estimator: str, parameter: str, hint: str
 ) -> None:
     with pytest.raises(UsageError, match=f"no parameter '{parameter}'") as caught:
-        model.build(features, train(estimator, **{parameter: 1}), tmp_path)
+        pipeline.build_pipeline(features, train(estimator, **{parameter: 1}), tmp_path)
     assert hint in caught.value.parts[2]
 
 
@@ -232,9 +237,9 @@ def test_a_fit_that_does_not_converge_is_refused(
 def test_a_sample_of_one_class_is_refused(
     trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    pipeline_ = model.build(features, train("logistic_regression"), tmp_path)
+    pipeline_ = pipeline.build_pipeline(features, train("logistic_regression"), tmp_path)
     with pytest.raises(TiplineError, match="class"):
-        model.fit(pipeline_, pyfunc.matrix(trips, features), np.zeros(len(trips), dtype=bool))
+        pipeline.fit_pipeline(pipeline_, pyfunc.build_matrix(trips, features), np.zeros(len(trips), dtype=bool))
 
 
 def test_a_function_of_ones_own_makes_the_estimator(
@@ -249,13 +254,13 @@ def test_a_function_of_ones_own_makes_the_estimator(
 def test_a_function_of_ones_own_gets_no_unknown_parameter(features: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "own_estimators_2.py").write_text(OWN_MODULE)
     with pytest.raises(UsageError, match=r"stronger cannot be made.*'depth'"):
-        model.build(features, train("own_estimators_2:stronger", depth=3), tmp_path)
+        pipeline.build_pipeline(features, train("own_estimators_2:stronger", depth=3), tmp_path)
 
 
 def test_a_function_that_returns_no_classifier_is_refused(features: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "own_estimators_3.py").write_text(OWN_MODULE)
     with pytest.raises(UsageError, match="no scikit-learn classifier") as caught:
-        model.build(features, train("own_estimators_3:no_classifier"), tmp_path)
+        pipeline.build_pipeline(features, train("own_estimators_3:no_classifier"), tmp_path)
     assert "predict_proba" in caught.value.parts[2]
 
 
@@ -267,24 +272,24 @@ def test_an_estimator_of_a_class_that_would_not_load_is_not_saved(
     folder = tmp_path / "model"
     folder.mkdir()
     with pytest.raises(UsageError, match=r"own_estimators_4\.Own"):
-        model.save(folder, fit, {})
+        pipeline.save_model(folder, fit, {})
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("name", modelfiles.FILES)
+@pytest.mark.parametrize("name", artifact.FILES)
 def test_changed_files_are_refused_before_anything_of_them_runs(
     save: Callable[..., dict[str, bytes]], tmp_path: Path, name: str
 ) -> None:
     contents = save()
-    expected = modelfiles.digest(contents)
+    expected = artifact.hash_artifact(contents)
     trace = tmp_path / "planted code has run"
     planted = f"\nopen({str(trace)!r}, 'w').close()\n".encode()
-    changed = contents | {name: contents[name] + (planted if name == modelfiles.CODE else b" ")}
+    changed = contents | {name: contents[name] + (planted if name == artifact.CODE else b" ")}
     with pytest.raises(TiplineError, match="digest differs"):
-        modelfiles.load(changed, expected)
+        artifact.load_model(changed, expected)
     assert not trace.exists()
-    if name == modelfiles.CODE:  # the code does run where the digest is its own: the test can fail
-        modelfiles.load(changed, modelfiles.digest(changed))
+    if name == artifact.CODE:  # the code does run where the digest is its own: the test can fail
+        artifact.load_model(changed, artifact.hash_artifact(changed))
         assert trace.exists()
 
 
@@ -292,20 +297,18 @@ def test_a_missing_file_is_named(save: Callable[..., dict[str, bytes]], tmp_path
     save()
     (tmp_path / "model" / pyfunc.SPEC).unlink()
     with pytest.raises(TiplineError, match=r"model\.json") as caught:
-        modelfiles.read(tmp_path / "model")
+        artifact.read_artifact(tmp_path / "model")
     assert caught.value.parts[2] == "Run: dvc repro"
 
 
 def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, bytes]], trips: pa.RecordBatch) -> None:
     contents = save()
-    code = contents[modelfiles.CODE].decode()
+    code = contents[artifact.CODE].decode()
     other = contents | {
-        modelfiles.CODE: code.replace(
-            "return np.reciprocal(odds, out=odds)", "return np.full_like(odds, 0.25)"
-        ).encode()
+        artifact.CODE: code.replace("return np.reciprocal(odds, out=odds)", "return np.full_like(odds, 0.25)").encode()
     }
     assert other != contents
-    first, second = (modelfiles.load(files, modelfiles.digest(files)) for files in (contents, other))
+    first, second = (artifact.load_model(files, artifact.hash_artifact(files)) for files in (contents, other))
     before = first.probabilities(trips)
     assert (second.probabilities(trips) == 0.25).all()
     assert first.probabilities(trips).tobytes() == before.tobytes()
@@ -313,8 +316,8 @@ def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, b
 
 
 def test_the_challengers_digest_is_that_of_its_files(request: pytest.FixtureRequest) -> None:
-    layout: Layout = pipeline.trained(request)
-    contents = modelfiles.read(layout.challenger)
-    assert contents[modelfiles.CODE] == Path(pyfunc.__file__).read_bytes()
-    for name in modelfiles.FILES:
-        assert modelfiles.digest(contents | {name: contents[name] + b" "}) != modelfiles.digest(contents)
+    paths: Paths = workbench.trained(request)
+    contents = artifact.read_artifact(paths.challenger)
+    assert contents[artifact.CODE] == Path(pyfunc.__file__).read_bytes()
+    for name in artifact.FILES:
+        assert artifact.hash_artifact(contents | {name: contents[name] + b" "}) != artifact.hash_artifact(contents)

@@ -12,73 +12,74 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import factory, pipeline
+from tests import factory, workbench
 from tipline import cluster, files
 from tipline.errors import TiplineError
+from tipline.evaluation import baseline
+from tipline.evaluation.intervals import Ratio
+from tipline.monitoring import drift, verdict
+from tipline.monitoring.counts import BANDS, Counts, Sums, assign_band
 from tipline.stages import monitor
-from tipline.statistics import baseline, drift, monitoring
-from tipline.statistics.counts import BANDS, Counts, Sums, band
-from tipline.statistics.intervals import Ratio
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 JUDGED = ("tip_rate", "log_loss", "baseline_log_loss", "skill", "auc")
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
-    return pipeline.copy(pipeline.scored(request), tmp_path)
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
+    return workbench.copy(workbench.scored(request), tmp_path)
 
 
-def months_of(layout: Layout) -> dict[str, Any]:
-    return {month["month"]: month for month in pipeline.read_json(layout.monitoring / "months.json")}
+def months_of(paths: Paths) -> dict[str, Any]:
+    return {month["month"]: month for month in workbench.read_json(paths.monitoring / "months.json")}
 
 
-@pytest.mark.parametrize("month", pipeline.MONTHS)
+@pytest.mark.parametrize("month", workbench.MONTHS)
 def test_figures_are_those_of_the_predictions_joined_to_the_trips(request: pytest.FixtureRequest, month: str) -> None:
-    layout = pipeline.scored(request)
-    told = months_of(layout)[month]
-    trips = pipeline.trips(layout, month).to_pandas()
-    joined = pq.read_table(layout.predictions / f"month={month}").to_pandas().merge(trips, on="row", validate="1:1")
-    tipped = joined["tip_amount"] > 0
-    rule = pipeline.read_json(layout.champion / "model.json")["baseline"]
-    batch = pipeline.batch(pipeline.trips(layout, month))
-    of_baseline = log_loss(tipped, baseline.probabilities(batch, rule))
+    paths = workbench.scored(request)
+    told = months_of(paths)[month]
+    trips = workbench.trips(paths, month).to_pandas()
+    joined = pq.read_table(paths.predictions / f"month={month}").to_pandas().merge(trips, on="row", validate="1:1")
+    labels = joined["tip_amount"] > 0
+    rule = workbench.read_json(paths.champion / "model.json")["baseline"]
+    batch = workbench.batch(workbench.trips(paths, month))
+    of_baseline = log_loss(labels, baseline.predict_baseline(batch, rule))
     outside = joined["pickup_datetime"].dt.strftime("%Y-%m") != month
     days = joined["pickup_datetime"].dt.day.where(~outside, 0).to_numpy()
     own = np.empty(len(joined))
     for day in np.unique(days):
-        others = baseline.fit(batch.filter(pa.array(days != day)), "tip_amount", rule["by"], rule["smoothing"])
-        own[days == day] = baseline.probabilities(batch.filter(pa.array(days == day)), others)
-    loss = log_loss(tipped, joined["tip_probability"].astype(float))
+        others = baseline.fit_baseline(batch.filter(pa.array(days != day)), "tip_amount", rule["by"], rule["smoothing"])
+        own[days == day] = baseline.predict_baseline(batch.filter(pa.array(days == day)), others)
+    loss = log_loss(labels, joined["tip_probability"].astype(float))
     assert told["rows"] == told["labelled_rows"] == len(joined)
     assert told["mean_probability"] == pytest.approx(joined["tip_probability"].mean(), rel=1e-5)
-    assert told["tip_rate"] == pytest.approx(tipped.mean())
+    assert told["tip_rate"] == pytest.approx(labels.mean())
     assert told["log_loss"] == pytest.approx(loss, rel=1e-5)
     assert told["baseline_log_loss"] == pytest.approx(of_baseline, rel=1e-5)
     assert told["skill"] == pytest.approx(1 - loss / of_baseline, abs=1e-4)
-    assert told["auc"] == pytest.approx(roc_auc_score(tipped, joined["tip_probability"]), abs=1e-3)
-    assert told["refitted_log_loss"] == pytest.approx(log_loss(tipped, own), rel=1e-5)
-    assert (told["tips"], told["expected_tips"]) == (tipped.sum(), pytest.approx(joined["tip_probability"].sum()))
+    assert told["auc"] == pytest.approx(roc_auc_score(labels, joined["tip_probability"]), abs=1e-3)
+    assert told["refitted_log_loss"] == pytest.approx(log_loss(labels, own), rel=1e-5)
+    assert (told["tips"], told["expected_tips"]) == (labels.sum(), pytest.approx(joined["tip_probability"].sum()))
     assert told["excess_tips_low"] < told["tips"] - told["expected_tips"] < told["excess_tips_high"]
     assert sum(group["rows"] for group in told["groups"].values()) == len(joined)
 
 
 def test_the_bounds_of_the_skill_are_those_of_the_days_losses(request: pytest.FixtureRequest) -> None:
-    layout, month = pipeline.scored(request), "2009-03"
-    told = months_of(layout)[month]
-    trips = pipeline.trips(layout, month).to_pandas()
-    joined = pq.read_table(layout.predictions / f"month={month}").to_pandas().merge(trips, on="row", validate="1:1")
-    rule = pipeline.read_json(layout.champion / "model.json")["baseline"]
-    tipped = joined["tip_amount"].to_numpy() > 0
+    paths, month = workbench.scored(request), "2009-03"
+    told = months_of(paths)[month]
+    trips = workbench.trips(paths, month).to_pandas()
+    joined = pq.read_table(paths.predictions / f"month={month}").to_pandas().merge(trips, on="row", validate="1:1")
+    rule = workbench.read_json(paths.champion / "model.json")["baseline"]
+    labels = joined["tip_amount"].to_numpy() > 0
     frame = joined[["pickup_datetime"]].assign(
-        loss=-np.log(np.where(tipped, joined["tip_probability"], 1 - joined["tip_probability"])),
+        loss=-np.log(np.where(labels, joined["tip_probability"], 1 - joined["tip_probability"])),
         rule=-np.log(
-            np.abs(1 - tipped - baseline.probabilities(pipeline.batch(pipeline.trips(layout, month)), rule)),
+            np.abs(1 - labels - baseline.predict_baseline(workbench.batch(workbench.trips(paths, month)), rule)),
         ),
     )
     inside = frame["pickup_datetime"].dt.strftime("%Y-%m") == month
@@ -91,26 +92,26 @@ def test_the_bounds_of_the_skill_are_those_of_the_days_losses(request: pytest.Fi
 
 
 def test_table_picture_and_roles_are_written(request: pytest.FixtureRequest) -> None:
-    layout = pipeline.scored(request)
-    written = {path.name for path in layout.monitoring.iterdir()}
+    paths = workbench.scored(request)
+    written = {path.name for path in paths.monitoring.iterdir()}
     assert written == {"months.json", "months.csv", "prepared.csv", "monitoring.png", "index.html"}
-    told = months_of(layout)
+    told = months_of(paths)
     assert {name: month["role"] for name, month in told.items()} == {
         "2009-01": "fit",
         "2009-02": "size",
         "2009-03": "evaluate",
         "2024-01": "",
     }
-    with (layout.monitoring / "months.csv").open(newline="") as file:
+    with (paths.monitoring / "months.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["month"] for row in table] == sorted(pipeline.MONTHS)
+    assert [row["month"] for row in table] == sorted(workbench.MONTHS)
     for row in table:
-        values = {name: value for name, value in told[row["month"]].items() if name not in monitoring.NESTED}
+        values = {name: value for name, value in told[row["month"]].items() if name not in verdict.NESTED}
         assert row == {name: "" if value is None else str(value) for name, value in values.items()}
 
 
 def test_what_preparing_met_is_shown_across_months(
-    project: Layout, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    project: Paths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receipt = factory.receipt_of(project.trips("2009-02")) | {
         "quarantined": 3,
@@ -120,13 +121,13 @@ def test_what_preparing_met_is_shown_across_months(
         "new_spellings": {"payment_type: Barter": 5},
         "unknown_columns": ["weather", "mood"],
     }
-    files.write_json(project.trips("2009-02") / files.RECEIPT, receipt)
+    files.write_json(project.trips("2009-02") / files.MANIFEST, receipt)
     monkeypatch.setattr(logging.getLogger("tipline"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="tipline"):
-        pipeline.run(project, "monitor")
+        workbench.run(project, "monitor")
     with (project.monitoring / "prepared.csv").open(newline="") as file:
         table = {row["month"]: row for row in csv.DictReader(file)}
-    assert sorted(table) == sorted(pipeline.MONTHS)
+    assert sorted(table) == sorted(workbench.MONTHS)
     assert {row["rows_in"] for row in table.values()} == {"5000"}
     assert (table["2009-01"]["era"], table["2024-01"]["era"]) == ("2009-01", "2020-08")
     told = table["2009-02"]
@@ -139,21 +140,21 @@ def test_what_preparing_met_is_shown_across_months(
 
 
 def test_a_month_without_labels_shows_blanks(
-    project: Layout, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    project: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-    trips = pipeline.trips(project, "2024-01")
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+    trips = workbench.trips(project, "2024-01")
     place = trips.schema.get_field_index("tip_amount")
     pq.write_table(
         trips.set_column(place, "tip_amount", pa.nulls(len(trips), pa.float64())), project.trips_file("2024-01")
     )
-    receipt = pipeline.read_json(project.trips("2024-01") / files.RECEIPT)
-    receipt["trips"] = files.stated(project.trips_file("2024-01"))
-    files.write_json(project.trips("2024-01") / files.RECEIPT, receipt)
-    pipeline.run(project, "score")
+    receipt = workbench.read_json(project.trips("2024-01") / files.MANIFEST)
+    receipt["trips"] = files.describe_file(project.trips_file("2024-01"))
+    files.write_json(project.trips("2024-01") / files.MANIFEST, receipt)
+    workbench.run(project, "score")
     caplog.clear()
     with caplog.at_level(logging.INFO, "tipline"):
-        pipeline.run(project, "monitor")
+        workbench.run(project, "monitor")
     told = months_of(project)["2024-01"]
     assert (told["rows"], told["labelled_rows"]) == (5000, 0)
     assert 0 < told["mean_probability"] < 1
@@ -186,14 +187,14 @@ def month_of(skill: float, days: int = 28, rates: dict[str, float] | None = None
         for name, rate in rates.items():
             tips = round(ROWS[name] * rate) + ((-1) ** day if rate > 0 else 0)
             own = {"overall": 0, "rates": rates}
-            loss = (1 - skill + 0.02 * (-1) ** (day // 2)) * baseline.loss(own, name, ROWS[name], tips)
+            loss = (1 - skill + 0.02 * (-1) ** (day // 2)) * baseline.sum_group_loss(own, name, ROWS[name], tips)
             groups[name] = Sums(ROWS[name], tips, ROWS[name] * rate, loss)
         found.days[str(day + 1)] = groups
     return found
 
 
 def told_of(counts: Counts, **spec: Any) -> dict[str, Any]:
-    return monitoring.figures(counts, {"baseline": RULE} | spec)
+    return verdict.summarize_month(counts, {"baseline": RULE} | spec)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_a_month_without_a_tip_has_its_figures() -> None:
 
 def test_where_the_baseline_leaves_nothing_to_gain_the_model_is_kept() -> None:
     certain = RULE | {"rates": {"cash": 0.0}}
-    told = monitoring.figures(month_of(0.0, rates={"cash": 0.0}), {"baseline": certain})
+    told = verdict.summarize_month(month_of(0.0, rates={"cash": 0.0}), {"baseline": certain})
     assert (told["skill"], told["skill_low"], told["verdict"]) == (None, None, "keep")
     assert "leaves nothing to gain" in told["reason"]
 
@@ -263,18 +264,18 @@ def test_groups_under_a_thousand_rows_are_not_judged() -> None:
 def test_reliability_groups_are_by_score_and_hold_all_rows() -> None:
     generator = np.random.default_rng(5)
     scores = generator.beta(0.2, 0.5, 50_000).astype(np.float32)
-    tipped = generator.random(50_000) < scores
+    labels = generator.random(50_000) < scores
     bands = np.zeros((BANDS, 3), np.int64)
-    np.add.at(bands, (band(scores), tipped.astype(int)), 1)
+    np.add.at(bands, (assign_band(scores), labels.astype(int)), 1)
     bands[500, 2] = 10**6
-    groups = monitoring.reliability(bands)
+    groups = verdict.reliability(bands)
     assert len(groups) == 10
     assert sum(group["rows"] for group in groups) == 50_000
     predicted = [group["predicted"] for group in groups]
     assert predicted == sorted(predicted)
     for group in groups:
         assert group["realised"] == pytest.approx(group["predicted"], abs=0.05)
-    assert monitoring.reliability(np.zeros((BANDS, 3), np.int64)) == []
+    assert verdict.reliability(np.zeros((BANDS, 3), np.int64)) == []
 
 
 def test_drift_is_told_and_does_not_decide() -> None:
@@ -293,21 +294,21 @@ def test_a_model_without_a_reference_is_monitored_without_drift() -> None:
 
 
 def test_months_like_the_training_rows_have_not_drifted(request: pytest.FixtureRequest) -> None:
-    told = months_of(pipeline.scored(request))
-    features = pipeline.read_json(pipeline.scored(request).champion / "model.json")["features"]
+    told = months_of(workbench.scored(request))
+    features = workbench.read_json(workbench.scored(request).champion / "model.json")["features"]
     assert told["2009-03"]["drift"]["features"].keys() == {feature["name"] for feature in features}
     assert told["2009-03"]["drifted"] == ""
     psi = {month: of["drift"]["features"]["fare_amount"]["psi"] for month, of in told.items()}
     assert max(psi["2009-02"], psi["2009-03"]) < drift.LARGE / 2 < psi["2024-01"]
 
 
-def test_a_receipt_of_another_tipline_is_to_be_scored_again(project: Layout) -> None:
-    path = project.predictions / "month=2009-02" / files.RECEIPT
-    receipt = pipeline.read_json(path)
+def test_a_receipt_of_another_tipline_is_to_be_scored_again(project: Paths) -> None:
+    path = project.predictions / "month=2009-02" / files.MANIFEST
+    receipt = workbench.read_json(path)
     del receipt["counts"]["days"]
     files.write_json(path, receipt)
     with pytest.raises(TiplineError, match="no counts that this tipline can read") as caught:
-        pipeline.run(project, "monitor")
+        workbench.run(project, "monitor")
     assert caught.value.parts[2] == "Run: dvc repro score"
 
 
@@ -323,10 +324,10 @@ def test_the_table_is_aligned_text() -> None:
     assert lines[3:] == ["2009-02: no labels: None."]
 
 
-def test_a_month_that_is_not_scored_is_named(project: Layout) -> None:
-    before = pipeline.tree(project.monitoring)
-    (project.predictions / "month=2009-02" / files.RECEIPT).unlink()
+def test_a_month_that_is_not_scored_is_named(project: Paths) -> None:
+    before = workbench.tree(project.monitoring)
+    (project.predictions / "month=2009-02" / files.MANIFEST).unlink()
     with pytest.raises(TiplineError, match="month=2009-02") as caught:
-        pipeline.run(project, "monitor")
+        workbench.run(project, "monitor")
     assert caught.value.parts[2] == "Run: dvc repro score"
-    assert pipeline.tree(project.monitoring) == before
+    assert workbench.tree(project.monitoring) == before

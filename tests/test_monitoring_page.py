@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import missing
 from tests.test_monitor import month_of, told_of
-from tipline.pages import page
-from tipline.statistics.counts import Counts
-from tipline.statistics.histograms import Histogram
+from tipline.evaluation.histograms import Histogram
+from tipline.monitoring import page
+from tipline.monitoring.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def months() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    page.write(path, months())
+    page.write_page(path, months())
     return path
 
 
@@ -127,14 +127,14 @@ def test_verdict_comes_first_then_why_then_the_figures(browser: Browser, written
 
 
 def test_one_month_without_rows_has_a_page(tmp_path: Path) -> None:
-    page.write(tmp_path / "index.html", [{"month": "2009-01", "role": "", **told_of(Counts())}])
+    page.write_page(tmp_path / "index.html", [{"month": "2009-01", "role": "", **told_of(Counts())}])
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "No month has a known target." in text
     assert "carries no reference" in text
 
 
 def test_the_same_figures_are_the_same_bytes(tmp_path: Path, written: Path) -> None:
-    page.write(tmp_path / "index.html", months())
+    page.write_page(tmp_path / "index.html", months())
     assert (tmp_path / "index.html").read_bytes() == written.read_bytes()
 
 

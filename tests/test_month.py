@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests import mirror, pipeline
+from tests import mirror, workbench
 from tests.conftest import ROOT, missing
 from tipline.commands import month
 from tipline.errors import NotPublishedError, UsageError
-from tipline.layout import Layout
+from tipline.paths import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     lived.run("diff", "git", "diff", "params.yaml")
     for command in commands(lived.told["again"].stdout.splitlines()):
         lived.run(command, "sh", "-c", command)
-    lived.committed = list(month.to_commit(Layout(lived.story.root), NEW))
+    lived.committed = list(month.to_commit(Paths(lived.story.root), NEW))
     return lived
 
 
@@ -105,7 +105,7 @@ def kill_in_the_middle(lived: Life) -> str:
         printed.open("wb") as out,
         subprocess.Popen(command, cwd=lived.story.root, start_new_session=True, stdout=out) as process,
     ):
-        pipeline.wait_for((lived.story.root / f"data/raw/{NEW}.json").exists)
+        workbench.wait_for((lived.story.root / f"data/raw/{NEW}.json").exists)
         os.killpg(process.pid, signal.SIGKILL)
     return printed.read_text()
 
@@ -235,15 +235,15 @@ def test_a_list_in_another_form_is_left_alone_and_the_line_told(text: str) -> No
         month.with_month(text, "2009-02", "params.yaml")
 
 
-def test_a_simulated_month_that_there_is_not_is_not_published(make_project: Callable[..., Layout]) -> None:
-    layout = make_project(months=MONTHS)
-    before = layout.params.read_bytes()
+def test_a_simulated_month_that_there_is_not_is_not_published(make_project: Callable[..., Paths]) -> None:
+    paths = make_project(months=MONTHS)
+    before = paths.params.read_bytes()
     with pytest.raises(NotPublishedError):
-        list(month.run(pipeline.settings(layout), layout, "2010-01"))
-    assert layout.params.read_bytes() == before
+        list(month.run(workbench.settings(paths), paths, "2010-01"))
+    assert paths.params.read_bytes() == before
 
 
-def test_without_git_nothing_is_to_be_committed(make_project: Callable[..., Layout]) -> None:
+def test_without_git_nothing_is_to_be_committed(make_project: Callable[..., Paths]) -> None:
     assert list(month.to_commit(make_project(), NEW)) == ["no git here: nothing to commit"]
 
 
@@ -265,7 +265,7 @@ def test_make_month_without_a_month_says_how_to_call_it(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_make_month_passes_on_what_the_command_says(make_project: Callable[..., Layout]) -> None:
+def test_make_month_passes_on_what_the_command_says(make_project: Callable[..., Paths]) -> None:
     done = made(make_project().root, "month", "M=2010-01")
     assert done.returncode == 2  # make's own answer to whatever fails
     assert "2010-01" in done.stderr

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests import factory, pipeline
+from tests import factory, workbench
 from tests.conftest import ROOT
 from tipline import cluster
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 CONTRACT = """
 version: 1
@@ -116,7 +116,7 @@ def trips(month: str) -> pd.DataFrame:
     words = np.array(["Credit Card", "CASH", "Mobile", "Unknown", "Dispute", None], dtype=object)
     paid = words[dice.choice(6, ROWS, p=[0.4, 0.25, 0.2, 0.1, 0.03, 0.02])]
     plastic = np.isin(paid.astype(str), ["Credit Card", "Mobile"])
-    tipped = dice.random(ROWS) < np.where(plastic, 1 / (1 + np.exp(3 - miles)), 0.02)
+    labels = dice.random(ROWS) < np.where(plastic, 1 / (1 + np.exp(3 - miles)), 0.02)
     fares = (3.25 + 2.25 * miles).round(2)
     return pd.DataFrame(
         {
@@ -127,7 +127,7 @@ def trips(month: str) -> pd.DataFrame:
             "Trip Miles": miles,
             "Payment Method": pd.Series(paid, dtype="str"),
             "Fare": fares,
-            "Tips": np.where(tipped, (fares / 5).round(2), 0.0),
+            "Tips": np.where(labels, (fares / 5).round(2), 0.0),
             "Tolls": 0.0,
             "Extras": pd.Series(dice.choice([0.0, 1.0, 4.0], ROWS)).where(dice.random(ROWS) < 0.9),
         }
@@ -149,34 +149,34 @@ def publish(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def city(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+def city(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """The other city's project, everything run."""
-    layout = pipeline.write_project(tmp_path_factory.mktemp("city") / "project", **SECTIONS)
-    values = yaml.safe_load(layout.params.read_text())
+    paths = workbench.write_project(tmp_path_factory.mktemp("city") / "project", **SECTIONS)
+    values = yaml.safe_load(paths.params.read_text())
     values["model"]["categories"] = SECTIONS["model"]["categories"]  # type: ignore[index]
-    layout.params.write_text(yaml.safe_dump(values, sort_keys=False))
-    (layout.root / "city.yaml").write_text(CONTRACT)
-    publish(layout.root / "published")
+    paths.params.write_text(yaml.safe_dump(values, sort_keys=False))
+    (paths.root / "city.yaml").write_text(CONTRACT)
+    publish(paths.root / "published")
     template = request.getfixturevalue("_mlflow_template")
-    (layout.root / "mlflow.db").write_bytes(template.read_bytes())
+    (paths.root / "mlflow.db").write_bytes(template.read_bytes())
     # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-        pipeline.run(layout, "params")
-        pipeline.run_to(layout, "monitor")
+        monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+        workbench.run(paths, "params")
+        workbench.run_to(paths, "monitor")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return layout
+    return paths
 
 
-def test_only_params_and_the_contract_are_the_other_citys(city: Layout) -> None:
+def test_only_params_and_the_contract_are_the_other_citys(city: Paths) -> None:
     assert (city.root / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
     own = [path for path in city.root.rglob("*.py") if "mlartifacts" not in path.parts and path.name != "pyfunc.py"]
     assert own == []
 
 
 @pytest.mark.parametrize("month", MONTHS)
-def test_the_other_citys_months_come_out_in_its_schema(city: Layout, month: str) -> None:
+def test_the_other_citys_months_come_out_in_its_schema(city: Paths, month: str) -> None:
     made, published = pq.read_table(city.trips_file(month)).to_pandas(), trips(month)
     words = {"Credit Card": "plastic", "Mobile": "plastic", "CASH": "coins", "Unknown": "promise", "Dispute": "Dispute"}
     companies = {
@@ -198,8 +198,8 @@ def test_the_other_citys_months_come_out_in_its_schema(city: Layout, month: str)
 
 
 @pytest.mark.parametrize("month", MONTHS)
-def test_the_other_citys_receipts_say_what_was_met(city: Layout, month: str) -> None:
-    receipt, published = pipeline.read_json(city.trips(month) / "_receipt.json"), trips(month)
+def test_the_other_citys_receipts_say_what_was_met(city: Paths, month: str) -> None:
+    receipt, published = workbench.read_json(city.trips(month) / "_receipt.json"), trips(month)
     assert receipt["era"] == ("2020-01" if month < "2021" else "2021-01")
     assert receipt["unknown_columns"] == ([] if month < "2021" else ["Community"])
     assert receipt["new_spellings"] == {
@@ -213,17 +213,17 @@ def test_the_other_citys_receipts_say_what_was_met(city: Layout, month: str) -> 
     assert (receipt["rows_in"], receipt["rows_out"], receipt["outside_month"]) == (ROWS, ROWS, 0)
 
 
-def test_the_model_of_the_other_city_is_worth_something(city: Layout) -> None:
+def test_the_model_of_the_other_city_is_worth_something(city: Paths) -> None:
     months = pd.read_csv(city.monitoring / "months.csv", index_col="month")
     assert list(months.index) == list(MONTHS)
     assert (months["rows"] == ROWS).all()
     # Among those who pay with plastic, the distance decides: the tip rate by payment knows nothing of it.
     assert months["skill"].between(0.25, 0.8).all()
     assert months["auc"].between(0.9, 0.99).all()
-    assert pipeline.read_json(city.learning_curve.with_suffix(".json"))
+    assert workbench.read_json(city.learning_curve.with_suffix(".json"))
 
 
-def test_every_score_of_the_other_city_joins_back(city: Layout) -> None:
+def test_every_score_of_the_other_city_joins_back(city: Paths) -> None:
     rows = pd.read_parquet(city.root / "data/trips", columns=["month", "row", "paid_by", "miles"])
     scores = pd.read_parquet(city.predictions)
     joined = rows.merge(scores, on=["month", "row"], validate="one_to_one")
@@ -233,7 +233,7 @@ def test_every_score_of_the_other_city_joins_back(city: Layout) -> None:
     assert joined.loc[joined["paid_by"] == "coins", "tip_probability"].mean() < 0.1
 
 
-def test_the_other_citys_contract_is_all_that_its_features_are_held_against(run_cli: Run, city: Layout) -> None:
+def test_the_other_citys_contract_is_all_that_its_features_are_held_against(run_cli: Run, city: Paths) -> None:
     values = yaml.safe_load(city.params.read_text())
     values["model"]["columns"] = ["trip_miles"]
     folder = city.root.parent / "other"
@@ -310,28 +310,28 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
 }
 
 
-def check_wrong(run_cli: Run, layout: Layout, *words: str) -> None:
+def check_wrong(run_cli: Run, paths: Paths, *words: str) -> None:
     """Every command ends with one message that names the file, and says these words."""
-    factory.write_2009(layout.raw("2020-11") / "month.parquet", {})
+    factory.write_2009(paths.raw("2020-11") / "month.parquet", {})
     for command in (("params",), ("prepare", "2020-11")):
-        code, printed = run_cli(layout.root, *command)
+        code, printed = run_cli(paths.root, *command)
         assert code == 2, printed
         for word in ("city.yaml", *words):
             assert word in printed
         assert "Traceback" not in printed
         assert printed.count("to do:") == 1
-    assert not layout.trips("2020-11").exists()
+    assert not paths.trips("2020-11").exists()
 
 
 @pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
 def test_a_contract_that_makes_no_sense_is_refused(
     run_cli: Run, make_project: MakeProject, change: Callable[[dict[str, Any]], Any], words: tuple[str, ...]
 ) -> None:
-    layout = make_project(contract="city.yaml")
+    paths = make_project(contract="city.yaml")
     values = yaml.safe_load(CONTRACT)
     change(values)
-    (layout.root / "city.yaml").write_text(yaml.safe_dump(values))
-    check_wrong(run_cli, layout, *words)
+    (paths.root / "city.yaml").write_text(yaml.safe_dump(values))
+    check_wrong(run_cli, paths, *words)
 
 
 @pytest.mark.parametrize(
@@ -349,9 +349,9 @@ def test_a_contract_that_makes_no_sense_is_refused(
 def test_a_file_that_is_no_contract_is_refused(
     run_cli: Run, make_project: MakeProject, data: bytes, words: str
 ) -> None:
-    layout = make_project(contract="city.yaml")
-    (layout.root / "city.yaml").write_bytes(data)
-    check_wrong(run_cli, layout, words)
+    paths = make_project(contract="city.yaml")
+    (paths.root / "city.yaml").write_bytes(data)
+    check_wrong(run_cli, paths, words)
 
 
 def test_a_contract_that_is_not_there_is_named(run_cli: Run, make_project: MakeProject) -> None:
@@ -359,14 +359,14 @@ def test_a_contract_that_is_not_there_is_named(run_cli: Run, make_project: MakeP
 
 
 def test_a_folder_is_no_contract(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project(contract="city.yaml")
-    (layout.root / "city.yaml").mkdir()
-    check_wrong(run_cli, layout, "city.yaml", "`contract` in params.yaml")
+    paths = make_project(contract="city.yaml")
+    (paths.root / "city.yaml").mkdir()
+    check_wrong(run_cli, paths, "city.yaml", "`contract` in params.yaml")
 
 
 def test_a_contract_is_read_as_json_too(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project(contract="city.yaml")
-    (layout.root / "city.yaml").write_text(
+    paths = make_project(contract="city.yaml")
+    (paths.root / "city.yaml").write_text(
         json.dumps(yaml.safe_load((ROOT / "src/tipline/months/contract.yaml").read_text()))
     )
-    assert run_cli(layout.root, "params")[0] == 0
+    assert run_cli(paths.root, "params")[0] == 0

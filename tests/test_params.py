@@ -11,17 +11,17 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, settings_values
-from tipline import params
+from tipline import config
 from tipline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 ABSENT = object()
 FIRST = ["2009-01", "2009-02", "2009-03"]
@@ -249,7 +249,7 @@ def write(path: Path, values: object) -> Path:
 def test_a_mistake_has_one_clear_message(tmp_path: Path, key: str, value: Any, what: str) -> None:
     path = write(tmp_path / "params.yaml", with_value(key, value))
     with pytest.raises(UsageError) as raised:
-        params.load(path)
+        config.load_settings(path)
     said, where, todo = raised.value.parts
     assert said.removesuffix(".") == what.removesuffix(".")
     assert not said.endswith(("?.", ".."))
@@ -263,27 +263,27 @@ def test_a_mistake_has_one_clear_message(tmp_path: Path, key: str, value: Any, w
 def test_the_command_says_so_and_writes_nothing(
     run_cli: Run, make_project: MakeProject, key: str, value: Any, what: str
 ) -> None:
-    layout = make_project()
-    write(layout.params, with_value(key, value))
-    code, printed = run_cli(layout.root, "params")
+    paths = make_project()
+    write(paths.params, with_value(key, value))
+    code, printed = run_cli(paths.root, "params")
     assert code == 2
     assert what in printed
     assert "params.yaml" in printed
     assert "Traceback" not in printed
-    assert not (layout.root / "data").exists()
+    assert not (paths.root / "data").exists()
 
 
 def test_each_of_several_mistakes_is_named(tmp_path: Path) -> None:
     values = with_value("demo.row", 1)
     values["score"]["version"] = "latest"
     with pytest.raises(UsageError, match=r"demo\.row, did you mean rows\?; score\.version: 'latest'"):
-        params.load(write(tmp_path / "params.yaml", values))
+        config.load_settings(write(tmp_path / "params.yaml", values))
 
 
 def test_the_message_points_at_the_columns_that_could_be_meant(tmp_path: Path) -> None:
     path = write(tmp_path / "params.yaml", with_value("model.columns", ["vendor", "payment_type", "fare_amout"]))
     with pytest.raises(UsageError) as raised:
-        params.load(path)
+        config.load_settings(path)
     assert raised.value.parts[1:] == (f"{path}, model.columns", "Did you mean fare_amount?")
 
 
@@ -303,7 +303,7 @@ def test_the_message_points_at_the_columns_that_could_be_meant(tmp_path: Path) -
 )
 def test_the_message_says_what_could_be_written_instead(tmp_path: Path, key: str, value: Any, todo: str) -> None:
     with pytest.raises(UsageError) as raised:
-        params.load(write(tmp_path / "params.yaml", with_value(key, value)))
+        config.load_settings(write(tmp_path / "params.yaml", with_value(key, value)))
     assert raised.value.parts[2].startswith(todo)
 
 
@@ -311,7 +311,7 @@ def test_the_message_says_what_could_be_written_instead(tmp_path: Path, key: str
 def test_a_power_of_ten_is_a_number_as_it_is_to_dvc(tmp_path: Path, text: str, value: float) -> None:
     path = write(tmp_path / "params.yaml", settings_values())
     path.write_text(path.read_text().replace("C: 1.0", f"C: {text}"))
-    assert params.load(path).train.params == {"C": value}
+    assert config.load_settings(path).train.params == {"C": value}
     with (tmp_path / "params.yaml").open() as file:
         assert YAML(typ="safe").load(file)["train"]["params"] == {"C": value}
 
@@ -328,11 +328,11 @@ def test_a_power_of_ten_is_a_number_as_it_is_to_dvc(tmp_path: Path, text: str, v
 def test_an_estimator_that_cannot_be_made_stops_before_anything_is_fetched(
     run_cli: Run, make_project: MakeProject, train: dict[str, Any], words: str
 ) -> None:
-    layout = make_project(train=train)
-    code, printed = run_cli(layout.root, "params")
+    paths = make_project(train=train)
+    code, printed = run_cli(paths.root, "params")
     assert code == 2
     assert words in printed
-    assert not layout.params_checked.exists()
+    assert not paths.params_checked.exists()
 
 
 @pytest.mark.parametrize(
@@ -346,49 +346,49 @@ def test_an_estimator_that_cannot_be_made_stops_before_anything_is_fetched(
     ],
 )
 def test_what_is_no_settings_file_is_refused(run_cli: Run, make_project: MakeProject, text: str, what: str) -> None:
-    layout = make_project()
-    layout.params.write_text(text)
-    code, printed = run_cli(layout.root, "params")
+    paths = make_project()
+    paths.params.write_text(text)
+    code, printed = run_cli(paths.root, "params")
     assert code == 2
     assert what in printed
-    assert str(layout.params) in printed
+    assert str(paths.params) in printed
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(b"source: \xff\n")
     with pytest.raises(UsageError, match="not valid YAML"):
-        params.load(path)
+        config.load_settings(path)
 
 
 def test_no_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no params\.yaml") as raised:
-        params.load(tmp_path / "params.yaml")
+        config.load_settings(tmp_path / "params.yaml")
     assert raised.value.parts[1] == str(tmp_path / "params.yaml")
 
 
 def test_right_settings_leave_the_same_bytes_each_time(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
-    code, _ = run_cli(layout.root, "params")
+    paths = make_project()
+    code, _ = run_cli(paths.root, "params")
     assert code == 0
-    before = layout.params_checked.read_bytes()
+    before = paths.params_checked.read_bytes()
     make_project(months=["2009-01", "2009-02", "2009-03"], source="../elsewhere/{month}.csv")
-    code, _ = run_cli(layout.root, "params")
+    code, _ = run_cli(paths.root, "params")
     assert code == 0
-    assert layout.params_checked.read_bytes() == before
+    assert paths.params_checked.read_bytes() == before
 
 
 def test_the_check_runs_in_folders_below_the_project(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
-    below = layout.root / "notebooks" / "old"
+    paths = make_project()
+    below = paths.root / "notebooks" / "old"
     below.mkdir(parents=True)
     code, _ = run_cli(below, "params")
     assert code == 0
-    assert layout.params_checked.is_file()
+    assert paths.params_checked.is_file()
 
 
 def test_the_projects_own_settings_are_right() -> None:
-    settings = params.load(ROOT / "params.yaml")
+    settings = config.load_settings(ROOT / "params.yaml")
     assert settings.source == "demo"
     assert set(settings.sample.months) <= set(settings.months)
 
@@ -405,7 +405,7 @@ def test_the_projects_own_settings_are_right() -> None:
     ],
 )
 def test_what_is_allowed_is_kept_as_it_is_written(tmp_path: Path, key: str, value: Any) -> None:
-    settings = params.load(write(tmp_path / "params.yaml", with_value(key, value)))
+    settings = config.load_settings(write(tmp_path / "params.yaml", with_value(key, value)))
     found: Any = settings
     for part in key.split("."):
         found = getattr(found, part)
@@ -414,13 +414,13 @@ def test_what_is_allowed_is_kept_as_it_is_written(tmp_path: Path, key: str, valu
 
 def test_months_of_a_role_are_in_order_of_time(tmp_path: Path) -> None:
     roles = {"2009-02": "fit", "2009-05": "evaluate", "2009-01": "fit", "2009-03": "size"}
-    settings = params.load(write(tmp_path / "params.yaml", with_value("sample.months", roles)))
+    settings = config.load_settings(write(tmp_path / "params.yaml", with_value("sample.months", roles)))
     assert settings.sample.of("fit") == ["2009-01", "2009-02"]
 
 
 @pytest.mark.parametrize("section", [None, "demo", "train"])
 def test_settings_are_frozen(section: str | None) -> None:
-    settings = params.load(ROOT / "params.yaml")
+    settings = config.load_settings(ROOT / "params.yaml")
     part = settings if section is None else getattr(settings, section)
     for name in type(part).model_fields:
         with pytest.raises(ValidationError, match="frozen"):
@@ -440,10 +440,10 @@ def test_settings_are_frozen(section: str | None) -> None:
 def test_what_yaml_or_a_type_would_let_pass_is_refused(
     run_cli: Run, make_project: MakeProject, old: str, new: str, words: str
 ) -> None:
-    layout = make_project()
+    paths = make_project()
     text = (ROOT / "params.yaml").read_text().replace("contract: ", f"contract: {ROOT}/")
     assert old in text
-    layout.params.write_text(text.replace(old, new, 1))
-    code, printed = run_cli(layout.root, "params")
+    paths.params.write_text(text.replace(old, new, 1))
+    code, printed = run_cli(paths.root, "params")
     assert code == 2
     assert words in printed

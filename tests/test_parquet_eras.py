@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, parquet_months
-from tipline.months import contract, preparing
+from tipline.ingest import prepare, schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
-CONTRACT = contract.load()
+CONTRACT = schema.load_schema()
 MONTH = "2026-02"
 MONTHS = parquet_months.years()
 BESIDE = [MONTHS[MONTHS.index(month) - 1] for month in parquet_months.CHANGES]
@@ -36,7 +36,7 @@ def made_of(path: Path, month: str = MONTH) -> tuple[dict[str, Any], pa.Table]:
     """Prepare a file; give receipt and trips."""
     folder = path.parent / f"{path.stem} made"
     folder.mkdir()
-    return preparing.prepare(path, folder, CONTRACT, month), pq.read_table(folder / "trips.parquet")
+    return prepare.prepare_month(path, folder, CONTRACT, month), pq.read_table(folder / "trips.parquet")
 
 
 def tpep_of(folder: Path, rows: list[dict[str, Any]], types: Mapping[str, pa.DataType]) -> tuple[Any, pa.Table]:
@@ -110,7 +110,7 @@ def test_all_schemas_are_one_dataset_once_they_are_prepared(tmp_path: Path) -> N
         folder = tmp_path / "trips" / f"month={month}"
         folder.mkdir(parents=True)
         path = parquet_months.write(tmp_path / f"{month}.parquet", month)
-        preparing.prepare(path, folder, CONTRACT, month)
+        prepare.prepare_month(path, folder, CONTRACT, month)
     together = pq.read_table(tmp_path / "trips")
     assert len(together) == 5 * len(CASES)
     assert {*together["payment_type"].to_pylist()} == {"credit", "cash", "no charge", "dispute", "unknown"}
@@ -303,28 +303,28 @@ REFUSED += [
 ]
 
 
-def check_refused(run_cli: Run, layout: Layout, *words: str) -> None:
+def check_refused(run_cli: Run, paths: Paths, *words: str) -> None:
     """`prepare` refuses the month in these words, and leaves nothing."""
-    code, printed = run_cli(layout.root, "prepare", MONTH)
+    code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1, printed
     for word in (f"month {MONTH}", *words):
         assert word in printed
     assert "Traceback" not in printed
     assert "TIPLINE_DEBUG" not in printed
-    assert factory.contents(layout.root / "data" / "trips") == {}
-    assert not layout.trips(MONTH).exists()
-    assert list(layout.staging.rglob("*.parquet")) == []
+    assert factory.contents(paths.root / "data" / "trips") == {}
+    assert not paths.trips(MONTH).exists()
+    assert list(paths.staging.rglob("*.parquet")) == []
 
 
 @pytest.mark.parametrize(("column", "kind"), REFUSED)
 def test_a_type_that_cannot_be_read_is_refused_with_what_was_expected(
     run_cli: Run, make_project: MakeProject, column: str, kind: str
 ) -> None:
-    layout = make_project()
+    paths = make_project()
     type_, value = NESTED[kind]
-    path = factory.write_tpep(layout.raw(MONTH) / "month.parquet", {column: value}, **{column: type_})
+    path = factory.write_tpep(paths.raw(MONTH) / "month.parquet", {column: value}, **{column: type_})
     published = str(pq.read_schema(path).field(column).type)
-    check_refused(run_cli, layout, f"{column!r} is of type {published[:40]}", EXPECTED[column])
+    check_refused(run_cli, paths, f"{column!r} is of type {published[:40]}", EXPECTED[column])
 
 
 @pytest.mark.parametrize("column", ["VendorID", "tpep_pickup_datetime", "fare_amount", "tip_amount"])
@@ -332,41 +332,41 @@ def test_a_type_that_cannot_be_read_is_refused_with_what_was_expected(
 def test_a_missing_required_column_is_refused_with_its_names(
     run_cli: Run, make_project: MakeProject, column: str, kind: str
 ) -> None:
-    layout = make_project()
+    paths = make_project()
     published = {name: value for name, value in factory.RAW_TPEP.items() if name != column}
     if kind == "csv":
         texts = ",".join(str(value) for value in published.values())
-        factory.write_csv(layout.raw(MONTH) / "month.csv", [texts], ",".join(published))
+        factory.write_csv(paths.raw(MONTH) / "month.csv", [texts], ",".join(published))
     else:
         types = {name: type_ for name, type_ in factory.TYPES_TPEP.items() if name != column}
-        factory.write_parquet(layout.raw(MONTH) / "month.parquet", types, [published])
+        factory.write_parquet(paths.raw(MONTH) / "month.parquet", types, [published])
     key = {"VendorID": "vendor", "tpep_pickup_datetime": "pickup_datetime"}.get(column, column)
     names = CONTRACT.names_of(key)
-    check_refused(run_cli, layout, f"needs: {key} (as {' or '.join(names)})", f"month.{kind}", "It has: ")
+    check_refused(run_cli, paths, f"needs: {key} (as {' or '.join(names)})", f"month.{kind}", "It has: ")
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_month_none_of_whose_rows_can_be_read_is_refused(run_cli: Run, make_project: MakeProject, kind: str) -> None:
-    layout = make_project()
+    paths = make_project()
     rows = [{"Trip_Pickup_DateTime": "15/01/2009 12:00"}] * 3
     if kind == "csv":
-        factory.write_csv(layout.raw(MONTH) / "month.csv", [factory.line(**row) for row in rows])
+        factory.write_csv(paths.raw(MONTH) / "month.csv", [factory.line(**row) for row in rows])
     else:
-        factory.write_2009(layout.raw(MONTH) / "month.parquet", *rows)
-    check_refused(run_cli, layout, "None of the month's 3 rows can be read", "pickup_datetime is not a time (3 rows)")
+        factory.write_2009(paths.raw(MONTH) / "month.parquet", *rows)
+    check_refused(run_cli, paths, "None of the month's 3 rows can be read", "pickup_datetime is not a time (3 rows)")
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_category_with_more_values_than_a_category_has_is_refused(
     run_cli: Run, make_project: MakeProject, kind: str
 ) -> None:
-    layout = make_project()
+    paths = make_project()
     rows = [{"Payment_Type": f"word {number}"} for number in range(10_001)]
     if kind == "csv":
-        factory.write_csv(layout.raw(MONTH) / "month.csv", [factory.line(**row) for row in rows])
+        factory.write_csv(paths.raw(MONTH) / "month.csv", [factory.line(**row) for row in rows])
     else:
-        factory.write_2009(layout.raw(MONTH) / "month.parquet", *rows)
-    check_refused(run_cli, layout, "more than 10,000 different values", "column Payment_Type", "the contract expects")
+        factory.write_2009(paths.raw(MONTH) / "month.parquet", *rows)
+    check_refused(run_cli, paths, "more than 10,000 different values", "column Payment_Type", "the contract expects")
 
 
 @pytest.mark.parametrize("rows", [2, 4, 1_000_000])
@@ -377,11 +377,11 @@ def test_a_footer_that_lies_about_its_rows_is_refused(
     rows: int,
     group_too: bool,  # noqa: FBT001
 ) -> None:
-    layout = make_project()
-    path = factory.write_tpep(layout.raw(MONTH) / "month.parquet", {}, {}, {})
+    paths = make_project()
+    path = factory.write_tpep(paths.raw(MONTH) / "month.parquet", {}, {}, {})
     lie(path, 3, rows, group_too=group_too)
     assert pq.read_metadata(path).num_rows == rows
-    check_refused(run_cli, layout, "cannot be read", "month.parquet")
+    check_refused(run_cli, paths, "cannot be read", "month.parquet")
 
 
 def lie(path: Path, rows: int, said: int, *, group_too: bool) -> None:

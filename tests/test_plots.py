@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tipline.pages import plots
+from tipline.monitoring import plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_learning_curve_is_drawn(
     tmp_path: Path, sizes: list[dict[str, float | None]], power_law: dict[str, Any] | None
 ) -> None:
     path = tmp_path / "curve.png"
-    plots.learning_curve(path, {"sizes": sizes, "rows": 500, "power_law": power_law, "bytes_a_row": 640})
+    plots.plot_learning_curve(path, {"sizes": sizes, "rows": 500, "power_law": power_law, "bytes_a_row": 640})
     assert_picture(path)
 
 
@@ -83,7 +83,7 @@ NONE = dict.fromkeys(("tip_rate", "skill", "skill_low", "skill_high", "auc"))
 )
 def test_months_are_drawn(tmp_path: Path, months: list[dict[str, Any]]) -> None:
     path = tmp_path / "monitoring.png"
-    plots.monitoring(path, months)
+    plots.plot_monitoring(path, months)
     assert_picture(path)
 
 
@@ -122,21 +122,21 @@ def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None, 
     generator = np.random.default_rng(1)
     scores = {name: generator.random(rows).astype(np.float32) for name in ("challenger", "champion")}
     path = tmp_path / "evaluation.png"
-    plots.evaluation(path, evaluated(rows, skill, verdict), scores, generator.random(rows) < 0.5)
+    plots.plot_evaluation(path, evaluated(rows, skill, verdict), scores, generator.random(rows) < 0.5)
     assert_picture(path)
 
 
 def test_an_evaluation_without_a_likely_tip_or_a_champion_that_scores_is_drawn(tmp_path: Path) -> None:
     scores = {"challenger": np.full(50, 0.2, np.float32)}
     path = tmp_path / "evaluation.png"
-    plots.evaluation(path, evaluated(50, 0.1, REFUSED), scores, np.zeros(50, dtype=bool))
+    plots.plot_evaluation(path, evaluated(50, 0.1, REFUSED), scores, np.zeros(50, dtype=bool))
     assert_picture(path)
 
 
 def test_calibration_has_bins_of_equally_many_of_the_likely_rows() -> None:
     probabilities = np.linspace(0, 1, 2000, dtype=np.float32)
-    tipped = np.arange(2000) >= 1500
-    predicted, observed = plots.calibration(probabilities, tipped)
+    labels = np.arange(2000) >= 1500
+    predicted, observed = plots.calibration(probabilities, labels)
     assert len(predicted) == len(observed) == plots.CALIBRATION_BINS == 10
     assert predicted == sorted(predicted)
     assert observed == [0.0] * 5 + [1.0] * 5
@@ -152,5 +152,5 @@ def test_few_rows_have_few_bins() -> None:
 
 def test_the_same_figures_are_the_same_bytes(tmp_path: Path) -> None:
     for name in ("first.png", "second.png"):
-        plots.monitoring(tmp_path / name, [month("2009-01"), month("2009-02")])
+        plots.plot_monitoring(tmp_path / name, [month("2009-01"), month("2009-02")])
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()

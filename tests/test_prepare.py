@@ -18,17 +18,17 @@ import pytest
 from tests import factory
 from tests.factory import line
 from tipline.errors import TiplineError
-from tipline.months import contract, demo, preparing, raw
-from tipline.months.conform import Conformer
+from tipline.ingest import prepare, readers, schema, simulate
+from tipline.ingest.conform import Conformer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
 BAD_LINE = "VTS,2009-01-15 12:00:00"
@@ -74,11 +74,11 @@ class Prepared:
 def prepared(path: Path, name: str = "prepared") -> Prepared:
     folder = path.parent / name
     folder.mkdir()
-    return Prepared(folder, preparing.prepare(path, folder, contract.load(), MONTH))
+    return Prepared(folder, prepare.prepare_month(path, folder, schema.load_schema(), MONTH))
 
 
-def conformer_of(month: raw.ParquetMonth | raw.CsvMonth) -> Conformer:
-    return Conformer(contract.load(), contract.load().match(month.schema, "here").names, MONTH)
+def conformer_of(month: readers.ParquetMonth | readers.CsvMonth) -> Conformer:
+    return Conformer(schema.load_schema(), schema.load_schema().match(month.schema, "here").names, MONTH)
 
 
 def csv_of(folder: Path, *lines: str) -> Prepared:
@@ -90,7 +90,7 @@ def tpep_of(folder: Path, *rows: Mapping[str, Any], **types: Any) -> Prepared:
 
 
 def demo_of(folder: Path, rows: int, month: str = MONTH) -> Path:
-    demo.write_month(folder / "demo.parquet", month, rows, 1)
+    simulate.simulate_month(folder / "demo.parquet", month, rows, 1)
     return folder / "demo.parquet"
 
 
@@ -115,7 +115,7 @@ def hour(tlc: Path) -> Path:
 @pytest.fixture(scope="module")
 def prepared_hour(hour: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("hour")
-    return Prepared(folder, preparing.prepare(hour, folder, contract.load(), MONTH))
+    return Prepared(folder, prepare.prepare_month(hour, folder, schema.load_schema(), MONTH))
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +178,15 @@ def test_what_is_blank_in_the_published_hour_is_missing_and_counted(
 def test_the_published_hour_is_the_same_in_small_blocks(
     hour: Path, prepared_hour: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 50_000)
-    preparing.prepare(hour, tmp_path, contract.load(), MONTH)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 50_000)
+    prepare.prepare_month(hour, tmp_path, schema.load_schema(), MONTH)
     assert Prepared(tmp_path, {}).trips.equals(prepared_hour.trips)
 
 
 @pytest.mark.parametrize("month", [f"2009-{number:02}" for number in range(1, 13)])
 def test_the_sampled_months_of_2009_go_through(tlc: Path, tmp_path: Path, month: str) -> None:
     path = tlc / "tiny2009" / f"yellow_{month}.parquet"
-    receipt = preparing.prepare(path, tmp_path, contract.load(), month)
+    receipt = prepare.prepare_month(path, tmp_path, schema.load_schema(), month)
     made, published = Prepared(tmp_path, receipt), pq.read_table(path)
     assert receipt["rows_in"] == receipt["rows_out"] == pq.read_metadata(path).num_rows == len(made.trips)
     assert made.rows == list(range(len(published)))
@@ -203,13 +203,13 @@ def test_the_sampled_months_of_2009_go_through(tlc: Path, tmp_path: Path, month:
 
 @pytest.mark.parametrize("month", ["2009-01", "2009-12", "2024-01", "2025-01"])
 def test_simulated_months_are_downloaded_and_prepared(run_cli: Run, make_project: MakeProject, month: str) -> None:
-    layout = make_project(demo={"rows": 3000})
+    paths = make_project(demo={"rows": 3000})
     for command in ("download", "prepare"):
-        code, printed = run_cli(layout.root, command, month)
+        code, printed = run_cli(paths.root, command, month)
         assert (code, "Traceback" in printed) == (0, False)
-    (path,) = layout.raw(month).iterdir()
-    published, trips = pq.read_table(path), pq.read_table(layout.trips_file(month))
-    assert trips.schema.equals(contract.load().schema)
+    (path,) = paths.raw(month).iterdir()
+    published, trips = pq.read_table(path), pq.read_table(paths.trips_file(month))
+    assert trips.schema.equals(schema.load_schema().schema)
     assert trips["row"].to_pylist() == list(range(3000))
     vendor, payment, fare, pickup = (
         ("vendor_name", "Payment_Type", "Fare_Amt", "Trip_Pickup_DateTime")
@@ -248,7 +248,7 @@ def test_a_row_of_today_becomes_a_trip(tmp_path: Path) -> None:
 def test_the_schema_is_the_contracts_in_every_format(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("csv", "tpep")]
     for made in (csv_of(folders[0], line()), tpep_of(folders[1], {})):
-        assert made.trips.schema.equals(contract.load().schema)
+        assert made.trips.schema.equals(schema.load_schema().schema)
 
 
 def test_columns_that_turned_double_are_read_as_what_they_count(tmp_path: Path) -> None:
@@ -286,10 +286,10 @@ def test_a_fee_of_2025_is_kept_and_a_new_column_reported(tmp_path: Path) -> None
 def test_a_new_column_is_named_in_the_log(
     run_cli: Run, make_project: MakeProject, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layout = make_project()
+    paths = make_project()
     types = {"weather": pa.string()}
-    factory.write_tpep(layout.raw(MONTH) / "m.parquet", {"weather": "rain", "payment_type": 9}, **types)
-    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
+    factory.write_tpep(paths.raw(MONTH) / "m.parquet", {"weather": "rain", "payment_type": 9}, **types)
+    assert run_cli(paths.root, "prepare", MONTH)[0] == 0
     assert "columns that the contract does not know: weather" in caplog.text
     assert "new spellings: payment_type: 9" in caplog.text
 
@@ -351,7 +351,7 @@ def test_an_unknown_spelling_is_kept_and_counted(tmp_path: Path) -> None:
 
 
 def test_spellings_that_appear_late_are_kept_in_every_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw, "BATCH_ROWS", 2)
+    monkeypatch.setattr(readers, "BATCH_ROWS", 2)
     words = ["Cash", "Cash", "Prepaid", "Cash", "Voucher", "Prepaid", "Credit"]
     made = prepared(factory.write_2009(tmp_path / "month.parquet", *[{"Payment_Type": word} for word in words]))
     assert made.values("payment_type") == ["cash", "cash", "Prepaid", "cash", "Voucher", "Prepaid", "credit"]
@@ -481,18 +481,18 @@ def test_lines_with_too_few_or_too_many_fields_are_set_apart_with_their_text(tmp
     long = line(Fare_Amt=2) + ",,x"
     made = csv_of(tmp_path, BAD_LINE, line(Fare_Amt=1), long, line(Fare_Amt=3), "", line(Fare_Amt=4))
     assert made.quarantine == [
-        {"row": 0, "reason": raw.RAGGED, "raw": BAD_LINE},
-        {"row": 2, "reason": raw.RAGGED, "raw": long},
+        {"row": 0, "reason": readers.RAGGED, "raw": BAD_LINE},
+        {"row": 2, "reason": readers.RAGGED, "raw": long},
     ]
     assert made.rows == [1, 3, 4]
     assert made.values("fare_amount") == [1.0, 3.0, 4.0]
-    assert made.receipt["quarantined_by_reason"] == {raw.RAGGED: 2}
+    assert made.receipt["quarantined_by_reason"] == {readers.RAGGED: 2}
     assert (made.receipt["rows_in"], made.receipt["rows_out"], made.receipt["quarantined"]) == (5, 3, 2)
 
 
 @pytest.mark.parametrize("block_bytes", [300, 1000, 7777, 2**24])
 def test_row_numbers_hold_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
     dice = np.random.default_rng(block_bytes)
     kinds = ["ragged", *dice.choice(["good", "ragged", "blank", "unreadable"], 400, p=[0.7, 0.1, 0.1, 0.1]), "ragged"]
     lines: list[str] = []
@@ -540,7 +540,7 @@ def test_a_header_with_a_mark_and_blanks_is_read(tmp_path: Path) -> None:
 def test_a_month_without_rows_is_an_empty_month(tmp_path: Path) -> None:
     made = csv_of(tmp_path)
     assert (made.receipt["rows_in"], len(made.trips), made.quarantine) == (0, 0, [])
-    assert made.trips.schema.equals(contract.load().schema)
+    assert made.trips.schema.equals(schema.load_schema().schema)
 
 
 # ---- streaming ----
@@ -549,8 +549,8 @@ def test_a_month_without_rows_is_an_empty_month(tmp_path: Path) -> None:
 def test_row_groups_are_no_larger_than_they_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = demo_of(tmp_path, 5000)
     whole = prepared(path, "whole")
-    monkeypatch.setattr(raw, "BATCH_ROWS", 300)
-    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", 1000)
+    monkeypatch.setattr(readers, "BATCH_ROWS", 300)
+    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 1000)
     made = prepared(path, "parts")
     assert max(sizes(made.folder / "trips.parquet")) <= 1000
     assert len(sizes(made.folder / "trips.parquet")) >= 5
@@ -566,19 +566,19 @@ def test_text_that_arrow_cannot_read_dictionary_coded_is_read_all_the_same(tmp_p
 
 
 def test_small_batches_are_gathered_into_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw, "BATCH_ROWS", 100)
-    monkeypatch.setattr(preparing, "ROW_GROUP_ROWS", 2000)
+    monkeypatch.setattr(readers, "BATCH_ROWS", 100)
+    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", 2000)
     path = demo_of(tmp_path, 5000)
     assert sizes(prepared(path).folder / "trips.parquet") == [2000, 2000, 1000]
-    month = raw.open_month(path, "here")
+    month = readers.open_month(path, "here")
     conformer = conformer_of(month)
-    held = [len(group) for group, _ in preparing.grouped(preparing.conformed(conformer, month))]
+    held = [len(group) for group, _ in prepare.grouped(prepare.conformed(conformer, month))]
     assert held == [2000, 2000, 1000]
 
 
 def test_by_default_a_row_group_is_about_a_million_rows() -> None:
-    assert preparing.ROW_GROUP_ROWS == 2**20
-    assert preparing.ROW_GROUP_ROWS % raw.BATCH_ROWS == 0
+    assert prepare.ROW_GROUP_ROWS == 2**20
+    assert prepare.ROW_GROUP_ROWS % readers.BATCH_ROWS == 0
 
 
 def test_the_row_groups_of_the_published_file_do_not_matter(tmp_path: Path) -> None:
@@ -590,16 +590,16 @@ def test_the_row_groups_of_the_published_file_do_not_matter(tmp_path: Path) -> N
 
 
 def test_one_huge_row_group_is_streamed_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CHUNK", 2**20)
+    monkeypatch.setattr(simulate, "CHUNK", 2**20)
     path = demo_of(tmp_path, 300_000)
     assert sizes(path) == [300_000]
     decoded = pq.read_table(path).nbytes
-    monkeypatch.setattr(raw, "BATCH_ROWS", 4096)
-    month = raw.open_month(path, "here")
+    monkeypatch.setattr(readers, "BATCH_ROWS", 4096)
+    month = readers.open_month(path, "here")
     conformer = conformer_of(month)
     before = peak = pa.total_allocated_bytes()
     rows = 0
-    for trips, _ in preparing.conformed(conformer, month):
+    for trips, _ in prepare.conformed(conformer, month):
         assert len(trips) <= 4096
         rows += len(trips)
         peak = max(peak, pa.total_allocated_bytes())
@@ -624,14 +624,14 @@ def test_the_same_month_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
+    paths = make_project()
     path = factory.write_csv(
-        layout.raw(MONTH) / "yellow.csv", [line(Payment_Type="Barter"), BAD_LINE, line(Fare_Amt=-1)]
+        paths.raw(MONTH) / "yellow.csv", [line(Payment_Type="Barter"), BAD_LINE, line(Fare_Amt=-1)]
     )
-    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
-    receipt = json.loads((layout.trips(MONTH) / "_receipt.json").read_text())
-    folder = layout.trips(MONTH)
-    files = {"published": path, "trips": layout.trips_file(MONTH), "quarantine": folder / "_quarantine.parquet"}
+    assert run_cli(paths.root, "prepare", MONTH)[0] == 0
+    receipt = json.loads((paths.trips(MONTH) / "_receipt.json").read_text())
+    folder = paths.trips(MONTH)
+    files = {"published": path, "trips": paths.trips_file(MONTH), "quarantine": folder / "_quarantine.parquet"}
     facts = {
         key: {"bytes": len(file.read_bytes()), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         for key, file in files.items()
@@ -653,14 +653,14 @@ def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project:
         "rows_in": 3,
         "rows_out": 2,
         "quarantined": 1,
-        "quarantined_by_reason": {raw.RAGGED: 1},
+        "quarantined_by_reason": {readers.RAGGED: 1},
         "filled": {},
         "out_of_range": {"fare_amount": 1},
         "outside_month": 0,
         "new_spellings": {"payment_type: Barter": 1},
         "unknown_columns": [],
-        "format": preparing.FORMAT,
-        "contract": contract.load().version,
+        "format": prepare.FORMAT,
+        "contract": schema.load_schema().version,
         "era": "2009-01",
         "spellings": {
             "vendor": {"CMT": "CMT"},
@@ -696,38 +696,38 @@ BROKEN: dict[str, tuple[Callable[[Path], bytes], str]] = {
 def test_a_month_that_cannot_be_prepared_leaves_the_earlier_one(
     run_cli: Run, make_project: MakeProject, tmp_path: Path, broken: Callable[[Path], bytes], what: str
 ) -> None:
-    layout = make_project()
-    path = factory.write_2009(layout.raw(MONTH) / "yellow.parquet", {}, {})
-    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
-    before = factory.contents(layout.trips(MONTH))
+    paths = make_project()
+    path = factory.write_2009(paths.raw(MONTH) / "yellow.parquet", {}, {})
+    assert run_cli(paths.root, "prepare", MONTH)[0] == 0
+    before = factory.contents(paths.trips(MONTH))
     path.write_bytes(broken(tmp_path))
-    code, printed = run_cli(layout.root, "prepare", MONTH)
+    code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1
     assert what in printed
     assert f"yellow.parquet, month {MONTH}" in printed
     assert "Traceback" not in printed
-    assert factory.contents(layout.trips(MONTH)) == before
-    assert list((layout.root / "data" / "trips").iterdir()) == [layout.trips(MONTH)]
-    assert factory.contents(layout.staging) == {}
+    assert factory.contents(paths.trips(MONTH)) == before
+    assert list((paths.root / "data" / "trips").iterdir()) == [paths.trips(MONTH)]
+    assert factory.contents(paths.staging) == {}
 
 
 @pytest.mark.parametrize("column", ["Payment_Type", "Trip_Pickup_DateTime"])
 def test_a_missing_column_is_named_with_the_month(run_cli: Run, make_project: MakeProject, column: str) -> None:
-    layout = make_project()
-    path = factory.write_2009(layout.raw(MONTH) / "yellow.parquet", {})
+    paths = make_project()
+    path = factory.write_2009(paths.raw(MONTH) / "yellow.parquet", {})
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
-    code, printed = run_cli(layout.root, "prepare", MONTH)
+    code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1
     assert column in printed
     assert f"month {MONTH}" in printed
-    assert factory.contents(layout.root / "data" / "trips") == {}
-    assert factory.contents(layout.staging) == {}
+    assert factory.contents(paths.root / "data" / "trips") == {}
+    assert factory.contents(paths.staging) == {}
 
 
 def test_two_columns_for_one_place_are_named(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
-    factory.write_tpep(layout.raw(MONTH) / "m.parquet", {"airport_fee": 1.0}, airport_fee=pa.float64())
-    code, printed = run_cli(layout.root, "prepare", MONTH)
+    paths = make_project()
+    factory.write_tpep(paths.raw(MONTH) / "m.parquet", {"airport_fee": 1.0}, airport_fee=pa.float64())
+    code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1
     assert "'Airport_fee' and 'airport_fee', are both airport_fee" in printed
     assert MONTH in printed
@@ -735,39 +735,39 @@ def test_two_columns_for_one_place_are_named(run_cli: Run, make_project: MakePro
 
 @pytest.mark.parametrize("files", [[], ["a.parquet", "b.parquet"]])
 def test_a_month_is_one_published_file(run_cli: Run, make_project: MakeProject, files: list[str]) -> None:
-    layout = make_project()
-    layout.raw(MONTH).mkdir(parents=True)
+    paths = make_project()
+    paths.raw(MONTH).mkdir(parents=True)
     for name in files:
-        factory.write_2009(layout.raw(MONTH) / name, {})
-    code, printed = run_cli(layout.root, "prepare", MONTH)
+        factory.write_2009(paths.raw(MONTH) / name, {})
+    code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1
     assert f"found {len(files)}" in printed
     assert f"dvc repro -f download@{MONTH}" in printed
 
 
 def test_a_month_prepared_again_takes_the_place_of_the_old_one(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
-    layout.trips(MONTH).mkdir(parents=True)
-    (layout.trips(MONTH) / "stray").touch()
+    paths = make_project()
+    paths.trips(MONTH).mkdir(parents=True)
+    (paths.trips(MONTH) / "stray").touch()
     for rows in (3, 1):
-        factory.write_2009(layout.raw(MONTH) / "yellow.parquet", *[{}] * rows)
-        assert run_cli(layout.root, "prepare", MONTH)[0] == 0
-        assert pq.read_metadata(layout.trips_file(MONTH)).num_rows == rows
-    assert set(factory.contents(layout.trips(MONTH))) == {"trips.parquet", "_quarantine.parquet", "_receipt.json"}
+        factory.write_2009(paths.raw(MONTH) / "yellow.parquet", *[{}] * rows)
+        assert run_cli(paths.root, "prepare", MONTH)[0] == 0
+        assert pq.read_metadata(paths.trips_file(MONTH)).num_rows == rows
+    assert set(factory.contents(paths.trips(MONTH))) == {"trips.parquet", "_quarantine.parquet", "_receipt.json"}
 
 
 def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
-    class Forgetful(raw.ParquetMonth):
+    class Forgetful(readers.ParquetMonth):
         """A reader that leaves out the last row."""
 
         def batches(self, *arguments: Any) -> Any:
             for batch in super().batches(*arguments):
-                yield raw.Batch(batch.rows[:-1], batch.values.slice(0, len(batch.rows) - 1))
+                yield readers.Batch(batch.rows[:-1], batch.values.slice(0, len(batch.rows) - 1))
 
     month = Forgetful(factory.write_2009(tmp_path / "month.parquet", {}, {}, {}))
     conformer = conformer_of(month)
     with pytest.raises(TiplineError, match="3 rows were published, 2 prepared and 0 set apart"):
-        preparing.write(conformer, month, tmp_path)
+        prepare.write(conformer, month, tmp_path)
 
 
 def test_looking_at_the_texts_of_many_row_groups_holds_one_at_a_time(tmp_path: Path) -> None:
@@ -778,7 +778,7 @@ def test_looking_at_the_texts_of_many_row_groups_holds_one_at_a_time(tmp_path: P
             writer.write_table(pa.table({"time": times}))
     held, before = [], pa.total_allocated_bytes()
     with pq.ParquetFile(tmp_path / "month.parquet", read_dictionary=["time"]) as file:
-        for head in raw.heads(file, ["time"]):
+        for head in readers.heads(file, ["time"]):
             assert len(head) == 1
             held.append(pa.total_allocated_bytes() - before)
     assert len(held) == 20

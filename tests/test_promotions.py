@@ -14,89 +14,89 @@ from typing import TYPE_CHECKING
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests import pipeline
+from tests import workbench
 from tipline import files
 from tipline.commands import promote, rollback
 from tipline.errors import TiplineError, UsageError
-from tipline.mlflow import promotions, registry, tracking, training
-from tipline.models import modelfiles
+from tipline.model import artifact
+from tipline.registry import history, model_versions, store, training_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 NAME = "tip-probability"
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Layout:
+def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project in which all months are scored with its first version."""
     del mlflow_store
-    layout = pipeline.copy(pipeline.scored(request), tmp_path)
-    layout.promotions.unlink()  # of another registry
-    shutil.rmtree(layout.champion)
-    pipeline.run(layout, "register")
-    return layout
+    paths = workbench.copy(workbench.scored(request), tmp_path)
+    paths.promotions.unlink()  # of another registry
+    shutil.rmtree(paths.champion)
+    workbench.run(paths, "register")
+    return paths
 
 
-def train_another(layout: Layout, c: float) -> str:
+def train_another(paths: Paths, c: float) -> str:
     """Train and register a version with another C; return its digest."""
-    pipeline.change(layout, train={"params": {"C": c}})
-    pipeline.run(layout, "train", "register")
-    return modelfiles.digest_in(layout.challenger)
+    workbench.change(paths, train={"params": {"C": c}})
+    workbench.run(paths, "train", "register")
+    return artifact.read_digest(paths.challenger)
 
 
-def client(layout: Layout) -> MlflowClient:
-    return MlflowClient(tracking.store(layout), tracking.store(layout))
+def client(paths: Paths) -> MlflowClient:
+    return MlflowClient(store.get_store_address(paths), store.get_store_address(paths))
 
 
-def champion(layout: Layout) -> int:
-    found = registry.by_alias(client(layout), NAME)
+def champion(paths: Paths) -> int:
+    found = model_versions.get_champion(client(paths), NAME)
     assert found is not None
     return int(found.version)
 
 
-def moves(layout: Layout) -> list[tuple[str, int | None, int]]:
+def moves(paths: Paths) -> list[tuple[str, int | None, int]]:
     """How, from which version and to which the champion moved."""
     return [
         (change["how"], change["from"] and change["from"]["version"], change["to"]["version"])
-        for change in promotions.history(layout, NAME)
+        for change in history.history(paths, NAME)
     ]
 
 
-def force(layout: Layout, version: int) -> None:
-    promote.run(pipeline.settings(layout), layout, str(version), "a test")
+def force(paths: Paths, version: int) -> None:
+    promote.run(workbench.settings(paths), paths, str(version), "a test")
 
 
-def back(layout: Layout) -> None:
-    rollback.run(pipeline.settings(layout), layout)
+def back(paths: Paths) -> None:
+    rollback.run(workbench.settings(paths), paths)
 
 
-def test_the_first_champion_is_a_line_and_a_second_run_adds_none(project: Layout) -> None:
-    pipeline.run(project, "register")
+def test_the_first_champion_is_a_line_and_a_second_run_adds_none(project: Paths) -> None:
+    workbench.run(project, "register")
     assert moves(project) == [("first", None, 1)]
     line = json.loads(project.promotions.read_text())
-    assert line["who"] == promotions.who(project)
+    assert line["who"] == history.get_user(project)
     assert line["when"].endswith("Z")
     assert line["to"] == {
         "version": 1,
-        "digest": modelfiles.digest_in(project.champion),
-        "run": pipeline.read_json(project.ref)["run"],
+        "digest": artifact.read_digest(project.champion),
+        "run": workbench.read_json(project.ref)["run"],
     }
 
 
 def test_a_promotion_is_a_line_with_who_why_and_the_verdict(
-    project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = train_another(project, 0.01)
     monkeypatch.setattr(getpass, "getuser", lambda: "ann")
     assert run_cli(project.root, "promote", "2", "--force", "asked for")[0] == 0
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert moves(project) == [("first", None, 1), ("promote", 1, 2)]
     line = json.loads(project.promotions.read_text().splitlines()[-1])
     assert (line["who"], line["reason"], line["to"]["digest"]) == ("ann", "asked for", second)
@@ -104,30 +104,30 @@ def test_a_promotion_is_a_line_with_who_why_and_the_verdict(
     assert line["from"]["digest"] == json.loads(project.promotions.read_text().splitlines()[0])["to"]["digest"]
 
 
-def test_what_the_gate_refuses_is_no_line(project: Layout, run_cli: Run) -> None:
+def test_what_the_gate_refuses_is_no_line(project: Paths, run_cli: Run) -> None:
     train_another(project, 1e-6)
     assert run_cli(project.root, "promote", "2")[0] == 3
     assert moves(project) == [("first", None, 1)]
 
 
-def test_an_alias_moved_in_mlflow_is_noticed_once_and_by_nobody_else(project: Layout, tmp_path: Path) -> None:
+def test_an_alias_moved_in_mlflow_is_noticed_once_and_by_nobody_else(project: Paths, tmp_path: Path) -> None:
     train_another(project, 0.01)
     client(project).set_registered_model_alias(NAME, "champion", "2")
-    pipeline.run(project, "register")
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
+    workbench.run(project, "register")
     assert moves(project) == [("first", None, 1), ("noticed", 1, 2)]
-    assert promotions.history(project, NAME)[-1]["who"] is None
+    assert history.history(project, NAME)[-1]["who"] is None
     # Another clone, which has not pulled that line, at the same registry.
     (tmp_path / "clone").mkdir()
-    other = pipeline.copy(project, tmp_path / "clone")
+    other = workbench.copy(project, tmp_path / "clone")
     other.promotions.write_text(project.promotions.read_text().splitlines(keepends=True)[0])
-    os.environ["MLFLOW_TRACKING_URI"] = tracking.store(project)
-    pipeline.run(other, "register")
-    assert pipeline.read_json(other.ref)["version"] == 2
+    os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
+    workbench.run(other, "register")
+    assert workbench.read_json(other.ref)["version"] == 2
     assert moves(other) == [("first", None, 1)]
 
 
-def test_a_line_that_could_not_be_written_is_noticed_by_the_next_run(project: Layout) -> None:
+def test_a_line_that_could_not_be_written_is_noticed_by_the_next_run(project: Paths) -> None:
     train_another(project, 0.01)
     kept = project.promotions.read_bytes()
     project.promotions.unlink()
@@ -137,26 +137,26 @@ def test_a_line_that_could_not_be_written_is_noticed_by_the_next_run(project: La
     assert champion(project) == 2
     project.promotions.rmdir()
     project.promotions.write_bytes(kept)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert moves(project) == [("first", None, 1), ("noticed", 1, 2)]
-    assert "refuses" in promotions.history(project, NAME)[-1]["verdict"]
+    assert "refuses" in history.history(project, NAME)[-1]["verdict"]
 
 
-def test_a_change_back_is_a_line_though_another_clone_wrote_the_change_before(project: Layout, tmp_path: Path) -> None:
+def test_a_change_back_is_a_line_though_another_clone_wrote_the_change_before(project: Paths, tmp_path: Path) -> None:
     train_another(project, 0.01)
     (tmp_path / "clone").mkdir()
-    other = pipeline.copy(project, tmp_path / "clone")
-    os.environ["MLFLOW_TRACKING_URI"] = tracking.store(project)
+    other = workbench.copy(project, tmp_path / "clone")
+    os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
     client(project).set_registered_model_alias(NAME, "champion", "2")
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     client(project).set_registered_model_alias(NAME, "champion", "1")
-    pipeline.run(other, "register")
-    pipeline.run(project, "register")
+    workbench.run(other, "register")
+    workbench.run(project, "register")
     assert moves(project) == [("first", None, 1), ("noticed", 1, 2)]
     assert moves(other) == [("first", None, 1), ("noticed", 2, 1)]
 
 
-def test_lines_that_git_has_merged_out_of_order_are_read_in_order_of_time(project: Layout) -> None:
+def test_lines_that_git_has_merged_out_of_order_are_read_in_order_of_time(project: Paths) -> None:
     train_another(project, 0.01)
     force(project, 2)
     back(project)
@@ -168,12 +168,12 @@ def test_lines_that_git_has_merged_out_of_order_are_read_in_order_of_time(projec
 
 
 def test_a_lost_registry_does_not_choose_between_files_and_log(
-    project: Layout, run_cli: Run, request: pytest.FixtureRequest, tmp_path: Path
+    project: Paths, run_cli: Run, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     train_another(project, 0.01)
     force(project, 2)  # models/champion/ is still version 1
     (tmp_path / "clone").mkdir()
-    clone = pipeline.copy(project, tmp_path / "clone")
+    clone = workbench.copy(project, tmp_path / "clone")
     (clone.root / "mlflow.db").write_bytes(request.getfixturevalue("_mlflow_template").read_bytes())
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     code, printed = run_cli(clone.root, "register")
@@ -182,10 +182,10 @@ def test_a_lost_registry_does_not_choose_between_files_and_log(
     assert "ends with version 2" in printed
     assert run_cli(clone.root, "promote")[0] == 0  # the newest there, the challenger, is what the log names
     assert run_cli(clone.root, "register")[0] == 0
-    assert pipeline.read_json(clone.ref)["digest"] == modelfiles.digest_in(clone.challenger)
+    assert workbench.read_json(clone.ref)["digest"] == artifact.read_digest(clone.challenger)
 
 
-def test_a_line_that_was_cut_off_is_passed_over_and_ended(project: Layout) -> None:
+def test_a_line_that_was_cut_off_is_passed_over_and_ended(project: Paths) -> None:
     with project.promotions.open("a") as file:
         file.write('{"when": "2026-')
     train_another(project, 0.01)
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     assert path.read_text() == "one\n"
 
 
-def test_each_rollback_takes_one_change_back(project: Layout) -> None:
+def test_each_rollback_takes_one_change_back(project: Paths) -> None:
     for number, c in ((2, 0.1), (3, 0.01)):
         train_another(project, c)
         force(project, number)
@@ -224,41 +224,41 @@ def test_each_rollback_takes_one_change_back(project: Layout) -> None:
     assert champion(project) == 1
 
 
-def test_a_rollback_of_a_change_made_in_mlflow(project: Layout) -> None:
+def test_a_rollback_of_a_change_made_in_mlflow(project: Paths) -> None:
     train_another(project, 0.01)
     client(project).set_registered_model_alias(NAME, "champion", "2")
     back(project)
     assert moves(project) == [("first", None, 1), ("noticed", 1, 2), ("rollback", 2, 1)]
 
 
-def test_a_champion_that_is_no_model_can_be_rolled_back(project: Layout) -> None:
+def test_a_champion_that_is_no_model_can_be_rolled_back(project: Paths) -> None:
     client(project).create_model_version(NAME, source=(project.root / "data").as_uri())
     client(project).set_registered_model_alias(NAME, "champion", "2")
     with pytest.raises(TiplineError):
-        pipeline.run(project, "register")
+        workbench.run(project, "register")
     back(project)
     assert champion(project) == 1
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
 
 
 def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scored_again(
-    project: Layout,
+    project: Paths,
     run_cli: Run,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", pipeline.dask_cluster(request))
-    before = pipeline.tree(project.predictions)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", workbench.dask_cluster(request))
+    before = workbench.tree(project.predictions)
     train_another(project, 0.01)
     force(project, 2)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     away = project.root / "away"
     away.mkdir()
-    for month in pipeline.MONTHS[2:]:  # these cannot be scored with version 2
+    for month in workbench.MONTHS[2:]:  # these cannot be scored with version 2
         project.trips(month).rename(away / month)
     assert run_cli(project.root, "score")[0] == 4
-    for month in pipeline.MONTHS[2:]:
+    for month in workbench.MONTHS[2:]:
         (away / month).rename(project.trips(month))
     caplog.clear()
     assert [run_cli(project.root, *command)[0] for command in (("rollback", "--reason", "wrong"), ("register",))] == [
@@ -270,50 +270,50 @@ def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scor
     assert run_cli(project.root, "score")[0] == 0
     assert "scoring with tip-probability version 1: 2009-01, 2009-02 (10,000 rows)" in caplog.text
     parts = {name: data for name, data in before.items() if name.endswith(".parquet")}
-    after = {name: data for name, data in pipeline.tree(project.predictions).items() if name.endswith(".parquet")}
+    after = {name: data for name, data in workbench.tree(project.predictions).items() if name.endswith(".parquet")}
     assert after == parts
-    assert promotions.history(project, NAME)[-1]["reason"] == "wrong"
+    assert history.history(project, NAME)[-1]["reason"] == "wrong"
 
 
 def test_a_copy_for_experiments_writes_no_line_and_makes_no_version(
-    project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "copy").mkdir()
-    copied = pipeline.copy(project, tmp_path / "copy")
+    copied = workbench.copy(project, tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(project.root))
     monkeypatch.setenv("DVC_EXP_NAME", "other-c")
     digest = train_another(copied, 0.01)
-    assert [int(version.version) for version in registry.versions(client(project), NAME)] == [1]
+    assert [int(version.version) for version in model_versions.list_versions(client(project), NAME)] == [1]
     assert champion(project) == 1
     assert moves(project) == [("first", None, 1)]
-    assert pipeline.read_json(copied.ref)["version"] == 1
+    assert workbench.read_json(copied.ref)["version"] == 1
     monkeypatch.delenv("DVC_ROOT")
-    promote.run(pipeline.settings(project), project, "other-c", "a test")
-    found = registry.by_alias(client(project), NAME)
+    promote.run(workbench.settings(project), project, "other-c", "a test")
+    found = model_versions.get_champion(client(project), NAME)
     assert found is not None
-    assert (found.version, found.tags["dvc.exp"], registry.digest_of(found)) == (2, "other-c", digest)
+    assert (found.version, found.tags["dvc.exp"], model_versions.get_digest(found)) == (2, "other-c", digest)
 
 
 def test_a_version_made_in_mlflows_page_of_a_run_is_one_of_ours(
-    project: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "copy").mkdir()
-    copied = pipeline.copy(project, tmp_path / "copy")
+    copied = workbench.copy(project, tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(project.root))
     digest = train_another(copied, 0.01)
     monkeypatch.delenv("DVC_ROOT")
     run = next(run for run in client(project).search_runs(["1"]) if run.data.tags["tipline.digest"] == digest)
-    uri = run.data.tags[training.MODEL]
+    uri = run.data.tags[training_runs.MODEL]
     client(project).create_model_version(NAME, uri, run.info.run_id, model_id=uri.removeprefix("models:/"))
     client(project).set_registered_model_alias(NAME, "champion", "2")
-    pipeline.run(project, "register")
-    assert pipeline.read_json(project.ref)["digest"] == digest
-    assert modelfiles.digest_in(project.champion) == digest
+    workbench.run(project, "register")
+    assert workbench.read_json(project.ref)["digest"] == digest
+    assert artifact.read_digest(project.champion) == digest
     assert moves(project)[-1] == ("noticed", 1, 2)
 
 
 def test_a_run_that_is_not_there_or_not_one_is_a_usage_error(
-    project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, printed = run_cli(project.root, "promote", "nobody")
     assert code == 2
@@ -327,18 +327,18 @@ def test_a_run_that_is_not_there_or_not_one_is_a_usage_error(
 
 
 def test_a_champion_that_is_nowhere_stops_before_another_scores_in_its_name(
-    project: Layout, run_cli: Run, request: pytest.FixtureRequest, tmp_path: Path
+    project: Paths, run_cli: Run, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     train_another(project, 0.01)
     force(project, 2)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     (tmp_path / "clone").mkdir()
-    clone = pipeline.copy(project, tmp_path / "clone")
+    clone = workbench.copy(project, tmp_path / "clone")
     template = request.getfixturevalue("_mlflow_template")
     (clone.root / "mlflow.db").write_bytes(template.read_bytes())
     shutil.rmtree(clone.champion)
-    pipeline.change(clone, train={"params": {"C": 0.5}})
-    pipeline.run(clone, "train")
+    workbench.change(clone, train={"params": {"C": 0.5}})
+    workbench.run(clone, "train")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     code, printed = run_cli(clone.root, "register")
     assert code == 1

@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import pipeline
-from tipline import pyfunc
-from tipline.models import model, modelfiles
-from tipline.params import Train
+from tests import workbench
+from tipline.config import Train
+from tipline.model import artifact, pipeline, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,10 +82,12 @@ def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logis
         + (pyfunc.category_codes(trips["payment_type"], ["credit"]) == 0)
         + trips["fare_amount"].fill_null(0).to_numpy() / 500
     )
-    tipped = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.5
-    pipeline_ = model.fit(model.build(features, train(estimator), folder), pyfunc.matrix(trips, features), tipped)
-    model.save(folder, pipeline_, {"target": "tip_amount", "features": features, "baseline": BASELINE})
-    return pyfunc.Model(modelfiles.read(folder))
+    labels = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.5
+    pipeline_ = pipeline.fit_pipeline(
+        pipeline.build_pipeline(features, train(estimator), folder), pyfunc.build_matrix(trips, features), labels
+    )
+    pipeline.save_model(folder, pipeline_, {"target": "tip_amount", "features": features, "baseline": BASELINE})
+    return pyfunc.Model(artifact.read_artifact(folder))
 
 
 @pytest.fixture(scope="module", params=["logistic_regression", "hist_gradient_boosting"])
@@ -100,7 +101,7 @@ def test_folded_arithmetic_is_the_estimators(tmp_path: Path, name: str) -> None:
     loaded = fitted(tmp_path, features)
     assert loaded.linear is not None
     trips = rows(2000, 3)
-    expected: Any = loaded.estimator.predict_proba(pyfunc.matrix(trips, features))[:, 1]
+    expected: Any = loaded.estimator.predict_proba(pyfunc.build_matrix(trips, features))[:, 1]
     assert len(np.unique(expected)) > 2
     np.testing.assert_allclose(loaded.uncalibrated(trips), expected, rtol=1e-12)
     np.testing.assert_allclose(loaded.probabilities(trips), expected, rtol=0, atol=2**-25)
@@ -110,7 +111,7 @@ def test_only_tiplines_own_logistic_regression_is_folded(tmp_path: Path) -> None
     boosted = fitted(tmp_path, ALL, "hist_gradient_boosting")
     assert boosted.linear is None
     trips = rows(500, 3)
-    expected = boosted.estimator.predict_proba(pyfunc.matrix(trips, ALL))[:, 1]
+    expected = boosted.estimator.predict_proba(pyfunc.build_matrix(trips, ALL))[:, 1]
     np.testing.assert_array_equal(boosted.probabilities(trips), expected.astype(np.float32))
 
 
@@ -224,7 +225,7 @@ def test_the_matrix_has_codes_and_no_code_for_what_is_not_listed() -> None:
             "fare_amount": pa.array([-1.0, 600.0, None]),
         }
     )
-    matrix = pyfunc.matrix(trips, [VENDOR, TIME, FARE])
+    matrix = pyfunc.build_matrix(trips, [VENDOR, TIME, FARE])
     np.testing.assert_array_equal(matrix, [[2, 17, 0], [np.nan, np.nan, 500], [np.nan, np.nan, np.nan]])
 
 
@@ -266,13 +267,13 @@ open(result, "wb").write(scores["tip_probability"].to_numpy().tobytes())
 def test_a_registered_version_scores_elsewhere_as_bulk_scoring_does(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    layout = pipeline.scored(request)
-    columns = [feature["name"] for feature in pipeline.read_json(layout.champion / "model.json")["features"]]
-    frame = pipeline.trips(layout, "2009-03").select(columns).to_pandas()
+    paths = workbench.scored(request)
+    columns = [feature["name"] for feature in workbench.read_json(paths.champion / "model.json")["features"]]
+    frame = workbench.trips(paths, "2009-03").select(columns).to_pandas()
     frame = frame.astype({"vendor": "str", "payment_type": "str", "passenger_count": "float64"})
     frame.to_parquet(tmp_path / "trips.parquet")
     environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{layout.root / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{paths.root / 'mlflow.db'}",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
@@ -280,8 +281,8 @@ def test_a_registered_version_scores_elsewhere_as_bulk_scoring_does(
     arguments = [sys.executable, "-c", ELSEWHERE, uri, str(tmp_path / "trips.parquet"), str(scores)]
     done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    written = pq.read_table(layout.predictions / "month=2009-03")["tip_probability"].to_numpy()
+    written = pq.read_table(paths.predictions / "month=2009-03")["tip_probability"].to_numpy()
     assert scores.read_bytes() == written.tobytes()
 
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.imports import PACKAGE
-from tipline.params import Settings
+from tipline.config import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,81 +18,81 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tests import pipeline
+from tests import workbench
 from tipline import cluster, files
 from tipline.commands import promote
-from tipline.errors import TiplineError, UsageError, hide
-from tipline.mlflow import promotions, registry, tracking, training
-from tipline.models import modelfiles
+from tipline.errors import TiplineError, UsageError, hide_secrets
+from tipline.model import artifact
+from tipline.registry import history, model_versions, store, training_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 NAME = "tip-probability"
 
 
 @pytest.fixture
-def trained(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Layout:
+def trained(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project with a challenger and an empty store."""
     del mlflow_store
-    return pipeline.copy(pipeline.trained(request), tmp_path)
+    return workbench.copy(workbench.trained(request), tmp_path)
 
 
 @pytest.fixture
-def project(trained: Layout) -> Layout:
+def project(trained: Paths) -> Paths:
     """A project whose first version is registered and champion."""
-    pipeline.run(trained, "register")
+    workbench.run(trained, "register")
     return trained
 
 
 @pytest.fixture
-def complete(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Layout:
+def complete(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project in which all stages have run, but whose registry is empty."""
     del mlflow_store
-    return pipeline.copy(pipeline.scored(request), tmp_path)
+    return workbench.copy(workbench.scored(request), tmp_path)
 
 
-def client(layout: Layout) -> MlflowClient:
-    address = tracking.store(layout)
+def client(paths: Paths) -> MlflowClient:
+    address = store.get_store_address(paths)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
     return MlflowClient()
 
 
-def versions(layout: Layout) -> list[int]:
-    return [int(version.version) for version in registry.versions(client(layout), NAME)]
+def versions(paths: Paths) -> list[int]:
+    return [int(version.version) for version in model_versions.list_versions(client(paths), NAME)]
 
 
-def champion(layout: Layout) -> int | None:
-    found = registry.by_alias(client(layout), NAME)
+def champion(paths: Paths) -> int | None:
+    found = model_versions.get_champion(client(paths), NAME)
     return int(found.version) if found else None
 
 
-def runs(layout: Layout, experiment: str) -> list[Any]:
-    found = client(layout).get_experiment_by_name(f"tipline/{experiment}")
-    return list(client(layout).search_runs([found.experiment_id])) if found else []
+def runs(paths: Paths, experiment: str) -> list[Any]:
+    found = client(paths).get_experiment_by_name(f"tipline/{experiment}")
+    return list(client(paths).search_runs([found.experiment_id])) if found else []
 
 
 def digest(folder: Path) -> str:
-    return modelfiles.digest(modelfiles.read(folder))
+    return artifact.hash_artifact(artifact.read_artifact(folder))
 
 
-def ref(layout: Layout) -> Any:
-    return pipeline.read_json(layout.ref)
+def ref(paths: Paths) -> Any:
+    return workbench.read_json(paths.ref)
 
 
-def train_another(layout: Layout, c: float = 0.01) -> str:
+def train_another(paths: Paths, c: float = 0.01) -> str:
     """Train with another C; return the new challenger's digest."""
-    pipeline.change(layout, train={"params": {"C": c}})
-    pipeline.run(layout, "train")
-    return digest(layout.challenger)
+    workbench.change(paths, train={"params": {"C": c}})
+    workbench.run(paths, "train")
+    return digest(paths.challenger)
 
 
-def test_the_first_model_is_one_run_one_version_and_champion(trained: Layout) -> None:
-    pipeline.run(trained, "register")
+def test_the_first_model_is_one_run_one_version_and_champion(trained: Paths) -> None:
+    workbench.run(trained, "register")
     assert versions(trained) == [1]
     assert champion(trained) == 1
     assert len(runs(trained, "train")) == 1
@@ -103,20 +103,20 @@ def test_the_first_model_is_one_run_one_version_and_champion(trained: Layout) ->
         "digest": digest(trained.challenger),
     }
     assert digest(trained.champion) == digest(trained.challenger)
-    assert {path.name for path in trained.champion.iterdir()} == {*modelfiles.FILES, modelfiles.TRAINING, "ref.json"}
+    assert {path.name for path in trained.champion.iterdir()} == {*artifact.FILES, artifact.TRAINING, "ref.json"}
 
 
-def test_registering_again_makes_nothing(project: Layout) -> None:
+def test_registering_again_makes_nothing(project: Paths) -> None:
     written = {path: path.stat().st_mtime_ns for path in project.champion.iterdir()}
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert versions(project) == [1]
     assert len(runs(project, "train")) == 1
     assert {path: path.stat().st_mtime_ns for path in project.champion.iterdir()} == written
 
 
-def test_the_run_tells_of_the_training(project: Layout) -> None:
+def test_the_run_tells_of_the_training(project: Paths) -> None:
     run = runs(project, "train")[0]
-    training = pipeline.read_json(project.challenger / modelfiles.TRAINING)
+    training = workbench.read_json(project.challenger / artifact.TRAINING)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == training["name"] == f"{training['params']['rows']:,}x7 C=1.0 logistic_regression"
     assert run.data.params == {name: str(value) for name, value in training["params"].items()}
@@ -131,15 +131,15 @@ def test_the_run_tells_of_the_training(project: Layout) -> None:
     assert [file.path for file in client(project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
 
 
-def test_dvcs_names_are_tags(trained: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvcs_names_are_tags(trained: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "register")
     monkeypatch.setenv("DVC_EXP_NAME", "soft-cat")
-    pipeline.run(trained, "register")
+    workbench.run(trained, "register")
     tags = runs(trained, "train")[0].data.tags
     assert (tags["dvc.stage"], tags["dvc.exp"]) == ("register", "soft-cat")
 
 
-def test_the_model_has_signature_example_and_pinned_requirements(project: Layout) -> None:
+def test_the_model_has_signature_example_and_pinned_requirements(project: Paths) -> None:
     version = client(project).get_model_version(NAME, "1")
     assert version.tags["tipline.digest"] == digest(project.challenger)
     assert version.run_id == runs(project, "train")[0].info.run_id
@@ -161,24 +161,24 @@ def test_the_model_has_signature_example_and_pinned_requirements(project: Layout
     assert example["columns"] == list(types)
     assert len(example["data"]) == 5
     pinned = (root / "requirements.txt").read_text().split()
-    assert [line.split("==")[0] for line in pinned] == list(training.REQUIREMENTS)
+    assert [line.split("==")[0] for line in pinned] == list(training_runs.REQUIREMENTS)
     assert not [line for line in pinned if "==" not in line]
 
 
-def test_an_equal_model_is_the_same_version(project: Layout) -> None:
-    pipeline.run(project, "train", "register")
+def test_an_equal_model_is_the_same_version(project: Paths) -> None:
+    workbench.run(project, "train", "register")
     train_another(project)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     train_another(project, 1.0)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert versions(project) == [2, 1]
     assert len(runs(project, "train")) == 2
 
 
-def test_another_model_is_version_2_and_the_champion_stays(project: Layout) -> None:
+def test_another_model_is_version_2_and_the_champion_stays(project: Paths) -> None:
     before = ref(project)
     assert train_another(project) != before["digest"]
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert versions(project) == [2, 1]
     assert champion(project) == 1
     assert ref(project) == before
@@ -186,43 +186,43 @@ def test_another_model_is_version_2_and_the_champion_stays(project: Layout) -> N
 
 
 @pytest.mark.parametrize("number", ["2", None])
-def test_promoting_brings_the_versions_own_files(project: Layout, number: str | None) -> None:
+def test_promoting_brings_the_versions_own_files(project: Paths, number: str | None) -> None:
     first, second = digest(project.challenger), train_another(project)
-    pipeline.run(project, "register")
-    registered = {name: (project.challenger / name).read_bytes() for name in (*modelfiles.FILES, modelfiles.TRAINING)}
+    workbench.run(project, "register")
+    registered = {name: (project.challenger / name).read_bytes() for name in (*artifact.FILES, artifact.TRAINING)}
     train_another(project, 0.1)  # what lies in the workspace is neither of them
-    promote.run(pipeline.settings(project), project, number, "test")
+    promote.run(workbench.settings(project), project, number, "test")
     assert champion(project) == 2
     assert ref(project)["digest"] == first
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert ref(project)["digest"] == second
     assert ref(project)["version"] == 2
     assert {name: (project.champion / name).read_bytes() for name in registered} == registered
 
 
-def test_promoting_back_is_a_roll_back(project: Layout) -> None:
+def test_promoting_back_is_a_roll_back(project: Paths) -> None:
     first, second = digest(project.challenger), train_another(project)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     for number, expected in ((2, second), (1, first)):
-        promote.run(pipeline.settings(project), project, str(number), "test")
-        pipeline.run(project, "register")
+        promote.run(workbench.settings(project), project, str(number), "test")
+        workbench.run(project, "register")
         assert (ref(project)["version"], ref(project)["digest"]) == (number, expected)
 
 
-def test_an_alias_set_in_mlflow_is_followed(project: Layout) -> None:
+def test_an_alias_set_in_mlflow_is_followed(project: Paths) -> None:
     second = train_another(project)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     client(project).set_registered_model_alias(NAME, "champion", "2")
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     assert ref(project)["digest"] == digest(project.champion) == second
 
 
 @pytest.mark.parametrize("number", ["3", "0", "-1"])
 def test_a_version_that_does_not_exist_is_refused_with_those_that_do(
-    project: Layout, run_cli: Callable[..., tuple[int, str]], number: str
+    project: Paths, run_cli: Callable[..., tuple[int, str]], number: str
 ) -> None:
     train_another(project)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     code, printed = run_cli(project.root, "promote", "--", number)
     assert code == 2, printed
     assert f"no version {number}; there are: 2, 1." in printed
@@ -230,7 +230,7 @@ def test_a_version_that_does_not_exist_is_refused_with_those_that_do(
 
 
 def test_promoting_with_an_empty_registry_says_what_to_run(
-    trained: Layout, run_cli: Callable[..., tuple[int, str]]
+    trained: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
     for arguments in ((), ("1",)):
         code, printed = run_cli(trained.root, "promote", *arguments)
@@ -238,36 +238,39 @@ def test_promoting_with_an_empty_registry_says_what_to_run(
         assert "dvc repro register" in printed
 
 
-def test_a_pinned_version_scores_whatever_the_alias_says(project: Layout) -> None:
+def test_a_pinned_version_scores_whatever_the_alias_says(project: Paths) -> None:
     second = train_another(project)
-    pipeline.run(project, "register")
-    pipeline.change(project, score={"version": 2})
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
+    workbench.change(project, score={"version": 2})
+    workbench.run(project, "register")
     assert (ref(project)["version"], ref(project)["digest"]) == (2, second)
     assert champion(project) == 1
-    pipeline.change(project, score={"version": 3})
+    workbench.change(project, score={"version": 3})
     with pytest.raises(UsageError, match="no version 3; there are: 2, 1") as caught:
-        pipeline.run(project, "register")
+        workbench.run(project, "register")
     assert caught.value.parts[1] == "params.yaml, score.version"
     assert digest(project.champion) == second
 
 
 def test_a_registry_that_was_lost_is_refilled_with_the_champion(
-    project: Layout, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    project: Paths, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = digest(project.challenger), train_another(project)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     # Files without their registry, as in a fresh clone. In another folder, because MLflow keeps databases open.
     (tmp_path / "clone").mkdir()
-    clone = pipeline.copy(project, tmp_path / "clone")
+    clone = workbench.copy(project, tmp_path / "clone")
     shutil.copyfile(request.getfixturevalue("_mlflow_template"), clone.root / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert versions(clone) == []
-    pipeline.run(clone, "register")
-    found = registry.by_alias(client(clone), NAME)
+    workbench.run(clone, "register")
+    found = model_versions.get_champion(client(clone), NAME)
     assert found is not None
-    assert registry.digest_of(found) == ref(clone)["digest"] == digest(clone.champion) == first
-    assert {registry.digest_of(one) for one in registry.versions(client(clone), NAME)} == {first, second}
+    assert model_versions.get_digest(found) == ref(clone)["digest"] == digest(clone.champion) == first
+    assert {model_versions.get_digest(one) for one in model_versions.list_versions(client(clone), NAME)} == {
+        first,
+        second,
+    }
     assert ref(clone)["version"] == int(found.version)
     assert ref(clone)["run"] == found.run_id
 
@@ -292,7 +295,7 @@ def assert_told_in_words(code: int, printed: str) -> None:
     assert len(printed.splitlines()) == 3, printed
 
 
-def test_a_registry_that_cannot_be_reached_is_told_in_seconds(trained: Layout) -> None:
+def test_a_registry_that_cannot_be_reached_is_told_in_seconds(trained: Paths) -> None:
     started = time.monotonic()
     done = subprocess.run(
         [str(Path(sys.executable).with_name("tipline")), "register"],
@@ -310,7 +313,7 @@ def test_a_registry_that_cannot_be_reached_is_told_in_seconds(trained: Layout) -
 
 @pytest.mark.parametrize("command", ["promote", "record"])
 def test_other_commands_too_tell_of_a_registry_that_cannot_be_reached(
-    complete: Layout, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, command: str
+    complete: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable())
     started = time.monotonic()
@@ -319,7 +322,7 @@ def test_other_commands_too_tell_of_a_registry_that_cannot_be_reached(
 
 
 def test_a_store_in_a_folder_that_does_not_exist_is_made_or_told(
-    trained: Layout, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trained: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'no such folder' / 'mlflow.db'}")
     assert run_cli(trained.root, "register")[0] == 0  # MLflow makes the folder
@@ -331,7 +334,7 @@ def test_a_store_in_a_folder_that_does_not_exist_is_made_or_told(
     assert "defect" not in printed
 
 
-def test_a_database_that_is_none_is_told(trained: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
+def test_a_database_that_is_none_is_told(trained: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
     (trained.root / "mlflow.db").write_text("this is a text file, and longer than a page header is" * 100)
     code, printed = run_cli(trained.root, "status")
     assert code == 1
@@ -339,14 +342,14 @@ def test_a_database_that_is_none_is_told(trained: Layout, run_cli: Callable[...,
     assert "defect" not in printed
 
 
-def register_foreign(layout: Layout) -> str:
+def register_foreign(paths: Paths) -> str:
     """Register a version as somebody would without tipline."""
-    mlflow_client = client(layout)
-    version = mlflow_client.create_model_version(NAME, source=(layout.root / "mlartifacts").as_uri())
+    mlflow_client = client(paths)
+    version = mlflow_client.create_model_version(NAME, source=(paths.root / "mlartifacts").as_uri())
     return str(version.version)
 
 
-def test_a_version_that_is_no_model_is_not_promoted(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
+def test_a_version_that_is_no_model_is_not_promoted(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
     number = register_foreign(project)
     code, printed = run_cli(project.root, "promote", number)
     assert code == 2
@@ -355,17 +358,17 @@ def test_a_version_that_is_no_model_is_not_promoted(project: Layout, run_cli: Ca
     assert champion(project) == 1
 
 
-def test_a_version_that_is_no_model_promoted_in_mlflow_is_refused(project: Layout) -> None:
-    before = pipeline.tree(project.champion)
+def test_a_version_that_is_no_model_promoted_in_mlflow_is_refused(project: Paths) -> None:
+    before = workbench.tree(project.champion)
     client(project).set_registered_model_alias(NAME, "champion", register_foreign(project))
     with pytest.raises(TiplineError, match="are no MLflow model"):
-        pipeline.run(project, "register")
-    assert pipeline.tree(project.champion) == before
+        workbench.run(project, "register")
+    assert workbench.tree(project.champion) == before
 
 
-def test_files_changed_in_the_artifact_store_are_refused(project: Layout) -> None:
+def test_files_changed_in_the_artifact_store_are_refused(project: Paths) -> None:
     train_another(project)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     changed = [
         path
         for path in (project.root / "mlartifacts").rglob("estimator.skops")
@@ -374,88 +377,88 @@ def test_files_changed_in_the_artifact_store_are_refused(project: Layout) -> Non
     assert changed
     for path in changed:
         path.write_bytes(path.read_bytes() + b" ")
-    before = pipeline.tree(project.champion)
+    before = workbench.tree(project.champion)
     client(project).set_registered_model_alias(NAME, "champion", "2")
     train_another(project, 0.1)  # or the challenger's own files would do
     with pytest.raises(TiplineError, match="not those that were registered"):
-        pipeline.run(project, "register")
-    assert pipeline.tree(project.champion) == before
+        workbench.run(project, "register")
+    assert workbench.tree(project.champion) == before
 
 
-def test_files_missing_in_the_artifact_store_are_told(project: Layout, run_cli: Callable[..., tuple[int, str]]) -> None:
+def test_files_missing_in_the_artifact_store_are_told(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
     train_another(project)
-    pipeline.run(project, "register")
-    promote.run(pipeline.settings(project), project, "2", "test")
+    workbench.run(project, "register")
+    promote.run(workbench.settings(project), project, "2", "test")
     train_another(project, 0.1)
     shutil.rmtree(project.root / "mlartifacts")
-    before = pipeline.tree(project.champion)
+    before = workbench.tree(project.champion)
     code, printed = run_cli(project.root, "register")
     assert code == 1
     assert "defect" not in printed
-    assert pipeline.tree(project.champion) == before
+    assert workbench.tree(project.champion) == before
 
 
-def test_two_processes_may_begin_with_a_fresh_store_at_once(trained: Layout, tmp_path: Path) -> None:
+def test_two_processes_may_begin_with_a_fresh_store_at_once(trained: Paths, tmp_path: Path) -> None:
     (trained.root / "mlflow.db").unlink()
     other = tmp_path / "other"
     other.mkdir()
-    second = pipeline.copy(trained, other)
-    pipeline.change(second, train={"params": {"C": 0.5}})
-    pipeline.run(second, "train")
+    second = workbench.copy(trained, other)
+    workbench.change(second, train={"params": {"C": 0.5}})
+    workbench.run(second, "train")
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{trained.root / 'mlflow.db'}"}
     processes = [
         subprocess.Popen(
             [str(Path(sys.executable).with_name("tipline")), "register"],
-            cwd=layout.root,
+            cwd=paths.root,
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for layout in (trained, second)
+        for paths in (trained, second)
     ]
     printed = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
-    digests = {registry.digest_of(version) for version in registry.versions(client(trained), NAME)}
+    digests = {model_versions.get_digest(version) for version in model_versions.list_versions(client(trained), NAME)}
     assert digests == {digest(trained.challenger), digest(second.challenger)}
     assert ref(trained)["digest"] == ref(second)["digest"]
-    assert len(promotions.history(trained, NAME) + promotions.history(second, NAME)) == 1
+    assert len(history.history(trained, NAME) + history.history(second, NAME)) == 1
 
 
-def test_a_failed_run_is_marked_and_gone_on_with(trained: Layout) -> None:
+def test_a_failed_run_is_marked_and_gone_on_with(trained: Paths) -> None:
     picture = trained.learning_curve.with_suffix(".png")
     picture.rename(picture.with_suffix(".away"))
     with pytest.raises((OSError, MlflowException, TiplineError)):
-        pipeline.run(trained, "register")
+        workbench.run(trained, "register")
     assert [run.info.status for run in runs(trained, "train")] == ["FAILED"]
     assert versions(trained) == []
     picture.with_suffix(".away").rename(picture)
-    pipeline.run(trained, "register")
+    workbench.run(trained, "register")
     assert versions(trained) == [1]
     assert [run.info.status for run in runs(trained, "train")] == ["FINISHED"]
 
 
-def test_record_makes_each_run_once(complete: Layout) -> None:
-    pipeline.run(complete, "register", "record")
+def test_record_makes_each_run_once(complete: Paths) -> None:
+    workbench.run(complete, "register", "record")
     counts = {name: len(runs(complete, name)) for name in ("train", "learning_curve", "evaluate", "monitor")}
-    assert counts == {"train": 1, "learning_curve": 1 + 3, "evaluate": 1, "monitor": len(pipeline.MONTHS)}
-    pipeline.run(complete, "record")
+    assert counts == {"train": 1, "learning_curve": 1 + 3, "evaluate": 1, "monitor": len(workbench.MONTHS)}
+    workbench.run(complete, "record")
     assert {name: len(runs(complete, name)) for name in counts} == counts
 
 
-def test_a_study_made_again_is_the_same_run_though_its_fits_took_other_seconds(complete: Layout) -> None:
-    pipeline.run(complete, "register", "record")
+def test_a_study_made_again_is_the_same_run_though_its_fits_took_other_seconds(complete: Paths) -> None:
+    workbench.run(complete, "register", "record")
     report = complete.learning_curve.with_suffix(".json")
-    decision = pipeline.read_json(report)
+    decision = workbench.read_json(report)
     for size in decision["sizes"]:
         size["fit_seconds"] += 1
     files.write_json(report, decision)
-    pipeline.run(complete, "record")
+    workbench.run(complete, "record")
     assert len(runs(complete, "learning_curve")) == 1 + len(decision["sizes"])
 
 
-def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Layout) -> None:
-    pipeline.run(complete, "register", "record")
-    decision = pipeline.read_json(complete.learning_curve.with_suffix(".json"))
+def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Paths) -> None:
+    workbench.run(complete, "register", "record")
+    decision = workbench.read_json(complete.learning_curve.with_suffix(".json"))
     found = runs(complete, "learning_curve")
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = {int(run.data.params["rows"]): run for run in found if "mlflow.parentRunId" in run.data.tags}
@@ -478,9 +481,9 @@ def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Layout) -> None
         assert child.data.metrics["size.log_loss"] == pytest.approx(size["size.log_loss"])
 
 
-def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Layout) -> None:
-    pipeline.run(complete, "register", "record")
-    report = pipeline.read_json(complete.evaluation)
+def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Paths) -> None:
+    workbench.run(complete, "register", "record")
+    report = workbench.read_json(complete.evaluation)
     run = runs(complete, "evaluate")[0]
     assert run.data.tags["mlflow.note.content"].startswith(f"{report['verdict']} {report['gate']['words']}")
     for name, kind in {"": "challenger", "champion_": "champion", "baseline_": "baseline"}.items():
@@ -493,11 +496,11 @@ def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Layout) -> No
 
 
 def test_each_month_is_a_run_and_another_one_for_another_model(
-    complete: Layout, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    complete: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-    pipeline.run(complete, "register", "record")
-    months = pipeline.read_json(complete.monitoring / "months.json")
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+    workbench.run(complete, "register", "record")
+    months = workbench.read_json(complete.monitoring / "months.json")
     found = {run.data.params["month"]: run for run in runs(complete, "monitor")}
     for month in months:
         run = found[month["month"]]
@@ -510,20 +513,20 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
         assert run.data.tags["tipline.verdict"] == month["verdict"]
         assert run.data.tags["mlflow.note.content"].startswith(f"{month['verdict']}: {month['reason']}")
     train_another(complete)
-    pipeline.run(complete, "register")
-    promote.run(pipeline.settings(complete), complete, "2", "test")
-    pipeline.run(complete, "register", "evaluate", "score", "monitor", "record")
+    workbench.run(complete, "register")
+    promote.run(workbench.settings(complete), complete, "2", "test")
+    workbench.run(complete, "register", "evaluate", "score", "monitor", "record")
     assert len(runs(complete, "monitor")) == 2 * len(months)
     assert len(runs(complete, "evaluate")) == 2
 
 
-def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete: Layout) -> None:
-    pipeline.run(complete, "register")
+def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete: Paths) -> None:
+    workbench.run(complete, "register")
     for path in complete.predictions.glob("month=*/_receipt.json"):
-        receipt = pipeline.read_json(path)
+        receipt = workbench.read_json(path)
         receipt["made"]["version"] = 7  # the number that a registry, lost since, had given the champion
         files.write_json(path, receipt)
-    pipeline.run(complete, "record")
+    workbench.run(complete, "record")
     assert {run.data.params["version"] for run in runs(complete, "monitor")} == {"1"}
 
 
@@ -538,15 +541,15 @@ def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete
     ],
 )
 def test_an_address_is_shown_without_its_password(address: str, shown: str) -> None:
-    assert hide(address) == shown
+    assert hide_secrets(address) == shown
 
 
 def test_a_store_whose_driver_is_not_installed_is_told_with_the_package(
-    make_project: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch
+    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://me:secret@127.0.0.1/mlflow")
-    with pytest.raises(TiplineError, match="not installed") as caught, tracking.connect(make_project()):
+    with pytest.raises(TiplineError, match="not installed") as caught, store.connect_store(make_project()):
         pass
     assert "uv pip install 'mysqlclient'" in str(caught.value)
     assert "mysql://***@127.0.0.1/mlflow" in str(caught.value)
@@ -554,44 +557,44 @@ def test_a_store_whose_driver_is_not_installed_is_told_with_the_package(
 
 @pytest.mark.usefixtures("mlflow_store")
 def test_another_module_that_is_missing_is_not_told_as_the_stores(
-    make_project: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch
+    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ModuleNotFoundError, match="elsewhere"), tracking.connect(make_project()):
+    with pytest.raises(ModuleNotFoundError, match="elsewhere"), store.connect_store(make_project()):
         importlib.import_module("elsewhere")
 
 
 def test_artifacts_lie_in_the_project_whatever_the_working_directory(
-    trained: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    pipeline.run(trained, "register")
+    workbench.run(trained, "register")
     assert list((trained.root / "mlartifacts" / "train").iterdir())
     assert not list(elsewhere.iterdir())
 
 
-def test_a_moved_project_has_its_models_and_pictures_where_it_is_now(project: Layout, tmp_path: Path) -> None:
+def test_a_moved_project_has_its_models_and_pictures_where_it_is_now(project: Paths, tmp_path: Path) -> None:
     moved = type(project)(tmp_path / "moved to")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     project.root.rename(moved.root)
-    with tracking.connect(moved):
+    with store.connect_store(moved):
         pass
     (run,) = runs(moved, "train")
     assert run.info.artifact_uri.startswith((moved.root / "mlartifacts").as_uri())
     assert [one.path for one in client(moved).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
     assert "tip_probability" in mlflow.pyfunc.load_model(f"models:/{NAME}/1").metadata.signature.outputs.input_names()
-    pipeline.run(moved, "register")
+    workbench.run(moved, "register")
     assert versions(moved) == [1]
 
 
-def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: Layout) -> None:
+def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: Paths) -> None:
     expected = digest(project.champion)
-    (project.champion / modelfiles.CODE).write_text("changed")
-    pipeline.run(project, "register")
+    (project.champion / artifact.CODE).write_text("changed")
+    workbench.run(project, "register")
     assert digest(project.champion) == ref(project)["digest"] == expected
-    assert files.RECEIPT not in {path.name for path in project.champion.iterdir()}
+    assert files.MANIFEST not in {path.name for path in project.champion.iterdir()}
 
 
 def test_an_example_row_may_have_missing_values() -> None:
@@ -601,6 +604,6 @@ def test_an_example_row_may_have_missing_values() -> None:
         {"name": "passenger_count", "kind": "number"},
     ]
     full = {"vendor": "CMT", "pickup_datetime": "2009-01-02 03:04:05", "passenger_count": 2}
-    frame = training.example(features, [full, dict.fromkeys(full)])
+    frame = training_runs.example(features, [full, dict.fromkeys(full)])
     assert frame.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
     assert [dtype.kind for dtype in frame.dtypes] == ["O", "M", "f"]

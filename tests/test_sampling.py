@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory
-from tipline.models import sampling
-from tipline.months import contract, demo, preparing
+from tipline.ingest import prepare, schema, simulate
+from tipline.training import sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
 ROWS = 20_000
@@ -31,8 +31,8 @@ ROWS = 20_000
 def trips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared month of 20,000 rows."""
     folder = tmp_path_factory.mktemp("trips")
-    demo.write_month(folder / "raw.parquet", MONTH, ROWS, 1)
-    preparing.prepare(folder / "raw.parquet", folder, contract.load(), MONTH)
+    simulate.simulate_month(folder / "raw.parquet", MONTH, ROWS, 1)
+    prepare.prepare_month(folder / "raw.parquet", folder, schema.load_schema(), MONTH)
     return folder / "trips.parquet"
 
 
@@ -164,7 +164,7 @@ def test_no_more_than_two_samples_are_held_beside_a_row_group(
 
 
 def test_a_month_without_rows_gives_an_empty_sample(tmp_path: Path) -> None:
-    pq.write_table(contract.load().schema.empty_table(), tmp_path / "trips.parquet")
+    pq.write_table(schema.load_schema().schema.empty_table(), tmp_path / "trips.parquet")
     sample = sampling.sample_month(tmp_path / "trips.parquet", MONTH, 10, 1)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
 
@@ -276,21 +276,21 @@ def test_rows_without_a_target_are_left_out(trips: Path) -> None:
 
 
 @pytest.fixture
-def prepared_project(run_cli: Run, make_project: MakeProject) -> Layout:
-    layout = make_project()
+def prepared_project(run_cli: Run, make_project: MakeProject) -> Paths:
+    paths = make_project()
     for command in ("download", "prepare"):
-        assert run_cli(layout.root, command, MONTH)[0] == 0
-    return layout
+        assert run_cli(paths.root, command, MONTH)[0] == 0
+    return paths
 
 
-def test_the_stage_writes_the_sample_that_the_settings_ask_for(run_cli: Run, prepared_project: Layout) -> None:
-    layout = prepared_project
-    assert run_cli(layout.root, "sample", MONTH)[0] == 0
-    sample = pq.read_table(layout.sample("fit", MONTH))
-    assert sample.equals(sampling.sample_month(layout.trips_file(MONTH), MONTH, 3000, 1))
+def test_the_stage_writes_the_sample_that_the_settings_ask_for(run_cli: Run, prepared_project: Paths) -> None:
+    paths = prepared_project
+    assert run_cli(paths.root, "sample", MONTH)[0] == 0
+    sample = pq.read_table(paths.sample("fit", MONTH))
+    assert sample.equals(sampling.sample_month(paths.trips_file(MONTH), MONTH, 3000, 1))
 
 
-def test_the_stage_writes_the_same_bytes_each_time(run_cli: Run, prepared_project: Layout) -> None:
+def test_the_stage_writes_the_same_bytes_each_time(run_cli: Run, prepared_project: Paths) -> None:
     written = []
     for _ in range(2):
         assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
@@ -303,7 +303,7 @@ def test_the_stage_writes_the_same_bytes_each_time(run_cli: Run, prepared_projec
 def test_fewer_rows_than_asked_for_are_noticed(
     run_cli: Run,
     make_project: MakeProject,
-    prepared_project: Layout,
+    prepared_project: Paths,
     caplog: pytest.LogCaptureFixture,
     rows: int,
     notices: int,
@@ -317,24 +317,24 @@ def test_fewer_rows_than_asked_for_are_noticed(
 
 @pytest.mark.parametrize("role", ["size", "evaluate"])
 def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(
-    run_cli: Run, make_project: MakeProject, prepared_project: Layout, role: str
+    run_cli: Run, make_project: MakeProject, prepared_project: Paths, role: str
 ) -> None:
-    layout = prepared_project
-    assert run_cli(layout.root, "sample", MONTH)[0] == 0
+    paths = prepared_project
+    assert run_cli(paths.root, "sample", MONTH)[0] == 0
     roles = {
         "size": {"2001-01": "fit", MONTH: "size", "2009-03": "evaluate"},
         "evaluate": {"2001-01": "fit", "2001-02": "size", MONTH: "evaluate"},
     }[role]
     make_project(months=list(roles), sample={"months": roles})
-    bystander = layout.sample("fit", "2009-02")
+    bystander = paths.sample("fit", "2009-02")
     bystander.touch()
-    assert run_cli(layout.root, "sample", MONTH)[0] == 0
-    assert sorted(factory.contents(layout.root / "data" / "sample")) == sorted(
+    assert run_cli(paths.root, "sample", MONTH)[0] == 0
+    assert sorted(factory.contents(paths.root / "data" / "sample")) == sorted(
         [f"{role}/{MONTH}.parquet", "fit/2009-02.parquet"]
     )
 
 
-def test_a_month_without_a_role_is_a_usage_error(run_cli: Run, prepared_project: Layout) -> None:
+def test_a_month_without_a_role_is_a_usage_error(run_cli: Run, prepared_project: Paths) -> None:
     code, printed = run_cli(prepared_project.root, "sample", "2009-05")
     assert code == 2
     assert "2009-05 has no role" in printed

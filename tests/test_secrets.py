@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests import pipeline, servers
+from tests import servers, workbench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 # One word in all that is planted: whatever is left of it, cut or quoted, is found.
 WORD = "Zq7geheim"
 MONTHS = ["2009-01", "2009-02", "2009-03"]
@@ -43,21 +43,21 @@ def shelf() -> Iterator[servers.Shelf]:
 @pytest.fixture(scope="module")
 def project(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shelf: servers.Shelf
-) -> tuple[Layout, str]:
+) -> tuple[Paths, str]:
     """A project that has run with secrets wherever a person may keep one, and all that it printed."""
     template = request.getfixturevalue("_mlflow_template")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    before = pipeline.trained(request)
-    layout = pipeline.copy(before, tmp_path_factory.mktemp("secrets"))
-    shutil.copyfile(template, layout.root / "mlflow.db")
+    before = workbench.trained(request)
+    paths = workbench.copy(before, tmp_path_factory.mktemp("secrets"))
+    shutil.copyfile(template, paths.root / "mlflow.db")
     for month in MONTHS:
         published = next(path for path in before.raw(month).iterdir())
         shelf.files[f"/{month}.parquet?token=qt{WORD}&v=1"] = published.read_bytes()
     source = shelf.address(f"/{{month}}.parquet?token=qt{WORD}&v=1", f"me:up{WORD}@")
-    pipeline.change(layout, months=MONTHS, source=source, score={"workers": 1})
-    repository(layout)
-    printed = [run(layout, *command) for command in (("download", *MONTHS), *EVERYTHING)]
-    return layout, "\n".join(printed)
+    workbench.change(paths, months=MONTHS, source=source, score={"workers": 1})
+    repository(paths)
+    printed = [run(paths, *command) for command in (("download", *MONTHS), *EVERYTHING)]
+    return paths, "\n".join(printed)
 
 
 EVERYTHING = (
@@ -67,7 +67,7 @@ EVERYTHING = (
 )
 
 
-def repository(layout: Layout) -> None:
+def repository(paths: Paths) -> None:
     """Put the project under git and DVC, with a password in the addresses of both remotes."""
     address = f"https://me:gp{WORD}@git.invalid/tips.git?access_token=ga{WORD}"
     commands = (
@@ -77,7 +77,7 @@ def repository(layout: Layout) -> None:
         ("dvc", "remote", "add", "-q", "-d", "store", f"https://me:dp{WORD}@dvc.invalid/x"),
     )
     for command in commands:
-        subprocess.run(command, cwd=layout.root, env=environment(), check=True, capture_output=True)
+        subprocess.run(command, cwd=paths.root, env=environment(), check=True, capture_output=True)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -85,11 +85,11 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | KEPT_IN | {"PATH": path, "DVC_NO_ANALYTICS": "1", "AWS_EC2_METADATA_DISABLED": "true"} | more
 
 
-def run(layout: Layout, *command: str, fails: bool = False, **more: str) -> str:
+def run(paths: Paths, *command: str, fails: bool = False, **more: str) -> str:
     """Run a command of tipline's in a process of its own; return what it printed."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("tipline")), *command],
-        cwd=layout.root,
+        cwd=paths.root,
         env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,41 +101,41 @@ def run(layout: Layout, *command: str, fails: bool = False, **more: str) -> str:
     return done.stdout
 
 
-def with_it(layout: Layout) -> list[str]:
+def with_it(paths: Paths) -> list[str]:
     """The files of a project, MLflow's database among them, that have a secret in them."""
-    files = (path for path in layout.root.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(layout.root)) for path in files if WORD.encode() in path.read_bytes())
+    files = (path for path in paths.root.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(paths.root)) for path in files if WORD.encode() in path.read_bytes())
 
 
 # Where the person has put them.
 OWN = [".dvc/config", ".git/config", "params.yaml"]
 
 
-def test_no_secret_is_in_what_a_whole_run_leaves_and_prints(project: tuple[Layout, str], shelf: servers.Shelf) -> None:
-    layout, printed = project
+def test_no_secret_is_in_what_a_whole_run_leaves_and_prints(project: tuple[Paths, str], shelf: servers.Shelf) -> None:
+    paths, printed = project
     sent = [request for request in shelf.log if request.status == 200]
     assert any("authorization" in request.headers for request in sent)  # they were used
     assert any(WORD in request.path for request in sent)
-    assert with_it(layout) == OWN
+    assert with_it(paths) == OWN
     assert WORD not in printed
-    assert "://***@127.0.0.1" in layout.raw_receipt(MONTHS[0]).read_text()
-    assert (layout.root / "mlartifacts").is_dir()
+    assert "://***@127.0.0.1" in paths.raw_receipt(MONTHS[0]).read_text()
+    assert (paths.root / "mlartifacts").is_dir()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_no_secret_is_in_the_message_of_a_source_that_refuses(
-    project: tuple[Layout, str], shelf: servers.Shelf, status: int
+    project: tuple[Paths, str], shelf: servers.Shelf, status: int
 ) -> None:
-    layout, _ = project
+    paths, _ = project
     shelf.status = status
     try:
-        printed = run(layout, "download", MONTHS[0], fails=True) + run(
-            layout, "check", shelf.address(f"/x{{month}}.csv?sig=cs{WORD}", f"me:cp{WORD}@"), MONTHS[0], fails=True
+        printed = run(paths, "download", MONTHS[0], fails=True) + run(
+            paths, "check", shelf.address(f"/x{{month}}.csv?sig=cs{WORD}", f"me:cp{WORD}@"), MONTHS[0], fails=True
         )
     finally:
         shelf.status = 200
     assert WORD not in printed
-    assert with_it(layout) == OWN
+    assert with_it(paths) == OWN
 
 
 STORES = (
@@ -146,28 +146,28 @@ STORES = (
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_no_secret_is_in_the_message_of_a_store_that_is_not_there(project: tuple[Layout, str], store: str) -> None:
-    layout, _ = project
-    printed = run(layout, "record", fails=True, MLFLOW_TRACKING_URI=store)
+def test_no_secret_is_in_the_message_of_a_store_that_is_not_there(project: tuple[Paths, str], store: str) -> None:
+    paths, _ = project
+    printed = run(paths, "record", fails=True, MLFLOW_TRACKING_URI=store)
     assert WORD not in printed
-    assert with_it(layout) == OWN
+    assert with_it(paths) == OWN
 
 
-def test_no_secret_is_in_the_message_of_a_bucket_that_refuses(project: tuple[Layout, str]) -> None:
-    layout, _ = project
+def test_no_secret_is_in_the_message_of_a_bucket_that_refuses(project: tuple[Paths, str]) -> None:
+    paths, _ = project
     printed = run(
-        layout,
+        paths,
         *("score", "--trips", "s3://tips/trips", "--to", "s3://tips/to"),
         fails=True,
         AWS_ENDPOINT_URL=f"http://me:ep{WORD}@127.0.0.1:9",
     )
     assert WORD not in printed
-    assert with_it(layout) == OWN
+    assert with_it(paths) == OWN
 
 
-def test_dvc_is_not_given_a_source_with_a_secret(project: tuple[Layout, str], tmp_path: Path) -> None:
-    layout, _ = project
-    copied = pipeline.copy(layout, tmp_path)
+def test_dvc_is_not_given_a_source_with_a_secret(project: tuple[Paths, str], tmp_path: Path) -> None:
+    paths, _ = project
+    copied = workbench.copy(paths, tmp_path)
     printed = run(copied, "params", fails=True)
     assert "has a password or a token in it" in printed
     assert "netrc" in printed
@@ -181,11 +181,9 @@ def test_dvc_is_not_given_a_source_with_a_secret(project: tuple[Layout, str], tm
     assert "dvc.lock" not in with_it(copied)
 
 
-def test_the_ways_that_are_named_instead_work(
-    project: tuple[Layout, str], shelf: servers.Shelf, tmp_path: Path
-) -> None:
-    layout, _ = project
-    copied = pipeline.copy(layout, tmp_path)
+def test_the_ways_that_are_named_instead_work(project: tuple[Paths, str], shelf: servers.Shelf, tmp_path: Path) -> None:
+    paths, _ = project
+    copied = workbench.copy(paths, tmp_path)
     values = yaml.safe_load(copied.params.read_text())
     copied.params.write_text(yaml.safe_dump(values | {"source": shelf.address("/{month}.parquet")}, sort_keys=False))
     netrc = tmp_path / "netrc"

@@ -18,41 +18,41 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests import pipeline
+from tests import workbench
 from tests.conftest import missing
 from tests.servers import free_port
-from tipline.mlflow import registry, tracking
+from tipline.registry import model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 NAME = "tip-probability"
 MONTH = "2024-01"
 ROWS = 500
 
 
 @pytest.fixture(scope="module")
-def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A scored project with its champion registered."""
     template = request.getfixturevalue("_mlflow_template")
-    layout = pipeline.copy(pipeline.scored(request), tmp_path_factory.mktemp("serving"))
-    shutil.copyfile(template, layout.root / "mlflow.db")
+    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("serving"))
+    shutil.copyfile(template, paths.root / "mlflow.db")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    pipeline.run(layout, "register")
+    workbench.run(paths, "register")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return layout
+    return paths
 
 
 @pytest.fixture(scope="module")
-def model(project: Layout) -> Path:
+def model(project: Paths) -> Path:
     """The registered version's files, as somebody fetches them who has MLflow alone."""
-    with tracking.connect(project) as client:
-        version = registry.by_alias(client, NAME)
+    with store.connect_store(project) as client:
+        version = model_versions.get_champion(client, NAME)
         assert version is not None
         folder = project.root / "fetched"
         mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{NAME}/{version.version}", dst_path=str(folder))
@@ -80,9 +80,9 @@ def environment() -> dict[str, str]:
     return kept | {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-def frame(layout: Layout, names: list[str]) -> pd.DataFrame:
+def frame(paths: Paths, names: list[str]) -> pd.DataFrame:
     """The first rows of a month as text and numbers, times as ISO text; some values are missing."""
-    trips = pipeline.trips(layout, MONTH).slice(0, ROWS).select(names).to_pandas()
+    trips = workbench.trips(paths, MONTH).slice(0, ROWS).select(names).to_pandas()
     times = [name for name in names if trips[name].dtype.kind == "M"]
     for name in times:
         trips[name] = trips[name].dt.strftime("%Y-%m-%dT%H:%M:%S")
@@ -100,9 +100,9 @@ def split(given: pd.DataFrame) -> bytes:
     return json.dumps({"dataframe_split": json.loads(given.to_json(orient="split", index=False))}).encode()
 
 
-def scored(layout: Layout) -> np.ndarray[Any, Any]:
+def scored(paths: Paths) -> np.ndarray[Any, Any]:
     """What bulk scoring has written."""
-    written = pq.read_table(layout.predictions / f"month={MONTH}").sort_by("row").slice(0, ROWS)
+    written = pq.read_table(paths.predictions / f"month={MONTH}").sort_by("row").slice(0, ROWS)
     probabilities: np.ndarray[Any, Any] = written["tip_probability"].to_numpy()
     return probabilities
 
@@ -119,14 +119,14 @@ def test_the_environment_has_neither_tipline_nor_dask(python: Path) -> None:
 
 
 def test_the_served_version_gives_what_bulk_scoring_gave(
-    project: Layout, model: Path, python: Path, tmp_path: Path
+    project: Paths, model: Path, python: Path, tmp_path: Path
 ) -> None:
     given, port = frame(project, columns(model)), free_port()
     assert given.isna().to_numpy().any()
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with running([*command, *options], tmp_path / "log") as process:
-        pipeline.wait_for(lambda: process.poll() is not None or answers(port), 120)
+        workbench.wait_for(lambda: process.poll() is not None or answers(port), 120)
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", split(given), {"Content-Type": "application/json"}
         )
@@ -156,7 +156,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_predict_gives_what_bulk_scoring_gave(project: Layout, model: Path, python: Path, tmp_path: Path) -> None:
+def test_predict_gives_what_bulk_scoring_gave(project: Paths, model: Path, python: Path, tmp_path: Path) -> None:
     rows, out = tmp_path / "rows.json", tmp_path / "out.json"
     rows.write_bytes(split(frame(project, columns(model))))
     command = [str(python), "-m", "mlflow", "models", "predict", "-m", str(model), "--env-manager", "local"]

@@ -11,16 +11,16 @@ import pytest
 
 from tests import factory, servers
 from tipline import files
-from tipline.months import demo, source, transfer
+from tipline.ingest import simulate, source, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in, please</body></html>\n"
@@ -43,26 +43,26 @@ def shelf() -> Iterator[servers.Shelf]:
 def published(tmp_path: Path) -> bytes:
     """The bytes of a Parquet month."""
     path = tmp_path / "published.parquet"
-    demo.write_month(path, MONTH, 1000, 1)
+    simulate.simulate_month(path, MONTH, 1000, 1)
     return path.read_bytes()
 
 
-def receipt(layout: Layout) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(layout.raw_receipt(MONTH).read_text())
+def receipt(paths: Paths) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(paths.raw_receipt(MONTH).read_text())
     return found
 
 
-def refused(printed: str, layout: Layout) -> None:
+def refused(printed: str, paths: Paths) -> None:
     """Nothing but a message came of it."""
     assert "Traceback" not in printed
     assert "defect" not in printed
     assert "to do:" in printed
-    assert published_files(layout) == {}
+    assert published_files(paths) == {}
 
 
-def published_files(layout: Layout) -> dict[str, bytes]:
+def published_files(paths: Paths) -> dict[str, bytes]:
     """All below data/ but what waits to be gone on with."""
-    found = factory.contents(layout.root / "data")
+    found = factory.contents(paths.root / "data")
     return {name: data for name, data in found.items() if not name.startswith(".staging/parts/")}
 
 
@@ -80,16 +80,16 @@ def test_a_local_path_is_copied_byte_for_byte(
     path.parent.mkdir(parents=True)
     path.write_bytes(published)
     written = beginning.replace("{tmp_path}", str(tmp_path)) + name.replace(MONTH, "{month}")
-    layout = make_project(source=written)
-    code, _ = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=written)
+    code, _ = run_cli(paths.root, "download", MONTH)
     assert code == 0
-    (copied,) = layout.raw(MONTH).iterdir()
+    (copied,) = paths.raw(MONTH).iterdir()
     assert copied.read_bytes() == published
-    assert receipt(layout) == {
+    assert receipt(paths) == {
         "address": str(path),
         "name": copied.name,
         "bytes": len(published),
-        "sha256": files.sha256(path),
+        "sha256": files.hash_file(path),
     }
 
 
@@ -97,69 +97,69 @@ def test_a_relative_path_starts_at_the_project_wherever_the_command_is_typed(
     run_cli: Run, make_project: MakeProject, tmp_path: Path
 ) -> None:
     factory.write_csv(tmp_path / "store" / "2009-01.csv", [factory.line()])
-    layout = make_project(source="../store/{month}.csv")
-    (layout.root / "data").mkdir()
-    code, _ = run_cli(layout.root / "data", "download", MONTH)
+    paths = make_project(source="../store/{month}.csv")
+    (paths.root / "data").mkdir()
+    code, _ = run_cli(paths.root / "data", "download", MONTH)
     assert code == 0
-    assert (layout.raw(MONTH) / "2009-01.csv").is_file()
+    assert (paths.raw(MONTH) / "2009-01.csv").is_file()
 
 
 def test_in_a_copy_of_the_project_a_relative_path_starts_at_the_original(
     run_cli: Run, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factory.write_csv(tmp_path / "store" / "2009-01.csv", [factory.line()])
-    layout = make_project(source="../store/{month}.csv")
-    copied = layout.root / ".dvc" / "tmp" / "exps" / "one"
+    paths = make_project(source="../store/{month}.csv")
+    copied = paths.root / ".dvc" / "tmp" / "exps" / "one"
     (copied / ".dvc").mkdir(parents=True)
     for name in ("dvc.yaml", "params.yaml"):
-        (copied / name).write_bytes((layout.root / name).read_bytes())
-    monkeypatch.setenv("DVC_ROOT", str(layout.root))
+        (copied / name).write_bytes((paths.root / name).read_bytes())
+    monkeypatch.setenv("DVC_ROOT", str(paths.root))
     assert run_cli(copied, "download", MONTH)[0] == 0
     assert (copied / "data" / "raw" / MONTH / "2009-01.csv").is_file()
 
 
 def test_a_published_csv_is_taken_as_it_is(run_cli: Run, make_project: MakeProject, tlc: Path) -> None:
-    layout = make_project(source=str(tlc / "hour" / "yellow_tripdata_{month}.csv"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    paths = make_project(source=str(tlc / "hour" / "yellow_tripdata_{month}.csv"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
     name = f"yellow_tripdata_{MONTH}.csv"
-    assert (layout.raw(MONTH) / name).read_bytes() == (tlc / "hour" / name).read_bytes()
+    assert (paths.raw(MONTH) / name).read_bytes() == (tlc / "hour" / name).read_bytes()
 
 
 def test_a_local_month_that_is_not_there_is_not_published(
     run_cli: Run, make_project: MakeProject, tmp_path: Path
 ) -> None:
     (tmp_path / "store").mkdir()
-    layout = make_project(source="../store/{month}.parquet")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source="../store/{month}.parquet")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 5
     assert str(tmp_path / "store" / "2009-01.parquet") in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 @pytest.mark.parametrize("source", ["../stoer/{month}.parquet", "../stoer/yellow_{month}/{month}.csv"])
 def test_a_folder_written_wrongly_is_no_month_to_wait_for(
     run_cli: Run, make_project: MakeProject, tmp_path: Path, source: str
 ) -> None:
-    layout = make_project(source=source)
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=source)
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert str(tmp_path / "project" / ".." / "stoer") in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 def test_a_month_may_be_a_folder_that_is_not_there_yet(run_cli: Run, make_project: MakeProject, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    layout = make_project(source="../store/{month}/trips.csv")
-    assert run_cli(layout.root, "download", MONTH)[0] == 5
+    paths = make_project(source="../store/{month}/trips.csv")
+    assert run_cli(paths.root, "download", MONTH)[0] == 5
 
 
 def test_a_folder_is_no_month(run_cli: Run, make_project: MakeProject, tmp_path: Path) -> None:
     factory.write_csv(tmp_path / "store" / "2009-01" / "part.csv", [factory.line()])
-    layout = make_project(source="../store/{month}")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source="../store/{month}")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert str(tmp_path / "store" / MONTH) in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 # ---- a server ----
@@ -169,19 +169,19 @@ def test_a_month_is_fetched_from_a_server(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, published: bytes
 ) -> None:
     shelf.files["/trips/yellow_2009-01.parquet"] = published
-    layout = make_project(source=shelf.address("/trips/yellow_{month}.parquet"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    path = layout.raw(MONTH) / "yellow_2009-01.parquet"
-    assert factory.contents(layout.raw(MONTH)) == {path.name: published}
-    assert receipt(layout) == {
+    paths = make_project(source=shelf.address("/trips/yellow_{month}.parquet"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    path = paths.raw(MONTH) / "yellow_2009-01.parquet"
+    assert factory.contents(paths.raw(MONTH)) == {path.name: published}
+    assert receipt(paths) == {
         "address": shelf.address("/trips/yellow_2009-01.parquet"),
         "name": path.name,
         "bytes": len(published),
-        "sha256": files.sha256(path),
+        "sha256": files.hash_file(path),
         "upstream": {"size": len(published), "version": servers.etag(published)},
     }
-    assert run_cli(layout.root, "prepare", MONTH)[0] == 0
-    assert pq.read_metadata(layout.trips_file(MONTH)).num_rows == 1000
+    assert run_cli(paths.root, "prepare", MONTH)[0] == 0
+    assert pq.read_metadata(paths.trips_file(MONTH)).num_rows == 1000
 
 
 def test_a_server_that_states_no_length_is_believed(
@@ -189,9 +189,9 @@ def test_a_server_that_states_no_length_is_believed(
 ) -> None:
     shelf.files["/2009-01.parquet"] = published
     shelf.states_length = False
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert (layout.raw(MONTH) / "2009-01.parquet").read_bytes() == published
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert (paths.raw(MONTH) / "2009-01.parquet").read_bytes() == published
 
 
 @pytest.mark.parametrize("pattern", ["/?month={month}", "/get?month={month}", "/{month}"])
@@ -199,17 +199,17 @@ def test_an_address_need_not_end_in_a_files_name(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, published: bytes, pattern: str
 ) -> None:
     shelf.files[pattern.replace("{month}", MONTH)] = published
-    layout = make_project(source=shelf.address(pattern))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert list(factory.contents(layout.raw(MONTH)).values()) == [published]
+    paths = make_project(source=shelf.address(pattern))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert list(factory.contents(paths.raw(MONTH)).values()) == [published]
 
 
 def test_the_case_of_the_scheme_does_not_count(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, published: bytes
 ) -> None:
     shelf.files["/2009-01.parquet"] = published
-    layout = make_project(source=shelf.address("/{month}.parquet").replace("http", "HTTP"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    paths = make_project(source=shelf.address("/{month}.parquet").replace("http", "HTTP"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -219,12 +219,12 @@ def test_a_month_that_the_server_does_not_have_is_not_published(
     if status != 404:
         shelf.files["/2009-01.parquet"] = b"no"
         shelf.status = status
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 5
     assert "does not have this month" in printed
     assert shelf.address("/2009-01.parquet") in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 @pytest.mark.parametrize(("status", "what"), [(429, "Too Many Requests"), (500, "500"), (503, "Service Unavailable")])
@@ -233,33 +233,33 @@ def test_a_server_that_fails_does_not_count_as_not_published(
 ) -> None:
     shelf.files["/2009-01.parquet"] = b"no"
     shelf.status = status
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert what in printed
     assert shelf.address("/2009-01.parquet") in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 def test_a_server_that_is_not_there_is_said_to_be_so(run_cli: Run, make_project: MakeProject) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    layout = make_project(source=f"http://127.0.0.1:{port}/{{month}}.parquet")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=f"http://127.0.0.1:{port}/{{month}}.parquet")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "could not be fetched: Cannot connect to host" in printed
     assert f"http://127.0.0.1:{port}/2009-01.parquet" in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 @pytest.mark.parametrize("beginning", ["http://127.0.0.1:99999/", "http:///"])
 def test_an_address_that_cannot_be_is_named(run_cli: Run, make_project: MakeProject, beginning: str) -> None:
-    layout = make_project(source=beginning + "{month}.parquet")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=beginning + "{month}.parquet")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert f"{beginning}2009-01.parquet" in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 @pytest.mark.parametrize("sent", [0, 1000])
@@ -275,11 +275,11 @@ def test_a_server_that_falls_silent_is_given_up(
     shelf.files["/2009-01.parquet"] = published
     shelf.silent_after = sent
     shelf.has_ranges = False  # with them it would end well, a little at a time
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "could not be fetched" in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 def test_a_silent_server_is_given_up_but_a_long_transfer_is_not() -> None:
@@ -294,21 +294,21 @@ def test_a_transfer_that_is_cut_off_is_noticed(
 ) -> None:
     shelf.files["/2009-01.parquet"] = published
     shelf.promised_too_much = 1000
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "could not be fetched: the connection was cut" in printed
     assert shelf.address("/2009-01.parquet") in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 def test_a_csv_that_is_cut_off_is_noticed(run_cli: Run, make_project: MakeProject, shelf: servers.Shelf) -> None:
     shelf.files["/2009-01.csv"] = f"{','.join(factory.RAW_2009)}\n{factory.line()}\n".encode()
     shelf.promised_too_much = 1
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 # ---- what is no month ----
@@ -338,20 +338,20 @@ def test_what_is_no_month_is_refused_and_an_earlier_download_stays(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, published: bytes, case: str
 ) -> None:
     name, data, what = bad_contents(published)[case]
-    layout = make_project(source=shelf.address("/" + name.replace(MONTH, "{month}")))
+    paths = make_project(source=shelf.address("/" + name.replace(MONTH, "{month}")))
     shelf.files[f"/{name}"] = data
-    code, printed = run_cli(layout.root, "download", MONTH)
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert what in printed
     assert shelf.address(f"/{name}") in printed
-    refused(printed, layout)
+    refused(printed, paths)
     shelf.files[f"/{name}"] = published if name != "2009-01.csv" else b"a,b\n1,2\n"
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    before = published_files(layout)
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    before = published_files(paths)
     assert len(before) == 2
     shelf.files[f"/{name}"] = data
-    assert run_cli(layout.root, "download", MONTH)[0] == 1
-    assert published_files(layout) == before
+    assert run_cli(paths.root, "download", MONTH)[0] == 1
+    assert published_files(paths) == before
 
 
 @pytest.mark.parametrize("trouble", ["404", "503", "cut off"])
@@ -359,9 +359,9 @@ def test_an_earlier_download_survives_a_server_in_trouble(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, published: bytes, trouble: str
 ) -> None:
     shelf.files["/2009-01.parquet"] = published
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    before = published_files(layout)
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    before = published_files(paths)
     if trouble == "404":
         shelf.files.clear()
     elif trouble == "503":
@@ -369,21 +369,21 @@ def test_an_earlier_download_survives_a_server_in_trouble(
     else:
         shelf.files["/2009-01.parquet"] = published * 2
         shelf.promised_too_much = 1
-    code, _ = run_cli(layout.root, "download", MONTH)
+    code, _ = run_cli(paths.root, "download", MONTH)
     assert code == (5 if trouble == "404" else 1)
-    assert published_files(layout) == before
+    assert published_files(paths) == before
 
 
 def test_a_month_that_was_published_anew_takes_the_place_of_the_old_one(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, published: bytes, tmp_path: Path
 ) -> None:
-    layout = make_project(source=shelf.address("/{month}.parquet"))
+    paths = make_project(source=shelf.address("/{month}.parquet"))
     newer = factory.write_2009(tmp_path / "newer.parquet", {}).read_bytes()
     for data in (published, newer):
         shelf.files["/2009-01.parquet"] = data
-        assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert factory.contents(layout.raw(MONTH)) == {"2009-01.parquet": newer}
-    assert receipt(layout)["bytes"] == len(newer)
+        assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert factory.contents(paths.raw(MONTH)) == {"2009-01.parquet": newer}
+    assert receipt(paths)["bytes"] == len(newer)
 
 
 # ---- addresses and the simulation ----
@@ -393,12 +393,12 @@ def test_a_month_that_was_published_anew_takes_the_place_of_the_old_one(
 def test_a_kind_of_address_that_is_not_fetched_is_a_usage_error(
     run_cli: Run, make_project: MakeProject, scheme: str
 ) -> None:
-    layout = make_project(source=f"{scheme}://example.org/{{month}}.parquet")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=f"{scheme}://example.org/{{month}}.parquet")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 2
     assert f"tipline does not fetch from {scheme}://; use a path, https or s3" in printed
     assert "params.yaml" in printed
-    refused(printed, layout)
+    refused(printed, paths)
 
 
 @pytest.mark.parametrize(
@@ -415,24 +415,24 @@ def test_a_kind_of_address_that_is_not_fetched_is_a_usage_error(
 )
 def test_addresses_are_filled_in(tmp_path: Path, written: str, meant: str) -> None:
     home = tmp_path / "project"
-    assert source.address(written, MONTH, home) == meant.replace("/home/me", str(tmp_path))
+    assert source.format_address(written, MONTH, home) == meant.replace("/home/me", str(tmp_path))
 
 
 def test_a_simulated_month_has_a_receipt_of_what_made_it(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project(demo={"rows": 500, "seed": 7})
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    (path,) = layout.raw(MONTH).iterdir()
-    assert receipt(layout) == {
+    paths = make_project(demo={"rows": 500, "seed": 7})
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    (path,) = paths.raw(MONTH).iterdir()
+    assert receipt(paths) == {
         "address": "demo:2009-01?rows=500&seed=7",
         "name": "yellow_tripdata_2009-01.parquet",
         "bytes": path.stat().st_size,
-        "sha256": files.sha256(path),
+        "sha256": files.hash_file(path),
     }
 
 
 def test_a_month_that_is_not_simulated_is_not_published(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project()
-    code, printed = run_cli(layout.root, "download", "2010-05")
+    paths = make_project()
+    code, printed = run_cli(paths.root, "download", "2010-05")
     assert code == 5
     assert "2010-05" in printed
-    refused(printed, layout)
+    refused(printed, paths)

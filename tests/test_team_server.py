@@ -10,23 +10,23 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests import mirror, pipeline, servers
+from tests import mirror, servers, workbench
 from tests.story import Story, start
 from tipline import cluster
-from tipline.errors import hide
-from tipline.mlflow import registry
-from tipline.models import modelfiles
+from tipline.errors import hide_secrets
+from tipline.model import artifact
+from tipline.registry import model_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.servers import Line, Team
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
 
-pytestmark = [pytest.mark.in_order, *pipeline.MLFLOW_WARNINGS]  # one server, whose runs are counted
+pytestmark = [pytest.mark.in_order, *workbench.MLFLOW_WARNINGS]  # one server, whose runs are counted
 MONTHS = ["2009-01", "2009-02", "2009-03"]
 KINDS = ("train", "learning_curve", "evaluate", "monitor")
 NAME = "tip-probability"
@@ -60,7 +60,7 @@ def runs(server: Team, experiment: str) -> list[Any]:
 
 
 def champion(root: Path) -> Any:
-    return pipeline.read_json(root / "models/champion/ref.json")["digest"]
+    return workbench.read_json(root / "models/champion/ref.json")["digest"]
 
 
 def assert_told(code: int, printed: str, *words: str) -> None:
@@ -103,7 +103,7 @@ def clone(story: Story, root: Path, server: Team, environment: dict[str, str]) -
 def writer(request: pytest.FixtureRequest, server: Team, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project whose first `dvc repro` was a writer's, pushed to the team's S3."""
     story = start(tmp_path_factory.mktemp("writer") / "project", **mirror.SMALL)
-    story.environment = server.client("writer") | {cluster.ADDRESS: pipeline.dask_cluster(request)}
+    story.environment = server.client("writer") | {cluster.ADDRESS: workbench.dask_cluster(request)}
     story.run("dvc", "remote", "add", "--default", "team", "s3://dvc/tipline")
     story.run("dvc", "remote", "modify", "team", "endpointurl", f"http://{server.s3.place}")
     remote(story, server)
@@ -127,12 +127,12 @@ def test_the_whole_pipeline_runs_against_a_teams_server_without_the_keys_of_its_
         "evaluate": 1,
         "monitor": 3,
     }
-    version = registry.by_alias(mlflow_client(server), NAME)
+    version = model_versions.get_champion(mlflow_client(server), NAME)
     assert version is not None
     assert version.source.startswith("models:/")
-    assert registry.digest_of(version) == champion(writer.root)
+    assert model_versions.get_digest(version) == champion(writer.root)
     stored = servers_files(server)
-    assert [path for path in stored if path.endswith(modelfiles.CODE)], stored
+    assert [path for path in stored if path.endswith(artifact.CODE)], stored
     assert "presigned" not in (server.folder / "log").read_text()  # nor a way to the bucket
 
 
@@ -151,7 +151,7 @@ def test_a_clone_pulls_and_runs_only_what_it_has_to(
     assert cloned.repros["again"].code == 0, cloned.repros["again"].output
     assert cloned.repros["again"].stages == ["register", "record"]
     assert champion(cloned.root) == champion(writer.root)
-    assert pipeline.tree(cloned.root / "data/predictions") == pipeline.tree(writer.root / "data/predictions")
+    assert workbench.tree(cloned.root / "data/predictions") == workbench.tree(writer.root / "data/predictions")
     assert (cloned.root / "mlflow.db").exists() != has_server
     if has_server:
         act_as(monkeypatch, server, "writer")
@@ -166,23 +166,23 @@ def test_a_clone_pulls_and_runs_only_what_it_has_to(
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Layout:
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
     """A project in which all is made and nothing is in MLflow, with a model name of its own."""
-    return pipeline.copy(pipeline.scored(request), tmp_path)
+    return workbench.copy(workbench.scored(request), tmp_path)
 
 
-def new_model(layout: Layout, c: float, name: str | None = None) -> str:
+def new_model(paths: Paths, c: float, name: str | None = None) -> str:
     """Train a model that no other test has, under a name that no other test has; give its digest."""
-    pipeline.change(layout, register={"name": name or f"C={c}"}, train={"params": {"C": c}})
-    pipeline.run(layout, "train")
-    return modelfiles.digest_in(layout.challenger)
+    workbench.change(paths, register={"name": name or f"C={c}"}, train={"params": {"C": c}})
+    workbench.run(paths, "train")
+    return artifact.read_digest(paths.challenger)
 
 
 def assert_whole(server: Team, digest: str, name: str) -> None:
     """One run and one version of a model, and nothing that was not finished."""
     of_model = [run for run in runs(server, "train") if run.data.tags.get("tipline.digest") == digest]
     assert [run.info.status for run in of_model] == ["FINISHED"]
-    versions = registry.versions(mlflow_client(server), name)
+    versions = model_versions.list_versions(mlflow_client(server), name)
     assert [(version.run_id, version.tags["tipline.digest"]) for version in versions] == [
         (of_model[0].info.run_id, digest)
     ]
@@ -191,11 +191,11 @@ def assert_whole(server: Team, digest: str, name: str) -> None:
 
 
 def test_a_reader_scores_and_may_not_promote(
-    server: Team, project: Layout, monkeypatch: pytest.MonkeyPatch, run_cli: Run, caplog: pytest.LogCaptureFixture
+    server: Team, project: Paths, monkeypatch: pytest.MonkeyPatch, run_cli: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     act_as(monkeypatch, server, "writer")
     first = new_model(project, 3.1)
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     second = new_model(project, 3.2, "C=3.1")
     act_as(monkeypatch, server, "reader")
     for command in ("register", "score", "record"):
@@ -203,10 +203,10 @@ def test_a_reader_scores_and_may_not_promote(
         assert run_cli(project.root, command)[0] == 0, caplog.text
         assert ("you may not write to MLflow" in caplog.text) == (command in {"register", "record"})
     assert champion(project.root) == first
-    written = pipeline.read_json(project.predictions / "month=2024-01/_receipt.json")
+    written = workbench.read_json(project.predictions / "month=2024-01/_receipt.json")
     assert written["key"]["model"] == first
     act_as(monkeypatch, server, "writer")
-    pipeline.run(project, "register")
+    workbench.run(project, "register")
     before = seen(server, "C=3.1"), (project.root / "models/promotions.jsonl").read_text()
     assert [tags["tipline.digest"] for _, tags, _ in before[0]] == [second, first]
     act_as(monkeypatch, server, "reader")
@@ -216,13 +216,13 @@ def test_a_reader_scores_and_may_not_promote(
 
 def seen(server: Team, name: str) -> list[tuple[int, dict[str, str], int]]:
     """Versions of a model with their tags, and which one is the champion."""
-    found = registry.by_alias(mlflow_client(server), name)
+    found = model_versions.get_champion(mlflow_client(server), name)
     assert found is not None
-    versions = registry.versions(mlflow_client(server), name)
+    versions = model_versions.list_versions(mlflow_client(server), name)
     return [(int(version.version), dict(version.tags), int(found.version)) for version in versions]
 
 
-def test_a_wrong_password_is_told(server: Team, project: Layout, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> None:
+def test_a_wrong_password_is_told(server: Team, project: Paths, monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> None:
     act_as(monkeypatch, server, "writer")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "some other password")
     for command in ("register", "promote", "record"):
@@ -242,7 +242,7 @@ def test_a_wrong_password_is_told(server: Team, project: Layout, monkeypatch: py
     ],
 )
 def test_what_a_server_answers_is_told_in_words(
-    make_project: Callable[..., Layout], monkeypatch: pytest.MonkeyPatch, run_cli: Run, status: int, words: str
+    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch, run_cli: Run, status: int, words: str
 ) -> None:
     class Anything(dict[str, bytes]):
         def get(self, *_: Any) -> Any:
@@ -267,7 +267,7 @@ def test_what_a_server_answers_is_told_in_words(
     ],
 )
 def test_no_password_of_an_address_is_shown(text: str, shown: str) -> None:
-    assert hide(text) == shown
+    assert hide_secrets(text) == shown
 
 
 # Of each of these the server has done what it was asked for, and the client does not know it.
@@ -282,7 +282,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_line_that_breaks_anywhere_in_register_is_told_and_mended_by_the_next_run(
-    server: Team, project: Layout, monkeypatch: pytest.MonkeyPatch, run_cli: Run, step: str
+    server: Team, project: Paths, monkeypatch: pytest.MonkeyPatch, run_cli: Run, step: str
 ) -> None:
     digest = new_model(project, STEPS[step])
     with servers.line(server.port) as line:
@@ -296,13 +296,13 @@ def test_a_line_that_breaks_anywhere_in_register_is_told_and_mended_by_the_next_
 
 @pytest.mark.parametrize(("command", "step", "c"), [("register", "logged-models", 1.1), ("record", "log-batch", 1.2)])
 def test_a_server_that_is_killed_is_told_and_the_next_run_mends_it(
-    server: Team, project: Layout, monkeypatch: pytest.MonkeyPatch, run_cli: Run, command: str, step: str, c: float
+    server: Team, project: Paths, monkeypatch: pytest.MonkeyPatch, run_cli: Run, command: str, step: str, c: float
 ) -> None:
     digest = new_model(project, c)
     with servers.line(server.port) as line:
         act_as(monkeypatch, server, "writer", line)
         if command == "record":
-            pipeline.run(project, "register", "evaluate", "score", "monitor")
+            workbench.run(project, "register", "evaluate", "score", "monitor")
         line.cut_at, line.at_cut = step.encode(), server.kill
         try:
             assert_told(*run_cli(project.root, command), "cannot be reached, or broke off", line.address)
@@ -315,7 +315,7 @@ def test_a_server_that_is_killed_is_told_and_the_next_run_mends_it(
 
 
 def test_a_server_that_does_not_answer_is_told_and_the_next_run_mends_it(
-    server: Team, project: Layout, monkeypatch: pytest.MonkeyPatch, run_cli: Run
+    server: Team, project: Paths, monkeypatch: pytest.MonkeyPatch, run_cli: Run
 ) -> None:
     digest = new_model(project, 2.1)
     with servers.line(server.port) as line:

@@ -26,15 +26,15 @@ import s3fs
 from tests import factory, servers
 from tipline import errors
 from tipline.errors import NotPublishedError, TiplineError
-from tipline.months import demo, transfer
+from tipline.ingest import simulate, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Layout]
+    MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
 MONTHS = [f"2009-{month:02}" for month in range(1, 7)]
@@ -65,7 +65,7 @@ def part(tmp_path: Path) -> Path:
 
 def bring(shelf: servers.Shelf, part: Path) -> bytes:
     """Download the file of the shelf; nothing is left beside it."""
-    transfer.download(shelf.address("/trips.csv"), part, MONTH)
+    transfer.download_file(shelf.address("/trips.csv"), part, MONTH)
     assert list(part.parent.glob("*.part*")) == [part]
     return part.read_bytes()
 
@@ -211,7 +211,7 @@ def test_a_server_that_cannot_be_trusted_is_not_asked_again(
 ) -> None:
     place = shelf.address("/trips.csv").replace("http:", "https:")  # it does not speak TLS
     with caplog.at_level(logging.INFO, "tipline"), pytest.raises(TiplineError, match="could not be fetched"):
-        transfer.download(place, part, MONTH)
+        transfer.download_file(place, part, MONTH)
     assert caplog.messages == []
 
 
@@ -314,36 +314,36 @@ def test_the_checksum_of_a_range_is_not_that_of_the_file(shelf: servers.Shelf, p
 def test_a_server_that_promises_too_little_is_found_out(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, tmp_path: Path
 ) -> None:
-    demo.write_month(tmp_path / "trips", MONTH, 1000, 1)
+    simulate.simulate_month(tmp_path / "trips", MONTH, 1000, 1)
     shelf.files[f"/{MONTH}.parquet"] = (tmp_path / "trips").read_bytes()
     shelf.promised_too_little = 10
-    layout = make_project(source=shelf.address("/{month}.parquet"))
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.parquet"))
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "damaged or cut off" in printed
-    assert left(layout) == {}
+    assert left(paths) == {}
 
 
 # ---- going on with what an earlier run left ----
 
 
-def left(layout: Layout) -> dict[str, bytes]:
+def left(paths: Paths) -> dict[str, bytes]:
     """All files below data/ but the locks."""
-    found = factory.contents(layout.root / "data")
+    found = factory.contents(paths.root / "data")
     return {name: data for name, data in found.items() if not name.endswith(".lock")}
 
 
-def tipline(layout: Layout, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def tipline(paths: Paths, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background jobs ignore, children do too
     program = Path(sys.executable).parent / "tipline"
     environment = os.environ | options.pop("env", {})
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-    return subprocess.Popen([program, *arguments], cwd=layout.root, env=environment, text=True, **streams)
+    return subprocess.Popen([program, *arguments], cwd=paths.root, env=environment, text=True, **streams)
 
 
-def part_of(layout: Layout, month: str = MONTH) -> Path:
-    return layout.staging / "parts" / f"{month}.part"
+def part_of(paths: Paths, month: str = MONTH) -> Path:
+    return paths.staging / "parts" / f"{month}.part"
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -364,20 +364,20 @@ def test_a_download_that_is_killed_goes_on_where_it_was(
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
     shelf.silent_after = HALF
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    with tipline(layout, "download", MONTH) as process:
-        wait_for(lambda: has_half(part_of(layout)))
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    with tipline(paths, "download", MONTH) as process:
+        wait_for(lambda: has_half(part_of(paths)))
         process.send_signal(end)
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == (130 if end == signal.SIGINT else -9)
     assert "Traceback" not in printed
-    assert not layout.raw(MONTH).exists()
+    assert not paths.raw(MONTH).exists()
     shelf.silent_after = None
-    code, _ = run_cli(layout.root, "download", MONTH)
+    code, _ = run_cli(paths.root, "download", MONTH)
     assert code == 0
-    assert (layout.raw(MONTH) / f"{MONTH}.csv").read_bytes() == OLD
+    assert (paths.raw(MONTH) / f"{MONTH}.csv").read_bytes() == OLD
     assert shelf.spans() == ["", f"bytes={HALF}-"]
-    assert set(left(layout)) == {f"raw/{MONTH}/{MONTH}.csv", f"raw/{MONTH}.json"}
+    assert set(left(paths)) == {f"raw/{MONTH}/{MONTH}.csv", f"raw/{MONTH}.json"}
 
 
 def test_a_part_that_was_whole_already_is_not_sent_again(shelf: servers.Shelf, part: Path) -> None:
@@ -451,10 +451,10 @@ def test_two_processes_do_not_fetch_the_same_month(
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
     shelf.silent_after = HALF
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    with tipline(layout, "download", MONTH) as process:
-        wait_for(lambda: has_half(part_of(layout)))
-        code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    with tipline(paths, "download", MONTH) as process:
+        wait_for(lambda: has_half(part_of(paths)))
+        code, printed = run_cli(paths.root, "download", MONTH)
         process.kill()
     assert code == 1
     assert "Another process is fetching this month." in printed
@@ -463,19 +463,19 @@ def test_two_processes_do_not_fetch_the_same_month(
 # ---- several months ----
 
 
-def read_raw(layout: Layout) -> dict[str, bytes]:
+def read_raw(paths: Paths) -> dict[str, bytes]:
     """The fetched files by month."""
-    return {path.parent.name: path.read_bytes() for path in (layout.root / "data" / "raw").glob("*/*")}
+    return {path.parent.name: path.read_bytes() for path in (paths.root / "data" / "raw").glob("*/*")}
 
 
 def test_several_months_are_fetched_at_once(run_cli: Run, make_project: MakeProject, shelf: servers.Shelf) -> None:
     shelf.files |= {f"/{month}.csv": OLD + month.encode() for month in MONTHS}
     meeting = threading.Barrier(4)
     shelf.before = [lambda: meeting.wait(30)] * 4
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    code, _ = run_cli(layout.root, "download", *MONTHS, MONTHS[0])
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    code, _ = run_cli(paths.root, "download", *MONTHS, MONTHS[0])
     assert code == 0
-    assert read_raw(layout) == {month: OLD + month.encode() for month in MONTHS}
+    assert read_raw(paths) == {month: OLD + month.encode() for month in MONTHS}
     assert len(shelf.log) == len(MONTHS)
 
 
@@ -490,25 +490,25 @@ def test_a_month_that_fails_lets_the_others_finish(
 ) -> None:
     good = {month: OLD for month in MONTHS if month not in {"2009-02", "2009-05"}}
     shelf.files |= {f"/{month}.csv": data for month, data in (good | trouble).items()}
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    ended, printed = run_cli(layout.root, "download", *MONTHS)
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    ended, printed = run_cli(paths.root, "download", *MONTHS)
     assert ended == code
-    assert read_raw(layout) == good
+    assert read_raw(paths) == good
     assert "2 of 6 months failed." in printed
     assert "2009-02, 2009-05" in printed
     told = [message for message in caplog.messages if "to do:" in message]
     assert sorted(message[:7] for message in told) == ["2009-02", "2009-05"]
     assert all("where:" in message for message in told)
     shelf.files |= {f"/{month}.csv": OLD for month in MONTHS}
-    assert run_cli(layout.root, "download", *MONTHS)[0] == 0
-    assert set(read_raw(layout)) == set(MONTHS)
+    assert run_cli(paths.root, "download", *MONTHS)[0] == 0
+    assert set(read_raw(paths)) == set(MONTHS)
 
 
 def test_simulated_months_are_made_at_once_too(run_cli: Run, make_project: MakeProject) -> None:
-    layout = make_project(demo={"rows": 500, "seed": 7})
-    assert run_cli(layout.root, "download", "2009-01", "2009-02")[0] == 0
-    assert set(read_raw(layout)) == {"2009-01", "2009-02"}
-    assert run_cli(layout.root, "download", "2009-01", "2010-05")[0] == 5
+    paths = make_project(demo={"rows": 500, "seed": 7})
+    assert run_cli(paths.root, "download", "2009-01", "2009-02")[0] == 0
+    assert set(read_raw(paths)) == {"2009-01", "2009-02"}
+    assert run_cli(paths.root, "download", "2009-01", "2010-05")[0] == 5
 
 
 def test_ctrl_c_ends_all_downloads_and_keeps_what_arrived(
@@ -516,9 +516,9 @@ def test_ctrl_c_ends_all_downloads_and_keeps_what_arrived(
 ) -> None:
     shelf.files |= {f"/{month}.csv": OLD for month in MONTHS}
     shelf.silent_after = HALF
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    with tipline(layout, "download", *MONTHS) as process:
-        wait_for(lambda: all(has_half(part_of(layout, month)) for month in MONTHS[:4]))
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    with tipline(paths, "download", *MONTHS) as process:
+        wait_for(lambda: all(has_half(part_of(paths, month)) for month in MONTHS[:4]))
         process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=15)
     assert process.returncode == 130
@@ -526,11 +526,11 @@ def test_ctrl_c_ends_all_downloads_and_keeps_what_arrived(
     assert "Traceback" not in printed
     assert "Trying again" not in printed
     assert len(shelf.log) == 4
-    assert read_raw(layout) == {}
+    assert read_raw(paths) == {}
     shelf.silent_after = None
-    assert run_cli(layout.root, "download", *MONTHS)[0] == 0
+    assert run_cli(paths.root, "download", *MONTHS)[0] == 0
     assert shelf.spans().count(f"bytes={HALF}-") == 4
-    assert read_raw(layout) == dict.fromkeys(MONTHS, OLD)
+    assert read_raw(paths) == dict.fromkeys(MONTHS, OLD)
 
 
 @pytest.mark.parametrize("months", [MONTHS, MONTHS[:1]], ids=["several", "one"])
@@ -543,8 +543,8 @@ def test_ctrl_c_ends_what_only_waits(
         shelf.status, shelf.headers = 503, {"Retry-After": "59"}
     else:
         shelf.silent_after = 0
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    with tipline(layout, "download", *months) as process:
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    with tipline(paths, "download", *months) as process:
         wait_for(lambda: len(shelf.log) == min(len(months), 4))
         process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=15)
@@ -560,20 +560,20 @@ def test_a_month_that_is_the_same_upstream_is_kept(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, caplog: pytest.LogCaptureFixture
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    before = left(layout)
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    before = left(paths)
     shelf.log.clear()
     with caplog.at_level(logging.INFO, "tipline"):
-        assert run_cli(layout.root, "download", MONTH)[0] == 0
+        assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert [request.sent for request in shelf.log] == [1]
     assert f"{MONTH}: unchanged upstream, kept" in caplog.messages
-    assert left(layout) == before
+    assert left(paths) == before
 
 
-def spoil(layout: Layout, trouble: str, shelf: servers.Shelf) -> None:
+def spoil(paths: Paths, trouble: str, shelf: servers.Shelf) -> None:
     """Make it necessary to fetch a month again."""
-    file, receipt = layout.raw(MONTH) / f"{MONTH}.csv", layout.raw_receipt(MONTH)
+    file, receipt = paths.raw(MONTH) / f"{MONTH}.csv", paths.raw_receipt(MONTH)
     if trouble == "published anew":
         shelf.files[f"/{MONTH}.csv"] = NEW
     elif trouble == "other bytes":
@@ -581,7 +581,7 @@ def spoil(layout: Layout, trouble: str, shelf: servers.Shelf) -> None:
     elif trouble == "no file":
         file.unlink()
     elif trouble == "no folder":
-        shutil.rmtree(layout.raw(MONTH))
+        shutil.rmtree(paths.raw(MONTH))
     elif trouble == "no receipt":
         receipt.unlink()
     elif trouble == "no json":
@@ -605,14 +605,14 @@ def test_a_month_that_is_not_surely_the_same_is_fetched_again(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf, trouble: str
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    spoil(layout, trouble, shelf)
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    spoil(paths, trouble, shelf)
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
     data = shelf.files[f"/{MONTH}.csv"]
     assert shelf.log[-1].sent == len(data)
-    assert read_raw(layout) == {MONTH: data}
-    receipt = json.loads(layout.raw_receipt(MONTH).read_text())
+    assert read_raw(paths) == {MONTH: data}
+    receipt = json.loads(paths.raw_receipt(MONTH).read_text())
     assert receipt["sha256"] == hashlib.sha256(data).hexdigest()
     assert receipt["upstream"] == {"size": len(data), "version": servers.etag(data)}
 
@@ -622,9 +622,9 @@ def test_where_the_server_states_no_version_a_month_is_fetched_again(
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
     shelf.states_version = False
-    layout = make_project(source=shelf.address("/{month}.csv"))
+    paths = make_project(source=shelf.address("/{month}.csv"))
     for _ in range(2):
-        assert run_cli(layout.root, "download", MONTH)[0] == 0
+        assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert [request.sent for request in shelf.log] == [len(OLD)] * 2
 
 
@@ -632,26 +632,26 @@ def test_a_receipt_is_not_replaced_before_its_month_is(
     run_cli: Run, make_project: MakeProject, shelf: servers.Shelf
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    in_the_way = layout.staging / "raw" / f"{MONTH}.old"
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    in_the_way = paths.staging / "raw" / f"{MONTH}.old"
     in_the_way.write_bytes(b"")
-    before = left(layout)
+    before = left(paths)
     shelf.files[f"/{MONTH}.csv"] = NEW
-    assert run_cli(layout.root, "download", MONTH)[0] == 1
-    assert left(layout) == before
+    assert run_cli(paths.root, "download", MONTH)[0] == 1
+    assert left(paths) == before
     in_the_way.unlink()
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert read_raw(layout) == {MONTH: NEW}
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert read_raw(paths) == {MONTH: NEW}
 
 
 # ---- a full disk ----
 
 
 @contextlib.contextmanager
-def little_room(layout: Layout) -> Iterator[bool]:
+def little_room(paths: Paths) -> Iterator[bool]:
     """Put data/ on a disk of 2 MB, if this user may; whether that is so."""
-    data = layout.root / "data"
+    data = paths.root / "data"
     data.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(data)]
     mounted = shutil.which("mount") is not None and subprocess.run(command, check=False).returncode == 0
@@ -662,14 +662,14 @@ def little_room(layout: Layout) -> Iterator[bool]:
             subprocess.run(["umount", str(data)], check=True)  # noqa: S607
 
 
-def run_with_small_files(layout: Layout, *arguments: str) -> tuple[int, str]:
+def run_with_small_files(paths: Paths, *arguments: str) -> tuple[int, str]:
     """Run tipline where no file may be larger than 1 MB."""
     code = (
         "import resource, sys; from tipline.cli import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=layout.root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments], cwd=paths.root, capture_output=True, text=True, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -682,31 +682,31 @@ def test_a_disk_that_fills_up_leaves_the_earlier_download_and_nothing_half_writt
     pattern = {"http": shelf.address("/{month}.csv"), "path": "../{month}.csv", "demo": "demo"}[kind]
     shelf.files[f"/{MONTH}.csv"] = OLD[:1000]
     (tmp_path / f"{MONTH}.csv").write_bytes(OLD[:1000])
-    layout = make_project(source=pattern, demo={"rows": 500})
-    with little_room(layout) as mounted:
-        assert run_cli(layout.root, "download", MONTH)[0] == 0
-        before = left(layout)
+    paths = make_project(source=pattern, demo={"rows": 500})
+    with little_room(paths) as mounted:
+        assert run_cli(paths.root, "download", MONTH)[0] == 0
+        before = left(paths)
         shelf.files[f"/{MONTH}.csv"] = OLD * 3
         (tmp_path / f"{MONTH}.csv").write_bytes(OLD * 3)
         make_project(source=pattern, demo={"rows": 60_000})
         full = mounted and limit == "disk"
-        code, printed = (run_cli if full else lambda _, *rest: run_with_small_files(layout, *rest))(
-            layout.root, "download", MONTH
+        code, printed = (run_cli if full else lambda _, *rest: run_with_small_files(paths, *rest))(
+            paths.root, "download", MONTH
         )
         assert code == 1
         assert ("No space left on device" if full else "File too large") in printed
         assert "Traceback" not in printed
-        assert left(layout) == before
+        assert left(paths) == before
 
 
 def test_a_disk_that_fills_up_is_each_months_own_trouble(make_project: MakeProject, shelf: servers.Shelf) -> None:
     shelf.files |= {"/2009-01.csv": OLD * 3, "/2009-02.csv": OLD[:1000]}
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    code, printed = run_with_small_files(layout, "download", "2009-01", "2009-02")
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    code, printed = run_with_small_files(paths, "download", "2009-01", "2009-02")
     assert code == 4
     assert "2009-01: File too large." in printed
     assert "Traceback" not in printed
-    assert read_raw(layout) == {"2009-02": OLD[:1000]}
+    assert read_raw(paths) == {"2009-02": OLD[:1000]}
 
 
 # ---- secrets and proxies ----
@@ -718,24 +718,24 @@ def test_passwords_and_signatures_are_sent_and_written_nowhere(
     query = "X-Amz-Expires=60&X-Amz-Signature=0ff1ce&sig=0ff1ce&v=1"
     path = f"/{MONTH}.csv?{query}"
     shelf.files[path] = OLD
-    layout = make_project(source=shelf.address("/{month}.csv?" + query, "me:0ff1ce@"))
+    paths = make_project(source=shelf.address("/{month}.csv?" + query, "me:0ff1ce@"))
     shelf.statuses = [503]
     with caplog.at_level(logging.INFO, "tipline"):
-        assert run_cli(layout.root, "download", MONTH)[0] == 0
+        assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert all("authorization" in request.headers for request in shelf.log)
-    receipt = layout.raw_receipt(MONTH).read_text()
+    receipt = paths.raw_receipt(MONTH).read_text()
     assert "://***@127.0.0.1" in receipt
     assert "X-Amz-Expires=60&X-Amz-Signature=***&sig=***&v=1" in receipt
     shelf.log.clear()
     with caplog.at_level(logging.INFO, "tipline"):
-        assert run_cli(layout.root, "download", MONTH)[0] == 0
+        assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert [request.sent for request in shelf.log] == [1]
     shelf.files[path] = NEW
     shelf.cut_after, shelf.has_ranges = HALF, False
-    code, printed = run_cli(layout.root, "download", MONTH)
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
-    assert any(name.endswith(".part.json") for name in left(layout))
-    everything = "".join(caplog.messages) + printed + b"".join(left(layout).values()).decode("latin-1")
+    assert any(name.endswith(".part.json") for name in left(paths))
+    everything = "".join(caplog.messages) + printed + b"".join(left(paths).values()).decode("latin-1")
     assert "0ff1ce" not in everything.replace(OLD.decode("latin-1"), "").replace(NEW.decode("latin-1"), "")
 
 
@@ -779,7 +779,7 @@ def test_a_password_in_an_address_that_a_server_names_is_not_printed(
     ],
 )
 def test_what_is_secret_in_a_text_is_hidden(text: str, shown: str) -> None:
-    assert errors.hide(text) == shown
+    assert errors.hide_secrets(text) == shown
 
 
 def test_a_proxy_that_the_environment_names_is_used(
@@ -789,7 +789,7 @@ def test_a_proxy_that_the_environment_names_is_used(
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     shelf.files["http://tlc.invalid/trips.csv"] = OLD
-    transfer.download("http://tlc.invalid/trips.csv", part, MONTH)
+    transfer.download_file("http://tlc.invalid/trips.csv", part, MONTH)
     assert part.read_bytes() == OLD
 
 
@@ -801,8 +801,8 @@ def test_on_a_terminal_there_is_a_bar_and_elsewhere_there_are_lines(
 ) -> None:
     shelf.files[f"/{MONTH}.csv"] = OLD
     shelf.cut_after, shelf.cuts = HALF, 2
-    layout = make_project(source=shelf.address("/{month}.csv"))
-    with tipline(layout, "download", MONTH) as process:
+    paths = make_project(source=shelf.address("/{month}.csv"))
+    with tipline(paths, "download", MONTH) as process:
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "\r" not in printed
@@ -811,7 +811,7 @@ def test_on_a_terminal_there_is_a_bar_and_elsewhere_there_are_lines(
     shelf.files[f"/{MONTH}.csv"] = NEW
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, 100))
-    with tipline(layout, "download", MONTH, stdout=its, stderr=its) as process:
+    with tipline(paths, "download", MONTH, stdout=its, stderr=its) as process:
         os.close(its)
         screen = b""
         with contextlib.suppress(OSError):  # the end of a terminal
@@ -829,7 +829,7 @@ def test_on_a_terminal_there_is_a_bar_and_elsewhere_there_are_lines(
 
 @pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 4096), (500, 100), (-8, 8), (-4096, 4096), (-4096, 100)])
 def test_a_peek_reads_what_is_asked_for_and_no_more(shelf: servers.Shelf, start: int, length: int) -> None:
-    known, data = transfer.peek(shelf.address("/trips.csv"), start, length)
+    known, data = transfer.peek_bytes(shelf.address("/trips.csv"), start, length)
     assert data == OLD[start:][:length]
     assert (known.size, known.version) == (len(OLD), servers.etag(OLD))
     assert shelf.log[0].sent == (-start if start < 0 else length)
@@ -838,20 +838,20 @@ def test_a_peek_reads_what_is_asked_for_and_no_more(shelf: servers.Shelf, start:
 def test_a_peek_at_a_file_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "trips.csv").write_bytes(OLD)
     place = str(tmp_path / "trips.csv")
-    assert transfer.peek(place, 10, 10) == (transfer.Stated(len(OLD), None), OLD[10:20])
-    assert transfer.peek(place, -10, 10)[1] == OLD[-10:]
-    assert transfer.peek(place, -len(OLD) * 2, 10)[1] == OLD[:10]
+    assert transfer.peek_bytes(place, 10, 10) == (transfer.Stated(len(OLD), None), OLD[10:20])
+    assert transfer.peek_bytes(place, -10, 10)[1] == OLD[-10:]
+    assert transfer.peek_bytes(place, -len(OLD) * 2, 10)[1] == OLD[:10]
     with pytest.raises(NotPublishedError):
-        transfer.peek(f"{place}.gz", 0, 1)
+        transfer.peek_bytes(f"{place}.gz", 0, 1)
     with pytest.raises(TiplineError, match="a folder"):
-        transfer.peek(str(tmp_path), 0, 1)
+        transfer.peek_bytes(str(tmp_path), 0, 1)
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 1000), (-1000, 1000), (-1000, 10)])
 def test_a_peek_at_a_file_that_is_smaller(shelf: servers.Shelf, start: int, length: int) -> None:
     shelf.files["/trips.csv"] = b"a,b\n"
     for shelf.has_ranges in (True, False):
-        known, data = transfer.peek(shelf.address("/trips.csv"), start, length)
+        known, data = transfer.peek_bytes(shelf.address("/trips.csv"), start, length)
         assert data == b"a,b\n"[:length]
         assert known.size == 4
 
@@ -859,35 +859,35 @@ def test_a_peek_at_a_file_that_is_smaller(shelf: servers.Shelf, start: int, leng
 @pytest.mark.parametrize("start", [0, -100])
 def test_a_peek_at_nothing(shelf: servers.Shelf, start: int) -> None:
     shelf.files["/trips.csv"] = b""
-    assert transfer.peek(shelf.address("/trips.csv"), start, 100)[1] == b""
+    assert transfer.peek_bytes(shelf.address("/trips.csv"), start, 100)[1] == b""
 
 
 @pytest.mark.parametrize("start", [-8, 8])
 def test_a_peek_into_a_file_that_is_only_sent_whole_says_so(shelf: servers.Shelf, start: int) -> None:
     shelf.has_ranges = False
     with pytest.raises(transfer.NoRangeError):
-        transfer.peek(shelf.address("/trips.csv"), start, 8)
-    assert transfer.peek(shelf.address("/trips.csv"), 0, 8)[1] == OLD[:8]
+        transfer.peek_bytes(shelf.address("/trips.csv"), start, 8)
+    assert transfer.peek_bytes(shelf.address("/trips.csv"), 0, 8)[1] == OLD[:8]
     shelf.states_length = False
     with pytest.raises(transfer.NoRangeError):
-        transfer.peek(shelf.address("/trips.csv"), start, 8)
+        transfer.peek_bytes(shelf.address("/trips.csv"), start, 8)
 
 
 def test_a_peek_at_a_packed_file_does_not_mix_up_places(shelf: servers.Shelf) -> None:
     shelf.packs = True
-    assert transfer.peek(shelf.address("/trips.csv"), 0, 8)[1] == OLD[:8]
+    assert transfer.peek_bytes(shelf.address("/trips.csv"), 0, 8)[1] == OLD[:8]
     with pytest.raises(transfer.NoRangeError):
-        transfer.peek(shelf.address("/trips.csv"), -8, 8)
+        transfer.peek_bytes(shelf.address("/trips.csv"), -8, 8)
 
 
 def test_a_peek_is_tried_again_and_fails_as_a_download_does(shelf: servers.Shelf) -> None:
     shelf.statuses = [403, 500]
-    assert transfer.peek(shelf.address("/trips.csv"), -8, 8)[1] == OLD[-8:]
+    assert transfer.peek_bytes(shelf.address("/trips.csv"), -8, 8)[1] == OLD[-8:]
     with pytest.raises(NotPublishedError):
-        transfer.peek(shelf.address("/none.csv"), -8, 8)
+        transfer.peek_bytes(shelf.address("/none.csv"), -8, 8)
     shelf.status = 500
     with pytest.raises(TiplineError, match="500 Internal Server Error"):
-        transfer.peek(shelf.address("/trips.csv"), -8, 8)
+        transfer.peek_bytes(shelf.address("/trips.csv"), -8, 8)
 
 
 # ---- S3 ----
@@ -945,22 +945,22 @@ def ranges(line: servers.Line) -> list[str]:
 
 
 def test_a_month_is_fetched_from_s3_and_kept(run_cli: Run, make_project: MakeProject, s3: servers.Gateway) -> None:
-    layout = make_project(source=SOURCE)
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert read_raw(layout) == {MONTH: OLD}
-    assert json.loads(layout.raw_receipt(MONTH).read_text()) == {
+    paths = make_project(source=SOURCE)
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert read_raw(paths) == {MONTH: OLD}
+    assert json.loads(paths.raw_receipt(MONTH).read_text()) == {
         "address": f"s3://tlc/trips/{MONTH}.csv",
         "name": f"{MONTH}.csv",
         "bytes": len(OLD),
         "sha256": hashlib.sha256(OLD).hexdigest(),
         "upstream": {"size": len(OLD), "version": servers.etag(OLD)},
     }
-    changed = layout.raw_receipt(MONTH).stat().st_mtime_ns
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert layout.raw_receipt(MONTH).stat().st_mtime_ns == changed
+    changed = paths.raw_receipt(MONTH).stat().st_mtime_ns
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert paths.raw_receipt(MONTH).stat().st_mtime_ns == changed
     s3.put("tlc", f"trips/{MONTH}.csv", NEW)
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert read_raw(layout) == {MONTH: NEW}
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert read_raw(paths) == {MONTH: NEW}
 
 
 def test_several_months_are_fetched_from_s3_at_once(
@@ -968,14 +968,14 @@ def test_several_months_are_fetched_from_s3_at_once(
 ) -> None:
     for month in MONTHS[:5]:
         s3.put("tlc", f"several/{month}.csv", OLD + month.encode())
-    layout = make_project(source="s3://tlc/several/{month}.csv")
-    assert run_cli(layout.root, "download", *MONTHS)[0] == 5
-    assert read_raw(layout) == {month: OLD + month.encode() for month in MONTHS[:5]}
+    paths = make_project(source="s3://tlc/several/{month}.csv")
+    assert run_cli(paths.root, "download", *MONTHS)[0] == 5
+    assert read_raw(paths) == {month: OLD + month.encode() for month in MONTHS[:5]}
 
 
 def test_a_line_to_s3_that_breaks_is_gone_on_with(part: Path, s3: servers.Gateway, line: servers.Line) -> None:
     s3.put("tlc", "large.csv", LARGE)
-    transfer.download("s3://tlc/large.csv", part, MONTH)
+    transfer.download_file("s3://tlc/large.csv", part, MONTH)
     assert part.read_bytes() == LARGE
     (span,) = ranges(line)
     assert asked_from(span) > HALF
@@ -988,7 +988,7 @@ def test_an_object_that_is_overwritten_meanwhile_is_fetched_anew(
 ) -> None:
     s3.put("tlc", "large.csv", LARGE)
     line.at_cut = lambda: s3.put("tlc", "large.csv", NEW * 4)
-    transfer.download("s3://tlc/large.csv", part, MONTH)
+    transfer.download_file("s3://tlc/large.csv", part, MONTH)
     assert part.read_bytes() == NEW * 4
     assert len(ranges(line)) == 1
 
@@ -998,16 +998,16 @@ def test_an_s3_server_that_dies_half_way_is_gone_on_with_when_it_is_back(
 ) -> None:
     s3.put("tlc", f"large/{MONTH}.csv", LARGE)
     line.at_cut = s3.kill
-    layout = make_project(source="s3://tlc/large/{month}.csv")
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source="s3://tlc/large/{month}.csv")
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "could not be fetched" in printed
-    assert read_raw(layout) == {}
-    have = part_of(layout).stat().st_size
+    assert read_raw(paths) == {}
+    have = part_of(paths).stat().st_size
     assert have > HALF
     s3.start()
-    assert run_cli(layout.root, "download", MONTH)[0] == 0
-    assert read_raw(layout) == {MONTH: LARGE}
+    assert run_cli(paths.root, "download", MONTH)[0] == 0
+    assert read_raw(paths) == {MONTH: LARGE}
     assert ranges(line)[-1] == f"bytes={have}-"
 
 
@@ -1025,12 +1025,12 @@ def test_an_s3_server_that_dies_half_way_is_gone_on_with_when_it_is_back(
 def test_what_s3_does_not_have_is_named(
     run_cli: Run, make_project: MakeProject, source: str, code: int, what: str
 ) -> None:
-    layout = make_project(source=source)
-    ended, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=source)
+    ended, printed = run_cli(paths.root, "download", MONTH)
     assert ended == code
     assert what in printed
     assert source.replace("{month}", MONTH) in printed
-    assert left(layout) == {}
+    assert left(paths) == {}
 
 
 @pytest.mark.parametrize(
@@ -1049,25 +1049,25 @@ def test_keys_that_do_not_open_s3_are_named_but_not_printed(
 ) -> None:
     for name, value in keys.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    layout = make_project(source=SOURCE)
-    code, printed = run_cli(layout.root, "download", MONTH)
+    paths = make_project(source=SOURCE)
+    code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert what in printed
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "FSSPEC_S3_ANON=true"):
         assert name in printed
     assert "wr0ng" not in printed
     assert servers.KEYS["AWS_SECRET_ACCESS_KEY"] not in printed
-    assert left(layout) == {}
+    assert left(paths) == {}
 
 
 def test_a_public_bucket_is_read_without_keys(make_project: MakeProject, shelf: servers.Shelf) -> None:
     shelf.files[f"/tlc/trips/{MONTH}.csv"] = OLD
-    layout = make_project(source=SOURCE)
+    paths = make_project(source=SOURCE)
     where = {"AWS_ENDPOINT_URL": shelf.address(""), "AWS_EC2_METADATA_DISABLED": "true", "FSSPEC_S3_ANON": "true"}
-    with tipline(layout, "download", MONTH, env=where) as process:
+    with tipline(paths, "download", MONTH, env=where) as process:
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
-    assert read_raw(layout) == {MONTH: OLD}
+    assert read_raw(paths) == {MONTH: OLD}
     assert "authorization" not in shelf.log[0].headers
 
 
@@ -1106,12 +1106,12 @@ def test_what_s3_states_is_held_against_the_bytes(
     for bucket.cuts in (0, 1):
         bucket.cut_after = HALF
         if outcome == "taken":
-            transfer.download("s3://tlc/trips.csv", part, MONTH)
+            transfer.download_file("s3://tlc/trips.csv", part, MONTH)
             assert part.read_bytes() == OLD
             part.unlink()
         else:
             with pytest.raises(transfer.DamagedError, match="checksum"):
-                transfer.download("s3://tlc/trips.csv", part, MONTH)
+                transfer.download_file("s3://tlc/trips.csv", part, MONTH)
         assert list(part.parent.glob("*.part*")) == []
 
 
@@ -1121,7 +1121,7 @@ def test_s3_that_is_busy_is_waited_for_and_one_that_refuses_is_not(
     monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     bucket.statuses = [503, 500, 429]
     with caplog.at_level(logging.INFO, "tipline"):
-        transfer.download("s3://tlc/trips.csv", part, MONTH)
+        transfer.download_file("s3://tlc/trips.csv", part, MONTH)
     assert len([message for message in caplog.messages if "Trying again" in message]) == 3
     assert bucket.log[0].headers["x-amz-checksum-mode"] == "ENABLED"
     assert part.read_bytes() == OLD
@@ -1129,7 +1129,7 @@ def test_s3_that_is_busy_is_waited_for_and_one_that_refuses_is_not(
     bucket.log.clear()
     bucket.status = 403
     with pytest.raises(TiplineError, match="keys at hand") as raised:
-        transfer.download("s3://tlc/trips.csv", part, MONTH)
+        transfer.download_file("s3://tlc/trips.csv", part, MONTH)
     assert raised.value.exit_code == 1
     assert len(bucket.log) == 1
 
@@ -1138,15 +1138,15 @@ def test_s3_that_says_nothing_is_given_up(bucket: servers.Shelf, part: Path, mon
     monkeypatch.setattr(transfer, "READ_SECONDS", 0.1)
     bucket.silent_after = 0
     with pytest.raises(TiplineError, match="could not be fetched"):
-        transfer.download("s3://tlc/trips.csv", part, MONTH)
+        transfer.download_file("s3://tlc/trips.csv", part, MONTH)
     assert len(bucket.log) == transfer.TRIES
 
 
 @pytest.mark.usefixtures("s3")
 def test_a_peek_at_an_object() -> None:
     place = f"s3://tlc/trips/{MONTH}.csv"
-    known, data = transfer.peek(place, -8, 8)
+    known, data = transfer.peek_bytes(place, -8, 8)
     assert (known.size, known.version, data) == (len(OLD), servers.etag(OLD), OLD[-8:])
-    assert transfer.peek(place, 5, 10)[1] == OLD[5:15]
-    assert transfer.peek(place, -2 * len(OLD), 10)[1] == OLD[:10]
-    assert transfer.peek(place, len(OLD), 10)[1] == b""
+    assert transfer.peek_bytes(place, 5, 10)[1] == OLD[5:15]
+    assert transfer.peek_bytes(place, -2 * len(OLD), 10)[1] == OLD[:10]
+    assert transfer.peek_bytes(place, len(OLD), 10)[1] == b""

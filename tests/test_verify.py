@@ -15,63 +15,64 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from tests import pipeline, servers
+from tests import servers, workbench
 from tests.test_score import another_champion
-from tipline import cluster, files, scoring
+from tipline import cluster, files
 from tipline.commands import verify
-from tipline.statistics.counts import BANDS, Counts, Sums
+from tipline.monitoring.counts import BANDS, Counts, Sums
+from tipline.scoring import block_scoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tipline.layout import Layout
+    from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]
 
-pytestmark = pipeline.MLFLOW_WARNINGS
+pytestmark = workbench.MLFLOW_WARNINGS
 MONTH = "2009-02"
 WHOLE = "5,000 rows, 3 parts, whole"
 
 
 @pytest.fixture
-def done(request: pytest.FixtureRequest) -> Layout:
+def done(request: pytest.FixtureRequest) -> Paths:
     """The session's scored project, to read from."""
-    return pipeline.scored(request)
+    return workbench.scored(request)
 
 
 @pytest.fixture
-def project(done: Layout, tmp_path: Path) -> Layout:
+def project(done: Paths, tmp_path: Path) -> Paths:
     """A scored project of the test's own."""
-    return pipeline.copy(done, tmp_path)
+    return workbench.copy(done, tmp_path)
 
 
-def folder(layout: Layout) -> Path:
-    return layout.predictions / f"month={MONTH}"
+def folder(paths: Paths) -> Path:
+    return paths.predictions / f"month={MONTH}"
 
 
-def part(layout: Layout) -> Path:
-    return folder(layout) / "part-00001.parquet"
+def part(paths: Paths) -> Path:
+    return folder(paths) / "part-00001.parquet"
 
 
-def receipt(layout: Layout) -> Any:
-    return pipeline.read_json(folder(layout) / files.RECEIPT)
+def receipt(paths: Paths) -> Any:
+    return workbench.read_json(folder(paths) / files.MANIFEST)
 
 
-def told(layout: Layout, **changed: Any) -> None:
+def told(paths: Paths, **changed: Any) -> None:
     """Change what a month's receipt says."""
-    files.write_json(folder(layout) / files.RECEIPT, receipt(layout) | changed)
+    files.write_json(folder(paths) / files.MANIFEST, receipt(paths) | changed)
 
 
-def part_told(layout: Layout, **changed: Any) -> None:
+def part_told(paths: Paths, **changed: Any) -> None:
     """Change what a month's receipt says of its second part."""
-    first, second, *others = receipt(layout)["parts"]
-    told(layout, parts=[first, second | changed, *others])
+    first, second, *others = receipt(paths)["parts"]
+    told(paths, parts=[first, second | changed, *others])
 
 
-def rewritten(layout: Layout, table: pa.Table) -> None:
+def rewritten(paths: Paths, table: pa.Table) -> None:
     """Write another part in place of one, and its digest into the receipt."""
-    pq.write_table(table, part(layout))
-    part_told(layout, **files.stated(part(layout)))
+    pq.write_table(table, part(paths))
+    part_told(paths, **files.describe_file(part(paths)))
 
 
 def column(table: pa.Table, name: str, change: Callable[[Any], None]) -> pa.Table:
@@ -88,9 +89,9 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-def found(layout: Layout, run_cli: Run, *arguments: str) -> list[str]:
+def found(paths: Paths, run_cli: Run, *arguments: str) -> list[str]:
     """What is said of the damaged month; the others are whole."""
-    code, printed = run_cli(layout.root, "verify", *arguments)
+    code, printed = run_cli(paths.root, "verify", *arguments)
     lines = printed.splitlines()
     starts = [place for place, line in enumerate(lines) if line[:1] == "2"] + [
         lines.index(next(line for line in lines if line.startswith("tipline verify: ")))
@@ -113,21 +114,21 @@ def only(lines: list[str], what: str, where: Path | str) -> None:
     assert lines[2].startswith("to do: ")
 
 
-def test_what_score_published_is_whole(done: Layout, run_cli: Run) -> None:
-    before = pipeline.tree(done.root / "data")
+def test_what_score_published_is_whole(done: Paths, run_cli: Run) -> None:
+    before = workbench.tree(done.root / "data")
     code, printed = run_cli(done.root, "verify")
     assert code == 0
-    assert printed.splitlines() == [f"{month}: {WHOLE}" for month in pipeline.MONTHS]
-    assert pipeline.tree(done.root / "data") == before
+    assert printed.splitlines() == [f"{month}: {WHOLE}" for month in workbench.MONTHS]
+    assert workbench.tree(done.root / "data") == before
 
 
-def test_only_the_months_that_are_named_are_looked_at(done: Layout, run_cli: Run) -> None:
+def test_only_the_months_that_are_named_are_looked_at(done: Paths, run_cli: Run) -> None:
     code, printed = run_cli(done.root, "verify", "2024-01", "2009-01")
     assert code == 0
     assert printed.splitlines() == [f"{month}: {WHOLE}" for month in ("2024-01", "2009-01")]
 
 
-def test_months_that_are_not_scored_are_no_fault_unless_they_are_named(project: Layout, run_cli: Run) -> None:
+def test_months_that_are_not_scored_are_no_fault_unless_they_are_named(project: Paths, run_cli: Run) -> None:
     shutil.rmtree(folder(project))
     code, printed = run_cli(project.root, "verify")
     assert code == 0
@@ -137,44 +138,44 @@ def test_months_that_are_not_scored_are_no_fault_unless_they_are_named(project: 
     assert f"There are no predictions of {MONTH}." in printed
 
 
-def test_nothing_to_verify_is_a_failure(project: Layout, run_cli: Run, tmp_path: Path) -> None:
+def test_nothing_to_verify_is_a_failure(project: Paths, run_cli: Run, tmp_path: Path) -> None:
     code, printed = run_cli(project.root, "verify", "--predictions", str(tmp_path / "nowhere"))
     assert code == 1
     assert "There are no predictions of any month" in printed
 
 
 @pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
-def test_a_flipped_bit_is_found(project: Layout, run_cli: Run, place: float) -> None:
+def test_a_flipped_bit_is_found(project: Paths, run_cli: Run, place: float) -> None:
     flip(part(project), int(part(project).stat().st_size * place))
     only(found(project, run_cli), "sha256 is not the one in the receipt", part(project))
 
 
 def test_what_to_do_about_it_helps(
-    project: Layout, run_cli: Run, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    project: Paths, run_cli: Run, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(part(project), 1000)
     advice = found(project, run_cli)[2]
     assert advice == f"to do: Remove {folder(project)} and score the month again: dvc repro score"
     shutil.rmtree(folder(project))
-    monkeypatch.setenv(cluster.ADDRESS, pipeline.dask_cluster(request))
-    pipeline.run(project, "score")
+    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+    workbench.run(project, "score")
     code, printed = run_cli(project.root, "verify")
     assert code == 0, printed
 
 
-def test_a_part_that_is_cut_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_part_that_is_cut_is_found(project: Paths, run_cli: Run) -> None:
     part(project).write_bytes(part(project).read_bytes()[:-1])
     size = receipt(project)["parts"][1]["bytes"]
     only(found(project, run_cli), f"has {size - 1:,} bytes, the receipt says {size:,}", part(project))
 
 
-def test_a_part_that_is_missing_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_part_that_is_missing_is_found(project: Paths, run_cli: Run) -> None:
     part(project).unlink()
     only(found(project, run_cli), "The part is not there", part(project))
 
 
 @pytest.mark.parametrize("name", ["part-00003.parquet", "part-00000 (copy).parquet", "_old", "more"])
-def test_what_was_added_is_found(project: Layout, run_cli: Run, name: str) -> None:
+def test_what_was_added_is_found(project: Paths, run_cli: Run, name: str) -> None:
     added = folder(project) / name
     if name == "more":
         added.mkdir()
@@ -184,12 +185,12 @@ def test_what_was_added_is_found(project: Layout, run_cli: Run, name: str) -> No
     only(found(project, run_cli), "The receipt does not name this", added)
 
 
-def test_hidden_files_are_nobodys_business(project: Layout, run_cli: Run) -> None:
+def test_hidden_files_are_nobodys_business(project: Paths, run_cli: Run) -> None:
     (folder(project) / ".DS_Store").write_text("a desktop's")
     assert run_cli(project.root, "verify")[0] == 0
 
 
-def test_a_part_that_the_receipt_names_as_well_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_part_that_the_receipt_names_as_well_is_found(project: Paths, run_cli: Run) -> None:
     shutil.copy(part(project), folder(project) / "part-00003.parquet")
     parts = receipt(project)["parts"]
     rows = 5000 + parts[1]["rows"]
@@ -200,7 +201,7 @@ def test_a_part_that_the_receipt_names_as_well_is_found(project: Layout, run_cli
     assert "counts are not those of its rows: probability" in " ".join(lines)
 
 
-def test_a_part_that_is_named_twice_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_part_that_is_named_twice_is_found(project: Paths, run_cli: Run) -> None:
     parts = receipt(project)["parts"]
     told(project, parts=[*parts, parts[1]])
     lines = found(project, run_cli)
@@ -208,7 +209,7 @@ def test_a_part_that_is_named_twice_is_found(project: Layout, run_cli: Run) -> N
     assert "Row numbers of this part are in an earlier one, too." in lines
 
 
-def test_a_row_number_that_was_changed_is_found_behind_a_right_digest(project: Layout, run_cli: Run) -> None:
+def test_a_row_number_that_was_changed_is_found_behind_a_right_digest(project: Paths, run_cli: Run) -> None:
     def change(rows: Any) -> None:
         rows[7] += 5000
 
@@ -219,7 +220,7 @@ def test_a_row_number_that_was_changed_is_found_behind_a_right_digest(project: L
     only(found(project, run_cli), what, part(project))
 
 
-def test_rows_that_were_swapped_are_found(project: Layout, run_cli: Run) -> None:
+def test_rows_that_were_swapped_are_found(project: Paths, run_cli: Run) -> None:
     table = pq.read_table(part(project))
     order = np.arange(len(table))
     order[[3, 9]] = order[[9, 3]]
@@ -227,7 +228,7 @@ def test_rows_that_were_swapped_are_found(project: Layout, run_cli: Run) -> None
     only(found(project, run_cli), "2 row numbers are not those of the prepared month", part(project))
 
 
-def test_a_row_that_is_lost_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_row_that_is_lost_is_found(project: Paths, run_cli: Run) -> None:
     table = pq.read_table(part(project))
     rewritten(project, table.slice(1))
     only(found(project, run_cli), f"has {len(table) - 1:,} rows, the receipt says {len(table):,}", part(project))
@@ -238,7 +239,7 @@ def test_a_row_that_is_lost_is_found(project: Layout, run_cli: Run) -> None:
 
 
 def test_a_row_number_that_is_there_twice_in_prepared_month_and_predictions_is_found(
-    project: Layout, run_cli: Run
+    project: Paths, run_cli: Run
 ) -> None:
     def change(rows: Any) -> None:
         rows[8] = rows[7]
@@ -253,16 +254,16 @@ def test_a_row_number_that_is_there_twice_in_prepared_month_and_predictions_is_f
 
     rewrite(project.trips_file(MONTH), 1)
     rewrite(part(project), 0)
-    prepared = pipeline.read_json(project.trips(MONTH) / files.RECEIPT)
-    stated = files.stated(project.trips_file(MONTH))
-    files.write_json(project.trips(MONTH) / files.RECEIPT, prepared | {"trips": prepared["trips"] | stated})
+    prepared = workbench.read_json(project.trips(MONTH) / files.MANIFEST)
+    stated = files.describe_file(project.trips_file(MONTH))
+    files.write_json(project.trips(MONTH) / files.MANIFEST, prepared | {"trips": prepared["trips"] | stated})
     told(project, key=receipt(project)["key"] | {"trips": stated["sha256"]})
-    part_told(project, **files.stated(part(project)))
+    part_told(project, **files.describe_file(part(project)))
     only(found(project, run_cli), "Row numbers are there twice, or not in order.", part(project))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.001, 1.001])
-def test_what_is_no_probability_is_found(project: Layout, run_cli: Run, value: float) -> None:
+def test_what_is_no_probability_is_found(project: Paths, run_cli: Run, value: float) -> None:
     def change(scores: Any) -> None:
         scores[-1] = value
 
@@ -270,33 +271,33 @@ def test_what_is_no_probability_is_found(project: Layout, run_cli: Run, value: f
     only(found(project, run_cli), "Not all of its values are probabilities.", part(project))
 
 
-def test_another_probability_is_found_by_the_counts(project: Layout, run_cli: Run) -> None:
+def test_another_probability_is_found_by_the_counts(project: Paths, run_cli: Run) -> None:
     def change(scores: Any) -> None:
         scores[100] = 1 - scores[100]
 
     rewritten(project, column(pq.read_table(part(project)), "tip_probability", change))
     what = "The receipt's counts are not those of its rows: probability, bands, group "
-    only(found(project, run_cli), what, folder(project) / files.RECEIPT)
+    only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
 
-def test_other_columns_are_found(project: Layout, run_cli: Run) -> None:
+def test_other_columns_are_found(project: Paths, run_cli: Run) -> None:
     table = pq.read_table(part(project))
     rewritten(project, table.cast(pa.schema([("row", pa.int64()), ("tip_probability", pa.float64())])))
     only(found(project, run_cli), "The part has other columns: ", part(project))
 
 
-def test_a_part_that_is_no_parquet_behind_a_right_digest_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_part_that_is_no_parquet_behind_a_right_digest_is_found(project: Paths, run_cli: Run) -> None:
     part(project).write_bytes(b"no Parquet")
-    part_told(project, **files.stated(part(project)))
+    part_told(project, **files.describe_file(part(project)))
     only(found(project, run_cli), "The part is no Parquet file that can be read", part(project))
 
 
 COUNTS = ["a band", "a tip", "a loss", "an expected tip", "the sum of probabilities", "a group", "a bin", "a day"]
 
 
-def miscount(layout: Layout, what: str) -> str:
+def miscount(paths: Paths, what: str) -> str:
     """Change one of a receipt's counts; give what is to be said of it."""
-    counts = receipt(layout)["counts"]
+    counts = receipt(paths)["counts"]
     groups = counts["days"]["14"]
     group = groups["credit"]
     if what == "a band":
@@ -315,7 +316,7 @@ def miscount(layout: Layout, what: str) -> str:
         counts["probability"] *= 1 + 1e-8
     else:
         groups["barter"] = groups.pop("credit")
-    told(layout, counts=counts)
+    told(paths, counts=counts)
     words = {
         "a band": "bands",
         "the sum of probabilities": "probability",
@@ -326,30 +327,30 @@ def miscount(layout: Layout, what: str) -> str:
 
 
 @pytest.mark.parametrize("what", COUNTS)
-def test_a_count_that_was_changed_is_found(project: Layout, run_cli: Run, what: str) -> None:
+def test_a_count_that_was_changed_is_found(project: Paths, run_cli: Run, what: str) -> None:
     words = miscount(project, what)
-    where = folder(project) / files.RECEIPT
+    where = folder(project) / files.MANIFEST
     only(found(project, run_cli), f"The receipt's counts are not those of its rows: {words}.", where)
 
 
-def test_sums_that_were_added_in_another_order_are_equal(project: Layout, run_cli: Run) -> None:
+def test_sums_that_were_added_in_another_order_are_equal(project: Paths, run_cli: Run) -> None:
     counts = receipt(project)["counts"]
     counts["days"]["14"]["credit"][3] *= 1 + 1e-12
     told(project, counts=counts)
     assert run_cli(project.root, "verify")[0] == 0
 
 
-def test_rows_that_do_not_add_up_are_found(project: Layout, run_cli: Run) -> None:
+def test_rows_that_do_not_add_up_are_found(project: Paths, run_cli: Run) -> None:
     told(project, rows=4999)
     what = "The receipt has 4,999 rows, its counts 5,000, its parts 5,000."
-    only(found(project, run_cli), what, folder(project) / files.RECEIPT)
+    only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
 
 @pytest.mark.parametrize(
     "text", [None, "", "{", "[]", "{}", '{"month": "2009-02", "key": {}}', '{"parts": 1}', b"\xff"]
 )
-def test_a_receipt_that_is_missing_or_none_is_found(project: Layout, run_cli: Run, text: str | bytes | None) -> None:
-    where = folder(project) / files.RECEIPT
+def test_a_receipt_that_is_missing_or_none_is_found(project: Paths, run_cli: Run, text: str | bytes | None) -> None:
+    where = folder(project) / files.MANIFEST
     where.unlink()
     if text is not None:
         where.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -357,14 +358,14 @@ def test_a_receipt_that_is_missing_or_none_is_found(project: Layout, run_cli: Ru
     only(found(project, run_cli), what, where)
 
 
-def test_a_receipt_of_another_month_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_receipt_of_another_month_is_found(project: Paths, run_cli: Run) -> None:
     told(project, month="2009-01")
-    now = scoring.FORMAT
+    now = block_scoring.FORMAT
     what = f"The receipt is of month 2009-01, format {now}; here it has to be 2009-02, {now}."
-    only(found(project, run_cli), what, folder(project) / files.RECEIPT)
+    only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
 
-def test_a_prepared_month_whose_bytes_changed_is_found(project: Layout, run_cli: Run) -> None:
+def test_a_prepared_month_whose_bytes_changed_is_found(project: Paths, run_cli: Run) -> None:
     path = project.trips_file(MONTH)
     flip(path, path.read_bytes().rfind(b"parquet-cpp"))  # the writer's name: all rows are as they were
     lines = found(project, run_cli)
@@ -372,26 +373,24 @@ def test_a_prepared_month_whose_bytes_changed_is_found(project: Layout, run_cli:
     assert lines[2] == f"to do: Make it again: dvc repro -f prepare@{MONTH}"
 
 
-def test_a_month_that_was_prepared_anew_is_found(
-    project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline.small_row_groups(monkeypatch, 2600)
-    pipeline.prepare_anew(project, MONTH)
+def test_a_month_that_was_prepared_anew_is_found(project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    workbench.small_row_groups(monkeypatch, 2600)
+    workbench.prepare_anew(project, MONTH)
     only(found(project, run_cli), "The month was prepared anew after it was scored", project.trips(MONTH))
 
 
-def test_a_month_that_is_not_prepared_cannot_be_joined(project: Layout, run_cli: Run) -> None:
+def test_a_month_that_is_not_prepared_cannot_be_joined(project: Paths, run_cli: Run) -> None:
     shutil.rmtree(project.trips(MONTH))
-    only(found(project, run_cli), "The month is not prepared", project.trips(MONTH) / files.RECEIPT)
+    only(found(project, run_cli), "The month is not prepared", project.trips(MONTH) / files.MANIFEST)
 
 
-def test_parts_are_still_hashed_where_the_month_is_not_prepared(project: Layout, run_cli: Run) -> None:
+def test_parts_are_still_hashed_where_the_month_is_not_prepared(project: Paths, run_cli: Run) -> None:
     shutil.rmtree(project.trips(MONTH))
     flip(part(project), 1000)
     assert "The part's sha256 is not the one in the receipt: its bytes have changed." in found(project, run_cli)
 
 
-def test_every_fault_of_a_month_is_told(project: Layout, run_cli: Run) -> None:
+def test_every_fault_of_a_month_is_told(project: Paths, run_cli: Run) -> None:
     flip(part(project), 1000)
     (folder(project) / "part-00002.parquet").unlink()
     shutil.copy(part(project), folder(project) / "stray.parquet")
@@ -400,15 +399,15 @@ def test_every_fault_of_a_month_is_told(project: Layout, run_cli: Run) -> None:
     assert where == ["stray.parquet", "part-00001.parquet", "part-00002.parquet"]
 
 
-def test_predictions_of_another_model_are_no_fault(project: Layout, run_cli: Run) -> None:
+def test_predictions_of_another_model_are_no_fault(project: Paths, run_cli: Run) -> None:
     another_champion(project)
     code, printed = run_cli(project.root, "verify")
     assert code == 0
     words = f"{WHOLE}; made with another model (version 1): its losses are not counted again"
-    assert printed.splitlines() == [f"{month}: {words}" for month in pipeline.MONTHS]
+    assert printed.splitlines() == [f"{month}: {words}" for month in workbench.MONTHS]
 
 
-def test_without_a_champion_what_needs_no_model_is_checked(project: Layout, run_cli: Run) -> None:
+def test_without_a_champion_what_needs_no_model_is_checked(project: Paths, run_cli: Run) -> None:
     shutil.rmtree(project.champion)
     assert run_cli(project.root, "verify")[0] == 0
     flip(part(project), 1000)
@@ -418,7 +417,7 @@ def test_without_a_champion_what_needs_no_model_is_checked(project: Layout, run_
 
 
 @pytest.mark.parametrize("what", ["a band", "the sum of probabilities"])
-def test_what_needs_no_model_is_counted_for_another_one_too(project: Layout, run_cli: Run, what: str) -> None:
+def test_what_needs_no_model_is_counted_for_another_one_too(project: Paths, run_cli: Run, what: str) -> None:
     another_champion(project)
     words = miscount(project, what)
     code, printed = run_cli(project.root, "verify", MONTH)
@@ -438,13 +437,13 @@ def test_rows_of_unknown_target_are_in_a_band_and_in_no_group() -> None:
     assert not verify.may_be(counts, bands)
 
 
-def test_months_and_predictions_can_be_elsewhere(project: Layout, run_cli: Run, tmp_path: Path) -> None:
+def test_months_and_predictions_can_be_elsewhere(project: Paths, run_cli: Run, tmp_path: Path) -> None:
     project.predictions.rename(tmp_path / "scores")
     (project.root / "data" / "trips").rename(tmp_path / "prepared")
     elsewhere = ("--predictions", str(tmp_path / "scores"), "--trips", str(tmp_path / "prepared"))
     code, printed = run_cli(project.root, "verify", *elsewhere)
     assert code == 0, printed
-    assert printed.count(WHOLE) == len(pipeline.MONTHS)
+    assert printed.count(WHOLE) == len(workbench.MONTHS)
 
 
 @pytest.fixture
@@ -464,22 +463,22 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_bucket_is_verified_as_a_folder_is(project: Layout, run_cli: Run, gateway: servers.Gateway) -> None:
+def test_a_bucket_is_verified_as_a_folder_is(project: Paths, run_cli: Run, gateway: servers.Gateway) -> None:
     for name in ("trips", "predictions"):
-        for path, data in pipeline.tree(project.root / "data" / name).items():
+        for path, data in workbench.tree(project.root / "data" / name).items():
             gateway.put("tips", f"{name}/{path}", data)
     shutil.rmtree(project.root / "data")
     elsewhere = ("--predictions", "s3://tips/predictions", "--trips", "s3://tips/trips")
     code, printed = run_cli(project.root, "verify", *elsewhere)
     assert code == 0, printed
-    assert printed.count(WHOLE) == len(pipeline.MONTHS)
+    assert printed.count(WHOLE) == len(workbench.MONTHS)
     gateway.put("tips", f"predictions/month={MONTH}/stray.parquet", b"0")
     lines = found(project, run_cli, *elsewhere)
     only(lines, "The receipt does not name this", f"s3://tips/predictions/month={MONTH}/stray.parquet")
 
 
 def test_a_month_that_is_published_anew_meanwhile_is_told(
-    project: Layout, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check = verify.check_part
 
@@ -506,8 +505,8 @@ def test_a_month_is_begun_before_the_one_before_is_finished() -> None:
     assert events == ["begin a", "begin b", "finish a", "begin c", "finish b", "finish c"]
 
 
-def test_json_of_a_receipt_is_read_as_it_is_written(done: Layout) -> None:
-    value = json.loads((done.predictions / f"month={MONTH}" / files.RECEIPT).read_text())
+def test_json_of_a_receipt_is_read_as_it_is_written(done: Paths) -> None:
+    value = json.loads((done.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
     read = verify.Receipt.of(value)
     assert (read.key, read.rows, read.parts, read.version) == (value["key"], 5000, value["parts"], 1)
-    assert read.key["format"] == scoring.FORMAT
+    assert read.key["format"] == block_scoring.FORMAT

@@ -17,13 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tipline.models import sizing
-from tipline.params import Budget
-from tipline.statistics import curve
+from tipline.config import Budget
+from tipline.training import fits, learning_curve
 
 if TYPE_CHECKING:
-    from tipline.pyfunc import Codes, Floats, Matrix
-    from tipline.statistics.metrics import Labels
+    from tipline.evaluation.metrics import Labels
+    from tipline.model.pyfunc import Codes, Floats, Matrix
 
     Draws = np.random.Generator
 
@@ -109,31 +108,31 @@ def truth(case: Case) -> Floats:
     inputs, likely, _ = month(case, TRUE_DAYS, 50, case.moved, draws)
     found = np.zeros((TRUE_FITS, len(SIZES)))
     for index in range(TRUE_FITS):
-        rows, tipped = pool(case, draws)
+        rows, labels = pool(case, draws)
         for place, size in enumerate(SIZES):
-            fitted = pipeline().fit(rows[:size], tipped[:size])
+            fitted = pipeline().fit(rows[:size], labels[:size])
             found[index, place] = entropy(likely, fitted.predict_proba(inputs)[:, 1])
     mean: Floats = found.mean(axis=0)
     behind: Floats = (mean - mean[-1]) / entropy(likely, np.full(len(likely), likely.mean()))
     return behind
 
 
-def one_study(case: Case, repeats: int, seed: int) -> curve.Study:
+def one_study(case: Case, repeats: int, seed: int) -> learning_curve.Study:
     """A study of one pool and one month."""
     draws = np.random.default_rng([2, seed])
-    inputs, tipped = pool(case, draws)
+    inputs, labels = pool(case, draws)
     following, likely, day = month(case, DAYS, ROWS_A_DAY, case.moved, draws)
     answers = draws.random(len(likely)) < likely
     nothing = np.zeros(POOL, dtype=bool)
-    fit = sizing.Examples(inputs, tipped, nothing.astype(np.int32), nothing, nothing.astype(float))
-    rate = np.full(len(likely), tipped.mean())
-    size = sizing.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
-    orders = sizing.shuffles(tipped, repeats, SIZES[0], seed)
+    fit = fits.Examples(inputs, labels, nothing.astype(np.int32), nothing, nothing.astype(float))
+    rate = np.full(len(likely), labels.mean())
+    size = fits.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
+    orders = fits.shuffle_rows(labels, repeats, SIZES[0], seed)
     with joblib.parallel_config("sequential"):
-        return sizing.study(pipeline(), fit, {"size": size}, SIZES, orders)
+        return fits.run_study(pipeline(), fit, {"size": size}, SIZES, orders)
 
 
-def on_own_rows(made: curve.Study, seed: int) -> Matrix:
+def on_own_rows(made: learning_curve.Study, seed: int) -> Matrix:
     """Loss of each size and shuffle, each shuffle scored on a fifth of the days: scikit-learn's ShuffleSplit."""
     sums, baseline = made.sums["size"], made.baseline["size"]
     draws = np.random.default_rng([3, seed]).random((sums.shape[1], len(baseline)))
@@ -151,9 +150,9 @@ def plain(losses: Matrix, min_gain: float) -> int:
 def of_seed(case: Case, repeats: int, seed: int) -> tuple[int, Floats, int]:
     """The choice, the bounds, and what plain standard errors choose."""
     made = one_study(case, repeats, seed)
-    bound = curve.Bound.of(EVERYTHING, Budget(rows=None, megabytes=None), 1)
-    chosen = curve.decide(made, case.min_gain, bound, None)["rows"]
-    return chosen, curve.excess(made)[1], plain(on_own_rows(made, seed), case.min_gain)
+    bound = learning_curve.Bound.of(EVERYTHING, Budget(rows=None, megabytes=None), 1)
+    chosen = learning_curve.choose_size(made, case.min_gain, bound, None)["rows"]
+    return chosen, learning_curve.excess(made)[1], plain(on_own_rows(made, seed), case.min_gain)
 
 
 def percent(share: float) -> str:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.signal import lfilter
 
-from tipline.statistics import gate
-from tipline.statistics.intervals import CONFIDENCE, Ratio
+from tipline.evaluation import gate
+from tipline.evaluation.intervals import CONFIDENCE, Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tipline.pyfunc import Codes, Floats
+    from tipline.model.pyfunc import Codes, Floats
 
     Asked = Callable[[gate.Rows], bool]
 
@@ -86,7 +86,7 @@ class World:
 
 def passes(rows: gate.Rows) -> bool:
     """Ask the gate."""
-    return bool(gate.decide(rows, MADE_ON, TOLERANCE, SEGMENT_TOLERANCE)["promote"])
+    return bool(gate.decide_promotion(rows, MADE_ON, TOLERANCE, SEGMENT_TOLERANCE)["promote"])
 
 
 def passes_by(days: Codes, rows: gate.Rows) -> bool:
@@ -162,7 +162,7 @@ def months(runs: int) -> str:
 
 def vetoed(rows: gate.Rows) -> bool:
     """Ask whether a segment vetoes."""
-    return any(one["veto"] for one in gate.decide(rows, MADE_ON, TOLERANCE, SEGMENT_TOLERANCE)["segments"])
+    return any(one["veto"] for one in gate.decide_promotion(rows, MADE_ON, TOLERANCE, SEGMENT_TOLERANCE)["segments"])
 
 
 def vetoed_each(rows: gate.Rows) -> bool:

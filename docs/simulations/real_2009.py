@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tipline import params
-from tipline.layout import Layout
+from tipline import config
+from tipline.paths import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,15 +38,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where the reports are copied to")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        layout = project(Path(folder), arguments.months.resolve())
-        run(layout)
-        months = json.loads((layout.monitoring / "months.json").read_text(encoding="utf-8"))
+        paths = project(Path(folder), arguments.months.resolve())
+        run(paths)
+        months = json.loads((paths.monitoring / "months.json").read_text(encoding="utf-8"))
         if arguments.keep:
-            shutil.copytree(layout.monitoring, arguments.keep, dirs_exist_ok=True)
+            shutil.copytree(paths.monitoring, arguments.keep, dirs_exist_ok=True)
     insert(ROOT / "docs" / "monitoring.md", table(months))
 
 
-def project(folder: Path, months: Path) -> Layout:
+def project(folder: Path, months: Path) -> Paths:
     """A project on the real months, fitted on all rows of January."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values |= {"months": MONTHS, "source": f"{months}/yellow_{{month}}.parquet"}
@@ -55,17 +55,17 @@ def project(folder: Path, months: Path) -> Layout:
     values["train"] |= {"rows": JANUARY}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
-    return Layout(folder)
+    return Paths(folder)
 
 
-def run(layout: Layout) -> None:
+def run(paths: Paths) -> None:
     """Run the stages one after the other, as `dvc repro` would."""
-    settings = params.load(layout.params)
+    settings = config.load_settings(paths.params)
     for stage in ("download", "prepare", "sample"):
         for month in settings.sample.months if stage == "sample" else MONTHS:
-            importlib.import_module(f"tipline.stages.{stage}").run(settings, layout, month)
+            importlib.import_module(f"tipline.stages.{stage}").run(settings, paths, month)
     for stage in STAGES:
-        importlib.import_module(f"tipline.stages.{stage}").run(settings, layout)
+        importlib.import_module(f"tipline.stages.{stage}").run(settings, paths)
 
 
 def table(months: list[Mapping[str, Any]]) -> Iterator[str]:

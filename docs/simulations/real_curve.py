@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from tipline import params
-from tipline.layout import Layout
+from tipline import config
+from tipline.paths import Paths
 from tipline.stages import download, learning_curve, prepare, sample
 
 ROOT = Path(__file__).parents[2]
@@ -32,29 +32,29 @@ HEAD = (
 )
 
 
-def project(folder: Path) -> Layout:
+def project(folder: Path) -> Paths:
     """A project of three months, whole."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values |= {"months": list(MONTHS), "source": str(TRIPS), "contract": str(ROOT / values["contract"])}
     values["sample"] |= {"months": MONTHS, "rows": 20_000}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    layout = Layout(folder)
-    settings = params.load(layout.params)
+    paths = Paths(folder)
+    settings = config.load_settings(paths.params)
     for month in MONTHS:
         for stage in (download, prepare, sample):
-            stage.run(settings, layout, month)
-    return layout
+            stage.run(settings, paths, month)
+    return paths
 
 
-def decision(layout: Layout, short: str) -> dict[str, Any]:
+def decision(paths: Paths, short: str) -> dict[str, Any]:
     """Make the study with one of the models; keep its picture."""
-    values = yaml.safe_load(layout.params.read_text(encoding="utf-8"))
+    values = yaml.safe_load(paths.params.read_text(encoding="utf-8"))
     values["train"] |= dict(zip(("estimator", "params"), ESTIMATORS[short], strict=True))
-    layout.params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    learning_curve.run(params.load(layout.params), layout)
+    paths.params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    learning_curve.run(config.load_settings(paths.params), paths)
     picture = ROOT / "docs" / "images" / f"learning_curve_real_{short}.png"
-    shutil.copyfile(layout.learning_curve.with_suffix(".png"), picture)
-    found: dict[str, Any] = json.loads(layout.learning_curve.with_suffix(".json").read_text(encoding="utf-8"))
+    shutil.copyfile(paths.learning_curve.with_suffix(".png"), picture)
+    found: dict[str, Any] = json.loads(paths.learning_curve.with_suffix(".json").read_text(encoding="utf-8"))
     return found
 
 
@@ -92,8 +92,8 @@ def words(short: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """Make both studies."""
     with tempfile.TemporaryDirectory() as folder:
-        layout = project(Path(folder))
-        found = {short: decision(layout, short) for short in ESTIMATORS}
+        paths = project(Path(folder))
+        found = {short: decision(paths, short) for short in ESTIMATORS}
     told = [words(short, one) for short, one in found.items()]
     head = HEAD.replace("segment", found["lr"]["segment"])
     table = [head, *(row for short, one in found.items() for row in lines(short, one)), "", *told]

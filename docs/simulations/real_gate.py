@@ -19,19 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from tipline import params, pyfunc
-from tipline.layout import Layout
-from tipline.models import model, sampling
-from tipline.months import contract, trips
-from tipline.statistics import baseline, evaluation, gate, metrics, times
-from tipline.statistics.intervals import Ratio
+from tipline import config
+from tipline.evaluation import baseline, gate, metrics, report, times
+from tipline.evaluation.intervals import Ratio
+from tipline.ingest import columns, schema
+from tipline.model import pipeline, pyfunc
+from tipline.paths import Paths
+from tipline.training import sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
-    from tipline.pyfunc import Codes, Floats, Probabilities
+    from tipline.model.pyfunc import Codes, Floats, Probabilities
 
 ROOT = Path(__file__).parents[2]
 MONTHS = [f"2009-{month:02d}" for month in range(1, 13)]
@@ -72,17 +73,17 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "gate.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        layout = project(Path(folder), given.months.resolve())
-        settings = params.load(layout.params)
-        spec = model.spec(settings, contract.load(layout.root / settings.contract))
-        rows = sampling.by_month(settings, layout, "evaluate", trips.needed(spec))
-        scores = {name: scored(settings, layout, spec, rows, **choice) for name, choice in MODELS.items()}
-        spec["baseline"] = rule(settings, pool(layout, spec, 1))
+        paths = project(Path(folder), given.months.resolve())
+        settings = config.load_settings(paths.params)
+        spec = pipeline.create_spec(settings, schema.load_schema(paths.root / settings.contract))
+        rows = sampling.read_role_by_month(settings, paths, "evaluate", columns.list_needed_columns(spec))
+        scores = {name: scored(settings, paths, spec, rows, **choice) for name, choice in MODELS.items()}
+        spec["baseline"] = rule(settings, pool(paths, spec, 1))
         lines = [line(settings, rows, spec, scores, *pair) for pair in PAIRS]
     put(given.into, [HEADER, ["---"] * 2 + ["---:"] * (len(HEADER) - 2), *lines])
 
 
-def project(folder: Path, months: Path) -> Layout:
+def project(folder: Path, months: Path) -> Paths:
     """A project in which the real months are prepared and sampled: all rows of each."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values |= {"months": MONTHS, "source": f"{months}/yellow_{{month}}.parquet"}
@@ -90,29 +91,29 @@ def project(folder: Path, months: Path) -> Layout:
     values["sample"] |= {"rows": 20_000, "months": dict.fromkeys(MONTHS, "evaluate") | ROLES}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
-    layout = Layout(folder)
-    settings = params.load(layout.params)
+    paths = Paths(folder)
+    settings = config.load_settings(paths.params)
     for stage in ("download", "prepare", "sample"):
         for month in MONTHS:
-            importlib.import_module(f"tipline.stages.{stage}").run(settings, layout, month)
-    return layout
+            importlib.import_module(f"tipline.stages.{stage}").run(settings, paths, month)
+    return paths
 
 
-def pool(layout: Layout, spec: Mapping[str, Any], months: int) -> pa.RecordBatch:
+def pool(paths: Paths, spec: Mapping[str, Any], months: int) -> pa.RecordBatch:
     """The rows of the first months."""
-    paths = [layout.sample(ROLES.get(month, "evaluate"), month) for month in MONTHS[:months]]
-    table = trips.with_columns(sampling.read_pool(paths), trips.needed(spec))
+    found = [paths.sample(ROLES.get(month, "evaluate"), month) for month in MONTHS[:months]]
+    table = columns.add_missing_columns(sampling.read_pool(found), columns.list_needed_columns(spec))
     return sampling.labelled(table, spec["target"]).combine_chunks().to_batches()[0]
 
 
-def rule(settings: params.Settings, rows: pa.RecordBatch) -> dict[str, Any]:
+def rule(settings: config.Settings, rows: pa.RecordBatch) -> dict[str, Any]:
     """The baseline of a training sample."""
-    return baseline.fit(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
+    return baseline.fit_baseline(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
 
 
 def scored(
-    settings: params.Settings,
-    layout: Layout,
+    settings: config.Settings,
+    paths: Paths,
     spec: Mapping[str, Any],
     rows: pa.RecordBatch,
     months: int,
@@ -120,16 +121,18 @@ def scored(
     **of_train: Any,  # noqa: ANN401 (whatever the estimator takes)
 ) -> Probabilities:
     """Fit on the first rows of the first months, score the rows to be judged on."""
-    sample, features = pool(layout, spec, months).slice(0, first), spec["features"]
-    tipped, _ = metrics.labels(sample, settings.model.target)
+    sample, features = pool(paths, spec, months).slice(0, first), spec["features"]
+    labels, _ = metrics.read_labels(sample, settings.model.target)
     chosen = settings.train.model_copy(update=of_train)
-    fitted = model.fit(model.build(features, chosen, layout.root), pyfunc.matrix(sample, features), tipped)
-    scores: Probabilities = fitted.predict_proba(pyfunc.matrix(rows, features))[:, 1].astype(np.float32)
+    fitted = pipeline.fit_pipeline(
+        pipeline.build_pipeline(features, chosen, paths.root), pyfunc.build_matrix(sample, features), labels
+    )
+    scores: Probabilities = fitted.predict_proba(pyfunc.build_matrix(rows, features))[:, 1].astype(np.float32)
     return scores
 
 
 def line(
-    settings: params.Settings,
+    settings: config.Settings,
     rows: pa.RecordBatch,
     spec: Mapping[str, Any],
     scores: Mapping[str, Probabilities],
@@ -138,9 +141,9 @@ def line(
 ) -> list[str]:
     """What the months say of one pair."""
     pair = {"challenger": scores[challenger], "champion": scores[champion]}
-    compared = evaluation.Compared(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
+    compared = report.Compared(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
     place, segments = rows[sampling.MONTH].to_numpy(), settings.evaluate.segments
-    judged = evaluation.gate_rows(compared, settings.sample.of("evaluate"), place, segments)
+    judged = report.build_gate_rows(compared, settings.sample.of("evaluate"), place, segments)
     judged = judged.where(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
     months = [judged.where(judged.month == month) for month in np.unique(judged.month)]
@@ -151,15 +154,15 @@ def line(
     return [challenger, champion, bounds, *scatter, f"{sum(passed)}", "passes" if verdict["promote"] else "refused"]
 
 
-def decide(rows: gate.Rows, settings: params.Settings) -> dict[str, Any]:
+def decide(rows: gate.Rows, settings: config.Settings) -> dict[str, Any]:
     """Ask the gate."""
-    made_on = {role: {"fit": MONTHS[:FITTED]} for role in evaluation.ROLES}
-    return gate.decide(rows, made_on, settings.evaluate.tolerance, settings.evaluate.segment_tolerance)
+    made_on = {role: {"fit": MONTHS[:FITTED]} for role in report.ROLES}
+    return gate.decide_promotion(rows, made_on, settings.evaluate.tolerance, settings.evaluate.segment_tolerance)
 
 
 def sums(rows: gate.Rows, codes: Codes) -> tuple[Floats, Floats]:
     """Sums of gain and baseline by block."""
-    codes = times.places(codes)
+    codes = times.rank_values(codes)
     gains, units = (np.bincount(codes, weights).astype(float) for weights in (rows.gain, rows.baseline))
     return gains, units
 

@@ -174,21 +174,21 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the settings and run the command."""
-    from tipline import layout  # noqa: PLC0415
+    from tipline import paths  # noqa: PLC0415
 
-    project, command = layout.find(), COMMANDS[arguments.command]
+    project, command = paths.find_project(), COMMANDS[arguments.command]
     if command.workers:
-        from tipline import workers  # noqa: PLC0415
+        from tipline import forkserver  # noqa: PLC0415
 
-        workers.start(f"tipline.{command.workers}")
-    from tipline import params  # noqa: PLC0415
+        forkserver.start_forkserver(f"tipline.{command.workers}")
+    from tipline import config  # noqa: PLC0415
 
-    settings = params.load(project.params)
+    settings = config.load_settings(project.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
     if "month" in given:
-        given["month"] = params.month_argument(given["month"])
+        given["month"] = config.parse_month(given["month"])
     if "months" in given:
-        given["months"] = [params.month_argument(month) for month in given["months"]]
+        given["months"] = [config.parse_month(month) for month in given["months"]]
     module, _, function = command.function.partition(":")
     show(getattr(importlib.import_module(f"tipline.{module}"), function)(settings, project, **given) or ())
 

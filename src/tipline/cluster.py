@@ -14,9 +14,9 @@ import distributed.utils
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 
-from tipline import workers
+from tipline import forkserver
 from tipline.errors import TiplineError
-from tipline.workers import ADDRESS
+from tipline.forkserver import ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -31,7 +31,7 @@ T = TypeVar("T")
 WAIT_SECONDS = 30
 ORDERS = {
     # Of workers that are spawned, and of what is started anew to fork others from, should it be killed.
-    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in workers.ENVIRONMENT.items()},
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in forkserver.ENVIRONMENT.items()},
     # The next block waits at each worker. It would be idle while the driver, on the same cores, hears of the last one.
     "distributed.scheduler.worker-saturation": 2.0,
     # Each worker's stack is looked at a hundred times a second, for a page that nobody opens in a batch.
@@ -40,7 +40,7 @@ ORDERS = {
 
 
 @contextlib.contextmanager
-def connect(count: int) -> Iterator[Client]:
+def connect_client(count: int) -> Iterator[Client]:
     """Give a client: of the scheduler in DASK_SCHEDULER_ADDRESS, else of `count` new processes (0: one a core).
 
     A local cluster listens on 127.0.0.1 only, its dashboard too, and ends with the block.
@@ -55,15 +55,15 @@ def connect(count: int) -> Iterator[Client]:
     for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if os.environ.get(ADDRESS):
-        with told_when_lost(os.environ[ADDRESS]), remote(os.environ[ADDRESS]) as client:
+        with explain_lost_scheduler(os.environ[ADDRESS]), connect_remote(os.environ[ADDRESS]) as client:
             yield client
         return
     with contextlib.ExitStack() as stack:
         # At the end, a second Ctrl-C would cost ten seconds: a cluster whose end is interrupted is waited for.
-        ignore_interrupts = stack.enter_context(workers.interruptible())
-        forked = workers.start(__name__)
-        stack.enter_context(dask.config.set(configured(forked=forked)))
-        with workers.interrupts_later() if forked else workers.without_interrupts():
+        ignore_interrupts = stack.enter_context(forkserver.allow_ignoring_interrupts())
+        forked = forkserver.start_forkserver(__name__)
+        stack.enter_context(dask.config.set(build_dask_config(forked=forked)))
+        with forkserver.defer_interrupts() if forked else forkserver.ignore_interrupts():
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=count or len(os.sched_getaffinity(0)),
@@ -71,13 +71,13 @@ def connect(count: int) -> Iterator[Client]:
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
                     # As it is now: what they are forked from may have been there before keys were put into it.
-                    env={**os.environ, **workers.ENVIRONMENT},
+                    env={**os.environ, **forkserver.ENVIRONMENT},
                     # A heartbeat that meets a closing scheduler is logged with its trace as an error; what fails in
                     # a task comes back with the task.
                     silence_logs=logging.CRITICAL,
                 )
             )
-        stack.enter_context(told_when_lost("the local cluster"))
+        stack.enter_context(explain_lost_scheduler("the local cluster"))
         client = stack.enter_context(Client(cluster))
         try:
             yield client
@@ -85,7 +85,7 @@ def connect(count: int) -> Iterator[Client]:
             ignore_interrupts()
 
 
-def configured(*, forked: bool) -> dict[str, Any]:
+def build_dask_config(*, forked: bool) -> dict[str, Any]:
     """What dask is to do otherwise for workers that are forked, or spawned."""
     if not forked:
         return ORDERS
@@ -95,7 +95,7 @@ def configured(*, forked: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def remote(address: str, seconds: float | None = None) -> Iterator[Client]:
+def connect_remote(address: str, seconds: float | None = None) -> Iterator[Client]:
     """A client of a running scheduler, which is waited for for so long, by default WAIT_SECONDS."""
     patience = WAIT_SECONDS if seconds is None else seconds
     todo = f"Start it, or unset {ADDRESS} to use this machine."
@@ -115,7 +115,7 @@ def remote(address: str, seconds: float | None = None) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def told_when_lost(address: str) -> Iterator[None]:
+def explain_lost_scheduler(address: str) -> Iterator[None]:
     """Say in one way what distributed says in several: results are cancelled, connections closed."""
     try:
         yield
@@ -124,7 +124,7 @@ def told_when_lost(address: str) -> Iterator[None]:
         raise TiplineError("The dask scheduler is gone, or does not answer any more.", address, todo) from error
 
 
-def each(
+def run_tasks(
     client: Client, task: Callable[[T], Any], items: Sequence[T], group: Callable[[T], Hashable] = id
 ) -> Iterator[tuple[T, Any]]:
     """Run a task for each item on the workers; give items and results, or the exceptions, as they come.
@@ -143,10 +143,10 @@ def each(
     while left:
         futures = dict(zip(client.map(task, left, pure=False, retries=1), left, strict=True))
         killed, left = list[T](), list[T]()
-        for future, given in finished(list(futures)):
+        for future, given in iterate_finished(list(futures)):
             if future not in futures:
                 continue  # it waits
-            item, result = futures.pop(future), outcome(future, given)
+            item, result = futures.pop(future), read_outcome(future, given)
             # Before the result is given: were it still held and its worker died, the block would be scored once more.
             future.release()
             if not isinstance(result, KilledWorker):
@@ -159,16 +159,16 @@ def each(
         for item in killed:
             if group(item) in blamed:
                 continue
-            ((future, given),) = finished([client.submit(task, item, pure=False)])
-            result = outcome(future, given)
+            ((future, given),) = iterate_finished([client.submit(task, item, pure=False)])
+            result = read_outcome(future, given)
             if isinstance(result, KilledWorker):
                 blamed.add(group(item))
-                result = told(result)
+                result = explain_killed_worker(result)
             yield item, result
         left = [item for item in left if group(item) not in blamed]
 
 
-def finished(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
+def iterate_finished(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
     """Futures as they finish, with what came of them.
 
     Results are fetched many at once: one by one, the driver is busy twice as long for each task.
@@ -177,21 +177,21 @@ def finished(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
         yield from batch
 
 
-def outcome(future: Any, given: Any) -> Any:  # noqa: ANN401 (what a task returns)
+def read_outcome(future: Any, given: Any) -> Any:  # noqa: ANN401 (what a task returns)
     """A task's result or exception."""
     if isinstance(given, CancelledError):
         raise given
     return given[1] if future.status == "error" else given
 
 
-def told(error: KilledWorker) -> TiplineError:
+def explain_killed_worker(error: KilledWorker) -> TiplineError:
     """What a dead worker means, in words."""
     what = "Every worker that took this block died: out of memory, most likely, or killed."
     todo = "Give the workers more memory: a smaller `score.workers`, or a larger --memory-limit of `dask worker`."
     return TiplineError(what, str(error.last_worker.address), todo)
 
 
-def peak_bytes() -> int:
+def get_peak_memory() -> int:
     """Most memory that this process ever held (VmHWM); `ru_maxrss` would count what its parent held, too."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

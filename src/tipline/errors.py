@@ -67,7 +67,7 @@ class NotPublishedError(TiplineError):
     exit_code = 5
 
 
-def of_months(failed: Mapping[str, TiplineError], asked: int) -> TiplineError:
+def combine_failures(failed: Mapping[str, TiplineError], asked: int) -> TiplineError:
     """One error for the months that failed, of those that were asked for; each has been told when it happened.
 
     The error of a single month is its own; where all that failed are not published yet, that is the exit code.
@@ -79,28 +79,28 @@ def of_months(failed: Mapping[str, TiplineError], asked: int) -> TiplineError:
     return kind(f"{len(failed)} of {asked} months failed.", ", ".join(sorted(failed)), todo)
 
 
-def shortened(value: object, letters: int = SHOWN_LETTERS) -> str:
+def shorten_text(value: object, letters: int = SHOWN_LETTERS) -> str:
     """A name or a type as part of a message: on one line, with nothing in it that a terminal would obey."""
     text = str(value)
     text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Such as `1 row` or `2,000 rows`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def hide(text: str) -> str:
+def hide_secrets(text: str) -> str:
     """An address, or a text with addresses in it, without the passwords and signatures."""
     return SECRETS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
-def one_line(error: object) -> str:
+def join_lines(error: object) -> str:
     """A message without its line ends."""
     return " ".join(str(error).split())
 
 
-def said(error: Exception) -> str:
+def summarize_exception(error: Exception) -> str:
     """The first line of what a library says, as part of a message."""
-    return shortened(next(iter(str(error).splitlines()), repr(error)), 300)
+    return shorten_text(next(iter(str(error).splitlines()), repr(error)), 300)

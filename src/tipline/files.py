@@ -20,33 +20,33 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Parquet readers (pyarrow, dask, Spark) pass over names that begin with an underscore.
-RECEIPT = "_receipt.json"
+MANIFEST = "_receipt.json"
 # The system's errors of a disk, a quota or a file that can take no more.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of(data: bytes) -> str:
+def hash_bytes(data: bytes) -> str:
     """Hex digest of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
-def stated(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
     """Length and digest of a file, as receipts have them."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
-def digest_of(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
+def hash_json(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
     """Hex digest of a json value, whatever the order of its keys."""
-    return sha256_of(json.dumps(value, sort_keys=True).encode())
+    return hash_bytes(json.dumps(value, sort_keys=True).encode())
 
 
-def flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Ask the disk to keep a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -56,7 +56,7 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def placing(path: Path) -> Iterator[Path]:
+def create_file(path: Path) -> Iterator[Path]:
     """Give a temporary path; rename it to `path` if the block ends well, remove it if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -68,16 +68,16 @@ def placing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """`placing`, and what is renamed in survives a power cut."""
-    with placing(path) as temporary:
+    with create_file(path) as temporary:
         yield temporary
-        flush(temporary)
-    flush(path.parent)
+        flush_to_disk(temporary)
+    flush_to_disk(path.parent)
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: Path, staging: Path) -> Iterator[Path]:
+def replace_folder(folder: Path, staging: Path) -> Iterator[Path]:
     """Give an empty folder under `staging`; rename it to `folder` if the block ends well.
 
     Both must be on one file system.
@@ -87,35 +87,35 @@ def replacing_folder(folder: Path, staging: Path) -> Iterator[Path]:
     staged.mkdir(parents=True)
     try:
         yield staged
-        swap_in(staged, folder)
+        swap_folder(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def swap_in(staged: Path, folder: Path) -> None:
+def swap_folder(staged: Path, folder: Path) -> None:
     """Rename a finished folder into its place; what stood there is moved aside first and removed last.
 
     A crash between the two renames leaves the old folder beside `staged`, under the name that `aside` gives.
     """
     for file in staged.iterdir():
-        flush(file)
+        flush_to_disk(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         # Left by a crash after both renames; a rename onto a folder that holds something fails.
-        shutil.rmtree(aside(staged), ignore_errors=True)
-        folder.rename(aside(staged))
+        shutil.rmtree(get_backup_path(staged), ignore_errors=True)
+        folder.rename(get_backup_path(staged))
     staged.rename(folder)
-    flush(folder.parent)
-    shutil.rmtree(aside(staged), ignore_errors=True)
+    flush_to_disk(folder.parent)
+    shutil.rmtree(get_backup_path(staged), ignore_errors=True)
 
 
-def aside(staged: Path) -> Path:
+def get_backup_path(staged: Path) -> Path:
     """Where the folder that `staged` replaces waits until the new one is in its place."""
     return staged.with_name(f"{staged.name}.old")
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def hold_lock(path: Path, what: str) -> Iterator[None]:
     """Keep other processes out of the block.
 
     Raises
@@ -138,7 +138,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file, whole or not at all."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -160,17 +160,17 @@ def append_line(path: Path, line: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything that json can hold)
     """Write a json file, whole or not at all; keys keep their order, so equal values are equal bytes."""
-    write_text(path, json_text(value))
+    write_text(path, format_json(value))
 
 
-def json_text(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
+def format_json(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
     """A json value as the files have it."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows of the same keys as CSV, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -192,7 +192,7 @@ def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (anything that json
         raise TiplineError(f"This file is not valid json: {error}.", str(path), todo) from error
 
 
-def read_json_if_any(path: Path) -> Any:  # noqa: ANN401 (anything that json can hold)
+def try_read_json(path: Path) -> Any:  # noqa: ANN401 (anything that json can hold)
     """`read_json`, None where the file is not there or is no json."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

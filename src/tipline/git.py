@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 BUT_FOR_RESULTS = (":/", ":(top,exclude,glob)**/dvc.lock", ":(top,exclude,glob)**/models/promotions.jsonl")
 
 
-def revision() -> str:
+def get_revision() -> str:
     """The commit, `-dirty` behind it where code or settings differ from it; `unknown` without git or a commit."""
-    commit = (asked("rev-parse", "--verify", "HEAD") or "").strip()
-    changed = commit and asked("status", "--porcelain", "--untracked-files=no", "--", *BUT_FOR_RESULTS)
+    commit = (run_git("rev-parse", "--verify", "HEAD") or "").strip()
+    changed = commit and run_git("status", "--porcelain", "--untracked-files=no", "--", *BUT_FOR_RESULTS)
     return f"{commit}-dirty" if changed else commit or "unknown"
 
 
-def uncommitted(root: Path, names: Sequence[str]) -> list[str] | None:
+def list_uncommitted(root: Path, names: Sequence[str]) -> list[str] | None:
     """Those of the files that are not as the last commit has them; None without git."""
-    told = asked("status", "--porcelain", "--untracked-files=all", "--", *names, root=root)
+    told = run_git("status", "--porcelain", "--untracked-files=all", "--", *names, root=root)
     # The project need not be the repository's root, which the paths start at.
     return None if told is None else [name for name in names if any(line.endswith(name) for line in told.splitlines())]
 
 
-def remotes(root: Path) -> bool:
+def has_remote(root: Path) -> bool:
     """Whether there is somewhere to push to."""
-    return bool(asked("remote", root=root))
+    return bool(run_git("remote", root=root))
 
 
-def asked(*arguments: str, root: Path | None = None) -> str | None:
+def run_git(*arguments: str, root: Path | None = None) -> str | None:
     """What git prints, None without git or a repository."""
     command = shutil.which("git")
     if command is None:

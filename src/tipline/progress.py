@@ -20,7 +20,7 @@ LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left
 
 
 @contextlib.contextmanager
-def counting(total: int | None, unit: str, label: str = "", done: int = 0) -> Iterator[Callable[[int], object]]:
+def show_progress(total: int | None, unit: str, label: str = "", done: int = 0) -> Iterator[Callable[[int], object]]:
     """Give a function that is told how many more are done."""
     if not sys.stderr.isatty():
         yield lines(total, unit, label, done)

@@ -12,18 +12,26 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files, params
-from tipline.errors import NotPublishedError, TiplineError, UsageError, counted, hide, of_months, shortened
-from tipline.months import contract as contracts
-from tipline.months import preparing, raw, source, transfer
+from tipline import config, files
+from tipline.errors import (
+    NotPublishedError,
+    TiplineError,
+    UsageError,
+    combine_failures,
+    format_count,
+    hide_secrets,
+    shorten_text,
+)
+from tipline.ingest import prepare, readers, source, transfer
+from tipline.ingest import schema as contracts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tipline.layout import Layout
-    from tipline.months.contract import Contract, Match
-    from tipline.months.transfer import Stated
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.ingest.schema import Match, Schema
+    from tipline.ingest.transfer import Stated
+    from tipline.paths import Paths
 
 HEAD_BYTES = TAIL_BYTES = 2**16
 LONGEST_FOOTER = 2**26
@@ -46,7 +54,7 @@ class Look:
     row_groups: int | None  # None for a CSV file
 
 
-def run(settings: Settings, layout: Layout, address: str, months: Sequence[str]) -> Iterator[str]:
+def run(settings: Settings, paths: Paths, address: str, months: Sequence[str]) -> Iterator[str]:
     """Give lines about months of a source, a few asked for at once.
 
     Raises
@@ -57,12 +65,12 @@ def run(settings: Settings, layout: Layout, address: str, months: Sequence[str])
         At the end, where `prepare` would refuse a month; NotPublishedError where the source has not got it.
     """
     try:
-        params.check_address(address, one_month=len(months) == 1)
+        config.check_source(address, one_month=len(months) == 1)
     except ValueError as error:
         todo = "Name a path, https:// or s3://, with {month} in it for more than one month."
-        raise UsageError(f"{error}.", f"command line, {hide(address)}", todo) from None
-    contract = contracts.load(layout.root / settings.contract)
-    rates = rates_of(layout)
+        raise UsageError(f"{error}.", f"command line, {hide_secrets(address)}", todo) from None
+    contract = contracts.load_schema(paths.root / settings.contract)
+    rates = measure_rates(paths)
     failed: dict[str, TiplineError] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         looks = {month: pool.submit(look, address, month) for month in dict.fromkeys(months)}
@@ -70,7 +78,7 @@ def run(settings: Settings, layout: Layout, address: str, months: Sequence[str])
             try:
                 found = future.result()
                 match = contract.match(found.schema, f"{place_of(address, month)}, month {month}")
-                about = describe(found, match, contract) | {"fetched": fetched(layout, address, month, found.stated)}
+                about = describe(found, match, contract) | {"fetched": fetched(paths, address, month, found.stated)}
                 yield from lines(month, title(found), about | {"scoring": expected(found.rows, rates)})
             except TiplineError as error:
                 failed[month] = error
@@ -79,43 +87,43 @@ def run(settings: Settings, layout: Layout, address: str, months: Sequence[str])
                 words = {NotPublishedError: "not published", transfer.NoRangeError: "cannot be looked into"}
                 yield from lines(month, words.get(type(error), "cannot be prepared"), {"": str(error)})
     if failed:
-        raise of_months(failed, len(looks))
+        raise combine_failures(failed, len(looks))
 
 
 def place_of(address: str, month: str) -> str:
     """The address of a month as it may be shown; relative paths start where the command is typed."""
-    return hide(source.address(address, month, Path.cwd()))
+    return hide_secrets(source.format_address(address, month, Path.cwd()))
 
 
 def look(address: str, month: str) -> Look:
     """Read the first bytes of a month and, of a Parquet file, the last."""
-    place = source.address(address, month, Path.cwd())
+    place = source.format_address(address, month, Path.cwd())
     source.check_folder(address, place, Path.cwd())
-    stated, head = transfer.peek(place, 0, HEAD_BYTES)
+    stated, head = transfer.peek_bytes(place, 0, HEAD_BYTES)
     try:
-        if head.startswith(raw.MAGIC):
+        if head.startswith(readers.MAGIC):
             with pq.ParquetFile(pa.BufferReader(footer(place))) as file:
                 return Look(stated, file.schema_arrow, file.metadata.num_rows, file.num_row_groups)
-        source.check_head(head, hide(place))
+        source.check_head(head, hide_secrets(place))
         first, _, rest = head.partition(b"\n")
-        return Look(stated, raw.header(first), estimated(stated.size, len(first) + 1, rest), None)
+        return Look(stated, readers.read_header(first), estimated(stated.size, len(first) + 1, rest), None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise raw.damaged(error, hide(place), month) from error
+        raise readers.explain_damage(error, hide_secrets(place), month) from error
 
 
 def footer(place: str) -> bytes:
     """The end of a Parquet file, from where its footer begins or before."""
-    _, tail = transfer.peek(place, -TAIL_BYTES, TAIL_BYTES)
+    _, tail = transfer.peek_bytes(place, -TAIL_BYTES, TAIL_BYTES)
     length = int.from_bytes(tail[-FOOTER_END:-4], "little") + FOOTER_END
     if TAIL_BYTES < length <= LONGEST_FOOTER:
-        _, tail = transfer.peek(place, -length, length)
+        _, tail = transfer.peek_bytes(place, -length, length)
     return tail
 
 
 def estimated(size: int | None, header: int, rest: bytes) -> int | None:
     """Rows of a CSV file of so many bytes, were all its lines as long as the first ones."""
     whole = rest if size is not None and size <= header + len(rest) else rest[: rest.rfind(b"\n") + 1]
-    rows = len(raw.Lines(whole, 0).all())
+    rows = len(readers.Lines(whole, 0).all())
     if size is None or not rows:
         return None if size is None else 0
     return round((size - header) * rows / len(whole))
@@ -123,37 +131,37 @@ def estimated(size: int | None, header: int, rest: bytes) -> int | None:
 
 def title(found: Look) -> str:
     """Format, bytes and rows."""
-    size = "of unknown length" if found.stated.size is None else sized(found.stated.size)
+    size = "of unknown length" if found.stated.size is None else format_size(found.stated.size)
     if found.row_groups is None:
         return f"CSV, {size}, " + ("rows unknown" if found.rows is None else f"about {found.rows:,} rows")
-    return f"Parquet, {size}, {counted(found.rows or 0, 'row')} in {counted(found.row_groups, 'row group')}"
+    return f"Parquet, {size}, {format_count(found.rows or 0, 'row')} in {format_count(found.row_groups, 'row group')}"
 
 
-def sized(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes as a person reads them."""
     unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), (1e3, "kB"))
     return f"{count / unit:,.1f} {name}"
 
 
-def describe(found: Look, match: Match, contract: Contract) -> dict[str, str]:
+def describe(found: Look, match: Match, contract: Schema) -> dict[str, str]:
     """How `prepare` would understand the month's columns."""
     retyped = [
-        f"{match.names[key]} is {shortened(type_)}, read as {contract.columns[key].type}"
+        f"{match.names[key]} is {shorten_text(type_)}, read as {contract.columns[key].type}"
         for key, type_ in match.types.items()
         if found.row_groups is not None and not contract.columns[key].is_natural(type_)
     ]
     return {
         "era": f"{match.era}: {contract.eras[match.era]}",
         "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
-        "added": ", ".join(f"{shortened(name)}: left behind" for name in match.unknown[:20]) or "-",
+        "added": ", ".join(f"{shorten_text(name)}: left behind" for name in match.unknown[:20]) or "-",
         "lost": ", ".join(match.absent) or "-",
         "retyped": ", ".join(retyped) or "-",
     }
 
 
-def fetched(layout: Layout, address: str, month: str, stated: Stated) -> str:
+def fetched(paths: Paths, address: str, month: str, stated: Stated) -> str:
     """Whether the month is in data/raw/, and still what the source has."""
-    receipt = files.read_json_if_any(layout.raw_receipt(month))
+    receipt = files.try_read_json(paths.raw_receipt(month))
     if receipt is None or receipt["address"] != place_of(address, month):
         return "no" if receipt is None else f"from elsewhere, {receipt['address']}"
     then = receipt.get("upstream", {"size": receipt["bytes"], "version": None})
@@ -167,19 +175,19 @@ def fetched(layout: Layout, address: str, month: str, stated: Stated) -> str:
     return f"yes, but CHANGED upstream ({', '.join(told)}); to fetch it again: dvc repro -f download@{month}"
 
 
-def rates_of(layout: Layout) -> tuple[float, float, float]:
+def measure_rates(paths: Paths) -> tuple[float, float, float]:
     """Bytes a prepared row and a scored one take, and rows scored a second, as this project's months have it."""
-    trips = [files.read_json_if_any(path) for path in layout.trips("*").parent.glob(f"month=*/{files.RECEIPT}")]
-    scored = [files.read_json_if_any(path) for path in layout.predictions.glob(f"month=*/{files.RECEIPT}")]
-    prepared = mean_of([(one["trips"]["bytes"], one["rows_out"]) for one in trips if one])
-    written = mean_of([(sum(part["bytes"] for part in one["parts"]), one["rows"]) for one in scored if one])
+    trips = [files.try_read_json(path) for path in paths.trips("*").parent.glob(f"month=*/{files.MANIFEST}")]
+    scored = [files.try_read_json(path) for path in paths.predictions.glob(f"month=*/{files.MANIFEST}")]
+    prepared = compute_mean([(one["trips"]["bytes"], one["rows_out"]) for one in trips if one])
+    written = compute_mean([(sum(part["bytes"] for part in one["parts"]), one["rows"]) for one in scored if one])
     seconds = max((one["made"].get("seconds", 0.0) for one in scored if one), default=0.0)
     rows = sum(one["rows"] for one in scored if one and one["made"].get("seconds"))
     speed = rows / seconds if seconds and rows >= TELLING_ROWS else SCORED_ROWS
     return prepared or TRIPS_BYTES, written or PREDICTIONS_BYTES, speed
 
 
-def mean_of(pairs: list[tuple[int, int]]) -> float:
+def compute_mean(pairs: list[tuple[int, int]]) -> float:
     """Bytes a row, of pairs of bytes and rows."""
     return sum(size for size, _ in pairs) / max(sum(rows for _, rows in pairs), 1)
 
@@ -189,10 +197,10 @@ def expected(rows: int | None, rates: tuple[float, float, float]) -> str:
     if rows is None:
         return "-"
     trips, predictions, speed = rates
-    parts = math.ceil(rows / preparing.ROW_GROUP_ROWS)
+    parts = math.ceil(rows / prepare.ROW_GROUP_ROWS)
     return (
-        f"{counted(rows, 'row')} in {counted(parts, 'part')}, {sized(rows * predictions)} of predictions "
-        f"beside {sized(rows * trips)} of prepared trips, about {max(rows / speed, 1):,.0f} s"
+        f"{format_count(rows, 'row')} in {format_count(parts, 'part')}, {format_size(rows * predictions)} of predictions "
+        f"beside {format_size(rows * trips)} of prepared trips, about {max(rows / speed, 1):,.0f} s"
     )
 
 

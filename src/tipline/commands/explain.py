@@ -10,26 +10,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tipline import files
-from tipline.errors import TiplineError, UsageError, said
-from tipline.layout import month_folder
-from tipline.mlflow import registry, tracking
-from tipline.models import modelfiles
-from tipline.models.foreign import Foreign
-from tipline.months import preparing, raw, trips
+from tipline.errors import TiplineError, UsageError, summarize_exception
+from tipline.ingest import columns, prepare, readers
+from tipline.model import artifact
+from tipline.model.external import ExternalModel
+from tipline.paths import month_folder
+from tipline.registry import model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from tipline.layout import Layout
-    from tipline.models.modelfiles import Model
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.model.artifact import Model
+    from tipline.paths import Paths
 
 WIDTH = 24
 MOST = 2**62
 
 
-def run(settings: Settings, layout: Layout, month: str, row: int) -> Iterator[str]:
+def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
     """Give the lines: prediction, contributions, model, prepared row, published row, source.
 
     Raises
@@ -39,25 +39,25 @@ def run(settings: Settings, layout: Layout, month: str, row: int) -> Iterator[st
     TiplineError
         Where a file on the way back is missing.
     """
-    folder = month_folder(layout.predictions, month)
+    folder = month_folder(paths.predictions, month)
     if month not in settings.months or not 0 <= row <= MOST:
         what = "The month is not among `months`." if month not in settings.months else "There is no such row."
         raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")
-    receipt = files.read_json(folder / files.RECEIPT, "Run: dvc repro score")
-    group, stored = prediction(layout, month, row, receipt)
-    trip = prepared(layout, month, row, group)
+    receipt = files.read_json(folder / files.MANIFEST, "Run: dvc repro score")
+    group, stored = prediction(paths, month, row, receipt)
+    trip = prepared(paths, month, row, group)
     yield f"{month}, row {row:,}: tip_probability {stored!r}"
-    yield from section("prediction", of_prediction(layout, folder, receipt, group))
-    contents, training, of_run = model_of(settings, layout, receipt)
+    yield from section("prediction", of_prediction(paths, folder, receipt, group))
+    contents, training, of_run = model_of(settings, paths, receipt)
     if contents is None:
         yield from section("model", {"digest": receipt["key"]["model"], "files": "neither here nor in the registry"})
     else:
-        loaded = modelfiles.load(contents, receipt["key"]["model"])
+        loaded = artifact.load_model(contents, receipt["key"]["model"])
         yield from section("why (log-odds)", contributions(loaded, trip, stored))
         yield from section("model", of_model(receipt, training, of_run))
-    yield from section("prepared row", {"file": shown(layout, layout.trips_file(month)), "row group": group} | trip)
-    yield from section("published row", published_row(layout, month, row))
-    yield from section("source", files.read_json(layout.raw_receipt(month), f"Run: dvc repro download@{month}"))
+    yield from section("prepared row", {"file": shown(paths, paths.trips_file(month)), "row group": group} | trip)
+    yield from section("published row", published_row(paths, month, row))
+    yield from section("source", files.read_json(paths.raw_receipt(month), f"Run: dvc repro download@{month}"))
 
 
 def section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -67,14 +67,14 @@ def section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {name:{WIDTH}} {value if value is not None else '-'}"
 
 
-def shown(layout: Layout, path: Path) -> str:
+def shown(paths: Paths, path: Path) -> str:
     """A path as seen from the project's folder."""
-    return str(path.relative_to(layout.root))
+    return str(path.relative_to(paths.root))
 
 
-def prediction(layout: Layout, month: str, row: int, receipt: Mapping[str, Any]) -> tuple[int, float]:
+def prediction(paths: Paths, month: str, row: int, receipt: Mapping[str, Any]) -> tuple[int, float]:
     """The row group that a row was scored in, and its stored probability."""
-    folder = month_folder(layout.predictions, month)
+    folder = month_folder(paths.predictions, month)
     for group, part in enumerate(receipt["parts"]):
         path = folder / part["name"]
         if not path.is_file():
@@ -82,25 +82,27 @@ def prediction(layout: Layout, month: str, row: int, receipt: Mapping[str, Any])
         try:
             found = pq.read_table(path, filters=[("row", "=", row)], partitioning=None)
         except (pa.ArrowException, OSError) as error:
-            raise TiplineError(f"This part cannot be read: {said(error)}.", str(path), "Run: tipline verify") from error
+            raise TiplineError(
+                f"This part cannot be read: {summarize_exception(error)}.", str(path), "Run: tipline verify"
+            ) from error
         if len(found):
             return group, float(found["tip_probability"][0].as_py())
-    raise no_such_row(layout, month, row, receipt["rows"])
+    raise no_such_row(paths, month, row, receipt["rows"])
 
 
-def no_such_row(layout: Layout, month: str, row: int, rows: int) -> UsageError:
+def no_such_row(paths: Paths, month: str, row: int, rows: int) -> UsageError:
     """Why there is no prediction for a row."""
     where, todo = f"month {month}, row {row:,}", f"Rows are counted from 0; {rows:,} of the month have predictions."
-    apart = layout.trips(month) / trips.QUARANTINED
+    apart = paths.trips(month) / columns.QUARANTINE_FILE
     found = pq.read_table(apart, filters=[("row", "=", row)], partitioning=None).to_pylist() if apart.is_file() else []
     if found:
         return UsageError(f"This row was set apart when the month was prepared: {found[0]['reason']}.", where, todo)
     return UsageError("The month has no prediction for this row.", where, todo)
 
 
-def prepared(layout: Layout, month: str, row: int, group: int) -> dict[str, Any]:
+def prepared(paths: Paths, month: str, row: int, group: int) -> dict[str, Any]:
     """The prepared row, by column."""
-    path = layout.trips_file(month)
+    path = paths.trips_file(month)
     try:
         with pq.ParquetFile(path) as file:
             table = file.read_row_group(group)
@@ -113,11 +115,11 @@ def prepared(layout: Layout, month: str, row: int, group: int) -> dict[str, Any]
     return found[0]
 
 
-def of_prediction(layout: Layout, folder: Path, receipt: Mapping[str, Any], group: int) -> dict[str, Any]:
+def of_prediction(paths: Paths, folder: Path, receipt: Mapping[str, Any], group: int) -> dict[str, Any]:
     """Where the prediction lies, and what of its making is on record."""
     part, made = receipt["parts"][group], receipt["made"]
     return {
-        "file": shown(layout, folder / part["name"]),
+        "file": shown(paths, folder / part["name"]),
         "sha256": part["sha256"],
         "scored by git revision": made["git"],
         "prepared month's sha256": receipt["key"]["trips"],
@@ -126,31 +128,31 @@ def of_prediction(layout: Layout, folder: Path, receipt: Mapping[str, Any], grou
 
 
 def model_of(
-    settings: Settings, layout: Layout, receipt: Mapping[str, Any]
+    settings: Settings, paths: Paths, receipt: Mapping[str, Any]
 ) -> tuple[dict[str, bytes] | None, dict[str, Any], dict[str, str]]:
     """Files, training and the run's tags of the model that made a month's predictions.
 
     The files are this project's where it still has them, else the registry's.
     """
     digest = receipt["key"]["model"]
-    here = [folder for folder in (layout.champion, layout.challenger) if modelfiles.digest_if_any(folder) == digest]
+    here = [folder for folder in (paths.champion, paths.challenger) if artifact.try_read_digest(folder) == digest]
     tags: dict[str, str] = {}
     try:
-        with tracking.connect(layout) as client:
-            found = registry.versions(client, settings.register_.name, digest)
+        with store.connect_store(paths) as client:
+            found = model_versions.list_versions(client, settings.register_.name, digest)
             if found and found[0].run_id:
                 tags = dict(client.get_run(found[0].run_id).data.tags)
             if found and not here:
-                with registry.fetched(found[0]) as folder:
-                    return modelfiles.read(folder), training_of(folder), tags
+                with model_versions.open_files(found[0]) as folder:
+                    return artifact.read_artifact(folder), training_of(folder), tags
     except TiplineError as error:
         tags = {"tipline.git": f"unknown: {error.parts[0]}"}
-    return (modelfiles.read(here[0]), training_of(here[0]), tags) if here else (None, {}, tags)
+    return (artifact.read_artifact(here[0]), training_of(here[0]), tags) if here else (None, {}, tags)
 
 
 def training_of(folder: Path) -> dict[str, Any]:
     """What is told of a model's training; nothing of one that tipline did not make."""
-    return files.read_json_if_any(folder / modelfiles.TRAINING) or {}
+    return files.try_read_json(folder / artifact.TRAINING) or {}
 
 
 def of_model(receipt: Mapping[str, Any], training: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def of_model(receipt: Mapping[str, Any], training: Mapping[str, Any], tags: Mapp
 
 def contributions(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
     """What each feature adds for a linear model; for others, what they are given."""
-    types = trips.of_features(model.features)
+    types = columns.list_feature_columns(model.features)
     batch = pa.RecordBatch.from_pylist([dict(trip)], schema=pa.schema(types))
     again = float(model.probabilities(batch)[0])
     linear = getattr(model, "linear", None)  # a model carries its own code, and that may be older than this
@@ -188,7 +190,7 @@ def contributions(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
 def before(model: Model, trip: pa.RecordBatch) -> dict[str, str]:
     """The probability that a calibration has corrected; nothing for a model without one."""
     calibration = model.spec.get("calibration")
-    if calibration is None or isinstance(model, Foreign):
+    if calibration is None or isinstance(model, ExternalModel):
         return {}
     return {f"before {calibration['method']}": f"{model.uncalibrated(trip)[0]:.9g}"}
 
@@ -205,11 +207,11 @@ def seen(feature: Mapping[str, Any], value: Any) -> str:  # noqa: ANN401 (a valu
     return str(value) if low <= value <= high else f"{value}, taken as {min(max(value, low), high):g}"
 
 
-def published_row(layout: Layout, month: str, row: int) -> dict[str, Any]:
+def published_row(paths: Paths, month: str, row: int) -> dict[str, Any]:
     """The row as it was published: text of CSV, values of Parquet."""
-    path = preparing.published(layout.raw(month), month)
-    text = raw.row_of(raw.open_month(path, month), row)
-    told = {"file": shown(layout, path), "sha256": files.sha256(path), "row": f"{row:,}"}
+    path = prepare.find_published_file(paths.raw(month), month)
+    text = readers.read_row(readers.open_month(path, month), row)
+    told = {"file": shown(paths, path), "sha256": files.hash_file(path), "row": f"{row:,}"}
     if text is None:
         return told | {"values": "the published file has no such row: it is not the one that was prepared"}
     try:

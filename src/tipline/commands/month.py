@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import yaml
 
 from tipline import files, git
-from tipline.commands import health
+from tipline.commands import checks
 from tipline.errors import TiplineError, UsageError
-from tipline.months import source
+from tipline.ingest import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 
-def run(settings: Settings, layout: Layout, month: str) -> Iterator[str]:
+def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
     """Add a month that is published to params.yaml, let `dvc repro` do the rest; say its verdict and what to commit.
 
     A month that is there already is gone on with: after any end of an earlier run this is the way on.
@@ -36,16 +36,16 @@ def run(settings: Settings, layout: Layout, month: str) -> Iterator[str]:
     TiplineError
         Where the source cannot be asked, or `dvc repro` fails.
     """
-    if not layout.raw_receipt(month).is_file():
-        source.ask(settings.source, month, layout.home)
+    if not paths.raw_receipt(month).is_file():
+        source.check_published(settings.source, month, paths.home)
     if month in settings.months:
         yield f"{month} is in params.yaml"
     else:
-        files.write_text(layout.params, with_month(layout.params.read_bytes().decode(), month, str(layout.params)))
+        files.write_text(paths.params, with_month(paths.params.read_bytes().decode(), month, str(paths.params)))
         yield f"{month} is published, and in params.yaml now"
-    repro(layout, month)
-    yield verdict(layout, month)
-    yield from to_commit(layout, month)
+    repro(paths, month)
+    yield verdict(paths, month)
+    yield from to_commit(paths, month)
 
 
 def with_month(text: str, month: str, where: str) -> str:
@@ -86,12 +86,12 @@ def inserted(text: str, month: str, place: int) -> str | None:
     return "".join(lines)
 
 
-def repro(layout: Layout, month: str) -> None:
+def repro(paths: Paths, month: str) -> None:
     """Run `dvc repro`, which prints where the month is."""
     # The stages are plain `tipline ...`: cron has not activated this environment.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-m", "dvc", "repro"]
-    process = subprocess.Popen(command, cwd=layout.root, env={**os.environ, "PATH": path})  # noqa: S603 (fixed)
+    process = subprocess.Popen(command, cwd=paths.root, env={**os.environ, "PATH": path})  # noqa: S603 (fixed)
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -102,17 +102,17 @@ def repro(layout: Layout, month: str) -> None:
         raise TiplineError("`dvc repro` did not end well.", f"month {month}", todo)
 
 
-def verdict(layout: Layout, month: str) -> str:
+def verdict(paths: Paths, month: str) -> str:
     """A month's rows, skill, and whether its scores can be trusted."""
-    months = files.read_json(layout.monitoring / "months.json", "Run: dvc repro monitor")
+    months = files.read_json(paths.monitoring / "months.json", "Run: dvc repro monitor")
     judged = next(one for one in months if one["month"] == month)
     skill = "no skill known" if judged["skill"] is None else f"skill {judged['skill']:.4f}"
     return f"{month}: {judged['rows']:,} rows, {skill}, {judged['verdict']}: {judged['reason']}"
 
 
-def to_commit(layout: Layout, month: str) -> Iterator[str]:
+def to_commit(paths: Paths, month: str) -> Iterator[str]:
     """The commands that keep and share what has changed."""
-    changed = git.uncommitted(layout.root, health.COMMITTED)
+    changed = git.list_uncommitted(paths.root, checks.COMMITTED)
     if changed is None:
         yield "no git here: nothing to commit"
         return
@@ -122,7 +122,7 @@ def to_commit(layout: Layout, month: str) -> Iterator[str]:
         yield f'  git commit -m "Score {month}"'
     else:
         yield "nothing to commit"
-    if git.remotes(layout.root):
+    if git.has_remote(paths.root):
         yield "  git push"
-    if health.dvc_remote(layout.root):
+    if checks.get_dvc_remote(paths.root):
         yield "  dvc push"

@@ -6,17 +6,17 @@ import logging
 from typing import TYPE_CHECKING
 
 from tipline.errors import TiplineError, UsageError
-from tipline.mlflow import champion, promotions, registry, tracking
+from tipline.registry import champion, history, model_versions, store
 
 if TYPE_CHECKING:
-    from tipline.layout import Layout
-    from tipline.mlflow.tracking import Client, Version
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
+    from tipline.registry.store import Client, Version
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, layout: Layout, reason: str | None = None) -> None:
+def run(settings: Settings, paths: Paths, reason: str | None = None) -> None:
     """Make the version champion that was it before the present one; the gate is not asked.
 
     Raises
@@ -27,31 +27,35 @@ def run(settings: Settings, layout: Layout, reason: str | None = None) -> None:
         Where the registry has lost it, or its files.
     """
     name = settings.register_.name
-    with tracking.connect(layout) as client, tracking.alone(layout):
-        now = registry.by_alias(client, name)
+    with store.connect_store(paths) as client, store.lock_store(paths):
+        now = model_versions.get_champion(client, name)
         if now is None:
             raise UsageError(f"{name} has no champion.", "MLflow's registry", "Run: dvc repro register")
-        promotions.bring_back(layout)
-        promotions.notice(client, layout, now)
-        back = before(client, layout, now)
-        registry.contents(back)  # only files that are those of the digest may score
-        verdict = back.tags.get(registry.VERDICT)
-        promotions.change(client, layout, promotions.ROLLBACK, now, back, verdict, reason)
+        history.restore_lost_lines(paths)
+        history.record_external_change(client, paths, now)
+        back = before(client, paths, now)
+        model_versions.read_files(back)  # only files that are those of the digest may score
+        verdict = back.tags.get(model_versions.VERDICT)
+        history.change_champion(client, paths, history.ROLLBACK, now, back, verdict, reason)
     moved = f"version {back.version} again, it was version {now.version}"
-    log.info("champion of %s: %s. %s", name, moved, champion.follows(settings))
-    months = ", ".join(champion.scored(layout, settings.months, now.tags.get(tracking.DIGEST)))
+    log.info("champion of %s: %s. %s", name, moved, champion.describe_next_repro(settings))
+    months = ", ".join(champion.list_scored_months(paths, settings.months, now.tags.get(store.DIGEST)))
     if months:
         log.info("version %s had scored %s", now.version, months)
 
 
-def before(client: Client, layout: Layout, now: Version) -> Version:
+def before(client: Client, paths: Paths, now: Version) -> Version:
     """The version that was champion before."""
-    digest = now.tags.get(tracking.DIGEST)
-    was = promotions.before(layout, now.name, digest) if digest else promotions.last(layout, now.name)
+    digest = now.tags.get(store.DIGEST)
+    was = (
+        history.find_previous_champion(paths, now.name, digest)
+        if digest
+        else history.read_last_champion(paths, now.name)
+    )
     if was is None:
         what = f"This file names no champion before version {now.version}."
-        raise UsageError(what, str(layout.promotions), "Name the version that is to score: tipline promote VERSION")
-    found = registry.of_digest(client, now.name, was["digest"])
+        raise UsageError(what, str(paths.promotions), "Name the version that is to score: tipline promote VERSION")
+    found = model_versions.find_version(client, now.name, was["digest"])
     if found is None:
         lost = f"version {was['version']} (digest {was['digest'][:12]})"
         what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, scoring
-from tipline.commands import health
-from tipline.errors import TiplineError, counted, hide
-from tipline.mlflow import champion, registry, tracking
-from tipline.models import modelfiles
+from tipline import files
+from tipline.commands import checks
+from tipline.errors import TiplineError, format_count, hide_secrets
+from tipline.model import artifact
+from tipline.registry import champion, model_versions, store
+from tipline.scoring import block_scoring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tipline.commands.health import State
-    from tipline.layout import Layout
-    from tipline.mlflow.tracking import Client, Version
-    from tipline.params import Settings
+    from tipline.commands.checks import State
+    from tipline.config import Settings
+    from tipline.paths import Paths
+    from tipline.registry.store import Client, Version
 
 
-def run(settings: Settings, layout: Layout) -> Iterator[str]:
+def run(settings: Settings, paths: Paths) -> Iterator[str]:
     """Give the lines: store, models, months, evaluation, gate, last figures, what to do next, the checks.
 
     Raises
@@ -27,38 +28,40 @@ def run(settings: Settings, layout: Layout) -> Iterator[str]:
     TiplineError
         At the end, where something is wrong; hints are not.
     """
-    state = look(settings, layout)
+    state = look(settings, paths)
     missing = not_scored(state)
-    yield f"project     {layout.root}"
-    yield f"store       {hide(tracking.store(layout))}"
+    yield f"project     {paths.root}"
+    yield f"store       {hide_secrets(store.get_store_address(paths))}"
     yield from models(state)
     yield f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion"
     yield f"not scored  {', '.join(missing) or '-'}"
-    yield from evaluated(layout)
-    yield from last_figures(layout)
+    yield from evaluated(paths)
+    yield from last_figures(paths)
     yield f"next        {advice(state, missing)}"
     yield from checked(state)
 
 
-def look(settings: Settings, layout: Layout) -> State:
+def look(settings: Settings, paths: Paths) -> State:
     """What there is; a store that cannot be asked is no reason not to tell the rest."""
-    ref = champion.current(layout)
+    ref = champion.read_champion_ref(paths)
     found, trouble = None, None
     try:
-        with tracking.connect(layout) as client:
+        with store.connect_store(paths) as client:
             found = asked(client, settings.register_.name)
     except TiplineError as error:
         trouble = error
-    planned, failed = scoring.plan(scoring.Places.of(layout), settings.months, ref["digest"] if ref else "")
-    return health.State(settings, layout, ref, found, trouble, planned, failed)
+    planned, failed = block_scoring.plan_months(
+        block_scoring.Locations.of(paths), settings.months, ref["digest"] if ref else ""
+    )
+    return checks.State(settings, paths, ref, found, trouble, planned, failed)
 
 
-def asked(client: Client, name: str) -> health.Registry:
+def asked(client: Client, name: str) -> checks.Registry:
     """What MLflow has of a model."""
-    now, versions = registry.by_alias(client, name), registry.versions(client, name)
+    now, versions = model_versions.get_champion(client, name), model_versions.list_versions(client, name)
     shown = versions[:1] if now is None else [*versions[:1], now]
     words = {int(version.version): describe(client, version) for version in shown}
-    return health.Registry(now, versions, words, now and health.environment(now))
+    return checks.Registry(now, versions, words, now and checks.read_environment(now))
 
 
 def models(state: State) -> Iterator[str]:
@@ -69,14 +72,14 @@ def models(state: State) -> Iterator[str]:
         yield f"champion    {name} version {number}, as models/champion/ has it" if number else "champion    unknown"
         return
     count = len(found.versions)
-    yield f"model       {name}, {counted(count, 'version')}"
+    yield f"model       {name}, {format_count(count, 'version')}"
     yield f"champion    {found.words[int(found.champion.version)] if found.champion else 'none yet'}"
     yield f"challenger  {found.words[int(found.versions[0].version)] if count else 'none yet'} (the newest version)"
 
 
 def checked(state: State) -> Iterator[str]:
     """The checks: one line for all that are fine, one for each finding; an error where something is wrong."""
-    told = health.findings(state)
+    told = checks.run_checks(state)
     wrong = [name for name, found in told.items() if any(one.wrong for one in found)]
     yield f"checks      {len(told) - len(wrong)} of {len(told)} fine"
     for name, found in told.items():
@@ -91,7 +94,7 @@ def describe(client: Client, version: Version) -> str:
     """A version with the name and the evaluation of its run."""
     if version.run_id is None:
         return f"version {version.version}: not registered by tipline"
-    training = registry.run_of(client, version)
+    training = model_versions.get_run(client, version)
     if training is None:
         return f"version {version.version}: its run is gone"
     skill = training.data.metrics.get("evaluate.skill")
@@ -107,17 +110,17 @@ def not_scored(state: State) -> list[str]:
     return [month for month in state.settings.months if month in missing]
 
 
-def evaluated(layout: Layout) -> list[str]:
+def evaluated(paths: Paths) -> list[str]:
     """What the challenger is worth, and what the gate says of it."""
-    report = evaluation(layout)
+    report = evaluation(paths)
     if report is None:
         return ["evaluation  none yet"]
     return [f"evaluation  {report['verdict']}", f"gate        {report['gate']['words']}"]
 
 
-def evaluation(layout: Layout) -> dict[str, Any] | None:
+def evaluation(paths: Paths) -> dict[str, Any] | None:
     """What `evaluate` wrote last, None where it is not there or something else."""
-    report = files.read_json_if_any(layout.evaluation)
+    report = files.try_read_json(paths.evaluation)
     try:
         gate = {name: report["gate"][name] for name in ("words", "promote")}
         return {"verdict": str(report["verdict"]), "gate": gate}
@@ -125,9 +128,9 @@ def evaluation(layout: Layout) -> dict[str, Any] | None:
         return None
 
 
-def last_figures(layout: Layout) -> list[str]:
+def last_figures(paths: Paths) -> list[str]:
     """The figures of the last monitored month, and the verdict on them."""
-    months = files.read_json_if_any(layout.monitoring / "months.json")
+    months = files.try_read_json(paths.monitoring / "months.json")
     if not months:
         return ["last month  none yet"]
     month = months[-1]
@@ -141,24 +144,24 @@ def last_figures(layout: Layout) -> list[str]:
 
 def advice(state: State, missing: list[str]) -> str:
     """What to do next."""
-    layout, ref, found = state.layout, state.ref, state.registry
+    paths, ref, found = state.paths, state.ref, state.registry
     now = found.champion if found else None
     if ref is None or (found is not None and now is None):
         return "dvc repro"
-    if not all((layout.challenger / name).is_file() for name in modelfiles.FILES):
+    if not all((paths.challenger / name).is_file() for name in artifact.FILES):
         return "dvc repro: models/challenger is missing, its training did not end"
     pinned = isinstance(state.settings.score.version, int)
-    if now is not None and now.tags.get(tracking.DIGEST) != ref["digest"] and not pinned:
+    if now is not None and now.tags.get(store.DIGEST) != ref["digest"] and not pinned:
         return f"dvc repro: the champion is version {now.version}, the predictions are version {ref['version']}'s"
     if missing:
-        return f"dvc repro: {counted(len(missing), 'month')} to score"
-    return when_scored(layout)
+        return f"dvc repro: {format_count(len(missing), 'month')} to score"
+    return when_scored(paths)
 
 
-def when_scored(layout: Layout) -> str:
+def when_scored(paths: Paths) -> str:
     """What to do next where every month has its predictions."""
-    report, months = evaluation(layout), files.read_json_if_any(layout.monitoring / "months.json")
-    if report is None or not months or not layout.sample_size.is_file():
+    report, months = evaluation(paths), files.try_read_json(paths.monitoring / "months.json")
+    if report is None or not months or not paths.sample_size.is_file():
         return "dvc repro: not all reports are there"
     if report["gate"]["promote"]:
         return "tipline promote, if you want the challenger: the gate lets it pass"

@@ -18,23 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files, pyfunc, scoring
-from tipline.errors import TiplineError, UsageError, counted, said
-from tipline.layout import month_name
-from tipline.models import modelfiles
-from tipline.months import trips
-from tipline.places import place
-from tipline.statistics.counts import BANDS, Counts, band, together
+from tipline import files
+from tipline.errors import TiplineError, UsageError, format_count, summarize_exception
+from tipline.ingest import columns
+from tipline.model import artifact, pyfunc
+from tipline.monitoring.counts import BANDS, Counts, assign_band, sum_groups
+from tipline.paths import month_name
+from tipline.scoring import block_scoring
+from tipline.storage import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from tipline.layout import Layout
-    from tipline.params import Settings
-    from tipline.pyfunc import Probabilities
-    from tipline.scoring import Block, Places
-    from tipline.statistics.counts import Sums
+    from tipline.config import Settings
+    from tipline.model.pyfunc import Probabilities
+    from tipline.monitoring.counts import Sums
+    from tipline.paths import Paths
+    from tipline.scoring.block_scoring import Block, Locations
 
     Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -76,7 +77,7 @@ class Month:
     """A month whose parts are being checked."""
 
     month: str
-    places: Places
+    places: Locations
     data: bytes | None
     receipt: Receipt | None = None
     spec: dict[str, Any] | None = None
@@ -89,7 +90,7 @@ class Month:
         """Its folder in both places."""
         return month_name(self.month)
 
-    def fault(self, what: str, name: str = files.RECEIPT) -> TiplineError:
+    def fault(self, what: str, name: str = files.MANIFEST) -> TiplineError:
         """Something wrong with a file of the month's predictions."""
         folder = self.places.predictions.address(self.folder)
         todo = f"Remove {folder} and score the month again: dvc repro score"
@@ -97,7 +98,7 @@ class Month:
 
 
 def run(
-    settings: Settings, layout: Layout, months: Sequence[str] = (), trips_place: str = "", predictions: str = ""
+    settings: Settings, paths: Paths, months: Sequence[str] = (), trips_place: str = "", predictions: str = ""
 ) -> Iterator[str]:
     """Check the published months; give a line about each, and what is wrong with it.
 
@@ -115,11 +116,11 @@ def run(
     TiplineError
         At the end, where something is wrong; or where there are no predictions at all.
     """
-    places = scoring.Places.of(layout, trips_place, predictions)
+    places = block_scoring.Locations.of(paths, trips_place, predictions)
     published = places.predictions.folders()
     there = [month for month in dict.fromkeys(months or settings.months) if month_name(month) in published]
     check_there(places, months, there)
-    model = champion(layout)
+    model = champion(paths)
     wrong = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for month in ahead(begin(pool, places, month, model) for month in there):
@@ -133,7 +134,7 @@ def run(
         raise TiplineError(what, ", ".join(wrong), "What is wrong with each, and what to do, stands above.")
 
 
-def check_there(places: Places, asked: Sequence[str], there: Sequence[str]) -> None:
+def check_there(places: Locations, asked: Sequence[str], there: Sequence[str]) -> None:
     """Refuse to verify what is not there."""
     where, todo = places.predictions.address(), "Score first: dvc repro score; or name another place: --predictions"
     missing = [month for month in asked if month not in there]
@@ -143,13 +144,13 @@ def check_there(places: Places, asked: Sequence[str], there: Sequence[str]) -> N
         raise TiplineError("There are no predictions of any month of `months`.", where, todo)
 
 
-def champion(layout: Layout) -> tuple[str, dict[str, Any]] | None:
+def champion(paths: Paths) -> tuple[str, dict[str, Any]] | None:
     """Digest and model.json of the model in models/champion, None where it is not whole."""
     try:
-        contents = modelfiles.read(layout.champion)
+        contents = artifact.read_artifact(paths.champion)
     except TiplineError:
         return None
-    return modelfiles.digest(contents), json.loads(contents[pyfunc.SPEC])
+    return artifact.hash_artifact(contents), json.loads(contents[pyfunc.SPEC])
 
 
 def ahead(months: Iterable[Month]) -> Iterator[Month]:
@@ -164,9 +165,9 @@ def ahead(months: Iterable[Month]) -> Iterator[Month]:
 # ---- a month ----
 
 
-def begin(pool: ThreadPoolExecutor, places: Places, name: str, model: tuple[str, dict[str, Any]] | None) -> Month:
+def begin(pool: ThreadPoolExecutor, places: Locations, name: str, model: tuple[str, dict[str, Any]] | None) -> Month:
     """Look at a month's receipt and files, and have its parts checked."""
-    month = Month(name, places, places.predictions.read(f"{month_name(name)}/{files.RECEIPT}"))
+    month = Month(name, places, places.predictions.read(f"{month_name(name)}/{files.MANIFEST}"))
     month.receipt = receipt = read_receipt(month)
     if receipt is None:
         return month
@@ -191,11 +192,11 @@ def read_receipt(month: Month) -> Receipt | None:
         value = json.loads(month.data)
         receipt = Receipt.of(value)
     except MALFORMED as error:
-        month.faults.append(month.fault(f"The receipt is none that tipline wrote ({said(error)})."))
+        month.faults.append(month.fault(f"The receipt is none that tipline wrote ({summarize_exception(error)})."))
         return None
-    if value.get("month") != month.month or receipt.key["format"] != scoring.FORMAT:
+    if value.get("month") != month.month or receipt.key["format"] != block_scoring.FORMAT:
         what = f"The receipt is of month {value.get('month')}, format {receipt.key['format']}; "
-        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {scoring.FORMAT}."))
+        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {block_scoring.FORMAT}."))
     return receipt
 
 
@@ -203,8 +204,8 @@ def listing_faults(month: Month, receipt: Receipt) -> Iterator[TiplineError]:
     """Files beside those that the receipt names, and sums that do not add up."""
     predictions = month.places.predictions
     named = [part["name"] for part in receipt.parts]
-    folders = place(predictions.address(month.folder)).folders()
-    for name in sorted({*predictions.sizes(month.folder), *folders} - {*named, files.RECEIPT}):
+    folders = open_storage(predictions.address(month.folder)).folders()
+    for name in sorted({*predictions.sizes(month.folder), *folders} - {*named, files.MANIFEST}):
         if not name.startswith("."):
             yield month.fault("The receipt does not name this: readers of the folder would take its rows, too.", name)
     if len(set(named)) < len(named):
@@ -218,8 +219,8 @@ def listing_faults(month: Month, receipt: Receipt) -> Iterator[TiplineError]:
 def prepared(month: Month, receipt: Receipt) -> dict[str, Block]:
     """The row group behind each part; none, with a fault, where the prepared month is not the one that was scored."""
     try:
-        key = scoring.key_of(month.places, month.month, receipt.key["model"])
-        blocks = {block.name: block for block in scoring.blocks_of(month.places, month.month, receipt.key)}
+        key = block_scoring.compute_key(month.places, month.month, receipt.key["model"])
+        blocks = {block.name: block for block in block_scoring.list_blocks(month.places, month.month, receipt.key)}
     except TiplineError as error:
         month.faults.append(error)
         return {}
@@ -229,15 +230,15 @@ def prepared(month: Month, receipt: Receipt) -> dict[str, Block]:
         month.faults.append(TiplineError(what, where, "Score it again: dvc repro score"))
         return {}
     if set(blocks) != {part["name"] for part in receipt.parts}:
-        has = f"the prepared month has {counted(len(blocks), 'row group')}"
-        what = f"The receipt names {counted(len(receipt.parts), 'part')}, {has}."
+        has = f"the prepared month has {format_count(len(blocks), 'row group')}"
+        what = f"The receipt names {format_count(len(receipt.parts), 'part')}, {has}."
         month.faults.append(month.fault(what))
     return blocks
 
 
 def check_trips(month: Month, receipt: Receipt) -> list[TiplineError]:
     """Hash the prepared month; what is wrong with it."""
-    name = f"{month.folder}/{trips.TRIPS}"
+    name = f"{month.folder}/{columns.PREPARED_FILE}"
     try:
         if month.places.trips.sha256(name) == receipt.key["trips"]:
             return []
@@ -259,7 +260,7 @@ def finish(month: Month) -> tuple[list[TiplineError], str]:
         faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, month.receipt, found)]
         if not of_parts:
             faults += count_faults(month, month.receipt, found)
-    if faults and month.places.predictions.read(f"{month.folder}/{files.RECEIPT}") != month.data:
+    if faults and month.places.predictions.read(f"{month.folder}/{files.MANIFEST}") != month.data:
         what = "The month was published anew while it was being checked."
         faults = [TiplineError(what, month.places.predictions.address(month.folder), "Run it again.")]
     return faults, line(month, faults)
@@ -268,8 +269,8 @@ def finish(month: Month) -> tuple[list[TiplineError], str]:
 def line(month: Month, faults: Sequence[TiplineError]) -> str:
     """What there is to say of a month."""
     if faults or month.receipt is None:
-        return counted(len(faults), "fault")
-    text = f"{counted(month.receipt.rows, 'row')}, {counted(len(month.receipt.parts), 'part')}, whole"
+        return format_count(len(faults), "fault")
+    text = f"{format_count(month.receipt.rows, 'row')}, {format_count(len(month.receipt.parts), 'part')}, whole"
     if month.spec is None:
         text += f"; made with another model (version {month.receipt.version}): its losses are not counted again"
     return text
@@ -324,7 +325,7 @@ def differ(one: Sums | None, other: Sums | None) -> bool:
 def may_be(told: Counts, bands: Rows) -> bool:
     """Whether a month with so many rows a band can have such counts."""
     labelled = told.bands[:, :2].sum()
-    return np.array_equal(told.bands.sum(axis=1), bands) and together(told.groups()).rows == int(labelled)
+    return np.array_equal(told.bands.sum(axis=1), bands) and sum_groups(told.groups()).rows == int(labelled)
 
 
 def close(one: float, other: float) -> bool:
@@ -343,7 +344,7 @@ def check_part(month: Month, part: Mapping[str, Any], size: int | None, block: B
         if not ((scores >= 0) & (scores <= 1)).all():  # NaN is not, either
             raise month.fault("Not all of its values are probabilities.", part["name"])
         found = Found(probability=float(scores.sum(dtype=np.float64)))
-        found.bands = np.bincount(band(scores), minlength=BANDS)
+        found.bands = np.bincount(assign_band(scores), minlength=BANDS)
         if block is not None:
             compare(month, block, table["row"].combine_chunks().to_numpy(), scores, found)
     except TiplineError as error:
@@ -356,19 +357,21 @@ def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Tab
     name = part["name"]
     if size != part["bytes"]:
         there = "is not there" if size is None else f"has {size:,} bytes"
-        raise month.fault(f"The part {there}, the receipt says {counted(part['bytes'], 'byte')}.", name)
+        raise month.fault(f"The part {there}, the receipt says {format_count(part['bytes'], 'byte')}.", name)
     data = month.places.predictions.read(f"{month.folder}/{name}") or b""
-    if files.sha256_of(data) != part["sha256"]:
+    if files.hash_bytes(data) != part["sha256"]:
         raise month.fault("The part's sha256 is not the one in the receipt: its bytes have changed.", name)
     try:
         with pq.ParquetFile(io.BytesIO(data)) as file:
             table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise month.fault(f"The part is no Parquet file that can be read: {said(error)}.", name) from error
-    if not table.schema.equals(scoring.SCHEMA):
+        raise month.fault(
+            f"The part is no Parquet file that can be read: {summarize_exception(error)}.", name
+        ) from error
+    if not table.schema.equals(block_scoring.SCHEMA):
         raise month.fault(f"The part has other columns: {', '.join(map(str, table.schema))}.", name)
     if len(table) != part["rows"]:
-        raise month.fault(f"The part has {counted(len(table), 'row')}, the receipt says {part['rows']:,}.", name)
+        raise month.fault(f"The part has {format_count(len(table), 'row')}, the receipt says {part['rows']:,}.", name)
     return table
 
 
@@ -376,8 +379,10 @@ def compare(month: Month, block: Block, rows: Rows, scores: Probabilities, found
     """Hold the row numbers of a part against those of the row group, and count by its target."""
     types: dict[str, pa.DataType] = {}
     if month.spec is not None:  # features only where the model has something to compare them with
-        types = trips.needed(month.spec if month.spec.get("reference") else {**month.spec, "features": []})
-    batch = scoring.read_block(block, types)
+        types = columns.list_needed_columns(
+            month.spec if month.spec.get("reference") else {**month.spec, "features": []}
+        )
+    batch = block_scoring.read_block(block, types)
     check_rows(month, block, rows, batch["row"].to_numpy())
     if len(rows):
         found.ends = (int(rows[0]), int(rows[-1]))
@@ -389,7 +394,7 @@ def check_rows(month: Month, block: Block, rows: Rows, expected: Rows) -> None:
     """Refuse row numbers that are not those of the prepared rows, each once."""
     if len(rows) != len(expected):
         raise month.fault(
-            f"The part has {counted(len(rows), 'row')}, the prepared month {len(expected):,}.", block.name
+            f"The part has {format_count(len(rows), 'row')}, the prepared month {len(expected):,}.", block.name
         )
     others = np.flatnonzero(rows != expected)
     if len(others):

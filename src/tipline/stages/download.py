@@ -8,22 +8,22 @@ from concurrent import futures
 from typing import TYPE_CHECKING
 
 from tipline import files
-from tipline.errors import TiplineError, of_months
-from tipline.months import source
+from tipline.errors import TiplineError, combine_failures
+from tipline.ingest import source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
 
 
-def run(settings: Settings, layout: Layout, month: str) -> None:
+def run(settings: Settings, paths: Paths, month: str) -> None:
     """Fetch one month into data/raw/, unless what is there is still what its server has.
 
     Raises
@@ -33,24 +33,24 @@ def run(settings: Settings, layout: Layout, month: str) -> None:
     TiplineError
         Where it cannot be fetched, is no month of trips, or is being fetched by another process.
     """
-    parts = layout.staging / "parts"
-    with files.locked(parts / f"{month}.lock", "fetching this month"):
-        fetch(settings, layout, month, parts / f"{month}.part")
+    parts = paths.staging / "parts"
+    with files.hold_lock(parts / f"{month}.lock", "fetching this month"):
+        fetch(settings, paths, month, parts / f"{month}.part")
 
 
-def fetch(settings: Settings, layout: Layout, month: str, part: Path) -> None:
+def fetch(settings: Settings, paths: Paths, month: str, part: Path) -> None:
     """Fetch, check and publish a month."""
-    folder, receipt = layout.raw(month), layout.raw_receipt(month)
-    if source.is_unchanged(settings.source, month, layout.home, folder, receipt):
+    folder, receipt = paths.raw(month), paths.raw_receipt(month)
+    if source.is_unchanged(settings.source, month, paths.home, folder, receipt):
         log.info("%s: unchanged upstream, kept", month)
         return
-    with files.replacing(receipt) as new_receipt, files.replacing_folder(folder, layout.staging / "raw") as new_folder:
-        told = source.fetch(settings.source, month, new_folder, layout.home, settings.demo.model_dump(), part)
+    with files.replace_file(receipt) as new_receipt, files.replace_folder(folder, paths.staging / "raw") as new_folder:
+        told = source.fetch_month(settings.source, month, new_folder, paths.home, settings.demo.model_dump(), part)
         files.write_json(new_receipt, told)  # on the disk before the folder is renamed in, renamed in after it
     log.info("%s: %s bytes from %s", month, f"{told['bytes']:,}", told["address"])
 
 
-def run_months(settings: Settings, layout: Layout, months: Sequence[str]) -> None:
+def run_months(settings: Settings, paths: Paths, months: Sequence[str]) -> None:
     """Fetch some months, a few at once; each fails by itself.
 
     Raises
@@ -61,19 +61,19 @@ def run_months(settings: Settings, layout: Layout, months: Sequence[str]) -> Non
         Where some failed for other reasons. The error of a single month is raised as it is.
     """
     if len(months) == 1:
-        run(settings, layout, months[0])
+        run(settings, paths, months[0])
         return
     from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: PLC0415 (one month has no bars to write between)
 
     with logging_redirect_tqdm(), futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        running = {pool.submit(run, settings, layout, month): month for month in dict.fromkeys(months)}
+        running = {pool.submit(run, settings, paths, month): month for month in dict.fromkeys(months)}
         try:
             failed = failures(running)
         except BaseException:
             stop(pool, running)
             raise
     if failed:
-        raise of_months(failed, len(running))
+        raise combine_failures(failed, len(running))
 
 
 def failures(running: Mapping[futures.Future[None], str]) -> dict[str, TiplineError]:
@@ -94,9 +94,9 @@ def failures(running: Mapping[futures.Future[None], str]) -> dict[str, TiplineEr
 
 def stop(pool: futures.Executor, running: Mapping[futures.Future[None], str]) -> None:
     """End all downloads: what has arrived of a month is kept for the next run."""
-    from tipline.months import transfer  # noqa: PLC0415
+    from tipline.ingest import transfer  # noqa: PLC0415
 
     pool.shutdown(wait=False, cancel_futures=True)
     while not all(future.done() for future in running):
-        transfer.cancel()  # again and again: a month may have been between two requests
+        transfer.cancel_all()  # again and again: a month may have been between two requests
         time.sleep(0.05)

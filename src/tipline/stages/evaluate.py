@@ -6,23 +6,27 @@ import logging
 from typing import TYPE_CHECKING
 
 from tipline import files
-from tipline.models import comparison, modelfiles
-from tipline.pages import plots
+from tipline.evaluation import comparison
+from tipline.model import artifact
+from tipline.monitoring import plots
 
 if TYPE_CHECKING:
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, layout: Layout) -> None:
+def run(settings: Settings, paths: Paths) -> None:
     """Write reports/evaluation.json and its picture."""
-    contents = {"challenger": modelfiles.read(layout.challenger), "champion": modelfiles.read(layout.champion)}
-    if ref := files.read_json_if_any(layout.ref):
-        modelfiles.check(contents["champion"], ref["digest"])
-    made_on = {role: spec.get("months") for role, spec in comparison.specs_of(contents).items()}
-    report, compared = comparison.compare(settings, layout, contents, made_on)
-    files.write_json(layout.evaluation, report)
-    plots.evaluation(layout.evaluation.with_suffix(".png"), report, compared.scores, compared.tipped)
+    contents = {
+        "challenger": artifact.read_artifact(paths.challenger),
+        "champion": artifact.read_artifact(paths.champion),
+    }
+    if ref := files.try_read_json(paths.ref):
+        artifact.check_digest(contents["champion"], ref["digest"])
+    made_on = {role: spec.get("months") for role, spec in comparison.load_specs(contents).items()}
+    report, compared = comparison.compare_models(settings, paths, contents, made_on)
+    files.write_json(paths.evaluation, report)
+    plots.plot_evaluation(paths.evaluation.with_suffix(".png"), report, compared.scores, compared.labels)
     log.info("%s\n%s", report["verdict"], report["gate"]["words"])

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import numpy as np
 
-from tipline import cluster, files, pyfunc
+from tipline import cluster, files
 from tipline.errors import UsageError
-from tipline.models import model, sampling, sizing
-from tipline.months import contract, trips
-from tipline.pages import plots
-from tipline.statistics import baseline, curve, metrics, times
+from tipline.evaluation import baseline, metrics, times
+from tipline.ingest import columns, schema
+from tipline.model import pipeline as model_pipeline
+from tipline.model import pyfunc
+from tipline.monitoring import plots
+from tipline.training import fits, learning_curve, sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +33,18 @@ HELD_OUT = 5
 OF_SAMPLE = "raise sample.rows: a fifth is held out, half of the rest is the most"
 
 
-def run(settings: Settings, layout: Layout) -> None:
+def run(settings: Settings, paths: Paths) -> None:
     """Write the study's table, picture and decision, and models/sample_size.json."""
-    spec = model.spec(settings, contract.load(layout.root / settings.contract))
-    fit, size = (sampling.of_role(settings, layout, role, trips.needed(spec)) for role in ("fit", "size"))
-    available = sampling.available(sampling.paths(settings, layout, "fit"))
-    decision = study(settings, layout.root, spec, (fit, size), available)
-    files.write_csv(layout.learning_curve, decision["sizes"])
-    files.write_json(layout.learning_curve.with_suffix(".json"), decision)
-    plots.learning_curve(layout.learning_curve.with_suffix(".png"), decision)
-    files.write_json(layout.sample_size, {"rows": decision["rows"]})
+    spec = model_pipeline.create_spec(settings, schema.load_schema(paths.root / settings.contract))
+    fit, size = (
+        sampling.read_role(settings, paths, role, columns.list_needed_columns(spec)) for role in ("fit", "size")
+    )
+    available = sampling.count_available(sampling.list_samples(settings, paths, "fit"))
+    decision = study(settings, paths.root, spec, (fit, size), available)
+    files.write_csv(paths.learning_curve, decision["sizes"])
+    files.write_json(paths.learning_curve.with_suffix(".json"), decision)
+    plots.plot_learning_curve(paths.learning_curve.with_suffix(".png"), decision)
+    files.write_json(paths.sample_size, {"rows": decision["rows"]})
     for words in filter(None, (decision["reason"], decision["sanity"])):
         log.info("%s", words)
 
@@ -61,21 +65,21 @@ def study(
     pool, held_out = fit.slice(0, len(fit) - len(fit) // HELD_OUT), fit.slice(len(fit) - len(fit) // HELD_OUT)
     largest = at_least(wanted.smallest, min(len(pool) // 2, budget.rows or len(pool)), OF_SAMPLE)
     segment, parts = examples(settings, spec, {"pool": pool, "held_out": held_out, "size": size})
-    orders = sizing.shuffles(parts["pool"].tipped, wanted.repeats, wanted.smallest, settings.sample.seed)
-    pipeline, first = model.build(spec["features"], settings.train, root), pool.slice(0, largest)
-    cost = sizing.Cost.of(pipeline, lambda: pyfunc.matrix(first, spec["features"]), parts["pool"].tipped[:largest])
-    bound = curve.Bound.of(len(fit), budget, cost.bytes_a_row)
+    orders = fits.shuffle_rows(parts["pool"].labels, wanted.repeats, wanted.smallest, settings.sample.seed)
+    pipeline, first = model_pipeline.build_pipeline(spec["features"], settings.train, root), pool.slice(0, largest)
+    cost = fits.Cost.of(pipeline, lambda: pyfunc.build_matrix(first, spec["features"]), parts["pool"].labels[:largest])
+    bound = learning_curve.Bound.of(len(fit), budget, cost.bytes_a_row)
     most = at_least(wanted.smallest, min(largest, bound.rows), "raise learning_curve.budget.megabytes")
-    of_sizes = sizing.sizes(wanted.smallest, most, wanted.sizes)
-    with cluster.connect(settings.score.workers), joblib.parallel_config("dask"):
-        made = sizing.study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
+    of_sizes = fits.choose_sizes(wanted.smallest, most, wanted.sizes)
+    with cluster.connect_client(settings.score.workers), joblib.parallel_config("dask"):
+        made = fits.run_study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
     return {
-        **curve.decide(made, wanted.min_gain, bound, cost.parameters),
+        **learning_curve.choose_size(made, wanted.min_gain, bound, cost.parameters),
         "budget": budget.model_dump(),
         "bytes_a_row": cost.bytes_a_row,
         "segment": segment,
         "available": available,
-        "power_law": curve.extrapolation(made, available),
+        "power_law": learning_curve.extrapolate_skill(made, available),
     }
 
 
@@ -84,26 +88,26 @@ def at_least(smallest: int, largest: int, otherwise: str) -> int:
     if largest >= smallest:
         return largest
     what = f"The largest sample to study has {largest:,} rows, fewer than learning_curve.smallest, {smallest:,}."
-    raise UsageError(what, f"{curve.WHERE}.smallest", f"Lower it, or {otherwise}.")
+    raise UsageError(what, f"{learning_curve.WHERE}.smallest", f"Lower it, or {otherwise}.")
 
 
 def examples(
     settings: Settings, spec: dict[str, Any], parts: Mapping[str, pa.RecordBatch]
-) -> tuple[str, dict[str, sizing.Examples]]:
+) -> tuple[str, dict[str, fits.Examples]]:
     """The rows as the study takes them, and its segment: the baseline's group with most tips in the pool."""
     target, by = spec["target"], settings.baseline.by
-    rule = baseline.fit(parts["pool"], target, by, settings.baseline.smoothing)
-    groups = {name: baseline.groups(part, by) for name, part in parts.items()}
-    tipped = {name: metrics.labels(part, target)[0] for name, part in parts.items()}
+    rule = baseline.fit_baseline(parts["pool"], target, by, settings.baseline.smoothing)
+    groups = {name: baseline.group_rows(part, by) for name, part in parts.items()}
+    labels = {name: metrics.read_labels(part, target)[0] for name, part in parts.items()}
     names, codes = groups["pool"]
-    segment = names[int(np.argmax(np.bincount(codes, tipped["pool"])))]
+    segment = names[int(np.argmax(np.bincount(codes, labels["pool"])))]
     return segment, {
-        name: sizing.Examples(
-            pyfunc.matrix(part, spec["features"]),
-            tipped[name],
-            times.places(times.days(part[spec["time"]])),
+        name: fits.Examples(
+            pyfunc.build_matrix(part, spec["features"]),
+            labels[name],
+            times.rank_values(times.read_days(part[spec["time"]])),
             np.array(groups[name][0])[groups[name][1]] == segment,
-            baseline.probabilities(part, rule),
+            baseline.predict_baseline(part, rule),
         )
         for name, part in parts.items()
     }

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.layout import month_folder
-from tipline.pages import page, plots
-from tipline.statistics import monitoring
-from tipline.statistics.counts import Counts
+from tipline.monitoring import page, plots, verdict
+from tipline.monitoring.counts import Counts
+from tipline.paths import month_folder
 
 if TYPE_CHECKING:
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -42,23 +41,23 @@ WORDS = {
 }
 
 
-def run(settings: Settings, layout: Layout) -> None:
+def run(settings: Settings, paths: Paths) -> None:
     """Write the tables (CSV and json), the picture and the page of reports/monitoring/."""
-    spec = files.read_json(layout.champion / "model.json", "Run: dvc repro register")
-    months = [of_month(layout, month, spec, settings.sample.months.get(month)) for month in sorted(settings.months)]
-    with files.replacing_folder(layout.monitoring, layout.staging / "reports") as folder:
+    spec = files.read_json(paths.champion / "model.json", "Run: dvc repro register")
+    months = [of_month(paths, month, spec, settings.sample.months.get(month)) for month in sorted(settings.months)]
+    with files.replace_folder(paths.monitoring, paths.staging / "reports") as folder:
         files.write_json(folder / "months.json", months)
-        cells = [{name: month[name] for name in month if name not in monitoring.NESTED} for month in months]
+        cells = [{name: month[name] for name in month if name not in verdict.NESTED} for month in months]
         files.write_csv(folder / "months.csv", cells)
-        plots.monitoring(folder / "monitoring.png", months)
-        page.write(folder / "index.html", months)
-        receipts = [of_preparation(layout, month) for month in sorted(settings.months)]
+        plots.plot_monitoring(folder / "monitoring.png", months)
+        page.write_page(folder / "index.html", months)
+        receipts = [of_preparation(paths, month) for month in sorted(settings.months)]
         files.write_csv(folder / "prepared.csv", receipts)
     for line in [*table(months), *odd(receipts)]:
         log.info("%s", line)
 
 
-def of_month(layout: Layout, month: str, spec: dict[str, Any], role: str | None) -> dict[str, Any]:
+def of_month(paths: Paths, month: str, spec: dict[str, Any], role: str | None) -> dict[str, Any]:
     """The figures of one month, with the role that it has in training.
 
     Raises
@@ -66,18 +65,18 @@ def of_month(layout: Layout, month: str, spec: dict[str, Any], role: str | None)
     TiplineError
         Where it is not scored, or was by another tipline.
     """
-    path = month_folder(layout.predictions, month) / files.RECEIPT
+    path = month_folder(paths.predictions, month) / files.MANIFEST
     receipt = files.read_json(path, AGAIN)
     try:
         counts = Counts.from_json(receipt["counts"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise TiplineError("This receipt has no counts that this tipline can read.", str(path), AGAIN) from error
-    return {"month": month, "role": role or "", **monitoring.figures(counts, spec)}
+    return {"month": month, "role": role or "", **verdict.summarize_month(counts, spec)}
 
 
-def of_preparation(layout: Layout, month: str) -> dict[str, Any]:
+def of_preparation(paths: Paths, month: str) -> dict[str, Any]:
     """What preparing a month met, from its receipt; counts by name as `name: count; ...`."""
-    receipt = files.read_json(layout.trips(month) / files.RECEIPT, f"Run: dvc repro prepare@{month}")
+    receipt = files.read_json(paths.trips(month) / files.MANIFEST, f"Run: dvc repro prepare@{month}")
     values = {name: receipt[name] for name in RECEIPT_COLUMNS}
     return {name: listed(value) if isinstance(value, (dict, list)) else value for name, value in values.items()}
 
@@ -102,5 +101,5 @@ def table(months: list[dict[str, Any]]) -> list[str]:
         figures = (month[name] for name in ("mean_probability", "tip_rate", "log_loss", "skill", "auc"))
         cells = " ".join(f"{value:8.4f}" if value is not None else f"{'-':>8}" for value in figures)
         lines.append(f"{month['month']:8} {month['role']:8} {month['rows']:12,} {cells}  {month['verdict']}")
-    others = [month for month in months if month["verdict"] != monitoring.KEEP]
+    others = [month for month in months if month["verdict"] != verdict.KEEP]
     return lines + [f"{month['month']}: {month['verdict']}: {month['reason']}" for month in others]

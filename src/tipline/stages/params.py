@@ -6,11 +6,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from tipline import files
-from tipline.errors import UsageError, hide
+from tipline.errors import UsageError, hide_secrets
 
 if TYPE_CHECKING:
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 USUAL = ("logistic_regression", {"C"})
 
 
-def run(settings: Settings, layout: Layout) -> None:
+def run(settings: Settings, paths: Paths) -> None:
     """Write a file that is always the same: the settings are checked where they are read, the estimator here.
 
     Every other stage depends on the file through `download`, so a mistake in params.yaml stops `dvc repro` at once;
@@ -30,21 +30,21 @@ def run(settings: Settings, layout: Layout) -> None:
         Where `source` has a password or a token in it: DVC would write it into dvc.lock; where the estimator cannot be
         made of its parameters, which would be found only once months were fetched and prepared.
     """
-    if hide(settings.source) != settings.source:
+    if hide_secrets(settings.source) != settings.source:
         raise UsageError(
             "`source` has a password or a token in it, which DVC would write into dvc.lock, and git would keep.",
-            f"{layout.params}, source",
+            f"{paths.params}, source",
             'Take it out: passwords go into ~/.netrc, tokens into FSSPEC_HTTP=\'{"params": {"token": "…"}}\' or '
             '\'{"headers": {"Authorization": "…"}}\', keys of S3 into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.',
         )
-    check_estimator(settings, layout)
-    files.write_text(layout.params_checked, "params.yaml has been checked\n")
+    check_estimator(settings, paths)
+    files.write_text(paths.params_checked, "params.yaml has been checked\n")
     log.info("params.yaml: %s months from %s", len(settings.months), settings.source)
 
 
-def check_estimator(settings: Settings, layout: Layout) -> None:
+def check_estimator(settings: Settings, paths: Paths) -> None:
     """Make the estimator, and throw it away."""
     if (settings.train.estimator, set(settings.train.params)) != USUAL:
-        from tipline.models import model  # noqa: PLC0415 (see USUAL)
+        from tipline.model import pipeline  # noqa: PLC0415 (see USUAL)
 
-        model.make_classifier(settings.train, layout.root)
+        pipeline.create_classifier(settings.train, paths.root)

@@ -8,40 +8,40 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tipline.errors import counted
-from tipline.mlflow import descriptions, entries, tracking, trouble
-from tipline.mlflow.entries import Model
+from tipline.errors import format_count
+from tipline.registry import client_errors, descriptions, records, store
+from tipline.registry.records import Model
 
 if TYPE_CHECKING:
-    from tipline.layout import Layout
-    from tipline.mlflow.tracking import Client
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
+    from tipline.registry.store import Client
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, layout: Layout) -> None:
+def run(settings: Settings, paths: Paths) -> None:
     """Make the runs that are not there yet, and bring the words on runs and versions up to date."""
     not_allowed = "what is new is not recorded; who may: dvc repro record"
-    with tracking.connect(layout) as client, tracking.alone(layout), trouble.permitted(not_allowed):
-        count = mirror(client, settings, layout)
-        log.info("MLflow has the learning curve, the evaluation and %s", counted(count, "month"))
+    with store.connect_store(paths) as client, store.lock_store(paths), client_errors.skip_if_forbidden(not_allowed):
+        count = mirror(client, settings, paths)
+        log.info("MLflow has the learning curve, the evaluation and %s", format_count(count, "month"))
 
 
-def mirror(client: Client, settings: Settings, layout: Layout) -> int:
+def mirror(client: Client, settings: Settings, paths: Paths) -> int:
     """Make the runs, tell of both models where they are compared; return how many months there are."""
-    folders = {"challenger": layout.challenger, "champion": layout.champion}
-    both = {role: Model.of(client, settings, layout, folder) for role, folder in folders.items()}
-    entries.record(client, layout, entries.curve(settings, layout))
-    months = entries.months(settings, layout, both["champion"])
-    shown = {"evaluation": entries.evaluation(settings, layout, both), **months}
-    runs = {label: client.get_run(entries.record(client, layout, entry)) for label, entry in shown.items()}
-    links = {label: entries.link_to(label, run) for label, run in runs.items()}
+    folders = {"challenger": paths.challenger, "champion": paths.champion}
+    both = {role: Model.of(client, settings, paths, folder) for role, folder in folders.items()}
+    records.record_entry(client, paths, records.build_curve_entry(settings, paths))
+    months = records.build_month_entries(settings, paths, both["champion"])
+    shown = {"evaluation": records.build_evaluation_entry(settings, paths, both), **months}
+    runs = {label: client.get_run(records.record_entry(client, paths, entry)) for label, entry in shown.items()}
+    links = {label: records.format_run_link(label, run) for label, run in runs.items()}
     # One model in both places is told of as the champion; an experiment's copy of the project leaves that alone.
     for role in {model.digest: role for role, model in both.items()}.values():
-        if role == "challenger" or not layout.temporary:
-            told = descriptions.facts(settings, layout, both[role], role, links)
-            descriptions.describe(client, layout, both[role], told)
-    if not layout.temporary:
-        descriptions.introduce(client, settings)
+        if role == "challenger" or not paths.temporary:
+            told = descriptions.collect_facts(settings, paths, both[role], role, links)
+            descriptions.describe_model(client, paths, both[role], told)
+    if not paths.temporary:
+        descriptions.describe_registered_model(client, settings)
     return len(months)

@@ -9,26 +9,26 @@ import pyarrow.parquet as pq
 
 from tipline import files
 from tipline.errors import UsageError
-from tipline.layout import ROLES
-from tipline.models import sampling
+from tipline.paths import ROLES
+from tipline.training import sampling
 
 if TYPE_CHECKING:
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, layout: Layout, month: str) -> None:
+def run(settings: Settings, paths: Paths, month: str) -> None:
     """Sample one month into the folder of its role."""
     if month not in settings.sample.months:
         raise UsageError(f"{month} has no role.", "params.yaml, sample.months", "Give it one of fit, size, evaluate.")
     role = settings.sample.months[month]
-    table = sampling.sample_month(layout.trips_file(month), month, settings.sample.rows, settings.sample.seed)
-    with files.replacing(layout.sample(role, month)) as path:
+    table = sampling.sample_month(paths.trips_file(month), month, settings.sample.rows, settings.sample.seed)
+    with files.replace_file(paths.sample(role, month)) as path:
         pq.write_table(table, path)
     for other in set(ROLES) - {role}:
         # DVC leaves an output where it was when a month changes its role.
-        layout.sample(other, month).unlink(missing_ok=True)
+        paths.sample(other, month).unlink(missing_ok=True)
     fewer = f", fewer than the {settings.sample.rows:,} asked for: the month has no more"
     log.info("%s: %s rows for %s%s", month, f"{len(table):,}", role, fewer if len(table) < settings.sample.rows else "")

@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tipline import cluster, files, git, progress, pyfunc, scoring
-from tipline.errors import MonthsFailedError, TiplineError, counted, one_line
-from tipline.models import canary, foreign, modelfiles
-from tipline.months import trips
+from tipline import cluster, files, git, progress
+from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
+from tipline.ingest import columns
+from tipline.model import artifact, external, golden_rows, pyfunc
+from tipline.scoring import block_scoring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tipline.cluster import Client
-    from tipline.layout import Layout
-    from tipline.params import Settings
-    from tipline.scoring import Month, Places
+    from tipline.config import Settings
+    from tipline.paths import Paths
+    from tipline.scoring.block_scoring import Locations, Month
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("scikit-learn", "numpy", "pyarrow", "skops", "dask")
 
 
-def run(settings: Settings, layout: Layout, trips: str = "", to: str = "") -> None:
+def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None:
     """Score the months that are not published with this champion.
 
     Parameters
@@ -45,24 +46,24 @@ def run(settings: Settings, layout: Layout, trips: str = "", to: str = "") -> No
     TiplineError
         Where another run is scoring, or the model's files are not the registered ones.
     """
-    with files.locked(layout.staging / "score.lock", "scoring this project"):
-        places = scoring.Places.of(layout, trips, to)
+    with files.hold_lock(paths.staging / "score.lock", "scoring this project"):
+        places = block_scoring.Locations.of(paths, trips, to)
         places.predictions.mend(places.staged)
-        ref = files.read_json(layout.ref, "Run: dvc repro register")
-        contents = modelfiles.read(layout.champion)
-        modelfiles.check(contents, ref["digest"])
+        ref = files.read_json(paths.ref, "Run: dvc repro register")
+        contents = artifact.read_artifact(paths.champion)
+        artifact.check_digest(contents, ref["digest"])
         if not to:
-            layout.predictions.mkdir(parents=True, exist_ok=True)
-            for month in scoring.drop_others(places, settings.months):
+            paths.predictions.mkdir(parents=True, exist_ok=True)
+            for month in block_scoring.remove_unlisted_months(places, settings.months):
                 log.info("%s is no longer in `months`: its predictions are removed", month)
         score(settings, places, ref, contents)
 
 
-def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dict[str, bytes]) -> None:
+def score(settings: Settings, places: Locations, ref: dict[str, Any], contents: dict[str, bytes]) -> None:
     """Plan, score, publish."""
     places.trips.reach()
-    months, failed = scoring.plan(places, settings.months, ref["digest"])
-    scoring.drop_staged(places, months, failed)
+    months, failed = block_scoring.plan_months(places, settings.months, ref["digest"])
+    block_scoring.remove_stale_staging(places, months, failed)
     announce(ref, months, failed)
     made = recorded(ref)
     for month in months:
@@ -72,9 +73,9 @@ def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dic
     if left:
         contents = with_canary(contents, left)
         started = time.perf_counter()
-        with cluster.connect(settings.score.workers) as client:
-            scoring.send_model(client, contents, ref["digest"])
-            scoring.reach(client, places)
+        with cluster.connect_client(settings.score.workers) as client:
+            block_scoring.send_model(client, contents, ref["digest"])
+            block_scoring.check_access(client, places)
             ready = time.perf_counter()
             failed |= score_months(client, left, made)
             ended = time.perf_counter()
@@ -90,20 +91,20 @@ def score(settings: Settings, places: Places, ref: dict[str, Any], contents: dic
 def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str, bytes]:
     """The model's files; one that tipline did not make gets canary rows here, from the first that are to be scored."""
     first = next((block for month in months for block in month.blocks), None)
-    if first is None or not foreign.is_foreign(contents):
+    if first is None or not external.is_external(contents):
         return contents
-    rows = scoring.read_block(first, trips.needed(json.loads(contents[pyfunc.SPEC])))
-    return canary.with_canary(contents, rows)
+    rows = block_scoring.read_block(first, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
+    return golden_rows.with_golden_rows(contents, rows)
 
 
 def announce(ref: dict[str, Any], months: Sequence[Month], failed: Mapping[str, str]) -> None:
     """Say what is to be scored, and what an earlier run has done of it."""
     rows = sum(block.rows for month in months for block in month.open)
     named = ", ".join(month.month for month in months) or ("nothing that can be" if failed else "nothing to do")
-    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], named, counted(rows, "row"))
+    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], named, format_count(rows, "row"))
     kept = sum(part["rows"] for month in months for part in month.done.values())
     if kept:
-        log.info("%s of a run that did not end are kept", counted(kept, "row"))
+        log.info("%s of a run that did not end are kept", format_count(kept, "row"))
 
 
 def score_months(client: Client, months: Sequence[Month], made: dict[str, Any]) -> dict[str, str]:
@@ -112,10 +113,12 @@ def score_months(client: Client, months: Sequence[Month], made: dict[str, Any]) 
     by_name = {month.month: month for month in months}
     blocks = [block for month in months for block in month.open]
     failed: dict[str, str] = {}
-    with logging_redirect_tqdm(), progress.counting(sum(block.rows for block in blocks), " rows") as add:
-        for block, result in cluster.each(client, scoring.score_block, blocks, group=lambda block: block.month):
+    with logging_redirect_tqdm(), progress.show_progress(sum(block.rows for block in blocks), " rows") as add:
+        for block, result in cluster.run_tasks(
+            client, block_scoring.score_block, blocks, group=lambda block: block.month
+        ):
             if isinstance(result, Exception):
-                failed[block.month] = one_line(scoring.why(block, result))
+                failed[block.month] = join_lines(block_scoring.explain_failure(block, result))
                 continue
             month = by_name[block.month]
             month.done[block.name] = result
@@ -128,9 +131,9 @@ def score_months(client: Client, months: Sequence[Month], made: dict[str, Any]) 
 def publish(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
     """Publish a month; where that fails, add it to those that failed."""
     try:
-        scoring.publish_month(month, made)
+        block_scoring.publish_month(month, made)
     except (TiplineError, OSError) as error:
-        failed[month.month] = f"it is scored, but cannot be published: {one_line(error)}"
+        failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
     else:
         log.info("%s: published", month.month)
 
@@ -141,7 +144,7 @@ def recorded(ref: dict[str, Any]) -> dict[str, Any]:
         "name": ref["name"],
         "version": ref["version"],
         "run": ref["run"],
-        "git": git.revision(),
+        "git": git.get_revision(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
     }

@@ -7,12 +7,15 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tipline import files, pyfunc
+from tipline import files
 from tipline.errors import UsageError
-from tipline.models import calibration, canary, leaks, model, modelfiles, sampling
-from tipline.months import contract, trips
-from tipline.statistics import baseline, drift, metrics
-from tipline.statistics.counts import Counts
+from tipline.evaluation import baseline, metrics
+from tipline.ingest import columns, schema
+from tipline.model import artifact, golden_rows, pyfunc
+from tipline.model import pipeline as model_pipeline
+from tipline.monitoring import drift
+from tipline.monitoring.counts import Counts
+from tipline.training import calibration, leaks, sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tipline.layout import Layout
-    from tipline.params import Settings
+    from tipline.config import Settings
+    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +33,23 @@ EXAMPLE_ROWS = 5
 LIBRARIES = ("scikit-learn", "scipy", "numpy", "pyarrow", "skops")
 
 
-def run(settings: Settings, layout: Layout) -> None:
+def run(settings: Settings, paths: Paths) -> None:
     """Fit on the first rows of the sample and write models/challenger/."""
-    spec = model.spec(settings, contract.load(layout.root / settings.contract))
-    pool = sampling.of_role(settings, layout, "fit", trips.needed(spec))
-    rows = rows_to_use(settings, layout, len(pool))
+    spec = model_pipeline.create_spec(settings, schema.load_schema(paths.root / settings.contract))
+    pool = sampling.read_role(settings, paths, "fit", columns.list_needed_columns(spec))
+    rows = rows_to_use(settings, paths, len(pool))
     roles = ["fit", "size"] if settings.train.calibrates else ["fit"]
-    paths = [path for role in roles for path in sampling.paths(settings, layout, role)]
-    with files.replacing_folder(layout.challenger, layout.staging / "models") as folder:
-        training = fit(settings, layout, spec, pool.slice(0, rows), folder)
-        training["data"] = files.digest_of({"rows": rows} | {path.stem: files.sha256(path) for path in paths})
-        files.write_json(folder / modelfiles.TRAINING, training)
+    sample_files = [path for role in roles for path in sampling.list_samples(settings, paths, role)]
+    with files.replace_folder(paths.challenger, paths.staging / "models") as folder:
+        training = fit(settings, paths, spec, pool.slice(0, rows), folder)
+        training["data"] = files.hash_json({"rows": rows} | {path.stem: files.hash_file(path) for path in sample_files})
+        files.write_json(folder / artifact.TRAINING, training)
     for warning in training["warnings"]:
         log.warning("%s", warning)
     log.info("%s: training skill %.4f over the baseline", training["name"], training["metrics"]["train.skill"] or 0)
 
 
-def rows_to_use(settings: Settings, layout: Layout, there: int) -> int:
+def rows_to_use(settings: Settings, paths: Paths, there: int) -> int:
     """The number in params.yaml, else the learning curve's choice.
 
     Raises
@@ -56,33 +59,35 @@ def rows_to_use(settings: Settings, layout: Layout, there: int) -> int:
     """
     rows = settings.train.rows
     if rows == "auto":
-        rows = int(files.read_json(layout.sample_size, "Run: dvc repro learning_curve")["rows"])
+        rows = int(files.read_json(paths.sample_size, "Run: dvc repro learning_curve")["rows"])
     if rows > there:
         what = f"train.rows asks for {rows:,} rows, the sample has {there:,} with a known target."
         raise UsageError(what, "params.yaml, train.rows", "Lower it, or raise sample.rows.")
     return rows
 
 
-def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path) -> dict[str, Any]:
+def fit(settings: Settings, paths: Paths, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path) -> dict[str, Any]:
     """Fit, save the model's files, return what is told of the training."""
     features = spec["features"]
-    tipped, _ = metrics.labels(rows, spec["target"])
-    pipeline = model.fit(model.build(features, settings.train, layout.root), pyfunc.matrix(rows, features), tipped)
-    rule = baseline.fit(rows, spec["target"], settings.baseline.by, settings.baseline.smoothing)
-    model.save(folder, pipeline, spec | {"baseline": rule})
+    labels, _ = metrics.read_labels(rows, spec["target"])
+    pipeline = model_pipeline.fit_pipeline(
+        model_pipeline.build_pipeline(features, settings.train, paths.root), pyfunc.build_matrix(rows, features), labels
+    )
+    rule = baseline.fit_baseline(rows, spec["target"], settings.baseline.by, settings.baseline.smoothing)
+    model_pipeline.save_model(folder, pipeline, spec | {"baseline": rule})
     if settings.train.calibrates:
-        calibrate(settings, layout, folder)
-    saved = pyfunc.Model(modelfiles.read(folder))
+        calibrate(settings, paths, folder)
+    saved = pyfunc.Model(artifact.read_artifact(folder))
     scores = saved.probabilities(rows)
     figures = Counts.of(rows, saved.spec, scores).figures(rule)
-    saved.spec["reference"] = drift.reference(rows, saved.spec, scores)
-    model.save_spec(folder, canary.kept(saved, rows))
-    probed = leaks.probe(rows, saved.spec, metrics.losses(scores, tipped))
+    saved.spec["reference"] = drift.build_reference(rows, saved.spec, scores)
+    model_pipeline.save_spec(folder, golden_rows.add_golden_rows(saved, rows))
+    probed = leaks.measure_columns_alone(rows, saved.spec, metrics.compute_log_loss(scores, labels))
     return {
         **described(settings, rows, figures),
         # What each feature alone reaches of what the model gains, and which of them should be looked at.
         "alone": probed,
-        "warnings": leaks.warnings(probed, saved.spec),
+        "warnings": leaks.format_warnings(probed, saved.spec),
         "libraries": {package: version(package) for package in LIBRARIES},
         "example": example(settings, rows),
     }
@@ -91,9 +96,9 @@ def fit(settings: Settings, layout: Layout, spec: dict[str, Any], rows: pa.Recor
 def described(settings: Settings, rows: pa.RecordBatch, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Name, parameters and metrics of the training."""
     return {
-        "name": modelfiles.title(settings, len(rows)),
+        "name": artifact.format_title(settings, len(rows)),
         "params": {
-            **modelfiles.told(settings),
+            **artifact.describe_settings(settings),
             "calibration": settings.train.calibration,
             "rows": len(rows),
             "months": ", ".join(settings.sample.of("fit")),
@@ -110,10 +115,10 @@ def example(settings: Settings, rows: pa.RecordBatch) -> list[dict[str, Any]]:
     ]
 
 
-def calibrate(settings: Settings, layout: Layout, folder: Path) -> None:
+def calibrate(settings: Settings, paths: Paths, folder: Path) -> None:
     """Calibrate the saved model on the sample of the `size` months, which it was not fitted on."""
-    saved = pyfunc.Model(modelfiles.read(folder))
-    rows = sampling.of_role(settings, layout, "size", trips.needed(saved.spec))
-    tipped, _ = metrics.labels(rows, settings.model.target)
-    fitted = calibration.fit(settings.train.calibration, saved.uncalibrated(rows), tipped)
-    model.save_spec(folder, saved.spec | {"calibration": fitted})
+    saved = pyfunc.Model(artifact.read_artifact(folder))
+    rows = sampling.read_role(settings, paths, "size", columns.list_needed_columns(saved.spec))
+    labels, _ = metrics.read_labels(rows, settings.model.target)
+    fitted = calibration.fit_calibration(settings.train.calibration, saved.uncalibrated(rows), labels)
+    model_pipeline.save_spec(folder, saved.spec | {"calibration": fitted})

@@ -1,0 +1,259 @@
+"""The scikit-learn pipeline: built from the settings, fitted, saved as the same bytes each time."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import json
+import re
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import skops.io
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from threadpoolctl import threadpool_limits
+
+from tipline.errors import TiplineError, UsageError
+from tipline.model import newton, pyfunc
+from tipline.model.artifact import CODE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tipline.config import Model as ModelSettings
+    from tipline.config import Settings, Train
+    from tipline.evaluation.metrics import Labels
+    from tipline.ingest.schema import Schema
+
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    "logistic_regression": LogisticRegression,
+    "hist_gradient_boosting": HistGradientBoostingClassifier,
+}
+# lbfgs, scikit-learn's default, stops 7e-5 nats short on a million trips: more than the rows that the curve weighs.
+DEFAULTS: dict[str, dict[str, Any]] = {"logistic_regression": {"solver": "newton-cholesky", "max_iter": 1000}}
+FREE = ("C", "max_iter", "random_state", "tol")
+# Rows that scikit-learn is given at once; from there on, `newton` takes so many times more rows at each turn.
+MOST_ROWS = 2**18
+GROWTH = 8
+WHERE = "params.yaml, train"
+
+
+def create_spec(settings: Settings, contract: Schema) -> dict[str, Any]:
+    """What model.json says of a model before it is fitted: of the baseline, only the columns."""
+    return {
+        "target": settings.model.target,
+        "time": contract.time,
+        "features": features(settings.model, contract),
+        "baseline": {"by": list(settings.baseline.by)},
+        "months": months(settings),
+    }
+
+
+def months(settings: Settings) -> dict[str, list[str]]:
+    """The months that the model was made on, by role: no gate may judge it on one of them."""
+    sized = settings.train.rows == "auto" or settings.train.calibrates
+    return {"fit": settings.sample.of("fit"), "size": settings.sample.of("size") if sized else []}
+
+
+def features(settings: ModelSettings, contract: Schema) -> list[dict[str, Any]]:
+    """How each column of the model becomes a feature, as model.json has it."""
+    return [feature(name, contract, settings.categories) for name in settings.columns]
+
+
+def feature(name: str, contract: Schema, categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """One feature: a category by its listed values, a time by its hour, a number within its plausible range."""
+    column = contract.columns[name]
+    if column.type == "category":
+        return {"name": name, "kind": "category", "categories": list(categories[name])}
+    if column.type == "timestamp":
+        return {"name": name, "kind": "hour"}
+    return {"name": name, "kind": "number", "range": list(column.range) if column.range else None}
+
+
+def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) -> Pipeline:
+    """The unfitted pipeline: categories one-hot, numbers imputed and scaled, then the estimator.
+
+    Histogram gradient boosting takes codes and missing values as they are.
+
+    Raises
+    ------
+    UsageError
+        For an unknown estimator or an unknown parameter of it.
+    """
+    classifier = create_classifier(train, root)
+    if isinstance(classifier, HistGradientBoostingClassifier):
+        if classifier.categorical_features == "from_dtype":
+            classifier.set_params(categorical_features=[feature["kind"] == "category" for feature in spec])
+        return Pipeline([("classifier", classifier)])
+    coded = [index for index, feature in enumerate(spec) if pyfunc.count_levels(feature)]
+    values = [np.arange(pyfunc.count_levels(spec[index]), dtype=float) for index in coded]
+    one_hot = OneHotEncoder(categories=values, handle_unknown="ignore", sparse_output=False)
+    # A column that no training row has is kept: a month of another era may have it, and `pyfunc.fold` counts on it.
+    impute = SimpleImputer(strategy="median", keep_empty_features=True)
+    scaled = Pipeline([("impute", impute), ("scale", StandardScaler())])
+    plain = [index for index in range(len(spec)) if index not in coded]
+    parts = [("categories", one_hot, coded), ("numbers", scaled, plain)]
+    columns = ColumnTransformer([part for part in parts if part[2]])
+    return Pipeline([("columns", columns), ("classifier", classifier)])
+
+
+def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whatever the user's function returns)
+    """The estimator that `train` names, with its parameters and the seed."""
+    factory = ESTIMATORS.get(train.estimator) or imported(train.estimator, root)
+    params = {**DEFAULTS.get(train.estimator, {}), **train.params}
+    try:
+        classifier = factory(**params)
+    except TypeError as error:
+        raise unknown_parameter(factory, params, error) from error
+    if not hasattr(classifier, "predict_proba") or not hasattr(classifier, "get_params"):
+        what = f"{train.estimator} gave {classifier!r}, which is no scikit-learn classifier with probabilities."
+        raise UsageError(what, f"{WHERE}.estimator", "Return one that has predict_proba.")
+    if "random_state" in classifier.get_params() and classifier.random_state is None:
+        classifier.set_params(random_state=train.seed)
+    return classifier
+
+
+def imported(name: str, root: Path) -> Callable[..., Any]:
+    """The function that `module:function` names; modules in the project's folder count."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(root))
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError, SyntaxError, NameError, TypeError) as error:
+        todo = meant(name, list(ESTIMATORS)) or f"Use {', '.join(ESTIMATORS)} or module:function."
+        raise UsageError(f"There is no estimator {name!r} ({error}).", f"{WHERE}.estimator", todo) from error
+    finally:
+        sys.path.remove(str(root))
+    return found
+
+
+def unknown_parameter(factory: Callable[..., Any], params: Mapping[str, Any], error: TypeError) -> UsageError:
+    """The message for parameters that the estimator does not take, with the nearest that it does."""
+    name = getattr(factory, "__name__", str(factory))
+    known = list(factory._get_param_names()) if hasattr(factory, "_get_param_names") else []  # noqa: SLF001
+    stranger = next((key for key in params if known and key not in known), None)
+    if stranger is None:
+        return UsageError(f"{name} cannot be made: {error}.", f"{WHERE}.params", "Correct the parameters.")
+    todo = meant(stranger, known) or f"It has: {', '.join(known)}."
+    return UsageError(f"{name} has no parameter {stranger!r}.", f"{WHERE}.params", todo)
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """The nearest of the known names, as a question; empty where none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> Pipeline:
+    """Fit on a matrix as `pyfunc.matrix` makes it; one BLAS thread, so that the sums have one order.
+
+    Of more than MOST_ROWS rows, scikit-learn fits tipline's own logistic regression on the first ones alone: they are a
+    random sample of all, and `newton` takes the fit from there to where scikit-learn's would end.
+
+    Raises
+    ------
+    TiplineError
+        With scikit-learn's words, where it refuses the parameters or the rows.
+    """
+    try:
+        with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            rows = MOST_ROWS if refines(pipeline) else len(labels)
+            fitted: Pipeline = pipeline.fit(inputs[:rows], labels[:rows])
+            while rows < len(labels):
+                rows *= GROWTH
+                newton.refine_fit(fitted, inputs[:rows], labels[:rows])
+    except (ValueError, TypeError) as error:
+        what = f"The model cannot be fitted: {' '.join(str(error).split())}"
+        raise TiplineError(what, f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.") from error
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        what = f"The fit did not converge within max_iter={getattr(pipeline[-1], 'max_iter', 'its default')}."
+        raise TiplineError(what, f"{WHERE}.params", "Raise max_iter or lower C.")
+    return fitted
+
+
+def refines(pipeline: Pipeline) -> bool:
+    """Whether `newton` has the same loss as the estimator: a logistic regression with no parameter of its own but C."""
+    own = LogisticRegression(**DEFAULTS["logistic_regression"]).get_params()
+    given = pipeline[-1].get_params()
+    return type(pipeline[-1]) is LogisticRegression and given == own | {name: given[name] for name in FREE}
+
+
+def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.Linear | None:
+    """The fitted estimator as a `Linear`; None where it is no logistic regression behind tipline's preprocessing."""
+    classifier = estimator[-1]
+    if type(classifier).__name__ != "LogisticRegression" or "columns" not in estimator.named_steps:
+        return None
+    steps = estimator["columns"].named_transformers_
+    weights = iter(classifier.coef_[0])
+    terms: dict[int, pyfunc.Floats | tuple[float, float]] = {}
+    intercept = float(classifier.intercept_[0])
+    coded = [index for index, feature in enumerate(features) if pyfunc.count_levels(feature)]
+    for index in coded:
+        terms[index] = np.array([next(weights) for _ in range(pyfunc.count_levels(features[index]))] + [0.0])
+    plain = [index for index in range(len(features)) if index not in coded]
+    for place, index in enumerate(plain):
+        scaler, median = steps["numbers"]["scale"], steps["numbers"]["impute"].statistics_[place]
+        slope = next(weights) / scaler.scale_[place]
+        intercept -= slope * scaler.mean_[place]
+        terms[index] = (float(slope), float(median))
+    return pyfunc.Linear(intercept, tuple(terms[index] for index in range(len(features))))
+
+
+def save_model(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
+    """Write the model's three files. A linear model stands in model.json, too, folded: scoring needs no more.
+
+    Raises
+    ------
+    UsageError
+        Where the estimator has types in it that tipline would refuse to load.
+    """
+    estimator = canonical(skops.io.dumps(pipeline))
+    strangers = sorted(set(skops.io.get_untrusted_types(data=estimator)) - set(pyfunc.TRUSTED))
+    if strangers:
+        what = f"The estimator has types that tipline does not load from a file: {', '.join(strangers)}."
+        raise UsageError(what, f"{WHERE}.estimator", "Use an estimator of scikit-learn's.")
+    (folder / pyfunc.ESTIMATOR).write_bytes(estimator)
+    linear = fold(pipeline, spec["features"])
+    save_spec(folder, {**spec, "linear": linear and linear.to_json(), "calibration": None})
+    (folder / CODE).write_bytes(Path(pyfunc.__file__).read_bytes())
+
+
+def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Write model.json, a line a key."""
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in spec.items())
+    (folder / pyfunc.SPEC).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def canonical(dump: bytes) -> bytes:
+    """A skops dump without what differs from one dump of the same estimator to the next.
+
+    skops names its nodes and array files by memory addresses, and zip entries carry the time: here they are numbered
+    in order of appearance, dated alike, and stored.
+    """
+    with zipfile.ZipFile(io.BytesIO(dump)) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    schema = contents.pop("schema.json").decode()
+    numbers: dict[str, str] = {}
+    for identity in re.findall(r'"__id__": (\d+)|"file": "(\d+)\.npy"', schema):
+        numbers.setdefault(identity[0] or identity[1], str(len(numbers)))
+    schema = re.sub(r'("__id__": )(\d+)', lambda m: m[1] + numbers[m[2]], schema)
+    schema = re.sub(r'("file": ")(\d+)(\.npy")', lambda m: m[1] + numbers[m[2]] + m[3], schema)
+    renamed = {f"{int(numbers[name.removesuffix('.npy')]):06d}": data for name, data in contents.items()}
+    result = io.BytesIO()
+    with zipfile.ZipFile(result, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("schema.json"), schema)
+        for number, data in sorted(renamed.items()):
+            archive.writestr(zipfile.ZipInfo(f"{int(number)}.npy"), data)
+    return result.getvalue()

@@ -1,0 +1,1 @@
+"""Bulk scoring: the plan, the work on one block, publishing a month."""

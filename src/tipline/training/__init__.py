@@ -1,0 +1,1 @@
+"""Samples, the learning curve, calibration: what happens before and around the fit."""

@@ -1,0 +1,270 @@
+"""Projects in which the stages have run: made once a session, copied for each test that starts from them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from distributed import Client
+
+from tests.conftest import ROOT, settings_values
+from tipline import cluster, config
+from tipline.paths import Paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tipline.config import Settings
+
+# What MLflow's own code brings about when its store and its pyfunc are first used.
+MLFLOW_WARNINGS = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Operation with range is deprecated:DeprecationWarning"),
+]
+ORDER = (
+    "download",
+    "prepare",
+    "sample",
+    "learning_curve",
+    "train",
+    "register",
+    "evaluate",
+    "score",
+    "monitor",
+    "record",
+)
+MONTHLY = ("download", "prepare", "sample")
+# One month for each role, and one of another era that is only scored.
+MONTHS = ("2009-01", "2009-02", "2009-03", "2024-01")
+# Small batches and row groups, so that 5,000 rows are several blocks: see `small_row_groups`.
+GROUP_ROWS = 1700
+
+
+def settings(paths: Paths) -> Settings:
+    """Read the settings of a project."""
+    return config.load_settings(paths.params)
+
+
+def change(paths: Paths, **sections: Any) -> None:
+    """Update sections of a project's params.yaml."""
+    values = yaml.safe_load(paths.params.read_text())
+    for name, section in sections.items():
+        values[name] = values[name] | section if isinstance(section, dict) else section
+    paths.params.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def run(paths: Paths, *stages: str) -> None:
+    """Run stages in this process, monthly ones for each of their months, as their commands would."""
+    for stage in stages:
+        now = settings(paths)
+        if stage in MONTHLY:
+            for month in now.sample.months if stage == "sample" else now.months:
+                run_month(paths, stage, month)
+        else:
+            importlib.import_module(f"tipline.stages.{stage}").run(now, paths)
+
+
+def run_month(paths: Paths, stage: str, month: str) -> None:
+    """Run a monthly stage for one month."""
+    importlib.import_module(f"tipline.stages.{stage}").run(settings(paths), paths, month)
+
+
+def prepare_anew(paths: Paths, *months: str) -> None:
+    """Prepare months that are there already, as something else has changed than what `prepare` looks at."""
+    for month in months:
+        shutil.rmtree(paths.trips(month))
+        run_month(paths, "prepare", month)
+
+
+def run_to(paths: Paths, last: str) -> Paths:
+    """Run all stages up to and with `last`."""
+    run(paths, *ORDER[: ORDER.index(last) + 1])
+    return paths
+
+
+def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) -> None:
+    """Let `prepare` write row groups of so many rows; a row group is what one task scores."""
+    from tipline.ingest import prepare, readers
+
+    monkeypatch.setattr(readers, "BATCH_ROWS", rows)
+    monkeypatch.setattr(prepare, "ROW_GROUP_ROWS", rows)
+
+
+def write_project(root: Path, **sections: Any) -> Paths:
+    """Make a project folder with small settings."""
+    root.mkdir(exist_ok=True)
+    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    values = settings_values(**{"months": list(MONTHS), "score": {"workers": 2}} | sections)
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return Paths(root)
+
+
+# A cluster that is idle while other tests run would take a seventh of a core to look at itself.
+QUIET = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "60s",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+}
+
+
+@contextlib.contextmanager
+def running(
+    *command: str, folder: Path | None = None, printed: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of the environment while the block runs; its process group ends with it.
+
+    What it prints is added to the file `printed`.
+    """
+    arguments = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    environment = os.environ | QUIET
+    with (printed or Path(os.devnull)).open("ab") as out:
+        process = subprocess.Popen(
+            arguments, cwd=folder, start_new_session=True, stdout=out, stderr=out, env=environment
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+LOCAL = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+
+
+@contextlib.contextmanager
+def scheduler_process(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `dask scheduler` on a free port; give its address and its process."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    with running("dask", "scheduler", *LOCAL, "--port", "0", "--scheduler-file", str(file)) as process:
+        wait_for(lambda: file.exists() and file.stat().st_size)
+        yield str(read_json(file)["address"]), process
+
+
+@contextlib.contextmanager
+def scheduler(folder: Path) -> Iterator[str]:
+    """Run `dask scheduler` on a free port; give its address."""
+    with scheduler_process(folder) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def workers(address: str, count: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `dask worker` with so many worker processes, each with its nanny, until they are there."""
+    with running("dask", "worker", address, *LOCAL, "--nworkers", str(count), *options) as process:
+        with Client(address) as client:
+            client.wait_for_workers(count, timeout=60)
+        yield process
+
+
+CLUSTERS: dict[Path, str] = {}
+
+
+def dask_cluster(request: pytest.FixtureRequest) -> str:
+    """Give the address of the session's cluster: a scheduler and two workers, ended with the session."""
+    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "dask"
+    if folder not in CLUSTERS:
+        folder.mkdir()
+        with contextlib.ExitStack() as stack:
+            address = stack.enter_context(scheduler(folder))
+            stack.enter_context(workers(address, 2, "--nthreads", "1"))
+            request.session.addfinalizer(stack.pop_all().close)
+        CLUSTERS[folder] = address
+    return CLUSTERS[folder]
+
+
+def once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], None]) -> Path:
+    """Give a folder that is made by the first test that wants it, also of tests in several processes."""
+    base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():  # MLflow's paths in it are its own: it is not renamed
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def trained(request: pytest.FixtureRequest) -> Paths:
+    """Give the session's project in which everything up to `train` has run; not to be changed."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            small_row_groups(monkeypatch)
+            monkeypatch.setenv(cluster.ADDRESS, dask_cluster(request))
+            run_to(write_project(folder / "project"), "train")
+
+    return Paths(once(request, "trained", make) / "project")
+
+
+def scored(request: pytest.FixtureRequest) -> Paths:
+    """Give the session's project in which everything up to `monitor` has run; not to be changed."""
+    template = request.getfixturevalue("_mlflow_template")
+
+    def make(folder: Path) -> None:
+        paths = copy(trained(request), folder)
+        shutil.copyfile(template, paths.root / "mlflow.db")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv(cluster.ADDRESS, dask_cluster(request))
+            run(paths, "register", "evaluate", "score", "monitor")
+
+    # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    folder = once(request, "scored", make)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return Paths(folder / "project")
+
+
+def copy(source: Paths, folder: Path) -> Paths:
+    """Copy a project to `folder`/project, but for MLflow's store: the paths in it would be the old ones."""
+    ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts", ".mlflow.lock")
+    shutil.copytree(source.root, folder / "project", ignore=ignored, dirs_exist_ok=True)
+    return Paths(folder / "project")
+
+
+def trips(paths: Paths, month: str) -> pa.Table:
+    """Read the prepared rows of a month."""
+    return pq.read_table(paths.trips_file(month))
+
+
+def batch(table: pa.Table) -> pa.RecordBatch:
+    """Give a table as one batch."""
+    return table.unify_dictionaries().combine_chunks().to_batches()[0]
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Read all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
