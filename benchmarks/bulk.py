@@ -126,7 +126,7 @@ class Project:
     def settings(self, **changes: Mapping[str, Any]) -> None:
         """Write params.yaml: the repository's with these months, and with changes in some sections."""
         value = yaml.safe_load((HERE.parent / "params.yaml").read_text(encoding="utf-8"))
-        roles = dict(zip(self.listed, ("fit", "size", "evaluate"), strict=False))
+        roles = dict(zip(self.listed, ("train", "validation", "test"), strict=False))
         sections: dict[str, Mapping[str, Any]] = {
             "sample": {"months": roles, "rows": FIT_ROWS},
             "learning_curve": {"sizes": 2, "repeats": 2},
@@ -207,27 +207,27 @@ class Project:
         for folder in (self.root / "data" / "predictions", self.root / "data" / ".staging" / "predictions"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def receipts(self) -> list[dict[str, Any]]:
+    def manifests(self) -> list[dict[str, Any]]:
         folders = (self.root / "data" / "predictions" / f"month={month}" for month in self.listed)
         return [json.loads((folder / files.MANIFEST).read_text(encoding="utf-8")) for folder in folders]
 
     def steady(self) -> float:
         """Seconds of the last run from its first block to its last published month: no start, no end."""
-        return float(max(receipt["made"]["seconds"] for receipt in self.receipts()))
+        return float(max(manifest["made"]["seconds"] for manifest in self.manifests()))
 
     def phases(self) -> dict[str, float]:
         """Seconds of all workers, by phase."""
-        all_of = [receipt["made"]["worker_seconds"] for receipt in self.receipts()]
+        all_of = [manifest["made"]["worker_seconds"] for manifest in self.manifests()]
         return {phase: sum(of[phase] for of in all_of) for phase in all_of[0]}
 
 
 def link_month(source: Path, of: str, target: Path, month: str) -> None:
-    """Hard links to a prepared month's files under another month's name; the receipt is a copy that says so."""
+    """Hard links to a prepared month's files under another month's name; the manifest is a copy that says so."""
     there, here = (root / "data" / "trips" / f"month={name}" for root, name in ((source, of), (target, month)))
     shutil.copytree(there, here, copy_function=os.link)
-    receipt = json.loads((there / files.MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((there / files.MANIFEST).read_text(encoding="utf-8"))
     (here / files.MANIFEST).unlink()
-    files.write_json(here / files.MANIFEST, receipt | {"month": month})
+    files.write_json(here / files.MANIFEST, manifest | {"month": month})
 
 
 def as_one_group(path: Path) -> None:

@@ -88,7 +88,7 @@ def take_the_model_out(dask_worker: Worker) -> None:
 
 
 def floor(project: Path, folder: Path, months: list[str]) -> float:
-    """The command's own driver and its own task; the time is in the receipts."""
+    """The command's own driver and its own task; the time is in the manifests."""
     del folder, months
     from tipline import config, paths  # noqa: PLC0415
     from tipline.stages import score  # noqa: PLC0415
@@ -121,7 +121,7 @@ def case_sql(expression: str, keys: Iterable[str], table: Sequence[float]) -> st
 def term_sql(feature: dict[str, Any], term: Any, published: bool) -> str:  # noqa: ANN401, FBT001 (a table or a pair)
     name = PUBLISHED[feature["name"]] if published else feature["name"]
     if feature["kind"] == "category":
-        # Only payments were spelt in several ways, all upper-case or not.
+        # Only payments were aliased in several ways, all upper-case or not.
         lower = published and feature["name"] == "payment_type"
         return case_sql(f"lower({name})" if lower else name, feature["categories"], term)
     if feature["kind"] == "hour":

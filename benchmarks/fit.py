@@ -29,7 +29,8 @@ import the_post
 
 from tipline import cluster, config
 from tipline.evaluation import metrics
-from tipline.ingest import prepare, schema, simulate
+from tipline.ingest import prepare, simulate
+from tipline.ingest.schema import load_schema
 from tipline.model import pipeline, pyfunc
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def rows(path: Path, count: int) -> pa.RecordBatch:
 
 def tipline(trips: pa.RecordBatch, **parameters: str) -> Fitted:
     started = time.perf_counter()
-    features = pipeline.features(SETTINGS.model, schema.load_schema())
+    features = pipeline.features(SETTINGS.model, load_schema())
     train = SETTINGS.train.model_copy(update={"params": {**SETTINGS.train.params, **parameters}})
     labels, _ = metrics.read_labels(trips, TARGET)
     fitted = pipeline.fit_pipeline(
@@ -155,7 +156,7 @@ def made(path: Path, count: int) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "raw.parquet"
         simulate.simulate_month(raw, MONTH, count, seed=SETTINGS.demo.seed)
-        prepare.prepare_month(raw, path.parent, schema.load_schema(), MONTH)
+        prepare.prepare_month(raw, path.parent, load_schema(), MONTH)
 
 
 def main() -> None:

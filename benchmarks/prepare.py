@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
-from tipline.ingest import columns, prepare, readers, schema, simulate
+from tipline.ingest import columns, prepare, readers, simulate
 from tipline.ingest.conform import Conformer
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ def make(path: Path, rows: int) -> None:
 
 def batches(path: Path) -> Iterator[readers.Batch]:
     """Read the month as `prepare` does."""
-    month, known = readers.ParquetMonth(path), schema.load_schema()
+    month, known = readers.ParquetMonth(path), load_schema()
     names = known.match(month.schema, MONTH).names
     return month.batches(
         list(names.values()), [name for key, name in names.items() if known.columns[key].type == "category"]
@@ -72,7 +73,7 @@ def write(prepared: Path, copy: Path) -> float:
 
 def cast(path: Path) -> float:
     """Return the seconds that casting and counting take."""
-    known = schema.load_schema()
+    known = load_schema()
     conformer = Conformer(known, known.match(readers.ParquetMonth(path).schema, MONTH).names, MONTH)
     seconds = 0.0
     for batch in batches(path):
@@ -106,7 +107,7 @@ def measure(case: str, folder: Path) -> dict[str, float]:
         target = folder / ("prepared" if cores == 1 else "two")
         target.mkdir(exist_ok=True)
         start, cpu = time.perf_counter(), time.process_time()
-        prepare.prepare_month(path, target, schema.load_schema(), MONTH)
+        prepare.prepare_month(path, target, load_schema(), MONTH)
         told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     elif case.startswith("read and write"):
         told = {"read": read(path), "write": write(prepared, folder / "copy.parquet")}

@@ -434,7 +434,7 @@ NOTES = [
     "- steady: of tipline and the floor from the first block to the last published month, of others without imports.",
     "- MiB a worker: the most that one worker held at a moment, or the process of a case without workers: resident,",
     "  looked at twenty times a second; pages that processes share count in each.",
-    "- 1, 3, 12 months: hard links to the first prepared month, each with a receipt of its own, so the rows repeat.",
+    "- 1, 3, 12 months: hard links to the first prepared month, each with a manifest of its own, so the rows repeat.",
     "- predict_proba: seconds in the slower of two processes of one thread, on matrices that are ready.",
     "- tipline prepare + score: one month after the other, then all months.",
 ]

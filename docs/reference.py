@@ -235,11 +235,11 @@ def writes(stage: Mapping[str, Any]) -> list[str]:
 
 def names(files: Iterable[str]) -> str:
     """Files in a cell, months and roles in words."""
-    words = {"${item}/${key}": "ROLE/MONTH", "${item}": "MONTH", "${key}": "MONTH", "${contract}": "the contract"}
+    words = {"${item}/${key}": "ROLE/MONTH", "${item}": "MONTH", "${key}": "MONTH", "${schema}": "the schema"}
     text = ", ".join(f"`{file}`" for file in files)
     for old, new in words.items():
         text = text.replace(old, new)
-    return text.replace("`the contract`", "the contract") or "MLflow's store"
+    return text.replace("`the schema`", "the schema") or "MLflow's store"
 
 
 # ---- variables ----

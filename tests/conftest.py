@@ -100,7 +100,7 @@ def tlc() -> Path:
 def settings_values(**sections: Any) -> dict[str, Any]:
     """The project's own params.yaml, small: 5,000 demo rows a month, samples of 3,000; sections are updated."""
     values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["contract"] = str(ROOT / values["contract"])
+    values["schema"] = str(ROOT / values["schema"])
     values["demo"]["rows"] = 5000
     values["sample"]["rows"] = 3000
     values["learning_curve"] |= {"smallest": 200, "sizes": 3, "repeats": 2}

@@ -153,10 +153,10 @@ def write_parquet(path: Path, types: Mapping[str, Any], rows: list[dict[str, Any
     return path
 
 
-def receipt_of(folder: Path) -> dict[str, Any]:
-    """Read the receipt of a prepared month."""
-    receipt: dict[str, Any] = json.loads((folder / "_receipt.json").read_text(encoding="utf-8"))
-    return receipt
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a prepared month."""
+    manifest: dict[str, Any] = json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))
+    return manifest
 
 
 def contents(folder: Path) -> dict[str, bytes]:

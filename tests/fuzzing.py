@@ -811,7 +811,7 @@ class Child:
 
     def put(self, name: str, data: bytes) -> Path:
         """Make a file the one published file of the month, and nothing of it prepared."""
-        for folder in (self.paths.raw(MONTH), self.paths.trips(MONTH), self.paths.staging):
+        for folder in (self.paths.raw(MONTH), self.paths.prepared(MONTH), self.paths.staging):
             shutil.rmtree(folder, ignore_errors=True)
         self.paths.raw(MONTH).mkdir(parents=True)
         path = self.paths.raw(MONTH) / name
@@ -839,10 +839,10 @@ class Child:
         return Result(None, f"{ended}: {printed}", seconds=time.perf_counter() - started)
 
     def _start(self) -> subprocess.Popen[str]:
-        from tipline.ingest import schema
+        from tipline.ingest.schema import load_schema
 
-        # Read now, as the process does: somebody may edit the contract during a long run.
-        self.schema = schema.load_schema().schema
+        # Read now, as the process does: somebody may edit the schema during a long run.
+        self.schema = load_schema().schema
         command = [sys.executable, "-m", "tests.fuzzing", str(self.paths.root)]
         # A crash shows where in Python it happened; warnings are errors, as in the tests.
         flags = {"PYTHONFAULTHANDLER": "1", "PYTHONWARNINGS": "error"}
@@ -890,13 +890,13 @@ def faults(child: Child, command: str, result: Result, bound: float = TIGHT) -> 
 
 def half_written(child: Child) -> list[str]:
     """What a command that failed has left of a month."""
-    return [f"left behind: {path}" for path in child.paths.trips(MONTH).parent.rglob("*")]
+    return [f"left behind: {path}" for path in child.paths.prepared(MONTH).parent.rglob("*")]
 
 
 def prepared_faults(child: Child) -> list[str]:
     """What is wrong with a month that is said to be prepared."""
-    folder = child.paths.trips(MONTH)
-    receipt = json.loads((folder / "_receipt.json").read_text(encoding="utf-8"))
+    folder = child.paths.prepared(MONTH)
+    manifest = json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))
     trips, apart = (pq.read_table(folder / name) for name in ("trips.parquet", "_quarantine.parquet"))
     found = []
     try:
@@ -905,11 +905,11 @@ def prepared_faults(child: Child) -> list[str]:
     except pa.ArrowInvalid as error:
         found.append(f"what was written is not valid: {error}")
     if not trips.schema.equals(child.schema):
-        found.append("the schema is not the contract's")
-    if (len(trips), len(apart)) != (receipt["rows_out"], receipt["quarantined"]):
-        found.append("the receipt's counts are not those of the files")
+        found.append("the schema is not the schema's")
+    if (len(trips), len(apart)) != (manifest["rows_out"], manifest["quarantined"]):
+        found.append("the manifest's counts are not those of the files")
     rows = sorted([*trips["row"].to_pylist(), *apart["row"].to_pylist()])
-    if rows != list(range(receipt["rows_in"])):
+    if rows != list(range(manifest["rows_in"])):
         found.append("rows in are not rows out and rows in quarantine, each once")
     return found
 
@@ -940,11 +940,11 @@ def serve(root: Path) -> None:
 
 
 def settle() -> None:
-    """Read settings and contract once, and leave flushing to the disk: nine tenths of a small month's time."""
+    """Read settings and schema once, and leave flushing to the disk: nine tenths of a small month's time."""
     from tipline import config, files
-    from tipline.ingest import schema
+    from tipline.ingest.schema import load_schema
 
-    config.load_settings, schema.load_schema = cache(config.load_settings), cache(schema.load_schema)
+    config.load_settings, load_schema = cache(config.load_settings), cache(load_schema)
     files.flush_to_disk = lambda path: None  # noqa: ARG005 (as it is called)
 
 

@@ -1,4 +1,4 @@
-"""Deliberate mistakes in the core (metrics, gate, planning of parts, receipts): each has to make a test fail.
+"""Deliberate mistakes in the core (metrics, gate, planning of parts, manifests): each has to make a test fail.
 
 Usage: python -m tests.mistakes [WORD...]      all of them, or those whose file or text has one of the words
 

@@ -35,7 +35,7 @@ class Story:
 
     root: Path
     repros: dict[str, Repro] = field(default_factory=dict)
-    receipts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    manifests: dict[str, Mapping[str, str]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     warm: bool = True
 
@@ -59,8 +59,8 @@ class Story:
     def keep(self, name: str, code: int, output: str) -> None:
         """Keep what a `dvc repro` did under a name."""
         self.repros[name] = Repro(code, output, re.findall(r"Running stage '(.+?)'", output))
-        self.receipts[name] = {
-            path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_receipt.json")
+        self.manifests[name] = {
+            path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_manifest.json")
         }
 
     def settings(self, **sections: object) -> None:

@@ -182,7 +182,7 @@ def test_size_months_without_tips_leave_the_earlier_challenger(
     project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
     before = workbench.tree(project.challenger)
-    path = project.sample("size", "2009-02")
+    path = project.sample("validation", "2009-02")
     sample = pq.read_table(path)
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.array(np.zeros(len(sample)))), path)

@@ -90,11 +90,11 @@ def test_what_check_says_is_what_prepare_does(run_cli: Run, make_project: MakePr
         paths.raw(month).mkdir(parents=True)
         (paths.raw(month) / path.name).write_bytes(path.read_bytes())
         assert run_cli(paths.root, "prepare", month)[0] == 0
-        receipt = factory.receipt_of(paths.trips(month))
+        manifest = factory.manifest_of(paths.prepared(month))
         printed = run_cli(paths.root, "check", str(path), month)[1]
-        assert f"{receipt['rows_in']:,} rows" in printed
-        assert part(printed, month, "era").startswith(receipt["era"])
-        named = {key: column["name"] for key, column in receipt["mapping"]["columns"].items()}
+        assert f"{manifest['rows_in']:,} rows" in printed
+        assert part(printed, month, "era").startswith(manifest["era"])
+        named = {key: column["name"] for key, column in manifest["mapping"]["columns"].items()}
         told = (text.partition(" = ") for text in part(printed, month, "columns").split(", "))
         assert {key: name or key for key, _, name in told} == named
 

@@ -1,4 +1,4 @@
-"""The contract finds its columns under all their published names, and says what it misses."""
+"""The schema finds its columns under all their published names, and says what it misses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 
 from tests import factory
 from tipline.errors import TiplineError, UsageError
-from tipline.ingest import schema
-from tipline.ingest.schema import Match, Schema
+from tipline.ingest.schema import Match, Schema, load_schema, normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-REQUIRED = [name for name, column in schema.load_schema().columns.items() if column.required]
+REQUIRED = [name for name, column in load_schema().columns.items() if column.required]
 
 
 def small() -> Schema:
@@ -25,14 +24,14 @@ def small() -> Schema:
             "type": "category",
             "meaning": "kind",
             "names": {"1": "Kind", "3": "Sort"},
-            "spellings": {"a": ["A", "1"], "b": ["B b"]},
+            "aliases": {"a": ["A", "1"], "b": ["B b"]},
         },
         "price": {
             "type": "number",
             "meaning": "dollars",
             "names": {"2": "Price"},
             "required": True,
-            "after_payment": True,
+            "known_after_outcome": True,
         },
         "seats": {"type": "integer", "meaning": "seats", "names": {"2": ["Seats"]}},
     }
@@ -56,14 +55,14 @@ def test_any_of_a_columns_names_will_do() -> None:
 
 @pytest.mark.parametrize("published", [factory.RAW_2009, factory.RAW_TPEP])
 def test_the_formats_of_2009_and_of_today_have_all_that_is_required(published: dict[str, object]) -> None:
-    found = match(schema.load_schema(), published)
+    found = match(load_schema(), published)
     assert set(REQUIRED) <= set(found.names)
     assert found.unknown == []
 
 
 def test_the_airport_fee_is_found_under_both_its_names() -> None:
     for name in ("airport_fee", "Airport_fee"):
-        assert match(schema.load_schema(), [*factory.RAW_2009, name]).names["airport_fee"] == name
+        assert match(load_schema(), [*factory.RAW_2009, name]).names["airport_fee"] == name
 
 
 def test_two_columns_for_one_place_are_refused() -> None:
@@ -89,12 +88,12 @@ def test_a_missing_required_column_is_named_with_the_names_it_may_have() -> None
     assert "It has: Price, Seats" in what
     assert "price" not in what.partition("It has")[0]
     assert where == "here"
-    assert "the contract" in todo
+    assert "the schema" in todo
 
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_no_required_column_can_go_unnoticed(name: str) -> None:
-    known = schema.load_schema()
+    known = load_schema()
     published = [raw for raw in factory.RAW_2009 if raw != match(known, factory.RAW_2009).names[name]]
     with pytest.raises(TiplineError, match=rf"needs: {name} \(as"):
         match(known, published)
@@ -114,27 +113,27 @@ def test_the_schema_is_the_row_number_and_the_columns_in_their_order() -> None:
             ("seats", pa.int32()),
         ]
     )
-    assert schema.load_schema().schema.names == ["row", *factory.TRIP_2009]
+    assert load_schema().schema.names == ["row", *factory.TRIP_2009]
 
 
 def test_the_first_timestamp_says_when_a_trip_began() -> None:
     assert small().time == "when"
-    assert schema.load_schema().time == "pickup_datetime"
+    assert load_schema().time == "pickup_datetime"
 
 
 @pytest.mark.parametrize(
-    ("spelling", "value"),
+    ("alias", "value"),
     [("A", "a"), ("1", "a"), (" a ", "a"), ("B B", "b"), ("new ", "new"), ("New", "New"), ("", None), ("  ", None)],
 )
-def test_spellings_become_their_canonical_value_and_unknown_ones_stay(spelling: str, value: str | None) -> None:
-    assert small().columns["kind"].canonical(spelling) == value
+def test_spellings_become_their_canonical_value_and_unknown_ones_stay(alias: str, value: str | None) -> None:
+    assert small().columns["kind"].canonical(alias) == value
 
 
 @pytest.mark.parametrize("name", ["vendor", "payment_type", "rate_code"])
 def test_no_spelling_stands_for_two_values(name: str) -> None:
-    column = schema.load_schema().columns[name]
-    spellings = [schema.normal(spelling) for published in column.spellings.values() for spelling in published]
-    assert len(spellings) == len(set(spellings))
+    column = load_schema().columns[name]
+    aliases = [normal(alias) for published in column.aliases.values() for alias in published]
+    assert len(aliases) == len(set(aliases))
 
 
 def test_a_feature_that_is_not_there_is_refused_with_the_nearest_column() -> None:
@@ -149,7 +148,7 @@ def test_a_feature_known_only_after_payment_is_refused() -> None:
 
 
 def test_what_contains_the_tip_is_known_only_after_payment() -> None:
-    late = {name for name, column in schema.load_schema().columns.items() if column.after_payment}
+    late = {name for name, column in load_schema().columns.items() if column.known_after_outcome}
     assert late == {"tip_amount", "total_amount"}
 
 

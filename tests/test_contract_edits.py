@@ -1,4 +1,4 @@
-"""What is new in a year is an edit of the contract: months on which it does not bear are left alone."""
+"""What is new in a year is an edit of the schema: months on which it does not bear are left alone."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     Edit = Callable[[dict[str, Any]], None]
 
 OLD, TODAY, NEW = "2009-01", "2024-01", "2026-01"
-CONTRACT = "contract.yaml"
+CONTRACT = "schema.yaml"
 WEATHER = {"type": "number", "meaning": "for rain", "unit": "dollars", "names": {NEW: "Weather_fee"}, "range": [0, 9]}
 HAILED = {
     "type": "category",
     "meaning": "how it was hailed",
     "names": {NEW: "hailed"},
-    "spellings": {"app": ["a"], "street": ["s"]},
+    "aliases": {"app": ["a"], "street": ["s"]},
 }
 
 
 def edit(root: Path, change: Edit) -> None:
-    """Change the project's own contract."""
+    """Change the project's own schema."""
     values = yaml.safe_load((root / CONTRACT).read_text())
     change(values)
     (root / CONTRACT).write_text(yaml.safe_dump(values, sort_keys=False))
@@ -54,9 +54,9 @@ def add_columns(values: dict[str, Any]) -> None:
 
 @pytest.fixture
 def project(run_cli: Run, make_project: MakeProject) -> Paths:
-    """A project with its own contract, and a month of 2009 and one of today prepared."""
-    paths = make_project(contract=CONTRACT)
-    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", paths.root / CONTRACT)
+    """A project with its own schema, and a month of 2009 and one of today prepared."""
+    paths = make_project(schema=CONTRACT)
+    shutil.copyfile(ROOT / "src/tipline/months/schema.yaml", paths.root / CONTRACT)
     words: list[dict[str, Any]] = [{}, {"Payment_Type": "Prepaid"}, {"Payment_Type": None}, {"Payment_Type": "CASH"}]
     factory.write_2009(paths.raw(OLD) / "month.parquet", *words)
     factory.write_tpep(paths.raw(TODAY) / "month.parquet", {}, {"payment_type": 2}, {"payment_type": 9})
@@ -68,21 +68,21 @@ def project(run_cli: Run, make_project: MakeProject) -> Paths:
 def state(paths: Paths, month: str) -> dict[str, tuple[int, int, bytes]]:
     """Which files a prepared month is: inode, time and bytes of each."""
     found = {}
-    for path in paths.trips(month).iterdir():
+    for path in paths.prepared(month).iterdir():
         facts = path.stat()
         found[path.name] = (facts.st_ino, facts.st_mtime_ns, path.read_bytes())
     return found
 
 
-def receipt(paths: Paths, month: str) -> dict[str, Any]:
-    """The receipt of a prepared month."""
-    found: dict[str, Any] = json.loads((paths.trips(month) / "_receipt.json").read_text())
+def manifest(paths: Paths, month: str) -> dict[str, Any]:
+    """The manifest of a prepared month."""
+    found: dict[str, Any] = json.loads((paths.prepared(month) / "_manifest.json").read_text())
     return found
 
 
 def values(paths: Paths, month: str, column: str) -> list[Any]:
     """A column of a prepared month."""
-    found: list[Any] = pq.read_table(paths.trips_file(month))[column].to_pylist()
+    found: list[Any] = pq.read_table(paths.prepared_file(month))[column].to_pylist()
     return found
 
 
@@ -109,11 +109,11 @@ def new_column(values: dict[str, Any]) -> None:
 
 
 def new_value(values: dict[str, Any]) -> None:
-    values["columns"]["payment_type"]["spellings"]["crypto"] = ["7", "BTC"]
+    values["columns"]["payment_type"]["aliases"]["crypto"] = ["7", "BTC"]
 
 
 def new_spelling(values: dict[str, Any]) -> None:
-    values["columns"]["payment_type"]["spellings"]["cash"].append("coins")
+    values["columns"]["payment_type"]["aliases"]["cash"].append("coins")
 
 
 def new_name(values: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def now_required(values: dict[str, Any]) -> None:
 
 
 def now_known_late(values: dict[str, Any]) -> None:
-    values["columns"]["tolls_amount"]["after_payment"] = True
+    values["columns"]["tolls_amount"]["known_after_outcome"] = True
 
 
 def column_gone_that_no_month_has(values: dict[str, Any]) -> None:
@@ -184,24 +184,24 @@ def test_all_of_a_new_year_at_once_keeps_the_old_months(
 
 
 def spelling_of_2009_moved(values: dict[str, Any]) -> None:
-    spellings = values["columns"]["payment_type"]["spellings"]
-    spellings["credit"].remove("credit")
-    spellings["card"] = ["credit"]
+    aliases = values["columns"]["payment_type"]["aliases"]
+    aliases["credit"].remove("credit")
+    aliases["card"] = ["credit"]
 
 
 def spelling_of_today_moved(values: dict[str, Any]) -> None:
-    spellings = values["columns"]["payment_type"]["spellings"]
-    spellings["credit"].remove("1")
-    spellings["card"] = ["1"]
+    aliases = values["columns"]["payment_type"]["aliases"]
+    aliases["credit"].remove("1")
+    aliases["card"] = ["1"]
 
 
 def value_renamed(values: dict[str, Any]) -> None:
-    spellings = values["columns"]["payment_type"]["spellings"]
-    spellings["card"] = spellings.pop("credit")
+    aliases = values["columns"]["payment_type"]["aliases"]
+    aliases["card"] = aliases.pop("credit")
 
 
 def spelling_forgotten(values: dict[str, Any]) -> None:
-    values["columns"]["payment_type"]["spellings"]["cash"].remove("2")
+    values["columns"]["payment_type"]["aliases"]["cash"].remove("2")
 
 
 def filled_otherwise(values: dict[str, Any]) -> None:
@@ -217,11 +217,11 @@ def other_range(values: dict[str, Any]) -> None:
 
 
 def unknown_word_understood(values: dict[str, Any]) -> None:
-    values["columns"]["payment_type"]["spellings"]["in advance"] = ["prepaid"]
+    values["columns"]["payment_type"]["aliases"]["in advance"] = ["prepaid"]
 
 
 def unknown_word_understood_as_it_is(values: dict[str, Any]) -> None:
-    values["columns"]["payment_type"]["spellings"]["Prepaid"] = ["Prepaid"]
+    values["columns"]["payment_type"]["aliases"]["Prepaid"] = ["Prepaid"]
 
 
 def column_taken_out(values: dict[str, Any]) -> None:
@@ -274,11 +274,11 @@ def test_an_edit_that_bears_on_a_month_prepares_it_anew(
 
 def test_an_unknown_word_is_understood_once_the_contract_has_it(run_cli: Run, project: Paths) -> None:
     assert values(project, OLD, "payment_type") == ["credit", "Prepaid", "unknown", "cash"]
-    assert receipt(project, OLD)["new_spellings"] == {"payment_type: Prepaid": 1}
+    assert manifest(project, OLD)["unknown_aliases"] == {"payment_type: Prepaid": 1}
     edit(project.root, unknown_word_understood)
     assert run_cli(project.root, "prepare", OLD)[0] == 0
     assert values(project, OLD, "payment_type") == ["credit", "in advance", "unknown", "cash"]
-    assert receipt(project, OLD)["new_spellings"] == {}
+    assert manifest(project, OLD)["unknown_aliases"] == {}
 
 
 def test_a_month_that_lacks_what_is_now_required_is_refused_and_left_as_it_is(run_cli: Run, project: Paths) -> None:
@@ -314,18 +314,18 @@ def empty(path: Path) -> None:
 
 
 DAMAGES = [(name, damage) for name in ("trips.parquet", "_quarantine.parquet") for damage in (cut, flip, remove, empty)]
-DAMAGES += [("_receipt.json", damage) for damage in (cut, flip, remove, empty)]
+DAMAGES += [("_manifest.json", damage) for damage in (cut, flip, remove, empty)]
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)
 def test_a_prepared_month_that_is_damaged_is_prepared_again(
     run_cli: Run, project: Paths, name: str, damage: Callable[[Path], None]
 ) -> None:
-    good = factory.contents(project.trips(OLD))
-    damage(project.trips(OLD) / name)
+    good = factory.contents(project.prepared(OLD))
+    damage(project.prepared(OLD) / name)
     code, printed = run_cli(project.root, "prepare", OLD)
     assert code == 0, printed
-    assert factory.contents(project.trips(OLD)) == good
+    assert factory.contents(project.prepared(OLD)) == good
 
 
 def test_a_month_whose_published_bytes_changed_is_prepared_again(run_cli: Run, project: Paths) -> None:
@@ -357,14 +357,14 @@ def write_new_month(path: Path, rows: int = 3000) -> None:
 def test_a_month_with_the_new_columns_comes_out_with_them(run_cli: Run, project: Paths) -> None:
     write_new_month(project.raw(NEW) / "month.parquet", 12)
     assert run_cli(project.root, "prepare", NEW)[0] == 0
-    assert receipt(project, NEW)["unknown_columns"] == ["Weather_fee", "hailed"]
+    assert manifest(project, NEW)["unknown_columns"] == ["Weather_fee", "hailed"]
     edit(project.root, add_columns)
     assert run_cli(project.root, "prepare", NEW)[0] == 0
     assert values(project, NEW, "weather_fee") == [0.0, 0.5, 1.0, 1.5] * 3
     assert values(project, NEW, "hailed") == ["app", "street", None] * 4
-    made = receipt(project, NEW)
-    assert (made["unknown_columns"], made["new_spellings"], made["era"]) == ([], {}, NEW)
-    assert "weather_fee" not in pq.read_schema(project.trips_file(OLD)).names
+    made = manifest(project, NEW)
+    assert (made["unknown_columns"], made["unknown_aliases"], made["era"]) == ([], {}, NEW)
+    assert "weather_fee" not in pq.read_schema(project.prepared_file(OLD)).names
 
 
 def test_a_fee_that_old_months_lack_is_trained_on_and_scored_as_if_they_had_been_prepared_anew(
@@ -373,23 +373,23 @@ def test_a_fee_that_old_months_lack_is_trained_on_and_scored_as_if_they_had_been
     monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
     kept = new_year(tmp_path / "kept")
     for month in workbench.MONTHS[:3]:
-        assert "weather_fee" not in pq.read_schema(kept.trips_file(month)).names
+        assert "weather_fee" not in pq.read_schema(kept.prepared_file(month)).names
     (tmp_path / "anew").mkdir()
     anew = workbench.copy(kept, tmp_path / "anew")
     workbench.prepare_anew(anew, *workbench.MONTHS[:3])
-    assert "weather_fee" in pq.read_schema(anew.trips_file(OLD)).names
+    assert "weather_fee" in pq.read_schema(anew.prepared_file(OLD)).names
     results = [rest_of(paths) for paths in (kept, anew)]
     assert results[0] == results[1]
     assert len([name for name in results[0] if "/part-" in name]) == 4
 
 
 def new_year(folder: Path) -> Paths:
-    """A project whose contract gained its columns after three months were prepared, and before the fourth was."""
+    """A project whose schema gained its columns after three months were prepared, and before the fourth was."""
     folder.mkdir()
     columns = [*settings_values()["model"]["columns"], "weather_fee", "hailed"]
     categories = settings_values()["model"]["categories"] | {"hailed": ["app", "street"]}
-    paths = workbench.write_project(folder / "project", contract=CONTRACT, train={"rows": 1500})
-    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", paths.root / CONTRACT)
+    paths = workbench.write_project(folder / "project", schema=CONTRACT, train={"rows": 1500})
+    shutil.copyfile(ROOT / "src/tipline/months/schema.yaml", paths.root / CONTRACT)
     workbench.change(paths, months=list(workbench.MONTHS[:3]), demo={"rows": 2000})
     workbench.run(paths, "download", "prepare")
     before = [state(paths, month) for month in workbench.MONTHS[:3]]
@@ -406,7 +406,7 @@ def rest_of(paths: Paths) -> dict[str, Any]:
     workbench.run(paths, "sample", "train")
     shutil.copytree(paths.challenger, paths.champion)
     digest = artifact.read_digest(paths.champion)
-    files.write_json(paths.ref, {"name": "tip-probability", "version": 1, "run": "none", "digest": digest})
+    files.write_json(paths.champion_ref, {"name": "tip-probability", "version": 1, "run": "none", "digest": digest})
     workbench.run(paths, "evaluate", "score", "monitor")
     found = {name: (paths.challenger / name).read_bytes() for name in artifact.FILES}
     scores = factory.contents(paths.predictions)
@@ -421,15 +421,15 @@ def rest_of(paths: Paths) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """A project in which all stages have run, told to dvc; then the contract's edit for a new month, and that month."""
+    """A project in which all stages have run, told to dvc; then the schema's edit for a new month, and that month."""
     story = start(tmp_path_factory.mktemp("story") / "project")
     paths = workbench.copy(workbench.scored(request), story.root.parent)
-    shutil.copyfile(ROOT / "src/tipline/months/contract.yaml", story.root / CONTRACT)
-    workbench.change(paths, contract=CONTRACT, source="published/{month}.parquet", score={"workers": 1})
+    shutil.copyfile(ROOT / "src/tipline/months/schema.yaml", story.root / CONTRACT)
+    workbench.change(paths, schema=CONTRACT, source="published/{month}.parquet", score={"workers": 1})
     workbench.run(paths, "params")
-    story.receipts["before"] = receipts(story)
+    story.manifests["before"] = manifests(story)
     assert story.run("dvc", "commit", "--force").returncode == 0
-    story.receipts["digests before"] = outputs(story)
+    story.manifests["digests before"] = outputs(story)
     edit(story.root, add_columns)
     write_new_month(story.root / "published" / f"{NEW}.parquet", 1500)
     workbench.change(paths, months=[*workbench.MONTHS, NEW])
@@ -437,9 +437,9 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return story
 
 
-def receipts(story: Story) -> dict[str, str]:
-    """The receipts of the published scores."""
-    found = story.root.glob("data/predictions/month=*/_receipt.json")
+def manifests(story: Story) -> dict[str, str]:
+    """The manifests of the published scores."""
+    found = story.root.glob("data/predictions/month=*/_manifest.json")
     return {path.parent.name: path.read_text() for path in found}
 
 
@@ -451,9 +451,9 @@ def outputs(story: Story) -> dict[str, str]:
 
 def test_an_edit_for_a_new_month_scores_that_month_alone(story: Story) -> None:
     assert story.repros["new year"].code == 0, story.repros["new year"].output
-    after = dict(story.receipts["new year"])
+    after = dict(story.manifests["new year"])
     assert json.loads(after.pop(f"month={NEW}"))["rows"] == 1500
-    assert after == story.receipts["before"]
+    assert after == story.manifests["before"]
     assert len(after) == len(workbench.MONTHS)
 
 
@@ -466,7 +466,7 @@ def test_an_edit_for_a_new_month_downloads_samples_and_evaluates_nothing_again(s
 
 
 def test_an_edit_for_a_new_month_leaves_the_digests_of_all_else(story: Story) -> None:
-    before, now = story.receipts["digests before"], outputs(story)
+    before, now = story.manifests["digests before"], outputs(story)
     new = {f"data/trips/month={NEW}", f"data/raw/{NEW}", f"data/raw/{NEW}.json"}
     assert set(now) - set(before) == new
     changed = {path for path, digest in before.items() if now[path] != digest}
@@ -481,5 +481,5 @@ def test_the_new_month_has_its_new_columns_and_the_old_ones_have_not(story: Stor
         for month in (*workbench.MONTHS, NEW)
     }
     assert [month for month, columns in names.items() if "weather_fee" in columns] == [NEW]
-    told = json.loads((story.root / f"data/trips/month={NEW}/_receipt.json").read_text())
+    told = json.loads((story.root / f"data/trips/month={NEW}/_manifest.json").read_text())
     assert (told["era"], told["unknown_columns"]) == (NEW, [])

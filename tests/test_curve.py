@@ -41,14 +41,14 @@ def synthetic(sums: Any, baseline: Any) -> learning_curve.Study:
     """Make a study of which only the sums of losses matter, shape (sizes, repeats, days)."""
     sums, baseline = np.asarray(sums, float), np.asarray(baseline, float)
     sizes = tuple(100 * 2**place for place in range(len(sums)))
-    figures: Any = {"size.auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
-    of_baseline = {"size.log_loss": float(baseline.mean()) / 100, "size.auc": 0.6}
+    figures: Any = {"validation.auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
+    of_baseline = {"validation.log_loss": float(baseline.mean()) / 100, "validation.auc": 0.6}
     return learning_curve.Study(sizes, {"size": sums}, {"size": baseline}, figures, of_baseline)
 
 
 def of_one_class(study: learning_curve.Study) -> learning_curve.Study:
     """Make it a study on rows that all tipped: the bolder the better."""
-    return dataclasses.replace(study, of_baseline={**study.of_baseline, "size.auc": math.nan})
+    return dataclasses.replace(study, of_baseline={**study.of_baseline, "validation.auc": math.nan})
 
 
 def noisy(behind: list[float], repeats: int = 5, days: int = 10, noise: float = 0.001) -> learning_curve.Study:
@@ -136,10 +136,10 @@ def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> 
     none = fits.Examples(scored.inputs, np.zeros(100, bool), scored.days, np.zeros(100, bool), scored.baseline)
     sorted_rows, ends = none.blocks()
     figures = fits.Scorer({"size": (0, *ends)}).figures(sorted_rows.baseline, sorted_rows.labels)
-    assert math.isnan(figures["size.auc"])
-    assert figures["size.log_loss"] == pytest.approx(-np.log1p(-scored.baseline).mean())
-    assert all(math.isnan(figures[f"size.segment.{figure}"]) for figure in ("log_loss", "auc", "brier"))
-    assert sum(figures[f"size.day{day}"] for day in range(7)) == pytest.approx(100 * figures["size.log_loss"])
+    assert math.isnan(figures["validation.auc"])
+    assert figures["validation.log_loss"] == pytest.approx(-np.log1p(-scored.baseline).mean())
+    assert all(math.isnan(figures[f"validation.segment.{figure}"]) for figure in ("log_loss", "auc", "brier"))
+    assert sum(figures[f"validation.day{day}"] for day in range(7)) == pytest.approx(100 * figures["validation.log_loss"])
 
 
 # ---- the bound ----
@@ -223,7 +223,7 @@ def test_a_smaller_size_that_is_better_is_enough() -> None:
         (noisy([0.2, 0.0], days=1), "Of 5 repeats and 1 day there is no telling"),
         (noisy([0.2, 0.0], repeats=1), "Of 1 repeat and 10 days there is no telling"),
         (synthetic(noisy([0.1, 0.0]).sums["size"], np.zeros(10)), "The baseline leaves nothing to gain"),
-        (of_one_class(noisy([-0.1, -0.05])), "All of the `size` rows tipped, or none"),
+        (of_one_class(noisy([-0.1, -0.05])), "All of the `validation` rows tipped, or none"),
     ],
     ids=["one size", "one day", "one repeat", "a perfect baseline", "one class"],
 )
@@ -326,7 +326,7 @@ def test_the_stage_writes_table_picture_decision_and_size(project: Paths) -> Non
     assert workbench.read_json(project.sample_size) == {"rows": decision["rows"]}
     assert decision["segment"] == "credit"
     assert decision["available"] == 5000
-    assert decision["sizes"][0]["size.log_loss"] > decision["sizes"][2]["size.log_loss"]
+    assert decision["sizes"][0]["validation.log_loss"] > decision["sizes"][2]["validation.log_loss"]
 
 
 def test_the_same_sample_gives_the_same_decision(project: Paths) -> None:
@@ -362,7 +362,7 @@ def test_a_budget_is_the_largest_size_studied_and_the_most_that_is_chosen(projec
 
 
 def test_a_sample_that_does_not_say_how_many_rows_its_month_has_counts_its_own(project: Paths, tmp_path: Path) -> None:
-    sample = project.sample("fit", "2009-01")
+    sample = project.sample("train", "2009-01")
     assert sampling.count_available([sample, sample]) == 10_000
     pq.write_table(pq.read_table(sample).replace_schema_metadata(None), tmp_path / "older.parquet")
     assert sampling.count_available([tmp_path / "older.parquet"]) == 3000

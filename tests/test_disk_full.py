@@ -13,7 +13,8 @@ import pytest
 
 from tests import factory, workbench
 from tests.factory import line
-from tipline.ingest import prepare, schema, simulate
+from tipline.ingest import prepare, simulate
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ def needed(tmp_path: Path, month: str) -> int:
     """The bytes that the prepared month takes."""
     folder = tmp_path / "needed"
     folder.mkdir()
-    prepare.prepare_month(tmp_path / "source" / f"{month}.data", folder, schema.load_schema(), month)
+    prepare.prepare_month(tmp_path / "source" / f"{month}.data", folder, load_schema(), month)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -171,7 +172,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(disk: Disk, tmp_path: 
 
     disk.make_room()
     assert disk.run("prepare", month)[0] == 0
-    assert pq.read_metadata(disk.paths.trips_file(month)).num_rows == ROWS
+    assert pq.read_metadata(disk.paths.prepared_file(month)).num_rows == ROWS
     after = factory.contents(disk.paths.root / "data" / "trips")
     assert [name for name in before if after[name] != before[name] and OTHER in name] == []
     assert set(after) == set(before)

@@ -28,7 +28,7 @@ def test_a_stage_depends_on_its_file_and_the_modules_it_imports(stage: str) -> N
     code = {path.relative_to(ROOT).as_posix() for path in needed(PACKAGE / "stages" / f"{stage}.py")}
     deps = body(stage)["deps"]
     assert {dep for dep in deps if dep.startswith("src/")} == code
-    assert ("${contract}" in deps) == ("src/tipline/months/contract.py" in code)
+    assert ("${schema}" in deps) == ("src/tipline/months/schema.py" in code)
 
 
 def test_only_what_mirrors_into_mlflow_runs_each_time() -> None:

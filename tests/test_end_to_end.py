@@ -35,7 +35,7 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     story.repro("month added")
     settings(story, train=RETRAINED, months=[*MONTHS, ADDED], score={"workrs": 2})
     story.repro("mistake")
-    roles = {**settings_values()["sample"]["months"], "2009-07": "evaluate"}
+    roles = {**settings_values()["sample"]["months"], "2009-07": "test"}
     settings(story, train=RETRAINED, months=[*MONTHS, ADDED], sample={"months": roles})
     story.repro("wrong role")
     settings(story, train=RETRAINED, months=[*MONTHS, ADDED])
@@ -70,12 +70,12 @@ def test_a_repro_with_nothing_to_do_runs_register_and_record_only(story: Story, 
 
 def test_retraining_makes_a_challenger_and_scores_nothing(story: Story) -> None:
     assert story.repros["retrained"].stages == ["params", "learning_curve", "train", "register", "evaluate", "record"]
-    assert story.receipts["retrained"] == story.receipts["second"]
+    assert story.manifests["retrained"] == story.manifests["second"]
 
 
 def test_promoting_scores_again_and_runs_nothing_upstream_of_register(story: Story) -> None:
     assert story.repros["promoted"].stages == ["register", "evaluate", "score", "monitor", "record"]
-    made = [json.loads(receipt)["made"]["version"] for receipt in story.receipts["promoted"].values()]
+    made = [json.loads(manifest)["made"]["version"] for manifest in story.manifests["promoted"].values()]
     assert made == [2] * len(MONTHS)
 
 
@@ -90,9 +90,9 @@ def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Stor
         "record",
     ]
     assert f"{ADDED} (2,000 rows)" in story.repros["month added"].output
-    after = dict(story.receipts["month added"])
+    after = dict(story.manifests["month added"])
     assert after.pop(f"month={ADDED}")
-    assert after == story.receipts["promoted"]
+    assert after == story.manifests["promoted"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_mistake_in_params_stops_before_anything_runs_and_leaves_the_results(
     assert story.repros[step].stages == ["params"]
     assert words in story.repros[step].output
     assert "Traceback" not in story.repros[step].output
-    assert story.receipts[step] == story.receipts["month added"]
+    assert story.manifests[step] == story.manifests["month added"]
 
 
 def test_no_step_prints_a_warning_or_a_trace(story: Story) -> None:

@@ -55,7 +55,7 @@ def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths)
 
 def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
     found = report_of(project)
-    trips = workbench.batch(sampling.read_pool([project.sample("evaluate", "2009-03")]))
+    trips = workbench.batch(sampling.read_pool([project.sample("test", "2009-03")]))
     labels, _ = metrics.read_labels(trips, "tip_amount")
     contents = artifact.read_artifact(project.challenger)
     loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
@@ -225,7 +225,7 @@ def test_models_of_different_columns_are_compared(project: Paths) -> None:
 
 
 def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> None:
-    path = project.sample("evaluate", "2009-03")
+    path = project.sample("test", "2009-03")
     sample = pq.read_table(path)
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.nulls(len(sample), pa.float64())), path)
@@ -235,7 +235,7 @@ def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> No
 
 
 def test_a_report_without_skill_is_still_written(project: Paths) -> None:
-    path = project.sample("evaluate", "2009-03")
+    path = project.sample("test", "2009-03")
     sample = pq.read_table(path)
     # Only trips that never tip, by a rule that knows it.
     spec = workbench.read_json(project.challenger / "model.json")
@@ -285,7 +285,7 @@ def test_a_challenger_that_cannot_score_is_called_that(project: Paths) -> None:
 
 def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) -> None:
     edit_spec(project.champion, note="another digest")
-    path = project.sample("evaluate", "2009-03")
+    path = project.sample("test", "2009-03")
     pq.write_table(pq.read_table(path).drop_columns("vendor"), path)
     verdict = report_of(project)["gate"]
     assert verdict["promote"]
@@ -294,7 +294,7 @@ def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) ->
 
 
 def test_a_missing_sample_says_what_to_run(project: Paths) -> None:
-    project.sample("evaluate", "2009-03").unlink()
+    project.sample("test", "2009-03").unlink()
     with pytest.raises(TiplineError, match="There is no sample of 2009-03") as caught:
         workbench.run(project, "evaluate")
     assert "dvc repro sample@2009-03" in str(caught.value)

@@ -61,7 +61,7 @@ def test_every_link_of_the_chain_is_named(project: Paths, run_cli: Callable[...,
     assert code == 0
     told = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)
     training = workbench.read_json(project.champion / artifact.TRAINING)
-    source = workbench.read_json(project.raw_receipt("2009-02"))
+    source = workbench.read_json(project.raw_manifest("2009-02"))
     for link in (
         told["key"]["trips"],
         told["key"]["model"],
@@ -91,11 +91,11 @@ def test_a_version_that_is_here_no_more_comes_from_the_registry(
 
 
 def test_a_row_that_was_set_apart_is_explained_so(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    apart = pq.read_table(project.trips("2009-01") / QUARANTINE_FILE).schema
+    apart = pq.read_table(project.prepared("2009-01") / QUARANTINE_FILE).schema
     assert apart.names == QUARANTINE.names
     row = {"row": 5000, "reason": "number of fields is not the header's"}
     table = QUARANTINE.empty_table().from_pylist([row], schema=QUARANTINE)
-    pq.write_table(table, project.trips("2009-01") / QUARANTINE_FILE)
+    pq.write_table(table, project.prepared("2009-01") / QUARANTINE_FILE)
     code, printed = run_cli(project.root, "explain", "2009-01", "5000")
     assert code == 2
     assert "set apart when the month was prepared: number of fields is not the header's" in printed

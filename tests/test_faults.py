@@ -26,8 +26,8 @@ from distributed import LocalCluster
 from tests import workbench
 from tests.conftest import missing
 from tests.test_disk_full import mount
-from tests.test_score import another_champion, assert_whole, folder, parts, receipt
-from tipline import cluster, files, forkserver, storage
+from tests.test_score import another_champion, assert_whole, folder, manifest, parts
+from tipline import cluster, files, processes, storage
 from tipline.model import artifact, pyfunc
 from tipline.paths import Paths, month_name
 from tipline.scoring import block_scoring
@@ -106,7 +106,7 @@ def crown(paths: Paths, contents: dict[str, bytes]) -> str:
     for name, data in contents.items():
         (paths.champion / name).write_bytes(data)
     digest = artifact.hash_artifact(contents)
-    files.write_json(paths.ref, workbench.read_json(paths.ref) | {"digest": digest})
+    files.write_json(paths.champion_ref, workbench.read_json(paths.champion_ref) | {"digest": digest})
     return digest
 
 
@@ -186,8 +186,8 @@ def markers(paths: Paths) -> int:
 def published_by(paths: Paths, month: str) -> str:
     """The digest of the model that a whole month was published by."""
     assert_whole(paths, month)
-    assert receipt(paths, month)["rows"] == 5000
-    return str(receipt(paths, month)["key"]["model"])
+    assert manifest(paths, month)["rows"] == 5000
+    return str(manifest(paths, month)["key"]["model"])
 
 
 def assert_published(paths: Paths, champions: dict[str, Champion], months: Any = workbench.MONTHS) -> None:
@@ -208,12 +208,12 @@ def assert_clean(paths: Paths) -> None:
 
 def finished(paths: Paths) -> dict[str, int]:
     """The parts of the champion that need not be scored again, and when each was written."""
-    digest, found = workbench.read_json(paths.ref)["digest"], {}
-    receipts = [*staged(paths).rglob(files.MANIFEST), *paths.predictions.rglob(files.MANIFEST)]
-    for marker in [*staged(paths).rglob("part-*.json"), *receipts]:
+    digest, found = workbench.read_json(paths.champion_ref)["digest"], {}
+    manifests = [*staged(paths).rglob(files.MANIFEST), *paths.predictions.rglob(files.MANIFEST)]
+    for marker in [*staged(paths).rglob("part-*.json"), *manifests]:
         told = workbench.read_json(marker)
         month = marker.parent.name.removeprefix("month=").partition(".")[0]
-        key = {"trips": files.hash_file(paths.trips_file(month)), "model": digest, "format": block_scoring.FORMAT}
+        key = {"trips": files.hash_file(paths.prepared_file(month)), "model": digest, "format": block_scoring.FORMAT}
         if told["key"] in (key, files.hash_json(key)):
             for part in told.get("parts", [told]):
                 path = marker.parent.with_name(marker.parent.name.removesuffix(block_scoring.MARKERS)) / part["name"]
@@ -362,7 +362,7 @@ def test_temporary_files_that_have_no_place_do_no_harm(
 def test_a_second_ctrl_c_is_not_needed_and_does_no_harm(prepared: Prepared, project: Paths) -> None:
     prepared.second.crown(project, SLOW)
     # What runs behind a shell's `&` ignores Ctrl-C, and so would the command.
-    with forkserver.handle_interrupts(signal.default_int_handler), scoring_process(project) as run:
+    with processes.handle_interrupts(signal.default_int_handler), scoring_process(project) as run:
         workbench.wait_for(lambda: markers(project))
         run.process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -429,7 +429,7 @@ def test_a_task_that_always_fails_fails_its_month_alone_until_it_is_mended(
     assert code == 4
     assert f"1 of 4 months failed: {BAD}: " in printed
     assert "no such rate code" in printed
-    assert str(project.trips_file(BAD)) in printed
+    assert str(project.prepared_file(BAD)) in printed
     assert "The others are published" in printed
     assert "run it again" in printed
     assert_published(project, {digest: prepared.second}, GOOD)
@@ -585,19 +585,19 @@ def test_a_prepared_month_that_changes_meanwhile_fails_alone(
     digest = prepared.second.crown(project, SLOW)
     with scoring_process(project) as run:
         workbench.wait_for(lambda: markers(project) > 5)
-        fault(project.trips_file(BAD))
+        fault(project.prepared_file(BAD))
         code, printed = run.ended()
     assert code == 4
     assert f"1 of 4 months failed: {BAD}: " in printed
     assert "This file changed while" in printed or "This file is not there" in printed
-    assert f"where: {project.trips_file(BAD)}" in printed
+    assert f"where: {project.prepared_file(BAD)}" in printed
     assert "to do: " in printed
     assert_published(project, {digest: prepared.second}, GOOD)
     assert_published(project, {prepared.digest: prepared.first}, [BAD])
 
     # The month comes back as a file that was not there before: no part of the old one is kept.
-    project.trips_file(BAD).unlink(missing_ok=True)
-    shutil.copyfile(prepared.paths.trips_file(BAD), project.trips_file(BAD))
+    project.prepared_file(BAD).unlink(missing_ok=True)
+    shutil.copyfile(prepared.paths.prepared_file(BAD), project.prepared_file(BAD))
     before = finished(project)
     assert score(project)[0] == 0
     after = finished(project)

@@ -267,7 +267,7 @@ def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
     assert code == 1
     assert "No space left on device" in printed
     assert factory.contents(small_disk / "data") == before
-    assert len(pq.read_table(paths.sample("fit", MONTH))) == 100
+    assert len(pq.read_table(paths.sample("train", MONTH))) == 100
 
 
 def test_a_file_where_a_folder_belongs_is_named(run_cli: Run, make_project: MakeProject) -> None:

@@ -112,7 +112,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
         expected = model.predict_proba(frame(project, month)[COLUMNS[:2]])[:, 1].astype(np.float32)
         written = pq.read_table(project.predictions / f"month={month}")["tip_probability"].to_numpy()
         assert written.tobytes() == expected.tobytes()
-    told = workbench.read_json(project.ref)
+    told = workbench.read_json(project.champion_ref)
     assert (told["version"], told["digest"]) == (number, artifact.read_digest(project.champion))
     assert workbench.read_json(project.monitoring / "months.json")[0]["skill"] is not None
 
@@ -137,7 +137,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
     ("inputs", "said"),
     [
         ([ColSpec(DataType.double, "tip_amount")], "tip_amount is known only after payment"),
-        ([ColSpec(DataType.double, "weather")], "weather is no column of the contract"),
+        ([ColSpec(DataType.double, "weather")], "weather is no column of the schema"),
         ([ColSpec(DataType.long, "passenger_count")], "passenger_count is declared long, it has to be double"),
         ([ColSpec(DataType.double, "payment_type")], "payment_type is declared double, it has to be string"),
     ],

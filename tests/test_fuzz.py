@@ -44,7 +44,7 @@ def wrong(child: Child, name: str, data: bytes, commands: list[str] = COMMANDS) 
 def prepared(child: Child, name: str, data: bytes) -> tuple[list[Any], list[str]]:
     """The row numbers of a month that can be prepared, and the texts of its quarantine."""
     assert wrong(child, name, data, ["prepare"]) == {}
-    folder = child.paths.trips(MONTH)
+    folder = child.paths.prepared(MONTH)
     apart = pq.read_table(folder / "_quarantine.parquet")
     return pq.read_table(folder / "trips.parquet")["row"].to_pylist(), apart["raw"].to_pylist()
 

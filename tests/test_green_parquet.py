@@ -12,7 +12,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from tipline.ingest import prepare, schema
+from tipline.ingest import prepare
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ class Green:
 
     source: Path
     trips: Path
-    receipts: dict[str, dict[str, Any]]
+    manifests: dict[str, dict[str, Any]]
 
     def published(self, month: str) -> pa.Table:
         """The file as it is."""
@@ -77,21 +78,21 @@ class Green:
 @pytest.fixture(scope="module")
 def green(tlc: Path, tmp_path_factory: pytest.TempPathFactory) -> Green:
     """The three months, prepared once."""
-    trips, receipts = tmp_path_factory.mktemp("green") / "trips", {}
+    trips, manifests = tmp_path_factory.mktemp("green") / "trips", {}
     for month in ROWS:
         folder = trips / f"month={month}"
         folder.mkdir(parents=True)
         path = tlc / "green" / f"green_tripdata_{month}.parquet"
-        receipts[month] = prepare.prepare_month(path, folder, schema.load_schema(), month)
-    return Green(tlc / "green", trips, receipts)
+        manifests[month] = prepare.prepare_month(path, folder, load_schema(), month)
+    return Green(tlc / "green", trips, manifests)
 
 
 @every_month
 def test_no_row_of_a_green_month_is_lost(green: Green, month: str) -> None:
-    receipt = green.receipts[month]
-    assert (receipt["rows_in"], receipt["rows_out"], receipt["quarantined"]) == (ROWS[month], ROWS[month], 0)
+    manifest = green.manifests[month]
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["quarantined"]) == (ROWS[month], ROWS[month], 0)
     assert green.prepared(month)["row"].to_pylist() == list(range(ROWS[month]))
-    assert (receipt["unknown_columns"], receipt["new_spellings"]) == ([], {})
+    assert (manifest["unknown_columns"], manifest["unknown_aliases"]) == ([], {})
 
 
 @every_month
@@ -122,10 +123,10 @@ def test_the_counts_of_a_green_month_are_those_of_pandas(green: Green, month: st
     assert made == counted
     begin = pd.Timestamp(f"{month}-01")
     inside = published["lpep_pickup_datetime"].between(begin, begin + pd.offsets.MonthBegin(1), inclusive="left")
-    receipt = green.receipts[month]
-    assert receipt["outside_month"] == int((~inside).sum())
-    assert receipt["filled"] == {"payment_type": int(published["payment_type"].isna().sum())}
-    assert receipt["out_of_range"]["fare_amount"] == int((~published["fare_amount"].between(0, 500)).sum())
+    manifest = green.manifests[month]
+    assert manifest["outside_month"] == int((~inside).sum())
+    assert manifest["filled"] == {"payment_type": int(published["payment_type"].isna().sum())}
+    assert manifest["out_of_range"]["fare_amount"] == int((~published["fare_amount"].between(0, 500)).sum())
 
 
 @every_month
@@ -147,9 +148,9 @@ def test_a_blank_payment_with_a_blank_vendor_is_a_row_all_the_same(green: Green,
     place = published.schema.get_field_index("VendorID")
     path = tmp_path / f"green_tripdata_{month}.parquet"
     pq.write_table(published.set_column(place, published.field(place), vendors), path)
-    receipt = prepare.prepare_month(path, tmp_path, schema.load_schema(), month)
+    manifest = prepare.prepare_month(path, tmp_path, load_schema(), month)
     made = pq.read_table(tmp_path / "trips.parquet")
-    assert (receipt["rows_out"], receipt["quarantined"]) == (ROWS[month], 0)
+    assert (manifest["rows_out"], manifest["quarantined"]) == (ROWS[month], 0)
     assert made["vendor"].is_null().equals(blank)
     assert set(made.filter(blank)["payment_type"].to_pylist()) == {"unknown"}
 
@@ -161,9 +162,9 @@ def test_the_types_of_the_three_months_differ_and_their_prepared_schemas_do_not(
     assert {str(schema.field("payment_type").type) for schema in published.values()} == {"double", "int64"}
     assert {str(schema.field("VendorID").type) for schema in published.values()} == {"int32", "int64"}
     for month in ROWS:
-        assert green.prepared(month).schema.equals(schema.load_schema().schema)
-        assert green.receipts[month]["era"] == "2019-01"
-        columns = green.receipts[month]["mapping"]["columns"]
+        assert green.prepared(month).schema.equals(load_schema().schema)
+        assert green.manifests[month]["era"] == "2019-01"
+        columns = green.manifests[month]["mapping"]["columns"]
         assert {key: one["type"] for key, one in columns.items()} == {
             key: str(published[month].field(one["name"]).type) for key, one in columns.items()
         }
@@ -174,7 +175,7 @@ def test_the_three_months_are_one_data_set_for_arrow(green: Green) -> None:
     assert len(together) == sum(ROWS.values())
     counts = together["month"].value_counts().to_pylist()
     assert {pair["values"]: pair["counts"] for pair in counts} == ROWS
-    assert set(together.schema.names) == {*schema.load_schema().schema.names, "month"}
+    assert set(together.schema.names) == {*load_schema().schema.names, "month"}
 
 
 def test_the_three_months_are_one_frame_for_pandas(green: Green) -> None:

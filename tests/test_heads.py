@@ -11,13 +11,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tipline.ingest import prepare, schema
+from tipline.ingest import prepare
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CONTRACT = schema.load_schema()  # for the code under test; what is expected is written out here
+CONTRACT = load_schema()  # for the code under test; what is expected is written out here
 
 COLUMNS = [
     "vendor",
@@ -66,7 +67,7 @@ class Form:
     Parameters
     ----------
     era
-        What the receipt has to say.
+        What the manifest has to say.
     places
         What stands where in a line.
     blank
@@ -183,7 +184,7 @@ class Head:
 
     path: Path
     data: bytes
-    receipt: dict[str, Any]
+    manifest: dict[str, Any]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -238,16 +239,16 @@ def test_each_row_of_a_head_is_what_its_bytes_say(head: Callable[..., Head], col
 def test_a_head_loses_no_row_and_is_all_understood(head: Callable[..., Head], colour: str, month: str) -> None:
     made = head(colour, month)
     lines = len([line for line in made.data.split(b"\n")[1:] if line.strip()])
-    receipt = made.receipt
-    assert (receipt["rows_in"], receipt["rows_out"], receipt["quarantined"]) == (lines, lines, 0)
-    assert (receipt["filled"], receipt["new_spellings"], receipt["unknown_columns"]) == ({}, {}, [])
+    manifest = made.manifest
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["quarantined"]) == (lines, lines, 0)
+    assert (manifest["filled"], manifest["unknown_aliases"], manifest["unknown_columns"]) == ({}, {}, [])
     assert pq.read_metadata(made.path.parent / "made" / "_quarantine.parquet").num_rows == 0
 
 
 @every_head
 def test_a_head_has_its_era_and_the_schema_of_all_others(head: Callable[..., Head], colour: str, month: str) -> None:
     made = head(colour, month)
-    assert made.receipt["era"] == form(colour, month).era
+    assert made.manifest["era"] == form(colour, month).era
     schema = pq.read_schema(made.path.parent / "made" / "trips.parquet")
     assert schema.equals(CONTRACT.schema)
     assert schema.names == ["row", *COLUMNS]
@@ -499,6 +500,6 @@ def test_every_row_of_a_sample_is_what_its_bytes_say(tlc: Path, tmp_path: Path, 
     data = (tlc / "samples" / f"yellow_tripdata_{month}.csv").read_bytes()
     made = prepared(tmp_path / "sample" / "month.csv", data, month)
     assert made.rows == expected("yellow", month, data)
-    assert (len(made.rows), made.receipt["rows_in"], made.receipt["quarantined"]) == (rows, rows, 0)
-    assert made.receipt["unknown_columns"] == []
-    assert made.receipt["new_spellings"] == {}
+    assert (len(made.rows), made.manifest["rows_in"], made.manifest["quarantined"]) == (rows, rows, 0)
+    assert made.manifest["unknown_columns"] == []
+    assert made.manifest["unknown_aliases"] == {}

@@ -497,8 +497,8 @@ def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     (paths.champion / pyfunc.ESTIMATOR).write_bytes(pipeline.canonical(skops.io.dumps(Intruder())))
     code = paths.champion / "pyfunc.py"
     code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
-    ref = workbench.read_json(paths.ref)
-    paths.ref.write_text(json.dumps(ref | {"digest": artifact.read_digest(paths.champion)}))
+    ref = workbench.read_json(paths.champion_ref)
+    paths.champion_ref.write_text(json.dumps(ref | {"digest": artifact.read_digest(paths.champion)}))
     return paths
 
 

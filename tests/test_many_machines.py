@@ -147,7 +147,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     paths = workbench.copy(workbench.trained(request), tmp_path_factory.mktemp("here"))
     shutil.copytree(paths.challenger, paths.champion)
     digest = artifact.read_digest(paths.challenger)
-    files.write_json(paths.ref, {"name": "tips", "version": 1, "run": "0" * 32, "digest": digest})
+    files.write_json(paths.champion_ref, {"name": "tips", "version": 1, "run": "0" * 32, "digest": digest})
     return scored_here(paths, workbench.dask_cluster(request))
 
 
@@ -210,8 +210,8 @@ class Bucket:
         start = f"{self.name}/{folder}/"
         return sorted(name.removeprefix(start) for name in self.store.find(start))
 
-    def receipt(self, month: str) -> Any:
-        """A published month's receipt."""
+    def manifest(self, month: str) -> Any:
+        """A published month's manifest."""
         return json.loads(self.store.cat_file(f"{self.name}/predictions/month={month}/{files.MANIFEST}"))
 
     def changed(self) -> dict[str, Any]:
@@ -230,16 +230,16 @@ def bucket(request: pytest.FixtureRequest, team: Team, store: s3fs.S3FileSystem)
 
 
 def parts(paths: Paths) -> dict[str, bytes]:
-    """The predictions of a project, without the receipts: these say how long it took."""
+    """The predictions of a project, without the manifests: these say how long it took."""
     return {name: data for name, data in workbench.tree(paths.predictions).items() if name.endswith(".parquet")}
 
 
 def assert_whole(bucket: Bucket, paths: Paths) -> None:
-    """The bucket has the predictions of a local run, receipts that name them, and nothing else."""
+    """The bucket has the predictions of a local run, manifests that name them, and nothing else."""
     expected, found = parts(paths), bucket.tree()
     assert {name: data for name, data in found.items() if name.endswith(".parquet")} == expected
     for month in workbench.settings(paths).months:
-        told = bucket.receipt(month)
+        told = bucket.manifest(month)
         folder = f"month={month}"
         assert told["rows"] == sum(part["rows"] for part in told["parts"]) == 5000
         for part in told["parts"]:
@@ -268,14 +268,14 @@ def test_predictions_in_a_bucket_are_those_of_this_machine(
     assert not project.predictions.exists()
     for month in workbench.MONTHS:
         here = workbench.read_json(done.predictions / f"month={month}" / files.MANIFEST)
-        assert bucket.receipt(month)["key"] == here["key"]
+        assert bucket.manifest(month)["key"] == here["key"]
 
     frame = pd.read_parquet(f"s3://{bucket.name}/predictions")
     assert frame["month"].value_counts().to_dict() == dict.fromkeys(workbench.MONTHS, 5000)
     found = pyarrow.dataset.dataset(f"{bucket.name}/predictions", filesystem=bucket.store, partitioning="hive")
     assert found.count_rows() == 5000 * len(workbench.MONTHS)
 
-    digest = workbench.read_json(project.ref)["digest"]
+    digest = workbench.read_json(project.champion_ref)["digest"]
     with Client(team.address) as client:
         carried = client.run(lambda dask_worker: dask_worker.plugins[block_scoring.plugin_name(digest)].contents)
     assert list(carried.values()) == [artifact.read_artifact(project.champion)] * 2
@@ -288,7 +288,7 @@ def test_predictions_in_a_bucket_are_those_of_this_machine(
 
 
 def test_workers_refuse_a_model_that_is_not_the_one_named(team: Team, project: Paths) -> None:
-    contents, digest = artifact.read_artifact(project.champion), workbench.read_json(project.ref)["digest"]
+    contents, digest = artifact.read_artifact(project.champion), workbench.read_json(project.champion_ref)["digest"]
     changed = contents | {artifact.CODE: contents[artifact.CODE] + b"#"}
     with Client(team.address) as client, pytest.raises(TiplineError, match="digest differs"):
         block_scoring.send_model(client, changed, digest)
@@ -301,7 +301,7 @@ def test_another_champion_replaces_the_months_in_a_bucket(
     digest = another_champion(project)
     code, printed = run_cli(project.root, "score", *bucket.options)
     assert code == 0, printed
-    assert {bucket.receipt(month)["key"]["model"] for month in workbench.MONTHS} == {digest}
+    assert {bucket.manifest(month)["key"]["model"] for month in workbench.MONTHS} == {digest}
     found = bucket.tree()
     assert not [name for name, data in parts(done).items() if found[name] == data]
     assert_whole(bucket, scored_here(project, workbench.dask_cluster(request)))
@@ -392,7 +392,7 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("copies", [7, 8])  # of the last month: the parts, the receipt
+@pytest.mark.parametrize("copies", [7, 8])  # of the last month: the parts, the manifest
 def test_a_crash_while_a_month_is_published_is_mended_without_scoring(
     bucket: Bucket, project: Paths, done: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
@@ -495,7 +495,7 @@ def test_a_store_that_is_down_is_told(
 def test_months_that_are_not_in_the_bucket_are_told(bucket: Bucket, project: Paths, run_cli: Run) -> None:
     code, printed = told(run_cli, project, "--trips", f"s3://{bucket.name}/elsewhere", *bucket.options[2:])
     assert code == 4
-    assert f"not prepared: it has no receipt. where: s3://{bucket.name}/elsewhere/month=2009-01" in printed
+    assert f"not prepared: it has no manifest. where: s3://{bucket.name}/elsewhere/month=2009-01" in printed
 
 
 @pytest.mark.parametrize("local", ["trips", "predictions", "both"])

@@ -203,7 +203,7 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
     study = shown.runs("learning_curve")[0]
     shown.go(f"experiments/{study.info.experiment_id}/runs/{study.info.run_id}/model-metrics", "Model metrics")
     shown.page.get_by_placeholder("Search metric charts").fill("skill$")
-    shown.page.get_by_text("size.skill", exact=True).first.wait_for()
+    shown.page.get_by_text("validation.skill", exact=True).first.wait_for()
     assert shown.page.get_by_text("held_out.skill", exact=True).count() == 1
     shown.page.locator(".scatterlayer .points path").first.wait_for()
     sizes = len(workbench.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
@@ -278,7 +278,7 @@ def test_a_champion_named_by_clicking_scores_at_the_next_repro(shown: Shown) -> 
     done = shown.story.repros["followed"]
     assert done.code == 0, done.output
     assert done.stages == ["register", "evaluate", "score", "monitor", "record"], done.output
-    assert {json.loads(receipt)["made"]["version"] for receipt in shown.story.receipts["followed"].values()} == {2}
+    assert {json.loads(manifest)["made"]["version"] for manifest in shown.story.manifests["followed"].values()} == {2}
     log = (shown.story.root / "models/promotions.jsonl").read_text().splitlines()
     change = json.loads(log[-1])
     assert (change["how"], change["from"]["version"], change["to"]["version"]) == ("noticed", 1, 2)

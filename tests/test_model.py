@@ -20,7 +20,7 @@ from tipline.config import Model as ModelSettings
 from tipline.config import Train
 from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import metrics
-from tipline.ingest import schema
+from tipline.ingest.schema import load_schema
 from tipline.model import artifact, pipeline, pyfunc
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def trips(request: pytest.FixtureRequest) -> pa.RecordBatch:
 @pytest.fixture(scope="module")
 def features(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     settings = workbench.settings(workbench.trained(request))
-    return pipeline.features(settings.model, schema.load_schema())
+    return pipeline.features(settings.model, load_schema())
 
 
 def train(estimator: str, **parameters: Any) -> Train:
@@ -100,11 +100,11 @@ from pathlib import Path
 from tests import workbench
 from tests.test_model import BASELINE, ESTIMATORS, fitted, train
 from tipline.models import model
-from tipline.months import contract
+from tipline.months import schema
 from tipline.layout import Layout
 
 layout = Layout(Path(sys.argv[1]))
-features = model.features(workbench.settings(layout).model, contract.load())
+features = model.features(workbench.settings(layout).model, schema.load())
 for estimator in ESTIMATORS:
     fit = fitted(workbench.batch(workbench.trips(layout, "2009-01")), features, train(estimator), layout.root)
     folder = Path(sys.argv[2]) / estimator
@@ -162,7 +162,7 @@ def test_a_loaded_model_predicts_as_the_fitted_one(
 
 def test_the_spec_says_how_columns_become_features(save: Callable[..., dict[str, bytes]]) -> None:
     spec = json.loads(save()[pyfunc.SPEC])
-    known = schema.load_schema()
+    known = load_schema()
     assert spec["features"] == [
         {"name": "vendor", "kind": "category", "categories": ["CMT", "DDS", "VTS"]},
         {"name": "pickup_datetime", "kind": "hour"},
@@ -177,7 +177,7 @@ def test_the_spec_says_how_columns_become_features(save: Callable[..., dict[str,
 def test_the_columns_order_is_the_settings(features: list[dict[str, Any]]) -> None:
     categories: dict[str, tuple[str, ...]] = {"vendor": ("CMT",)}
     chosen = ModelSettings(target="tip_amount", columns=("fare_amount", "vendor"), categories=categories)
-    names = [feature["name"] for feature in pipeline.features(chosen, schema.load_schema())]
+    names = [feature["name"] for feature in pipeline.features(chosen, load_schema())]
     assert names == ["fare_amount", "vendor"] != [feature["name"] for feature in features][:2]
 
 

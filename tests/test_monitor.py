@@ -97,9 +97,9 @@ def test_table_picture_and_roles_are_written(request: pytest.FixtureRequest) -> 
     assert written == {"months.json", "months.csv", "prepared.csv", "monitoring.png", "index.html"}
     told = months_of(paths)
     assert {name: month["role"] for name, month in told.items()} == {
-        "2009-01": "fit",
-        "2009-02": "size",
-        "2009-03": "evaluate",
+        "2009-01": "train",
+        "2009-02": "validation",
+        "2009-03": "test",
         "2024-01": "",
     }
     with (paths.monitoring / "months.csv").open(newline="") as file:
@@ -113,15 +113,15 @@ def test_table_picture_and_roles_are_written(request: pytest.FixtureRequest) -> 
 def test_what_preparing_met_is_shown_across_months(
     project: Paths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receipt = factory.receipt_of(project.trips("2009-02")) | {
+    manifest = factory.manifest_of(project.prepared("2009-02")) | {
         "quarantined": 3,
         "quarantined_by_reason": {"fare_amount is not a number": 2, "not UTF-8": 1},
         "out_of_range": {"fare_amount": 7, "trip_distance": 1},
         "outside_month": 11,
-        "new_spellings": {"payment_type: Barter": 5},
+        "unknown_aliases": {"payment_type: Barter": 5},
         "unknown_columns": ["weather", "mood"],
     }
-    files.write_json(project.trips("2009-02") / files.MANIFEST, receipt)
+    files.write_json(project.prepared("2009-02") / files.MANIFEST, manifest)
     monkeypatch.setattr(logging.getLogger("tipline"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="tipline"):
         workbench.run(project, "monitor")
@@ -134,8 +134,8 @@ def test_what_preparing_met_is_shown_across_months(
     assert told["quarantined_by_reason"] == "fare_amount is not a number: 2; not UTF-8: 1"
     assert (told["out_of_range"], told["outside_month"]) == ("fare_amount: 7; trip_distance: 1", "11")
     assert "2009-02: rows set apart: fare_amount is not a number: 2; not UTF-8: 1" in caplog.text
-    assert "2009-02: spellings that the contract does not know: payment_type: Barter: 5" in caplog.text
-    assert "2009-02: columns that the contract does not know: weather; mood" in caplog.text
+    assert "2009-02: aliases that the schema does not know: payment_type: Barter: 5" in caplog.text
+    assert "2009-02: columns that the schema does not know: weather; mood" in caplog.text
     assert "2009-01: rows set apart" not in caplog.text
 
 
@@ -146,11 +146,11 @@ def test_a_month_without_labels_shows_blanks(
     trips = workbench.trips(project, "2024-01")
     place = trips.schema.get_field_index("tip_amount")
     pq.write_table(
-        trips.set_column(place, "tip_amount", pa.nulls(len(trips), pa.float64())), project.trips_file("2024-01")
+        trips.set_column(place, "tip_amount", pa.nulls(len(trips), pa.float64())), project.prepared_file("2024-01")
     )
-    receipt = workbench.read_json(project.trips("2024-01") / files.MANIFEST)
-    receipt["trips"] = files.describe_file(project.trips_file("2024-01"))
-    files.write_json(project.trips("2024-01") / files.MANIFEST, receipt)
+    manifest = workbench.read_json(project.prepared("2024-01") / files.MANIFEST)
+    manifest["trips"] = files.describe_file(project.prepared_file("2024-01"))
+    files.write_json(project.prepared("2024-01") / files.MANIFEST, manifest)
     workbench.run(project, "score")
     caplog.clear()
     with caplog.at_level(logging.INFO, "tipline"):
@@ -304,9 +304,9 @@ def test_months_like_the_training_rows_have_not_drifted(request: pytest.FixtureR
 
 def test_a_receipt_of_another_tipline_is_to_be_scored_again(project: Paths) -> None:
     path = project.predictions / "month=2009-02" / files.MANIFEST
-    receipt = workbench.read_json(path)
-    del receipt["counts"]["days"]
-    files.write_json(path, receipt)
+    manifest = workbench.read_json(path)
+    del manifest["counts"]["days"]
+    files.write_json(path, manifest)
     with pytest.raises(TiplineError, match="no counts that this tipline can read") as caught:
         workbench.run(project, "monitor")
     assert caught.value.parts[2] == "Run: dvc repro score"

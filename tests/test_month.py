@@ -47,11 +47,11 @@ class Life:
     committed: list[str] = field(default_factory=list)
 
     def run(self, step: str, *command: str) -> Done:
-        """Run a command and keep what it said, and the receipts of the predictions after it."""
+        """Run a command and keep what it said, and the manifests of the predictions after it."""
         self.told[step] = done = self.story.run(*command)
         self.scored[step] = {
             path.parent.name.removeprefix("month="): path.read_text()
-            for path in self.story.root.glob("data/predictions/month=*/_receipt.json")
+            for path in self.story.root.glob("data/predictions/month=*/_manifest.json")
         }
         return done
 
@@ -187,8 +187,8 @@ def test_the_page_shows_how_predictions_are_read(life: Life, library: str) -> No
     done = life.story.run(sys.executable, "-c", script)
     assert done.returncode == 0, done.stderr
     rows, mean, months = done.stdout.split()[-3:]
-    receipts = life.scored["again"].values()
-    assert int(rows) == sum(json.loads(receipt)["rows"] for receipt in receipts) == 2000 * 4
+    manifests = life.scored["again"].values()
+    assert int(rows) == sum(json.loads(manifest)["rows"] for manifest in manifests) == 2000 * 4
     assert 0 < float(mean) < 1
     assert int(months) == 4
 

@@ -1,4 +1,4 @@
-"""The taxis of another city are another contract file: nothing else changes. A contract that makes no sense says so."""
+"""The taxis of another city are another schema file: nothing else changes. A schema that makes no sense says so."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ columns:
     type: category
     meaning: who runs the cab
     names: {"2020-01": Taxi Company}
-    spellings:
+    aliases:
       Flash: [Flash Cab, FC]
       Sun: [Sun Taxi]
       Blue: [Blue Diamond]
@@ -61,7 +61,7 @@ columns:
     type: category
     meaning: how the passenger paid
     names: {"2020-01": Payment Method}
-    spellings:
+    aliases:
       plastic: [Credit Card, Mobile]
       coins: [Cash]
       promise: [Unknown, "No Charge"]
@@ -86,15 +86,15 @@ columns:
     type: number
     meaning: tips
     names: {"2020-01": Tips, "2021-01": Tips USD}
-    after_payment: true
+    known_after_outcome: true
     required: true
 ignored: [Trip ID]
 """
 MONTHS = ("2020-11", "2020-12", "2021-01", "2021-02")
-ROLES = {"2020-11": "fit", "2020-12": "size", "2021-01": "evaluate"}
+ROLES = {"2020-11": "train", "2020-12": "validation", "2021-01": "test"}
 ROWS = 4000
 SECTIONS = {
-    "contract": "city.yaml",
+    "schema": "city.yaml",
     "source": "published/trips-{month}.data",
     "months": list(MONTHS),
     "sample": {"months": ROLES},
@@ -177,7 +177,7 @@ def test_only_params_and_the_contract_are_the_other_citys(city: Paths) -> None:
 
 @pytest.mark.parametrize("month", MONTHS)
 def test_the_other_citys_months_come_out_in_its_schema(city: Paths, month: str) -> None:
-    made, published = pq.read_table(city.trips_file(month)).to_pandas(), trips(month)
+    made, published = pq.read_table(city.prepared_file(month)).to_pandas(), trips(month)
     words = {"Credit Card": "plastic", "Mobile": "plastic", "CASH": "coins", "Unknown": "promise", "Dispute": "Dispute"}
     companies = {
         "Flash Cab": "Flash",
@@ -199,18 +199,18 @@ def test_the_other_citys_months_come_out_in_its_schema(city: Paths, month: str) 
 
 @pytest.mark.parametrize("month", MONTHS)
 def test_the_other_citys_receipts_say_what_was_met(city: Paths, month: str) -> None:
-    receipt, published = workbench.read_json(city.trips(month) / "_receipt.json"), trips(month)
-    assert receipt["era"] == ("2020-01" if month < "2021" else "2021-01")
-    assert receipt["unknown_columns"] == ([] if month < "2021" else ["Community"])
-    assert receipt["new_spellings"] == {
+    manifest, published = workbench.read_json(city.trips(month) / "_manifest.json"), trips(month)
+    assert manifest["era"] == ("2020-01" if month < "2021" else "2021-01")
+    assert manifest["unknown_columns"] == ([] if month < "2021" else ["Community"])
+    assert manifest["unknown_aliases"] == {
         "company: Medallion": int((published["Taxi Company"] == "Medallion").sum()),
         "paid_by: Dispute": int((published["Payment Method"] == "Dispute").sum()),
     }
-    assert receipt["filled"] == {
+    assert manifest["filled"] == {
         "extras": int(published["Extras"].isna().sum()),
         "paid_by": int(published["Payment Method"].isna().sum()),
     }
-    assert (receipt["rows_in"], receipt["rows_out"], receipt["outside_month"]) == (ROWS, ROWS, 0)
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["outside_month"]) == (ROWS, ROWS, 0)
 
 
 def test_the_model_of_the_other_city_is_worth_something(city: Paths) -> None:
@@ -279,9 +279,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
         lambda values: values["ignored"].append("tips"),
         ("columns.tips.names: tips belongs to ignored already",),
     ),
-    "fill is no spelling": (
+    "fill is no alias": (
         lambda values: values["columns"]["paid_by"].update(fill="nothing"),
-        ("columns.paid_by.fill: nothing is not one of the spellings' values",),
+        ("columns.paid_by.fill: nothing is not one of the aliases' values",),
     ),
     "fill is no number": (lambda values: values["columns"]["extras"].update(fill="none"), ("columns.extras",)),
     "fill of a time": (lambda values: values["columns"]["began"].update(fill="2020"), ("columns.began",)),
@@ -291,14 +291,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
         ),
         ("columns.seats",),
     ),
-    "same spelling twice": (
-        lambda values: values["columns"]["company"]["spellings"]["Sun"].append("flash cab"),
-        ("columns.company: spellings", "flash cab"),
+    "same alias twice": (
+        lambda values: values["columns"]["company"]["aliases"]["Sun"].append("flash cab"),
+        ("columns.company: aliases", "flash cab"),
     ),
     "range of words": (lambda values: values["columns"]["company"].update(range=[0, 1]), ("columns.company",)),
     "range backwards": (lambda values: values["columns"]["fare"].update(range=[300, 0]), ("columns.fare",)),
-    "spellings of a number": (
-        lambda values: values["columns"]["fare"].update(spellings={"a": ["b"]}),
+    "aliases of a number": (
+        lambda values: values["columns"]["fare"].update(aliases={"a": ["b"]}),
         ("columns.fare",),
     ),
     "no timestamp": (without_time, ("one has to be a timestamp",)),
@@ -320,14 +320,14 @@ def check_wrong(run_cli: Run, paths: Paths, *words: str) -> None:
             assert word in printed
         assert "Traceback" not in printed
         assert printed.count("to do:") == 1
-    assert not paths.trips("2020-11").exists()
+    assert not paths.prepared("2020-11").exists()
 
 
 @pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
 def test_a_contract_that_makes_no_sense_is_refused(
     run_cli: Run, make_project: MakeProject, change: Callable[[dict[str, Any]], Any], words: tuple[str, ...]
 ) -> None:
-    paths = make_project(contract="city.yaml")
+    paths = make_project(schema="city.yaml")
     values = yaml.safe_load(CONTRACT)
     change(values)
     (paths.root / "city.yaml").write_text(yaml.safe_dump(values))
@@ -349,24 +349,24 @@ def test_a_contract_that_makes_no_sense_is_refused(
 def test_a_file_that_is_no_contract_is_refused(
     run_cli: Run, make_project: MakeProject, data: bytes, words: str
 ) -> None:
-    paths = make_project(contract="city.yaml")
+    paths = make_project(schema="city.yaml")
     (paths.root / "city.yaml").write_bytes(data)
     check_wrong(run_cli, paths, words)
 
 
 def test_a_contract_that_is_not_there_is_named(run_cli: Run, make_project: MakeProject) -> None:
-    check_wrong(run_cli, make_project(contract="city.yaml"), "There is no city.yaml", "`contract` in params.yaml")
+    check_wrong(run_cli, make_project(schema="city.yaml"), "There is no city.yaml", "`schema` in params.yaml")
 
 
-def test_a_folder_is_no_contract(run_cli: Run, make_project: MakeProject) -> None:
-    paths = make_project(contract="city.yaml")
+def test_a_folder_is_no_schema(run_cli: Run, make_project: MakeProject) -> None:
+    paths = make_project(schema="city.yaml")
     (paths.root / "city.yaml").mkdir()
-    check_wrong(run_cli, paths, "city.yaml", "`contract` in params.yaml")
+    check_wrong(run_cli, paths, "city.yaml", "`schema` in params.yaml")
 
 
 def test_a_contract_is_read_as_json_too(run_cli: Run, make_project: MakeProject) -> None:
-    paths = make_project(contract="city.yaml")
+    paths = make_project(schema="city.yaml")
     (paths.root / "city.yaml").write_text(
-        json.dumps(yaml.safe_load((ROOT / "src/tipline/months/contract.yaml").read_text()))
+        json.dumps(yaml.safe_load((ROOT / "src/tipline/months/schema.yaml").read_text()))
     )
     assert run_cli(paths.root, "params")[0] == 0

@@ -57,37 +57,37 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "month twice": ("months", [*FIRST, "2009-01"], "months: 2009-01 is listed twice"),
     "role for a month that is not listed": (
         "sample.months",
-        {"2009-01": "fit", "2009-02": "size", "2009-12": "evaluate"},
+        {"2009-01": "train", "2009-02": "validation", "2009-12": "test"},
         "sample.months: 2009-12 is not in the list `months`",
     ),
     "role for what is no month": (
         "sample.months",
-        {"2009-01": "fit", "2009-02": "size", "2009-13": "evaluate"},
+        {"2009-01": "train", "2009-02": "validation", "2009-13": "test"},
         "sample.months.2009-13: '2009-13' is not a month written YYYY-MM, from 2000-01 on",
     ),
     "size before fit": (
         "sample.months",
-        {"2009-02": "fit", "2009-01": "size", "2009-03": "evaluate"},
+        {"2009-02": "train", "2009-01": "validation", "2009-03": "test"},
         "sample.months: fit (2009-02) has to end before size (2009-01) begins; in time: fit, size, evaluate",
     ),
     "evaluate before size": (
         "sample.months",
-        {"2009-01": "fit", "2009-03": "size", "2009-02": "evaluate"},
+        {"2009-01": "train", "2009-03": "validation", "2009-02": "test"},
         "sample.months: size (2009-03) has to end before evaluate (2009-02) begins; in time: fit, size, evaluate",
     ),
     "fit around size": (
         "sample.months",
-        {"2009-01": "fit", "2009-02": "size", "2009-03": "fit", "2009-04": "evaluate"},
+        {"2009-01": "train", "2009-02": "validation", "2009-03": "train", "2009-04": "test"},
         "sample.months: fit (2009-03) has to end before size (2009-02) begins; in time: fit, size, evaluate",
     ),
     "no month to evaluate on": (
         "sample.months",
-        {"2009-01": "fit", "2009-02": "size"},
+        {"2009-01": "train", "2009-02": "validation"},
         "sample.months: no month has the role evaluate; each of fit, size and evaluate needs one",
     ),
     "no month to fit on": (
         "sample.months",
-        {"2009-01": "size", "2009-02": "evaluate"},
+        {"2009-01": "validation", "2009-02": "test"},
         "sample.months: no month has the role fit; each of fit, size and evaluate needs one",
     ),
     "neither auto nor a number": (
@@ -117,10 +117,10 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
         "https://example.org/trips.parquet",
         "source: 'https://example.org/trips.parquet' is no address with {month} in it",
     ),
-    "feature not in the contract": (
+    "feature not in the schema": (
         "model.columns",
         ["vendor", "payment_type", "fare"],
-        "The contract has no column 'fare'.",
+        "The schema has no column 'fare'.",
     ),
     "feature known only after payment": (
         "model.columns",
@@ -135,9 +135,9 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "target is a category": (
         "model.target",
         "payment_type",
-        "payment_type is not a number of the contract.",
+        "payment_type is not a number of the schema.",
     ),
-    "target is not there": ("model.target", "tip", "tip is not a number of the contract."),
+    "target is not there": ("model.target", "tip", "tip is not a number of the schema."),
     "category without values": (
         "model.categories",
         {"vendor": ["CMT"]},
@@ -148,15 +148,15 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
         {"vendor": ["CMT"], "payment_type": ["cash"], "rate_code": ["JFK"]},
         "rate_code has values here, and is no category in model.columns.",
     ),
-    "baseline by a number": ("baseline.by", ["fare_amount"], "fare_amount is not a category of the contract."),
+    "baseline by a number": ("baseline.by", ["fare_amount"], "fare_amount is not a category of the schema."),
     "segments of a number": (
         "evaluate.segments",
         ["vendor", "fare_amount"],
-        "fare_amount is not a category of the contract.",
+        "fare_amount is not a category of the schema.",
     ),
-    "segments of nothing known": ("evaluate.segments", ["payment"], "payment is not a category of the contract."),
+    "segments of nothing known": ("evaluate.segments", ["payment"], "payment is not a category of the schema."),
     "a segment twice": ("evaluate.segments", ["vendor", "vendor"], "evaluate.segments: vendor is listed twice"),
-    "baseline by nothing known": ("baseline.by", ["payment"], "The contract has no column 'payment'."),
+    "baseline by nothing known": ("baseline.by", ["payment"], "The schema has no column 'payment'."),
     "baseline by the answer": (
         "baseline.by",
         ["tip_amount"],
@@ -197,10 +197,10 @@ MISTAKES |= {
     "nothing in a section": ("demo", None, "demo has to be a mapping of keys to values, not empty"),
     "no months": ("months", [], "months must not be empty"),
     "no features": ("model.columns", [], "model.columns must not be empty"),
-    "no contract": ("contract", "", "contract must not be empty"),
+    "no schema": ("schema", "", "schema must not be empty"),
     "unknown role": (
         "sample.months",
-        {"2009-01": "fit", "2009-02": "test", "2009-03": "evaluate"},
+        {"2009-01": "train", "2009-02": "test", "2009-03": "test"},
         "sample.months.2009-02 has to be 'fit', 'size' or 'evaluate', not 'test'",
     ),
     "unknown calibration": (
@@ -399,7 +399,7 @@ def test_the_projects_own_settings_are_right() -> None:
         ("train.rows", 2000),
         ("score.version", 3),
         ("source", "https://example.org/yellow_{month}.parquet"),
-        ("sample.months", {"2009-01": "fit", "2009-02": "fit", "2009-03": "size", "2009-05": "evaluate"}),
+        ("sample.months", {"2009-01": "train", "2009-02": "train", "2009-03": "validation", "2009-05": "test"}),
         ("train.params", {"C": 0.1, "max_iter": 50}),
         ("months", ["2009-03", "2009-01", "2009-02"]),
     ],
@@ -413,9 +413,9 @@ def test_what_is_allowed_is_kept_as_it_is_written(tmp_path: Path, key: str, valu
 
 
 def test_months_of_a_role_are_in_order_of_time(tmp_path: Path) -> None:
-    roles = {"2009-02": "fit", "2009-05": "evaluate", "2009-01": "fit", "2009-03": "size"}
+    roles = {"2009-02": "train", "2009-05": "test", "2009-01": "train", "2009-03": "validation"}
     settings = config.load_settings(write(tmp_path / "params.yaml", with_value("sample.months", roles)))
-    assert settings.sample.of("fit") == ["2009-01", "2009-02"]
+    assert settings.sample.get_months("train") == ["2009-01", "2009-02"]
 
 
 @pytest.mark.parametrize("section", [None, "demo", "train"])
@@ -441,7 +441,7 @@ def test_what_yaml_or_a_type_would_let_pass_is_refused(
     run_cli: Run, make_project: MakeProject, old: str, new: str, words: str
 ) -> None:
     paths = make_project()
-    text = (ROOT / "params.yaml").read_text().replace("contract: ", f"contract: {ROOT}/")
+    text = (ROOT / "params.yaml").read_text().replace("schema: ", f"schema: {ROOT}/")
     assert old in text
     paths.params.write_text(text.replace(old, new, 1))
     code, printed = run_cli(paths.root, "params")

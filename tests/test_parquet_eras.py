@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory, parquet_months
-from tipline.ingest import prepare, schema
+from tipline.ingest import prepare
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     Run = Callable[..., tuple[int, str]]
     MakeProject = Callable[..., Paths]
 
-CONTRACT = schema.load_schema()
+CONTRACT = load_schema()
 MONTH = "2026-02"
 MONTHS = parquet_months.years()
 BESIDE = [MONTHS[MONTHS.index(month) - 1] for month in parquet_months.CHANGES]
@@ -33,7 +34,7 @@ ERAS = {"2009-01": "2009-01", "2010-01": "2010-01", "2011-01": "2020-08", "2025-
 
 
 def made_of(path: Path, month: str = MONTH) -> tuple[dict[str, Any], pa.Table]:
-    """Prepare a file; give receipt and trips."""
+    """Prepare a file; give manifest and trips."""
     folder = path.parent / f"{path.stem} made"
     folder.mkdir()
     return prepare.prepare_month(path, folder, CONTRACT, month), pq.read_table(folder / "trips.parquet")
@@ -63,21 +64,21 @@ def test_every_change_of_the_table_is_a_case_with_both_its_sides() -> None:
 @pytest.mark.parametrize("month", CASES)
 def test_the_same_trips_come_out_of_each_months_schema(tmp_path: Path, month: str) -> None:
     path = parquet_months.write(tmp_path / "month.parquet", month)
-    receipt, rows = made_of(path, month)
+    manifest, rows = made_of(path, month)
     assert rows.to_pylist() == [{name: trip[name] for name in rows.column_names} for trip in canonical(month)]
     assert rows.schema.equals(CONTRACT.schema)
-    assert (receipt["rows_in"], receipt["rows_out"], receipt["quarantined"]) == (5, 5, 0)
-    assert receipt["filled"] == {"payment_type": 1}
-    assert receipt["out_of_range"] == {"fare_amount": 1}
-    assert (receipt["outside_month"], receipt["new_spellings"], receipt["unknown_columns"]) == (0, {}, [])
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["quarantined"]) == (5, 5, 0)
+    assert manifest["filled"] == {"payment_type": 1}
+    assert manifest["out_of_range"] == {"fare_amount": 1}
+    assert (manifest["outside_month"], manifest["unknown_aliases"], manifest["unknown_columns"]) == (0, {}, [])
 
 
 @pytest.mark.parametrize("month", CASES)
 def test_the_receipt_names_era_and_published_types_of_each_schema(tmp_path: Path, month: str) -> None:
-    receipt, _ = made_of(parquet_months.write(tmp_path / "month.parquet", month), month)
-    assert receipt["era"] == ERAS[max(since for since in ERAS if since <= month)]
+    manifest, _ = made_of(parquet_months.write(tmp_path / "month.parquet", month), month)
+    assert manifest["era"] == ERAS[max(since for since in ERAS if since <= month)]
     names, types = parquet_months.names(month), parquet_months.types(month)
-    assert receipt["mapping"]["columns"] == {
+    assert manifest["mapping"]["columns"] == {
         column: {"name": names[column], "type": str(types[column])}
         for column in names
         if column not in parquet_months.LEFT_BEHIND
@@ -118,8 +119,8 @@ def test_all_schemas_are_one_dataset_once_they_are_prepared(tmp_path: Path) -> N
 
 def test_a_parquet_month_without_rows_is_an_empty_month(tmp_path: Path) -> None:
     pq.write_table(parquet_months.table("2024-08").slice(0, 0), tmp_path / "month.parquet")
-    receipt, rows = made_of(tmp_path / "month.parquet")
-    assert (receipt["rows_in"], len(rows)) == (0, 0)
+    manifest, rows = made_of(tmp_path / "month.parquet")
+    assert (manifest["rows_in"], len(rows)) == (0, 0)
     assert rows.schema.equals(CONTRACT.schema)
 
 
@@ -147,14 +148,14 @@ TEXT_COLUMNS: dict[str, tuple[str, list[Any], list[Any]]] = {
 
 @pytest.mark.parametrize("type_", TEXTS, ids=str)
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
-def test_text_of_every_type_is_read_as_each_type_of_the_contract(
+def test_text_of_every_type_is_read_as_each_type_of_the_schema(
     tmp_path: Path, column: str, type_: pa.DataType
 ) -> None:
     name, texts, expected = TEXT_COLUMNS[column]
-    receipt, rows = tpep_of(tmp_path, [{column: text} for text in texts], {column: type_})
+    manifest, rows = tpep_of(tmp_path, [{column: text} for text in texts], {column: type_})
     found = values(rows, name)
     assert [str(value) if isinstance(value, dt.datetime) else value for value in found] == expected
-    assert receipt["quarantined"] == 0
+    assert manifest["quarantined"] == 0
     assert rows.schema.equals(CONTRACT.schema)
 
 
@@ -185,17 +186,17 @@ NUMBER_TYPES = [
 def test_numbers_of_every_type_are_read(
     tmp_path: Path, type_: pa.DataType, column: str, name: str, expected: list[Any]
 ) -> None:
-    receipt, rows = tpep_of(tmp_path, [{column: value} for value in (1, 2, None)], {column: type_})
+    manifest, rows = tpep_of(tmp_path, [{column: value} for value in (1, 2, None)], {column: type_})
     assert values(rows, name) == expected
-    assert (receipt["quarantined"], receipt["new_spellings"]) == (0, {})
+    assert (manifest["quarantined"], manifest["unknown_aliases"]) == (0, {})
 
 
 @pytest.mark.parametrize("type_", [pa.int64(), pa.float64(), pa.dictionary(pa.int8(), pa.float64())], ids=str)
 def test_long_numbers_of_a_category_are_told_apart_whatever_their_type(tmp_path: Path, type_: pa.DataType) -> None:
     codes = [1_234_567, 1_234_568, 10_000_000, None]
-    receipt, rows = tpep_of(tmp_path, [{"VendorID": code} for code in codes], {"VendorID": type_})
+    manifest, rows = tpep_of(tmp_path, [{"VendorID": code} for code in codes], {"VendorID": type_})
     assert values(rows, "vendor") == ["1234567", "1234568", "10000000", None]
-    assert receipt["new_spellings"] == {"vendor: 1234567": 1, "vendor: 1234568": 1, "vendor: 10000000": 1}
+    assert manifest["unknown_aliases"] == {"vendor: 1234567": 1, "vendor: 1234568": 1, "vendor: 10000000": 1}
 
 
 @pytest.mark.parametrize("type_", [pa.decimal128(10, 2), pa.decimal256(40, 2), pa.decimal128(18, 4)], ids=str)
@@ -208,9 +209,9 @@ def test_decimal_amounts_are_read_to_the_cent(tmp_path: Path, type_: pa.DataType
 def test_decimal_counts_are_read_and_those_that_are_no_whole_number_set_apart(tmp_path: Path) -> None:
     counts = [decimal.Decimal("1.00"), decimal.Decimal("1.50"), None]
     rows_in = [{"passenger_count": count} for count in counts]
-    receipt, rows = tpep_of(tmp_path, rows_in, {"passenger_count": pa.decimal128(10, 2)})
+    manifest, rows = tpep_of(tmp_path, rows_in, {"passenger_count": pa.decimal128(10, 2)})
     assert values(rows, "passenger_count") == [1, None]
-    assert receipt["quarantined_by_reason"] == {"passenger_count is not a whole number": 1}
+    assert manifest["quarantined_by_reason"] == {"passenger_count is not a whole number": 1}
 
 
 NOON = dt.datetime.fromisoformat("2024-01-31 12:34:56")
@@ -227,9 +228,9 @@ def test_times_are_the_wall_clock_of_their_zone(tmp_path: Path, unit: str, type_
     table = pa.Table.from_pylist([factory.RAW_TPEP] * 2, schema=pa.schema(list(factory.TYPES_TPEP.items())))
     table = table.set_column(1, "tpep_pickup_datetime", times.cast(pa.timestamp(unit, zone)))
     pq.write_table(table, tmp_path / "month.parquet")
-    receipt, rows = made_of(tmp_path / "month.parquet")
+    manifest, rows = made_of(tmp_path / "month.parquet")
     assert values(rows, "pickup_datetime") == [NOON, None]
-    assert receipt["quarantined"] == 0
+    assert manifest["quarantined"] == 0
 
 
 @pytest.mark.parametrize("type_", [pa.date32(), pa.date64()], ids=str)
@@ -240,36 +241,36 @@ def test_a_date_is_its_midnight(tmp_path: Path, type_: pa.DataType) -> None:
 
 @pytest.mark.parametrize("column", ["tpep_dropoff_datetime", "passenger_count", "fare_amount", "VendorID"])
 def test_a_column_of_no_type_is_nothing_but_missing(tmp_path: Path, column: str) -> None:
-    receipt, rows = tpep_of(tmp_path, [{column: None}], {column: pa.null()})
+    manifest, rows = tpep_of(tmp_path, [{column: None}], {column: pa.null()})
     name = {"VendorID": "vendor", "tpep_dropoff_datetime": "dropoff_datetime"}.get(column, column)
     assert values(rows, name) == [None]
-    assert receipt["mapping"]["columns"][name]["type"] == "null"
+    assert manifest["mapping"]["columns"][name]["type"] == "null"
 
 
 def test_nulls_that_turned_whole_numbers_double_are_missing_and_so_is_nan(tmp_path: Path) -> None:
     names = {"passenger_count": "passenger_count", "RatecodeID": "rate_code", "fare_amount": "fare_amount"}
     odd = [1.0, None, float("nan")]
-    receipt, rows = tpep_of(
+    manifest, rows = tpep_of(
         tmp_path, [dict.fromkeys(names, value) for value in odd], dict.fromkeys(names, pa.float64())
     )
     assert [values(rows, name)[1:] for name in names.values()] == [[None, None]] * 3
     assert [values(rows, name)[0] for name in names.values()] == [1, "standard", 1.0]
-    assert receipt["out_of_range"] == {}
+    assert manifest["out_of_range"] == {}
 
 
 @pytest.mark.parametrize("value", [1.5, 3e9, float("inf"), -float("inf")])
 def test_a_double_that_is_no_whole_number_sets_its_row_apart(tmp_path: Path, value: float) -> None:
-    receipt, rows = tpep_of(tmp_path, [{}, {"passenger_count": value}], {"passenger_count": pa.float64()})
+    manifest, rows = tpep_of(tmp_path, [{}, {"passenger_count": value}], {"passenger_count": pa.float64()})
     assert values(rows, "row") == [0]
-    assert receipt["quarantined_by_reason"] == {"passenger_count is not a whole number": 1}
+    assert manifest["quarantined_by_reason"] == {"passenger_count is not a whole number": 1}
 
 
 @pytest.mark.parametrize(
     "type_", [pa.struct([("a", pa.int64()), ("fare_amount", pa.int64())]), pa.list_(pa.string())], ids=str
 )
 def test_an_unknown_column_of_any_type_is_reported_and_does_no_harm(tmp_path: Path, type_: pa.DataType) -> None:
-    receipt, rows = tpep_of(tmp_path, [{"weather": None}, {}], {"weather": type_})
-    assert receipt["unknown_columns"] == ["weather"]
+    manifest, rows = tpep_of(tmp_path, [{"weather": None}, {}], {"weather": type_})
+    assert manifest["unknown_columns"] == ["weather"]
     assert values(rows, "fare_amount") == [70.0, 70.0]
 
 
@@ -285,10 +286,10 @@ NESTED: dict[str, tuple[pa.DataType, Any]] = {
     "duration": (pa.duration("us"), dt.timedelta(seconds=1)),
 }
 EXPECTED = {
-    "VendorID": "the contract's vendor is a category and expects text or numbers",
-    "tpep_pickup_datetime": "the contract's pickup_datetime is a timestamp and expects timestamps, dates or text",
-    "passenger_count": "the contract's passenger_count is a integer and expects numbers or text",
-    "fare_amount": "the contract's fare_amount is a number and expects numbers or text",
+    "VendorID": "the schema's vendor is a category and expects text or numbers",
+    "tpep_pickup_datetime": "the schema's pickup_datetime is a timestamp and expects timestamps, dates or text",
+    "passenger_count": "the schema's passenger_count is a integer and expects numbers or text",
+    "fare_amount": "the schema's fare_amount is a number and expects numbers or text",
 }
 REFUSED = [(column, kind) for column in EXPECTED for kind in NESTED]
 NESTED |= {
@@ -312,7 +313,7 @@ def check_refused(run_cli: Run, paths: Paths, *words: str) -> None:
     assert "Traceback" not in printed
     assert "TIPLINE_DEBUG" not in printed
     assert factory.contents(paths.root / "data" / "trips") == {}
-    assert not paths.trips(MONTH).exists()
+    assert not paths.prepared(MONTH).exists()
     assert list(paths.staging.rglob("*.parquet")) == []
 
 
@@ -366,7 +367,7 @@ def test_a_category_with_more_values_than_a_category_has_is_refused(
         factory.write_csv(paths.raw(MONTH) / "month.csv", [factory.line(**row) for row in rows])
     else:
         factory.write_2009(paths.raw(MONTH) / "month.parquet", *rows)
-    check_refused(run_cli, paths, "more than 10,000 different values", "column Payment_Type", "the contract expects")
+    check_refused(run_cli, paths, "more than 10,000 different values", "column Payment_Type", "the schema expects")
 
 
 @pytest.mark.parametrize("rows", [2, 4, 1_000_000])

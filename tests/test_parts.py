@@ -33,8 +33,8 @@ def paths(tmp_path: Path) -> Paths:
 
 
 def prepare(paths: Paths, rows: range) -> None:
-    """Write a prepared month with these row numbers, and its receipt."""
-    folder = paths.trips(MONTH)
+    """Write a prepared month with these row numbers, and its manifest."""
+    folder = paths.prepared(MONTH)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"row": pa.array(rows, pa.int64())}), folder / PREPARED_FILE, row_group_size=GROUPS[0])
     files.write_json(folder / files.MANIFEST, {"trips": files.describe_file(folder / PREPARED_FILE)})
@@ -70,12 +70,12 @@ def score(block: block_scoring.Block, rows: int | None = None) -> dict[str, Any]
 
 
 def publish(paths: Paths, model: str = MODEL) -> dict[str, Any]:
-    """Score and publish the month; return its receipt."""
+    """Score and publish the month; return its manifest."""
     (month,) = plan(paths, model)
     month.done |= {block.name: score(block) for block in month.open}
     block_scoring.publish_month(month, {"version": 1})
-    receipt: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
-    return receipt
+    manifest: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
+    return manifest
 
 
 def names(blocks: list[block_scoring.Block]) -> list[str]:
@@ -147,7 +147,7 @@ def test_a_part_that_is_not_what_its_marker_says_is_scored_again(paths: Paths, d
 def test_parts_made_from_a_file_that_was_touched_since_are_not_mixed_with_new_ones(paths: Paths) -> None:
     (month,) = plan(paths)
     score(month.blocks[1])
-    trips = paths.trips_file(MONTH)
+    trips = paths.prepared_file(MONTH)
     data = trips.read_bytes()
     trips.unlink()
     trips.write_bytes(data)  # the same bytes, so the same key; but nobody looked at them in between
@@ -162,19 +162,19 @@ def test_a_published_part_of_another_length_is_noticed(paths: Paths) -> None:
 
 
 def test_the_receipt_has_parts_rows_counts_and_what_it_cost(paths: Paths) -> None:
-    receipt = publish(paths)
-    assert receipt["rows"] == ROWS
-    assert [(part["name"], part["rows"]) for part in receipt["parts"]] == list(zip(ALL, GROUPS, strict=True))
-    for part in receipt["parts"]:
+    manifest = publish(paths)
+    assert manifest["rows"] == ROWS
+    assert [(part["name"], part["rows"]) for part in manifest["parts"]] == list(zip(ALL, GROUPS, strict=True))
+    for part in manifest["parts"]:
         published = paths.predictions / f"month={MONTH}" / part["name"]
         assert files.describe_file(published) == {"bytes": part["bytes"], "sha256": part["sha256"]}
-    assert (receipt["counts"]["rows"], receipt["counts"]["probability"]) == (ROWS, ROWS / 2)
-    assert receipt["key"] == {
-        "trips": files.hash_file(paths.trips_file(MONTH)),
+    assert (manifest["counts"]["rows"], manifest["counts"]["probability"]) == (ROWS, ROWS / 2)
+    assert manifest["key"] == {
+        "trips": files.hash_file(paths.prepared_file(MONTH)),
         "model": MODEL,
         "format": block_scoring.FORMAT,
     }
-    assert receipt["made"] == {
+    assert manifest["made"] == {
         "version": 1,
         "worker_seconds": dict.fromkeys(block_scoring.PHASES, 0.75),
         "peak_worker_bytes": 1002,
@@ -208,11 +208,11 @@ def test_parts_that_are_gone_are_not_published(paths: Paths) -> None:
 
 
 def test_a_prepared_month_that_has_not_the_length_of_its_receipt_is_told(paths: Paths) -> None:
-    with paths.trips_file(MONTH).open("ab") as file:
+    with paths.prepared_file(MONTH).open("ab") as file:
         file.write(b"x")
     planned, failed = block_scoring.plan_months(block_scoring.Locations.of(paths), [MONTH], MODEL)
     assert not planned
-    assert "its receipt says" in failed[MONTH]
+    assert "its manifest says" in failed[MONTH]
 
 
 def test_a_file_that_is_no_prediction_is_not_lost(paths: Paths) -> None:

@@ -18,8 +18,9 @@ import pytest
 from tests import factory
 from tests.factory import line
 from tipline.errors import TiplineError
-from tipline.ingest import prepare, readers, schema, simulate
+from tipline.ingest import prepare, readers, simulate
 from tipline.ingest.conform import Conformer
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,7 +51,7 @@ class Prepared:
     """What `prepare` made of a file."""
 
     folder: Path
-    receipt: dict[str, Any]
+    manifest: dict[str, Any]
 
     @property
     def trips(self) -> pa.Table:
@@ -74,11 +75,11 @@ class Prepared:
 def prepared(path: Path, name: str = "prepared") -> Prepared:
     folder = path.parent / name
     folder.mkdir()
-    return Prepared(folder, prepare.prepare_month(path, folder, schema.load_schema(), MONTH))
+    return Prepared(folder, prepare.prepare_month(path, folder, load_schema(), MONTH))
 
 
 def conformer_of(month: readers.ParquetMonth | readers.CsvMonth) -> Conformer:
-    return Conformer(schema.load_schema(), schema.load_schema().match(month.schema, "here").names, MONTH)
+    return Conformer(load_schema(), load_schema().match(month.schema, "here").names, MONTH)
 
 
 def csv_of(folder: Path, *lines: str) -> Prepared:
@@ -115,7 +116,7 @@ def hour(tlc: Path) -> Path:
 @pytest.fixture(scope="module")
 def prepared_hour(hour: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("hour")
-    return Prepared(folder, prepare.prepare_month(hour, folder, schema.load_schema(), MONTH))
+    return Prepared(folder, prepare.prepare_month(hour, folder, load_schema(), MONTH))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_every_row_of_the_published_hour_is_there_once_and_in_order(
     prepared_hour: Prepared, published_hour: list[dict[str, str]]
 ) -> None:
     assert prepared_hour.rows == list(range(21_242))
-    counts = {name: prepared_hour.receipt[name] for name in ("rows_in", "rows_out", "quarantined")}
+    counts = {name: prepared_hour.manifest[name] for name in ("rows_in", "rows_out", "quarantined")}
     assert counts == {"rows_in": 21_242, "rows_out": 21_242, "quarantined": 0}
     assert prepared_hour.values("payment_type") == [WORDS[line["Payment_Type"]] for line in published_hour]
     assert prepared_hour.values("tip_amount") == [float(line["Tip_Amt"]) for line in published_hour]
@@ -171,24 +172,24 @@ def test_what_is_blank_in_the_published_hour_is_missing_and_counted(
     prepared_hour: Prepared, published_hour: list[dict[str, str]]
 ) -> None:
     assert prepared_hour.trips["mta_tax"].null_count == sum(not line["mta_tax"] for line in published_hour) > 0
-    assert prepared_hour.receipt["unknown_columns"] == []
-    assert prepared_hour.receipt["new_spellings"] == {}
+    assert prepared_hour.manifest["unknown_columns"] == []
+    assert prepared_hour.manifest["unknown_aliases"] == {}
 
 
 def test_the_published_hour_is_the_same_in_small_blocks(
     hour: Path, prepared_hour: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "BLOCK_BYTES", 50_000)
-    prepare.prepare_month(hour, tmp_path, schema.load_schema(), MONTH)
+    prepare.prepare_month(hour, tmp_path, load_schema(), MONTH)
     assert Prepared(tmp_path, {}).trips.equals(prepared_hour.trips)
 
 
 @pytest.mark.parametrize("month", [f"2009-{number:02}" for number in range(1, 13)])
 def test_the_sampled_months_of_2009_go_through(tlc: Path, tmp_path: Path, month: str) -> None:
     path = tlc / "tiny2009" / f"yellow_{month}.parquet"
-    receipt = prepare.prepare_month(path, tmp_path, schema.load_schema(), month)
-    made, published = Prepared(tmp_path, receipt), pq.read_table(path)
-    assert receipt["rows_in"] == receipt["rows_out"] == pq.read_metadata(path).num_rows == len(made.trips)
+    manifest = prepare.prepare_month(path, tmp_path, load_schema(), month)
+    made, published = Prepared(tmp_path, manifest), pq.read_table(path)
+    assert manifest["rows_in"] == manifest["rows_out"] == pq.read_metadata(path).num_rows == len(made.trips)
     assert made.rows == list(range(len(published)))
     for name in ("fare_amount", "trip_distance", "tip_amount", "total_amount", "mta_tax"):
         assert made.values(name) == published[name].to_pylist()
@@ -197,8 +198,8 @@ def test_the_sampled_months_of_2009_go_through(tlc: Path, tmp_path: Path, month:
         word.lower().split(" card")[0] for word in published["payment_type"].to_pylist()
     ]
     assert pc.all(pc.equal(made.trips["pickup_datetime"], published["pickup_datetime"])).as_py()
-    assert receipt["unknown_columns"] == []
-    assert receipt["new_spellings"] == {}
+    assert manifest["unknown_columns"] == []
+    assert manifest["unknown_aliases"] == {}
 
 
 @pytest.mark.parametrize("month", ["2009-01", "2009-12", "2024-01", "2025-01"])
@@ -208,8 +209,8 @@ def test_simulated_months_are_downloaded_and_prepared(run_cli: Run, make_project
         code, printed = run_cli(paths.root, command, month)
         assert (code, "Traceback" in printed) == (0, False)
     (path,) = paths.raw(month).iterdir()
-    published, trips = pq.read_table(path), pq.read_table(paths.trips_file(month))
-    assert trips.schema.equals(schema.load_schema().schema)
+    published, trips = pq.read_table(path), pq.read_table(paths.prepared_file(month))
+    assert trips.schema.equals(load_schema().schema)
     assert trips["row"].to_pylist() == list(range(3000))
     vendor, payment, fare, pickup = (
         ("vendor_name", "Payment_Type", "Fare_Amt", "Trip_Pickup_DateTime")
@@ -226,7 +227,7 @@ def test_simulated_months_are_downloaded_and_prepared(run_cli: Run, make_project
     assert (trips["airport_fee"].null_count < 3000) == (month >= "2020")
 
 
-# ---- columns and spellings ----
+# ---- columns and aliases ----
 
 
 def test_a_line_of_2009_becomes_a_trip(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_a_row_of_today_becomes_a_trip(tmp_path: Path) -> None:
 def test_the_schema_is_the_contracts_in_every_format(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("csv", "tpep")]
     for made in (csv_of(folders[0], line()), tpep_of(folders[1], {})):
-        assert made.trips.schema.equals(schema.load_schema().schema)
+        assert made.trips.schema.equals(load_schema().schema)
 
 
 def test_columns_that_turned_double_are_read_as_what_they_count(tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_columns_that_turned_double_are_read_as_what_they_count(tmp_path: Path) 
         ["cash", "unknown"],
         [265, None],
     ]
-    assert made.receipt["new_spellings"] == {}
+    assert made.manifest["unknown_aliases"] == {}
 
 
 def test_columns_of_nothing_but_nulls_have_no_type_and_are_missing(tmp_path: Path) -> None:
@@ -279,8 +280,8 @@ def test_a_fee_of_2025_is_kept_and_a_new_column_reported(tmp_path: Path) -> None
     types = {"cbd_congestion_fee": pa.float64(), "weather": pa.string()}
     made = tpep_of(tmp_path, {"cbd_congestion_fee": 0.75, "weather": "rain"}, **types)
     assert made.values("cbd_congestion_fee") == [0.75]
-    assert made.receipt["unknown_columns"] == ["weather"]
-    assert made.receipt["mapping"]["columns"]["airport_fee"] == {"name": "Airport_fee", "type": "double"}
+    assert made.manifest["unknown_columns"] == ["weather"]
+    assert made.manifest["mapping"]["columns"]["airport_fee"] == {"name": "Airport_fee", "type": "double"}
 
 
 def test_a_new_column_is_named_in_the_log(
@@ -290,8 +291,8 @@ def test_a_new_column_is_named_in_the_log(
     types = {"weather": pa.string()}
     factory.write_tpep(paths.raw(MONTH) / "m.parquet", {"weather": "rain", "payment_type": 9}, **types)
     assert run_cli(paths.root, "prepare", MONTH)[0] == 0
-    assert "columns that the contract does not know: weather" in caplog.text
-    assert "new spellings: payment_type: 9" in caplog.text
+    assert "columns that the schema does not know: weather" in caplog.text
+    assert "new aliases: payment_type: 9" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
@@ -331,7 +332,7 @@ def test_each_vendors_spelling_becomes_the_canonical_value(
 ) -> None:
     made = csv_of(tmp_path, line(vendor_name=vendor, Payment_Type=word))
     assert (made.values("vendor"), made.values("payment_type")) == ([vendor.strip().upper()], [payment])
-    assert made.receipt["new_spellings"] == {}
+    assert made.manifest["unknown_aliases"] == {}
 
 
 def test_codes_of_today_become_the_words_of_2009(tmp_path: Path) -> None:
@@ -346,8 +347,8 @@ def test_an_unknown_spelling_is_kept_and_counted(tmp_path: Path) -> None:
     words = ["Prepaid", "Cash", " Prepaid", "Voucher"]
     made = csv_of(tmp_path, *[line(Payment_Type=word) for word in words])
     assert made.values("payment_type") == ["Prepaid", "cash", "Prepaid", "Voucher"]
-    assert made.receipt["new_spellings"] == {"payment_type: Prepaid": 2, "payment_type: Voucher": 1}
-    assert made.receipt["quarantined"] == 0
+    assert made.manifest["unknown_aliases"] == {"payment_type: Prepaid": 2, "payment_type: Voucher": 1}
+    assert made.manifest["quarantined"] == 0
 
 
 def test_spellings_that_appear_late_are_kept_in_every_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +356,7 @@ def test_spellings_that_appear_late_are_kept_in_every_batch(tmp_path: Path, monk
     words = ["Cash", "Cash", "Prepaid", "Cash", "Voucher", "Prepaid", "Credit"]
     made = prepared(factory.write_2009(tmp_path / "month.parquet", *[{"Payment_Type": word} for word in words]))
     assert made.values("payment_type") == ["cash", "cash", "Prepaid", "cash", "Voucher", "Prepaid", "credit"]
-    assert made.receipt["new_spellings"] == {"payment_type: Prepaid": 2, "payment_type: Voucher": 1}
+    assert made.manifest["unknown_aliases"] == {"payment_type: Prepaid": 2, "payment_type: Voucher": 1}
 
 
 # ---- missing and odd values ----
@@ -369,8 +370,8 @@ def test_nan_counts_as_missing(tmp_path: Path) -> None:
     assert made.values("passenger_count") == [None, 1]
     assert made.values("rate_code") == [None, "JFK"]
     assert made.values("extra") == [0.0, 1.0]
-    assert made.receipt["out_of_range"] == {}
-    assert made.receipt["new_spellings"] == {}
+    assert made.manifest["out_of_range"] == {}
+    assert made.manifest["unknown_aliases"] == {}
 
 
 def test_nan_in_text_counts_as_missing(tmp_path: Path) -> None:
@@ -378,7 +379,7 @@ def test_nan_in_text_counts_as_missing(tmp_path: Path) -> None:
     made = csv_of(tmp_path, *[line(Fare_Amt=text, Passenger_Count=text.replace("7.7", "2.0")) for text in texts])
     assert made.values("fare_amount") == [None, None, None, 7.7]
     assert made.values("passenger_count") == [None, None, None, 2]
-    assert made.receipt["quarantined"] == 0
+    assert made.manifest["quarantined"] == 0
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
@@ -400,12 +401,12 @@ def test_a_missing_payment_is_unknown_and_a_missing_extra_nothing_both_counted(t
     assert made.values("payment_type") == ["unknown", "unknown", "credit", "credit"]
     assert made.values("extra") == [0.5, 0.5, 0.0, 0.5]
     assert made.values("mta_tax") == [None] * 4
-    assert made.receipt["filled"] == {"extra": 1, "payment_type": 2}
-    assert made.receipt["new_spellings"] == {}
+    assert made.manifest["filled"] == {"extra": 1, "payment_type": 2}
+    assert made.manifest["unknown_aliases"] == {}
 
 
 def test_nothing_missing_fills_nothing(tmp_path: Path) -> None:
-    assert csv_of(tmp_path, line()).receipt["filled"] == {}
+    assert csv_of(tmp_path, line()).manifest["filled"] == {}
 
 
 def test_values_out_of_range_are_counted_and_kept(tmp_path: Path) -> None:
@@ -414,13 +415,13 @@ def test_values_out_of_range_are_counted_and_kept(tmp_path: Path) -> None:
     assert made.values("fare_amount") == [7.7, -5.0, 429_490.2, 7.7]
     assert made.values("passenger_count") == [2, 2, 208, 2]
     assert made.values("trip_distance") == [1.99, 1.99, 1.99, 259_777.0]
-    assert made.receipt["out_of_range"] == {"fare_amount": 2, "passenger_count": 1, "trip_distance": 1}
-    assert made.receipt["rows_out"] == 4
+    assert made.manifest["out_of_range"] == {"fare_amount": 2, "passenger_count": 1, "trip_distance": 1}
+    assert made.manifest["rows_out"] == 4
 
 
 def test_the_ends_of_a_range_are_not_odd(tmp_path: Path) -> None:
     made = csv_of(tmp_path, line(Fare_Amt=0, Passenger_Count=0), line(Fare_Amt=500, Passenger_Count=9))
-    assert made.receipt["out_of_range"] == {}
+    assert made.manifest["out_of_range"] == {}
 
 
 # ---- what cannot be read ----
@@ -447,8 +448,8 @@ def test_a_value_that_cannot_be_read_sets_its_row_apart(tmp_path: Path, publishe
     (apart,) = made.quarantine
     assert (apart["row"], apart["reason"]) == (1, reason)
     assert apart["raw"] == odd
-    assert made.receipt["quarantined_by_reason"] == {reason: 1}
-    assert (made.receipt["rows_in"], made.receipt["rows_out"], made.receipt["quarantined"]) == (3, 2, 1)
+    assert made.manifest["quarantined_by_reason"] == {reason: 1}
+    assert (made.manifest["rows_in"], made.manifest["rows_out"], made.manifest["quarantined"]) == (3, 2, 1)
 
 
 def test_text_datetimes_of_parquet_are_set_apart_too(tmp_path: Path) -> None:
@@ -473,8 +474,8 @@ def test_a_row_with_two_unreadable_values_is_set_apart_once(tmp_path: Path) -> N
 
 def test_a_row_set_apart_counts_neither_as_odd_nor_as_filled(tmp_path: Path) -> None:
     made = csv_of(tmp_path, line(Trip_Pickup_DateTime="x", Fare_Amt=-5, Payment_Type=None), line())
-    assert made.receipt["out_of_range"] == {}
-    assert made.receipt["filled"] == {}
+    assert made.manifest["out_of_range"] == {}
+    assert made.manifest["filled"] == {}
 
 
 def test_lines_with_too_few_or_too_many_fields_are_set_apart_with_their_text(tmp_path: Path) -> None:
@@ -486,8 +487,8 @@ def test_lines_with_too_few_or_too_many_fields_are_set_apart_with_their_text(tmp
     ]
     assert made.rows == [1, 3, 4]
     assert made.values("fare_amount") == [1.0, 3.0, 4.0]
-    assert made.receipt["quarantined_by_reason"] == {readers.RAGGED: 2}
-    assert (made.receipt["rows_in"], made.receipt["rows_out"], made.receipt["quarantined"]) == (5, 3, 2)
+    assert made.manifest["quarantined_by_reason"] == {readers.RAGGED: 2}
+    assert (made.manifest["rows_in"], made.manifest["rows_out"], made.manifest["quarantined"]) == (5, 3, 2)
 
 
 @pytest.mark.parametrize("block_bytes", [300, 1000, 7777, 2**24])
@@ -514,7 +515,7 @@ def test_row_numbers_hold_across_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     assert made.values("fare_amount") == good
     assert sorted(apart["row"] for apart in made.quarantine) == bad
     assert all(str(apart["row"]) in apart["raw"] for apart in made.quarantine)
-    assert made.receipt["rows_in"] == len(good) + len(bad)
+    assert made.manifest["rows_in"] == len(good) + len(bad)
 
 
 @pytest.mark.parametrize("field", ["vendor_name", "Payment_Type", "store_and_forward"])
@@ -522,7 +523,7 @@ def test_a_stray_quote_swallows_no_lines(tmp_path: Path, field: str) -> None:
     lines = [line(Fare_Amt=row, **({field: '"x'} if row in {1, 4} else {})) for row in range(6)]
     made = csv_of(tmp_path, *lines)
     assert made.values("fare_amount") == [0, 1, 2, 3, 4, 5]
-    assert made.receipt["rows_in"] == 6
+    assert made.manifest["rows_in"] == 6
 
 
 def test_a_last_line_without_an_end_is_read(tmp_path: Path) -> None:
@@ -539,8 +540,8 @@ def test_a_header_with_a_mark_and_blanks_is_read(tmp_path: Path) -> None:
 
 def test_a_month_without_rows_is_an_empty_month(tmp_path: Path) -> None:
     made = csv_of(tmp_path)
-    assert (made.receipt["rows_in"], len(made.trips), made.quarantine) == (0, 0, [])
-    assert made.trips.schema.equals(schema.load_schema().schema)
+    assert (made.manifest["rows_in"], len(made.trips), made.quarantine) == (0, 0, [])
+    assert made.trips.schema.equals(load_schema().schema)
 
 
 # ---- streaming ----
@@ -617,10 +618,10 @@ def test_the_same_month_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
         )
     first, second = (factory.contents(prepared(path, name).folder) for name in ("first", "second"))
     assert first == second
-    assert set(first) == {"trips.parquet", "_quarantine.parquet", "_receipt.json"}
+    assert set(first) == {"trips.parquet", "_quarantine.parquet", "_manifest.json"}
 
 
-# ---- the receipt, and failures ----
+# ---- the manifest, and failures ----
 
 
 def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project: MakeProject) -> None:
@@ -629,14 +630,14 @@ def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project:
         paths.raw(MONTH) / "yellow.csv", [line(Payment_Type="Barter"), BAD_LINE, line(Fare_Amt=-1)]
     )
     assert run_cli(paths.root, "prepare", MONTH)[0] == 0
-    receipt = json.loads((paths.trips(MONTH) / "_receipt.json").read_text())
-    folder = paths.trips(MONTH)
-    files = {"published": path, "trips": paths.trips_file(MONTH), "quarantine": folder / "_quarantine.parquet"}
+    manifest = json.loads((paths.prepared(MONTH) / "_manifest.json").read_text())
+    folder = paths.prepared(MONTH)
+    files = {"published": path, "trips": paths.prepared_file(MONTH), "quarantine": folder / "_quarantine.parquet"}
     facts = {
         key: {"bytes": len(file.read_bytes()), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         for key, file in files.items()
     }
-    mapping = receipt.pop("mapping")
+    mapping = manifest.pop("mapping")
     columns = mapping["columns"]
     assert columns["fare_amount"] == {"name": "Fare_Amt", "type": "string"}
     assert set(columns) == set(factory.TRIP_2009) - {
@@ -648,7 +649,7 @@ def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project:
         "dropoff_location_id",
         "trip_type",
     }
-    assert receipt == {
+    assert manifest == {
         "month": MONTH,
         "rows_in": 3,
         "rows_out": 2,
@@ -657,12 +658,12 @@ def test_the_receipt_tells_what_is_true_of_the_files(run_cli: Run, make_project:
         "filled": {},
         "out_of_range": {"fare_amount": 1},
         "outside_month": 0,
-        "new_spellings": {"payment_type: Barter": 1},
+        "unknown_aliases": {"payment_type: Barter": 1},
         "unknown_columns": [],
         "format": prepare.FORMAT,
-        "contract": schema.load_schema().version,
+        "schema": load_schema().version,
         "era": "2009-01",
-        "spellings": {
+        "aliases": {
             "vendor": {"CMT": "CMT"},
             "rate_code": {},
             "payment_type": {"Barter": "Barter", "Credit": "credit"},
@@ -699,15 +700,15 @@ def test_a_month_that_cannot_be_prepared_leaves_the_earlier_one(
     paths = make_project()
     path = factory.write_2009(paths.raw(MONTH) / "yellow.parquet", {}, {})
     assert run_cli(paths.root, "prepare", MONTH)[0] == 0
-    before = factory.contents(paths.trips(MONTH))
+    before = factory.contents(paths.prepared(MONTH))
     path.write_bytes(broken(tmp_path))
     code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1
     assert what in printed
     assert f"yellow.parquet, month {MONTH}" in printed
     assert "Traceback" not in printed
-    assert factory.contents(paths.trips(MONTH)) == before
-    assert list((paths.root / "data" / "trips").iterdir()) == [paths.trips(MONTH)]
+    assert factory.contents(paths.prepared(MONTH)) == before
+    assert list((paths.root / "data" / "trips").iterdir()) == [paths.prepared(MONTH)]
     assert factory.contents(paths.staging) == {}
 
 
@@ -747,13 +748,13 @@ def test_a_month_is_one_published_file(run_cli: Run, make_project: MakeProject, 
 
 def test_a_month_prepared_again_takes_the_place_of_the_old_one(run_cli: Run, make_project: MakeProject) -> None:
     paths = make_project()
-    paths.trips(MONTH).mkdir(parents=True)
-    (paths.trips(MONTH) / "stray").touch()
+    paths.prepared(MONTH).mkdir(parents=True)
+    (paths.prepared(MONTH) / "stray").touch()
     for rows in (3, 1):
         factory.write_2009(paths.raw(MONTH) / "yellow.parquet", *[{}] * rows)
         assert run_cli(paths.root, "prepare", MONTH)[0] == 0
-        assert pq.read_metadata(paths.trips_file(MONTH)).num_rows == rows
-    assert set(factory.contents(paths.trips(MONTH))) == {"trips.parquet", "_quarantine.parquet", "_receipt.json"}
+        assert pq.read_metadata(paths.prepared_file(MONTH)).num_rows == rows
+    assert set(factory.contents(paths.prepared(MONTH))) == {"trips.parquet", "_quarantine.parquet", "_manifest.json"}
 
 
 def test_a_lost_row_is_noticed(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def project(registered: Paths) -> Iterator[Paths]:
 def kept(paths: Paths) -> list[Path]:
     """The files that a test may damage."""
     estimators = (paths.root / "mlartifacts").rglob("estimator.skops")
-    return [paths.sample("evaluate", "2009-03"), paths.evaluation, paths.ref, paths.promotions, *estimators]
+    return [paths.sample("test", "2009-03"), paths.evaluation, paths.champion_ref, paths.promotions, *estimators]
 
 
 def tags(paths: Paths, number: int = 2) -> dict[str, str]:
@@ -116,7 +116,7 @@ def test_the_champion_needs_no_gate(project: Paths, run_cli: Run, caplog: pytest
 
 def test_without_a_champion_there_is_nothing_to_hold_it_against(project: Paths) -> None:
     client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
-    project.ref.unlink()
+    project.champion_ref.unlink()
     project.promotions.unlink()
     promote.run(workbench.settings(project), project, "2")
     assert champion(project) == 2
@@ -132,7 +132,7 @@ def test_without_the_alias_it_is_held_against_what_scores(project: Paths, run_cl
 
 def test_a_champion_that_the_registry_has_lost_is_to_come_back_first(project: Paths, run_cli: Run) -> None:
     client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
-    digest = workbench.read_json(project.ref)["digest"]
+    digest = workbench.read_json(project.champion_ref)["digest"]
     project.promotions.write_text(project.promotions.read_text().replace(digest, "0" * 64))
     code, printed = run_cli(project.root, "promote", "2")
     assert code == 1, printed
@@ -174,7 +174,7 @@ def test_a_verdict_of_other_things_is_not_used(project: Paths, run_cli: Run, wha
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "of another schema", "report is no json"])
 def test_what_cannot_be_read_fails_closed_and_can_be_overruled(project: Paths, run_cli: Run, damage: str) -> None:
-    sample = project.sample("evaluate", "2009-03")
+    sample = project.sample("test", "2009-03")
     if damage == "missing":
         sample.unlink()
     elif damage == "cut off":
@@ -225,7 +225,7 @@ def test_no_version_yet_is_a_usage_error(project: Paths) -> None:
     other = settings.model_copy(update={"register_": settings.register_.model_copy(update={"name": "other"})})
     with pytest.raises(UsageError, match="other has no versions yet"):
         promote.run(other, project, None)
-    assert json.loads(project.ref.read_text())["version"] == 1
+    assert json.loads(project.champion_ref.read_text())["version"] == 1
 
 
 def test_a_version_of_somebody_elses_passes_once_its_months_are_known(project: Paths, run_cli: Run) -> None:

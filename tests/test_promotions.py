@@ -86,7 +86,7 @@ def test_the_first_champion_is_a_line_and_a_second_run_adds_none(project: Paths)
     assert line["to"] == {
         "version": 1,
         "digest": artifact.read_digest(project.champion),
-        "run": workbench.read_json(project.ref)["run"],
+        "run": workbench.read_json(project.champion_ref)["run"],
     }
 
 
@@ -256,10 +256,10 @@ def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scor
     away = project.root / "away"
     away.mkdir()
     for month in workbench.MONTHS[2:]:  # these cannot be scored with version 2
-        project.trips(month).rename(away / month)
+        project.prepared(month).rename(away / month)
     assert run_cli(project.root, "score")[0] == 4
     for month in workbench.MONTHS[2:]:
-        (away / month).rename(project.trips(month))
+        (away / month).rename(project.prepared(month))
     caplog.clear()
     assert [run_cli(project.root, *command)[0] for command in (("rollback", "--reason", "wrong"), ("register",))] == [
         0,
@@ -307,7 +307,7 @@ def test_a_version_made_in_mlflows_page_of_a_run_is_one_of_ours(
     client(project).create_model_version(NAME, uri, run.info.run_id, model_id=uri.removeprefix("models:/"))
     client(project).set_registered_model_alias(NAME, "champion", "2")
     workbench.run(project, "register")
-    assert workbench.read_json(project.ref)["digest"] == digest
+    assert workbench.read_json(project.champion_ref)["digest"] == digest
     assert artifact.read_digest(project.champion) == digest
     assert moves(project)[-1] == ("noticed", 1, 2)
 

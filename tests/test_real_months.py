@@ -48,17 +48,17 @@ def test_2009_and_a_published_hour_go_through(run_cli: Run, make_project: MakePr
     assert months["auc"].between(0.97, 1).all()
     assert (months["mean_probability"] - months["tip_rate"]).abs().max() < 0.02
 
-    digest = json.loads(paths.ref.read_text())["digest"]
+    digest = json.loads(paths.champion_ref.read_text())["digest"]
     values = yaml.safe_load(paths.params.read_text())
     values |= {"source": str(tlc / "hour" / "yellow_tripdata_{month}.csv"), "months": MONTHS[:3]}
     paths.params.write_text(yaml.safe_dump(values, sort_keys=False))
     for arguments in (("download", "2009-01"), ("prepare", "2009-01"), ("score",)):
         stage(*arguments)
-    receipt = json.loads((paths.predictions / "month=2009-01" / "_receipt.json").read_text())
-    assert receipt["rows"] == HOUR_ROWS
-    assert receipt["key"]["model"] == digest
+    manifest = json.loads((paths.predictions / "month=2009-01" / "_manifest.json").read_text())
+    assert manifest["rows"] == HOUR_ROWS
+    assert manifest["key"]["model"] == digest
     scores = pd.read_parquet(paths.predictions / "month=2009-01")
-    trips = pd.read_parquet(paths.trips_file("2009-01"), columns=["row", "tip_amount"])
+    trips = pd.read_parquet(paths.prepared_file("2009-01"), columns=["row", "tip_amount"])
     joined = trips.merge(scores, on="row", validate="one_to_one")
     right = (joined["tip_probability"] > 0.5) == (joined["tip_amount"] > 0)
     # "Tip = paid by card" is right for 99.38% of this hour.

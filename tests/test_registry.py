@@ -81,7 +81,7 @@ def digest(folder: Path) -> str:
 
 
 def ref(paths: Paths) -> Any:
-    return workbench.read_json(paths.ref)
+    return workbench.read_json(paths.champion_ref)
 
 
 def train_another(paths: Paths, c: float = 0.01) -> str:
@@ -467,10 +467,10 @@ def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Paths) -> None:
     assert parent.data.tags["mlflow.note.content"] == f"{decision['reason']}\n\n{decision['sanity']}"
     assert parent.info.run_name == f"{decision['rows']:,}x7 C=1.0 logistic_regression"
     assert parent.data.params["rows"] == str(decision["rows"])
-    assert parent.data.metrics["size.baseline_log_loss"] == pytest.approx(decision["baseline"]["size.log_loss"])
+    assert parent.data.metrics["size.baseline_log_loss"] == pytest.approx(decision["baseline"]["validation.log_loss"])
     artifacts = {file.path for file in client(complete).list_artifacts(parent.info.run_id)}
     assert artifacts == {"learning_curve.csv", "learning_curve.png"}
-    for name in ("held_out.skill", "size.skill"):
+    for name in ("held_out.skill", "validation.skill"):
         history = client(complete).get_metric_history(parent.info.run_id, name)
         assert {point.step: point.value for point in history} == {
             size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]
@@ -478,7 +478,7 @@ def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Paths) -> None:
     for size in decision["sizes"]:
         child = children[size["rows"]]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.metrics["size.log_loss"] == pytest.approx(size["size.log_loss"])
+        assert child.data.metrics["validation.log_loss"] == pytest.approx(size["validation.log_loss"])
 
 
 def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Paths) -> None:
@@ -487,10 +487,10 @@ def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Paths) -> Non
     run = runs(complete, "evaluate")[0]
     assert run.data.tags["mlflow.note.content"].startswith(f"{report['verdict']} {report['gate']['words']}")
     for name, kind in {"": "challenger", "champion_": "champion", "baseline_": "baseline"}.items():
-        assert run.data.metrics[f"evaluate.{name}log_loss"] == pytest.approx(report[kind]["log_loss"])
+        assert run.data.metrics[f"test.{name}log_loss"] == pytest.approx(report[kind]["log_loss"])
     training = runs(complete, "train")[0]
-    assert training.data.metrics["evaluate.skill"] == pytest.approx(report["challenger"]["skill"])
-    assert training.data.tags["evaluate.months"] == "2009-03"
+    assert training.data.metrics["test.skill"] == pytest.approx(report["challenger"]["skill"])
+    assert training.data.tags["test.months"] == "2009-03"
     artifacts = {file.path for file in client(complete).list_artifacts(training.info.run_id)}
     assert "evaluation.png" in artifacts
 
@@ -522,10 +522,10 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
 
 def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete: Paths) -> None:
     workbench.run(complete, "register")
-    for path in complete.predictions.glob("month=*/_receipt.json"):
-        receipt = workbench.read_json(path)
-        receipt["made"]["version"] = 7  # the number that a registry, lost since, had given the champion
-        files.write_json(path, receipt)
+    for path in complete.predictions.glob("month=*/_manifest.json"):
+        manifest = workbench.read_json(path)
+        manifest["made"]["version"] = 7  # the number that a registry, lost since, had given the champion
+        files.write_json(path, manifest)
     workbench.run(complete, "record")
     assert {run.data.params["version"] for run in runs(complete, "monitor")} == {"1"}
 

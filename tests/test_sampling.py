@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory
-from tipline.ingest import prepare, schema, simulate
+from tipline.ingest import prepare, simulate
+from tipline.ingest.schema import load_schema
 from tipline.training import sampling
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared month of 20,000 rows."""
     folder = tmp_path_factory.mktemp("trips")
     simulate.simulate_month(folder / "raw.parquet", MONTH, ROWS, 1)
-    prepare.prepare_month(folder / "raw.parquet", folder, schema.load_schema(), MONTH)
+    prepare.prepare_month(folder / "raw.parquet", folder, load_schema(), MONTH)
     return folder / "trips.parquet"
 
 
@@ -164,7 +165,7 @@ def test_no_more_than_two_samples_are_held_beside_a_row_group(
 
 
 def test_a_month_without_rows_gives_an_empty_sample(tmp_path: Path) -> None:
-    pq.write_table(schema.load_schema().schema.empty_table(), tmp_path / "trips.parquet")
+    pq.write_table(load_schema().schema.empty_table(), tmp_path / "trips.parquet")
     sample = sampling.sample_month(tmp_path / "trips.parquet", MONTH, 10, 1)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
 
@@ -286,8 +287,8 @@ def prepared_project(run_cli: Run, make_project: MakeProject) -> Paths:
 def test_the_stage_writes_the_sample_that_the_settings_ask_for(run_cli: Run, prepared_project: Paths) -> None:
     paths = prepared_project
     assert run_cli(paths.root, "sample", MONTH)[0] == 0
-    sample = pq.read_table(paths.sample("fit", MONTH))
-    assert sample.equals(sampling.sample_month(paths.trips_file(MONTH), MONTH, 3000, 1))
+    sample = pq.read_table(paths.sample("train", MONTH))
+    assert sample.equals(sampling.sample_month(paths.prepared_file(MONTH), MONTH, 3000, 1))
 
 
 def test_the_stage_writes_the_same_bytes_each_time(run_cli: Run, prepared_project: Paths) -> None:
@@ -310,7 +311,7 @@ def test_fewer_rows_than_asked_for_are_noticed(
 ) -> None:
     make_project(sample={"rows": rows})
     assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
-    assert pq.read_metadata(prepared_project.sample("fit", MONTH)).num_rows == 5000
+    assert pq.read_metadata(prepared_project.sample("train", MONTH)).num_rows == 5000
     assert f"{MONTH}: 5,000 rows for fit" in caplog.text
     assert caplog.text.count(f"fewer than the {rows:,} asked for") == notices
 
@@ -322,11 +323,11 @@ def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(
     paths = prepared_project
     assert run_cli(paths.root, "sample", MONTH)[0] == 0
     roles = {
-        "size": {"2001-01": "fit", MONTH: "size", "2009-03": "evaluate"},
-        "evaluate": {"2001-01": "fit", "2001-02": "size", MONTH: "evaluate"},
+        "size": {"2001-01": "train", MONTH: "size", "2009-03": "test"},
+        "evaluate": {"2001-01": "train", "2001-02": "validation", MONTH: "evaluate"},
     }[role]
     make_project(months=list(roles), sample={"months": roles})
-    bystander = paths.sample("fit", "2009-02")
+    bystander = paths.sample("train", "2009-02")
     bystander.touch()
     assert run_cli(paths.root, "sample", MONTH)[0] == 0
     assert sorted(factory.contents(paths.root / "data" / "sample")) == sorted(

@@ -20,7 +20,7 @@ import pytest
 from distributed import Client
 
 from tests import workbench
-from tipline import cluster, files, forkserver, progress
+from tipline import cluster, files, processes, progress
 from tipline.errors import MonthsFailedError, TiplineError
 from tipline.model import artifact
 from tipline.monitoring.counts import Counts
@@ -60,7 +60,7 @@ def folder(paths: Paths, month: str) -> Path:
     return paths.predictions / f"month={month}"
 
 
-def receipt(paths: Paths, month: str) -> Any:
+def manifest(paths: Paths, month: str) -> Any:
     return workbench.read_json(folder(paths, month) / files.MANIFEST)
 
 
@@ -70,13 +70,13 @@ def mtimes(paths: Paths) -> dict[str, int]:
 
 
 def parts(paths: Paths) -> dict[str, bytes]:
-    """All parts, without the receipts: these say how long it took."""
+    """All parts, without the manifests: these say how long it took."""
     return {name: data for name, data in workbench.tree(paths.predictions).items() if name.endswith(".parquet")}
 
 
 def assert_whole(paths: Paths, month: str) -> None:
-    """The receipt names exactly the files that are there, and their digests."""
-    told = receipt(paths, month)
+    """The manifest names exactly the files that are there, and their digests."""
+    told = manifest(paths, month)
     there = {path.name for path in folder(paths, month).iterdir()}
     assert there == {part["name"] for part in told["parts"]} | {files.MANIFEST}
     for part in told["parts"]:
@@ -91,8 +91,8 @@ def another_champion(paths: Paths, c: float = 0.01) -> str:
     contents = artifact.read_artifact(paths.challenger)
     for name, data in contents.items():
         (paths.champion / name).write_bytes(data)
-    ref = workbench.read_json(paths.ref) | {"version": 2, "digest": artifact.hash_artifact(contents)}
-    files.write_json(paths.ref, ref)
+    ref = workbench.read_json(paths.champion_ref) | {"version": 2, "digest": artifact.hash_artifact(contents)}
+    files.write_json(paths.champion_ref, ref)
     return str(ref["digest"])
 
 
@@ -138,12 +138,12 @@ def test_each_row_group_is_a_part(done: Paths) -> None:
 
 @pytest.mark.parametrize("month", workbench.MONTHS)
 def test_the_receipt_says_what_was_made_from_what(done: Paths, month: str) -> None:
-    told = receipt(done, month)
+    told = manifest(done, month)
     ref = workbench.read_json(done.ref)
     assert_whole(done, month)
     assert (told["month"], told["rows"]) == (month, 5000)
     assert told["key"] == {
-        "trips": files.hash_file(done.trips_file(month)),
+        "trips": files.hash_file(done.prepared_file(month)),
         "model": artifact.hash_artifact(artifact.read_artifact(done.champion)),
         "format": block_scoring.FORMAT,
     }
@@ -194,8 +194,8 @@ def test_another_champion_scores_all_months_again(project: Paths) -> None:
     assert not [name for name in before if before[name] == after[name]]
     for month in workbench.MONTHS:
         assert_whole(project, month)
-        assert receipt(project, month)["key"]["model"] == digest
-        assert receipt(project, month)["made"]["version"] == 2
+        assert manifest(project, month)["key"]["model"] == digest
+        assert manifest(project, month)["made"]["version"] == 2
 
 
 @pytest.mark.usefixtures("on_cluster")
@@ -210,14 +210,14 @@ def test_only_a_month_that_was_prepared_anew_is_scored_again(project: Paths, mon
 
 
 @pytest.mark.usefixtures("on_cluster")
-@pytest.mark.parametrize("damage", ["a part is missing", "a part is cut off", "no receipt", "an empty receipt"])
+@pytest.mark.parametrize("damage", ["a part is missing", "a part is cut off", "no manifest", "an empty manifest"])
 def test_a_damaged_month_is_scored_again(project: Paths, done: Paths, damage: str) -> None:
     part, told = folder(project, "2009-02") / "part-00001.parquet", folder(project, "2009-02") / files.MANIFEST
     if damage == "a part is missing":
         part.unlink()
     elif damage == "a part is cut off":
         part.write_bytes(part.read_bytes()[:-100])
-    elif damage == "no receipt":
+    elif damage == "no manifest":
         told.unlink()
     else:
         told.write_text("")
@@ -266,7 +266,7 @@ def test_a_killed_run_goes_on_where_it_was(
     assert {name: after[name] for name in made} == made
     for month in workbench.MONTHS:
         assert_whole(project, month)
-        told = (receipt(paths, month) for paths in (project, uninterrupted))
+        told = (manifest(paths, month) for paths in (project, uninterrupted))
         first, second = ({name: value for name, value in one.items() if name != "made"} for one in told)
         assert first == second
 
@@ -298,7 +298,7 @@ def test_a_crash_between_the_two_renames_is_mended(project: Paths, monkeypatch: 
     workbench.run(project, "score")
     for month in workbench.MONTHS:
         assert_whole(project, month)
-        assert receipt(project, month)["key"]["model"] == digest
+        assert manifest(project, month)["key"]["model"] == digest
     assert not list((project.staging / "predictions").glob("*"))
 
 
@@ -318,7 +318,7 @@ def test_a_failing_month_leaves_the_others_published(
 ) -> None:
     before = workbench.tree(folder(project, "2009-02"))
     digest = another_champion(project)
-    trips = project.trips_file("2009-02")
+    trips = project.prepared_file("2009-02")
     data = trips.read_bytes()
     if damage == "cut off":
         trips.write_bytes(data[: len(data) // 2])
@@ -327,7 +327,7 @@ def test_a_failing_month_leaves_the_others_published(
     elif damage == "not there":
         trips.unlink()
     else:
-        (project.trips("2009-02") / files.MANIFEST).unlink()
+        (project.prepared("2009-02") / files.MANIFEST).unlink()
     code, printed = run_cli(project.root, "score")
     assert code == MonthsFailedError.exit_code == 4, printed
     assert "1 of 4 months failed: 2009-02: " in printed
@@ -337,11 +337,11 @@ def test_a_failing_month_leaves_the_others_published(
     assert workbench.tree(folder(project, "2009-02")) == before
     for month in set(workbench.MONTHS) - {"2009-02"}:
         assert_whole(project, month)
-        assert receipt(project, month)["key"]["model"] == digest
+        assert manifest(project, month)["key"]["model"] == digest
 
 
 def test_a_local_cluster_and_a_remote_one_give_the_same_bytes(project: Paths, done: Paths, on_cluster: str) -> None:
-    name = block_scoring.plugin_name(workbench.read_json(project.ref)["digest"])
+    name = block_scoring.plugin_name(workbench.read_json(project.champion_ref)["digest"])
     with Client(on_cluster) as client:
         loaded = client.run(lambda dask_worker: name in dask_worker.plugins)
     assert list(loaded.values()) == [True, True]
@@ -415,7 +415,7 @@ def test_a_worker_of_this_machine_waits_for_no_pandas_and_has_one_thread(
     *, forked: bool, done: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(cluster.ADDRESS, raising=False)
-    monkeypatch.setattr(forkserver, "FORKED", forked)
+    monkeypatch.setattr(processes, "FORKED", forked)
     places, contents = block_scoring.Locations.of(done, to=str(tmp_path)), artifact.read_artifact(done.champion)
     digest = artifact.hash_artifact(contents)
     blocks = block_scoring.list_blocks(places, "2009-01", block_scoring.compute_key(places, "2009-01", digest))
@@ -524,7 +524,7 @@ def test_a_receipt_that_is_none_stops_its_month_alone(
     (project.root / "data" / place / "month=2009-02" / files.MANIFEST).write_text("{}")
     code, printed = run_cli(project.root, "score")
     assert code == (4 if place == "trips" else 0)
-    assert ("no receipt of a prepared month" in printed) == (place == "trips")
+    assert ("no manifest of a prepared month" in printed) == (place == "trips")
     if place == "predictions":
         assert_whole(project, "2009-02")
 
@@ -536,7 +536,7 @@ def test_ctrl_c_while_workers_start_is_answered_when_they_are_there() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("the end")
 
-    with pytest.raises(KeyboardInterrupt), forkserver.defer_interrupts():
+    with pytest.raises(KeyboardInterrupt), processes.defer_interrupts():
         interrupted()
     assert reached
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,4 +1,4 @@
-"""No password, key or token reaches a run, a tag, a receipt, a log line or a message, wherever it is kept."""
+"""No password, key or token reaches a run, a tag, a manifest, a log line or a message, wherever it is kept."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_no_secret_is_in_what_a_whole_run_leaves_and_prints(project: tuple[Paths
     assert any(WORD in request.path for request in sent)
     assert with_it(paths) == OWN
     assert WORD not in printed
-    assert "://***@127.0.0.1" in paths.raw_receipt(MONTHS[0]).read_text()
+    assert "://***@127.0.0.1" in paths.raw_manifest(MONTHS[0]).read_text()
     assert (paths.root / "mlartifacts").is_dir()
 
 

@@ -1,4 +1,4 @@
-"""The published bytes of a month arrive whole, with a receipt, or not at all, with a reason."""
+"""The published bytes of a month arrive whole, with a manifest, or not at all, with a reason."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def published(tmp_path: Path) -> bytes:
     return path.read_bytes()
 
 
-def receipt(paths: Paths) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(paths.raw_receipt(MONTH).read_text())
+def manifest(paths: Paths) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(paths.raw_manifest(MONTH).read_text())
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_local_path_is_copied_byte_for_byte(
     assert code == 0
     (copied,) = paths.raw(MONTH).iterdir()
     assert copied.read_bytes() == published
-    assert receipt(paths) == {
+    assert manifest(paths) == {
         "address": str(path),
         "name": copied.name,
         "bytes": len(published),
@@ -173,7 +173,7 @@ def test_a_month_is_fetched_from_a_server(
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     path = paths.raw(MONTH) / "yellow_2009-01.parquet"
     assert factory.contents(paths.raw(MONTH)) == {path.name: published}
-    assert receipt(paths) == {
+    assert manifest(paths) == {
         "address": shelf.address("/trips/yellow_2009-01.parquet"),
         "name": path.name,
         "bytes": len(published),
@@ -181,7 +181,7 @@ def test_a_month_is_fetched_from_a_server(
         "upstream": {"size": len(published), "version": servers.etag(published)},
     }
     assert run_cli(paths.root, "prepare", MONTH)[0] == 0
-    assert pq.read_metadata(paths.trips_file(MONTH)).num_rows == 1000
+    assert pq.read_metadata(paths.prepared_file(MONTH)).num_rows == 1000
 
 
 def test_a_server_that_states_no_length_is_believed(
@@ -383,7 +383,7 @@ def test_a_month_that_was_published_anew_takes_the_place_of_the_old_one(
         shelf.files["/2009-01.parquet"] = data
         assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert factory.contents(paths.raw(MONTH)) == {"2009-01.parquet": newer}
-    assert receipt(paths)["bytes"] == len(newer)
+    assert manifest(paths)["bytes"] == len(newer)
 
 
 # ---- addresses and the simulation ----
@@ -422,7 +422,7 @@ def test_a_simulated_month_has_a_receipt_of_what_made_it(run_cli: Run, make_proj
     paths = make_project(demo={"rows": 500, "seed": 7})
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     (path,) = paths.raw(MONTH).iterdir()
-    assert receipt(paths) == {
+    assert manifest(paths) == {
         "address": "demo:2009-01?rows=500&seed=7",
         "name": "yellow_tripdata_2009-01.parquet",
         "bytes": path.stat().st_size,

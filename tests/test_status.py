@@ -225,14 +225,14 @@ def test_predictions_that_were_cut_off_are_told_and_scored_again(
 ) -> None:
     part = next((complete.predictions / f"month={MONTH}").glob("part-*.parquet"))
     part.write_bytes(part.read_bytes()[:-1])
-    assert told(complete, "wrong") == [f"predictions: predictions are not as their receipts say: {MONTH}; dvc repro"]
+    assert told(complete, "wrong") == [f"predictions: predictions are not as their manifests say: {MONTH}; dvc repro"]
     monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
     workbench.run(complete, "score")
     assert told(complete, "wrong") == []
 
 
 def test_a_prepared_month_that_was_cut_off_is_told_and_prepared_again(complete: Paths) -> None:
-    os.truncate(complete.trips_file(MONTH), 100)
+    os.truncate(complete.prepared_file(MONTH), 100)
     expected = f"predictions: prepared months are lost or damaged: {MONTH}; dvc repro -f prepare@{MONTH}"
     assert told(complete, "wrong") == [expected]
     workbench.prepare_anew(complete, MONTH)
@@ -277,8 +277,8 @@ def test_other_libraries_than_the_models_are_a_hint(complete: Paths) -> None:
 def test_a_disk_too_small_for_the_months_to_come_is_told(complete: Paths) -> None:
     workbench.change(complete, months=[*workbench.MONTHS, "2024-02"])
     assert told(complete, "wrong") == []
-    receipt = workbench.read_json(complete.raw_receipt(MONTH))
-    files.write_json(complete.raw_receipt(MONTH), receipt | {"bytes": 10**18})
+    manifest = workbench.read_json(complete.raw_manifest(MONTH))
+    files.write_json(complete.raw_manifest(MONTH), manifest | {"bytes": 10**18})
     assert re.match(r"disk: \S+ GB are free, the months to come need about \S+ GB; dvc gc ", told(complete, "wrong")[0])
 
 

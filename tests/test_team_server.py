@@ -203,7 +203,7 @@ def test_a_reader_scores_and_may_not_promote(
         assert run_cli(project.root, command)[0] == 0, caplog.text
         assert ("you may not write to MLflow" in caplog.text) == (command in {"register", "record"})
     assert champion(project.root) == first
-    written = workbench.read_json(project.predictions / "month=2024-01/_receipt.json")
+    written = workbench.read_json(project.predictions / "month=2024-01/_manifest.json")
     assert written["key"]["model"] == first
     act_as(monkeypatch, server, "writer")
     workbench.run(project, "register")

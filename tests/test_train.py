@@ -126,7 +126,7 @@ def test_only_the_first_rows_of_the_sample_are_used(project: Paths) -> None:
     workbench.change(project, train={"rows": 1000})
     workbench.run(project, "train")
     before = artifact.read_artifact(project.challenger)
-    path = project.sample("fit", "2009-01")
+    path = project.sample("train", "2009-01")
     sample = pq.read_table(path)
     tips = [*sample["tip_amount"].to_pylist()[:1000], *([5.0] * (len(sample) - 1000))]
     place = sample.schema.get_field_index("tip_amount")
@@ -139,7 +139,7 @@ def test_only_the_first_rows_of_the_sample_are_used(project: Paths) -> None:
 
 
 def test_rows_without_a_target_are_not_trained_on(project: Paths) -> None:
-    path = project.sample("fit", "2009-01")
+    path = project.sample("train", "2009-01")
     sample = pq.read_table(path)
     tips = [None if place % 3 == 0 else tip for place, tip in enumerate(sample["tip_amount"].to_pylist())]
     place = sample.schema.get_field_index("tip_amount")
@@ -155,7 +155,7 @@ def test_rows_without_a_target_are_not_trained_on(project: Paths) -> None:
 def test_the_training_is_told_beside_the_model(project: Paths) -> None:
     training = workbench.read_json(project.challenger / artifact.TRAINING)
     count = rows(project)
-    trips = workbench.batch(sampling.read_pool([project.sample("fit", "2009-01")]).slice(0, count))
+    trips = workbench.batch(sampling.read_pool([project.sample("train", "2009-01")]).slice(0, count))
     contents = artifact.read_artifact(project.challenger)
     loaded = artifact.load_model(contents, digest(project))
     labels, _ = metrics.read_labels(trips, "tip_amount")

@@ -573,7 +573,7 @@ def test_a_month_that_is_the_same_upstream_is_kept(
 
 def spoil(paths: Paths, trouble: str, shelf: servers.Shelf) -> None:
     """Make it necessary to fetch a month again."""
-    file, receipt = paths.raw(MONTH) / f"{MONTH}.csv", paths.raw_receipt(MONTH)
+    file, manifest = paths.raw(MONTH) / f"{MONTH}.csv", paths.raw_manifest(MONTH)
     if trouble == "published anew":
         shelf.files[f"/{MONTH}.csv"] = NEW
     elif trouble == "other bytes":
@@ -582,18 +582,18 @@ def spoil(paths: Paths, trouble: str, shelf: servers.Shelf) -> None:
         file.unlink()
     elif trouble == "no folder":
         shutil.rmtree(paths.raw(MONTH))
-    elif trouble == "no receipt":
-        receipt.unlink()
+    elif trouble == "no manifest":
+        manifest.unlink()
     elif trouble == "no json":
-        receipt.write_bytes(b"{\xff")
+        manifest.write_bytes(b"{\xff")
     else:
-        receipt.write_text(json.dumps(json.loads(receipt.read_text()) | json.loads(trouble)))
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | json.loads(trouble)))
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        *("published anew", "other bytes", "no file", "no folder", "no receipt", "no json"),
+        *("published anew", "other bytes", "no file", "no folder", "no manifest", "no json"),
         '{"address": "elsewhere"}',
         '{"upstream": null}',
         '{"upstream": {"size": 1, "version": "x"}}',
@@ -612,9 +612,9 @@ def test_a_month_that_is_not_surely_the_same_is_fetched_again(
     data = shelf.files[f"/{MONTH}.csv"]
     assert shelf.log[-1].sent == len(data)
     assert read_raw(paths) == {MONTH: data}
-    receipt = json.loads(paths.raw_receipt(MONTH).read_text())
-    assert receipt["sha256"] == hashlib.sha256(data).hexdigest()
-    assert receipt["upstream"] == {"size": len(data), "version": servers.etag(data)}
+    manifest = json.loads(paths.raw_manifest(MONTH).read_text())
+    assert manifest["sha256"] == hashlib.sha256(data).hexdigest()
+    assert manifest["upstream"] == {"size": len(data), "version": servers.etag(data)}
 
 
 def test_where_the_server_states_no_version_a_month_is_fetched_again(
@@ -723,9 +723,9 @@ def test_passwords_and_signatures_are_sent_and_written_nowhere(
     with caplog.at_level(logging.INFO, "tipline"):
         assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert all("authorization" in request.headers for request in shelf.log)
-    receipt = paths.raw_receipt(MONTH).read_text()
-    assert "://***@127.0.0.1" in receipt
-    assert "X-Amz-Expires=60&X-Amz-Signature=***&sig=***&v=1" in receipt
+    manifest = paths.raw_manifest(MONTH).read_text()
+    assert "://***@127.0.0.1" in manifest
+    assert "X-Amz-Expires=60&X-Amz-Signature=***&sig=***&v=1" in manifest
     shelf.log.clear()
     with caplog.at_level(logging.INFO, "tipline"):
         assert run_cli(paths.root, "download", MONTH)[0] == 0
@@ -948,16 +948,16 @@ def test_a_month_is_fetched_from_s3_and_kept(run_cli: Run, make_project: MakePro
     paths = make_project(source=SOURCE)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: OLD}
-    assert json.loads(paths.raw_receipt(MONTH).read_text()) == {
+    assert json.loads(paths.raw_manifest(MONTH).read_text()) == {
         "address": f"s3://tlc/trips/{MONTH}.csv",
         "name": f"{MONTH}.csv",
         "bytes": len(OLD),
         "sha256": hashlib.sha256(OLD).hexdigest(),
         "upstream": {"size": len(OLD), "version": servers.etag(OLD)},
     }
-    changed = paths.raw_receipt(MONTH).stat().st_mtime_ns
+    changed = paths.raw_manifest(MONTH).stat().st_mtime_ns
     assert run_cli(paths.root, "download", MONTH)[0] == 0
-    assert paths.raw_receipt(MONTH).stat().st_mtime_ns == changed
+    assert paths.raw_manifest(MONTH).stat().st_mtime_ns == changed
     s3.put("tlc", f"trips/{MONTH}.csv", NEW)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: NEW}

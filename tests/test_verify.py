@@ -1,4 +1,4 @@
-"""Predictions that are not what their receipts say are found out, each fault by itself."""
+"""Predictions that are not what their manifests say are found out, each fault by itself."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def part(paths: Paths) -> Path:
     return folder(paths) / "part-00001.parquet"
 
 
-def receipt(paths: Paths) -> Any:
+def manifest(paths: Paths) -> Any:
     return workbench.read_json(folder(paths) / files.MANIFEST)
 
 
 def told(paths: Paths, **changed: Any) -> None:
-    """Change what a month's receipt says."""
-    files.write_json(folder(paths) / files.MANIFEST, receipt(paths) | changed)
+    """Change what a month's manifest says."""
+    files.write_json(folder(paths) / files.MANIFEST, manifest(paths) | changed)
 
 
 def part_told(paths: Paths, **changed: Any) -> None:
-    """Change what a month's receipt says of its second part."""
-    first, second, *others = receipt(paths)["parts"]
+    """Change what a month's manifest says of its second part."""
+    first, second, *others = manifest(paths)["parts"]
     told(paths, parts=[first, second | changed, *others])
 
 
 def rewritten(paths: Paths, table: pa.Table) -> None:
-    """Write another part in place of one, and its digest into the receipt."""
+    """Write another part in place of one, and its digest into the manifest."""
     pq.write_table(table, part(paths))
     part_told(paths, **files.describe_file(part(paths)))
 
@@ -99,7 +99,7 @@ def found(paths: Paths, run_cli: Run, *arguments: str) -> list[str]:
     blocks = {lines[start][:7]: lines[start:end] for start, end in pairwise(starts)}
     mine = blocks.pop(MONTH)
     assert code == 1, printed
-    assert f"The predictions of 1 of {len(blocks) + 1} months are not what their receipts say." in printed
+    assert f"The predictions of 1 of {len(blocks) + 1} months are not what their manifests say." in printed
     assert all(others[0].endswith(WHOLE) for others in blocks.values())
     assert "defect" not in printed
     assert len(mine) == 1 + 3 * int(mine[0].split()[1])
@@ -147,7 +147,7 @@ def test_nothing_to_verify_is_a_failure(project: Paths, run_cli: Run, tmp_path: 
 @pytest.mark.parametrize("place", [0.01, 0.5, 0.999])
 def test_a_flipped_bit_is_found(project: Paths, run_cli: Run, place: float) -> None:
     flip(part(project), int(part(project).stat().st_size * place))
-    only(found(project, run_cli), "sha256 is not the one in the receipt", part(project))
+    only(found(project, run_cli), "sha256 is not the one in the manifest", part(project))
 
 
 def test_what_to_do_about_it_helps(
@@ -165,8 +165,8 @@ def test_what_to_do_about_it_helps(
 
 def test_a_part_that_is_cut_is_found(project: Paths, run_cli: Run) -> None:
     part(project).write_bytes(part(project).read_bytes()[:-1])
-    size = receipt(project)["parts"][1]["bytes"]
-    only(found(project, run_cli), f"has {size - 1:,} bytes, the receipt says {size:,}", part(project))
+    size = manifest(project)["parts"][1]["bytes"]
+    only(found(project, run_cli), f"has {size - 1:,} bytes, the manifest says {size:,}", part(project))
 
 
 def test_a_part_that_is_missing_is_found(project: Paths, run_cli: Run) -> None:
@@ -182,7 +182,7 @@ def test_what_was_added_is_found(project: Paths, run_cli: Run, name: str) -> Non
         shutil.copy(part(project), added)
     else:
         shutil.copy(part(project), added)
-    only(found(project, run_cli), "The receipt does not name this", added)
+    only(found(project, run_cli), "The manifest does not name this", added)
 
 
 def test_hidden_files_are_nobodys_business(project: Paths, run_cli: Run) -> None:
@@ -192,20 +192,20 @@ def test_hidden_files_are_nobodys_business(project: Paths, run_cli: Run) -> None
 
 def test_a_part_that_the_receipt_names_as_well_is_found(project: Paths, run_cli: Run) -> None:
     shutil.copy(part(project), folder(project) / "part-00003.parquet")
-    parts = receipt(project)["parts"]
+    parts = manifest(project)["parts"]
     rows = 5000 + parts[1]["rows"]
-    counts = receipt(project)["counts"] | {"rows": rows}
+    counts = manifest(project)["counts"] | {"rows": rows}
     told(project, parts=[*parts, parts[1] | {"name": "part-00003.parquet"}], rows=rows, counts=counts)
     lines = found(project, run_cli)
-    assert "The receipt names 4 parts, the prepared month has 3 row groups." in lines
+    assert "The manifest names 4 parts, the prepared month has 3 row groups." in lines
     assert "counts are not those of its rows: probability" in " ".join(lines)
 
 
 def test_a_part_that_is_named_twice_is_found(project: Paths, run_cli: Run) -> None:
-    parts = receipt(project)["parts"]
+    parts = manifest(project)["parts"]
     told(project, parts=[*parts, parts[1]])
     lines = found(project, run_cli)
-    assert "The receipt names a part twice." in lines
+    assert "The manifest names a part twice." in lines
     assert "Row numbers of this part are in an earlier one, too." in lines
 
 
@@ -231,10 +231,10 @@ def test_rows_that_were_swapped_are_found(project: Paths, run_cli: Run) -> None:
 def test_a_row_that_is_lost_is_found(project: Paths, run_cli: Run) -> None:
     table = pq.read_table(part(project))
     rewritten(project, table.slice(1))
-    only(found(project, run_cli), f"has {len(table) - 1:,} rows, the receipt says {len(table):,}", part(project))
+    only(found(project, run_cli), f"has {len(table) - 1:,} rows, the manifest says {len(table):,}", part(project))
     part_told(project, rows=len(table) - 1)
     lines = found(project, run_cli)
-    assert "The receipt has 5,000 rows, its counts 5,000, its parts 4,999." in lines
+    assert "The manifest has 5,000 rows, its counts 5,000, its parts 4,999." in lines
     assert f"The part has {len(table) - 1:,} rows, the prepared month {len(table):,}." in lines
 
 
@@ -252,12 +252,12 @@ def test_a_row_number_that_is_there_twice_in_prepared_month_and_predictions_is_f
             for table in tables:
                 writer.write_table(table)
 
-    rewrite(project.trips_file(MONTH), 1)
+    rewrite(project.prepared_file(MONTH), 1)
     rewrite(part(project), 0)
-    prepared = workbench.read_json(project.trips(MONTH) / files.MANIFEST)
-    stated = files.describe_file(project.trips_file(MONTH))
-    files.write_json(project.trips(MONTH) / files.MANIFEST, prepared | {"trips": prepared["trips"] | stated})
-    told(project, key=receipt(project)["key"] | {"trips": stated["sha256"]})
+    prepared = workbench.read_json(project.prepared(MONTH) / files.MANIFEST)
+    stated = files.describe_file(project.prepared_file(MONTH))
+    files.write_json(project.prepared(MONTH) / files.MANIFEST, prepared | {"trips": prepared["trips"] | stated})
+    told(project, key=manifest(project)["key"] | {"trips": stated["sha256"]})
     part_told(project, **files.describe_file(part(project)))
     only(found(project, run_cli), "Row numbers are there twice, or not in order.", part(project))
 
@@ -276,7 +276,7 @@ def test_another_probability_is_found_by_the_counts(project: Paths, run_cli: Run
         scores[100] = 1 - scores[100]
 
     rewritten(project, column(pq.read_table(part(project)), "tip_probability", change))
-    what = "The receipt's counts are not those of its rows: probability, bands, group "
+    what = "The manifest's counts are not those of its rows: probability, bands, group "
     only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
 
@@ -296,8 +296,8 @@ COUNTS = ["a band", "a tip", "a loss", "an expected tip", "the sum of probabilit
 
 
 def miscount(paths: Paths, what: str) -> str:
-    """Change one of a receipt's counts; give what is to be said of it."""
-    counts = receipt(paths)["counts"]
+    """Change one of a manifest's counts; give what is to be said of it."""
+    counts = manifest(paths)["counts"]
     groups = counts["days"]["14"]
     group = groups["credit"]
     if what == "a band":
@@ -330,11 +330,11 @@ def miscount(paths: Paths, what: str) -> str:
 def test_a_count_that_was_changed_is_found(project: Paths, run_cli: Run, what: str) -> None:
     words = miscount(project, what)
     where = folder(project) / files.MANIFEST
-    only(found(project, run_cli), f"The receipt's counts are not those of its rows: {words}.", where)
+    only(found(project, run_cli), f"The manifest's counts are not those of its rows: {words}.", where)
 
 
 def test_sums_that_were_added_in_another_order_are_equal(project: Paths, run_cli: Run) -> None:
-    counts = receipt(project)["counts"]
+    counts = manifest(project)["counts"]
     counts["days"]["14"]["credit"][3] *= 1 + 1e-12
     told(project, counts=counts)
     assert run_cli(project.root, "verify")[0] == 0
@@ -342,7 +342,7 @@ def test_sums_that_were_added_in_another_order_are_equal(project: Paths, run_cli
 
 def test_rows_that_do_not_add_up_are_found(project: Paths, run_cli: Run) -> None:
     told(project, rows=4999)
-    what = "The receipt has 4,999 rows, its counts 5,000, its parts 5,000."
+    what = "The manifest has 4,999 rows, its counts 5,000, its parts 5,000."
     only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
 
@@ -354,19 +354,19 @@ def test_a_receipt_that_is_missing_or_none_is_found(project: Paths, run_cli: Run
     where.unlink()
     if text is not None:
         where.write_bytes(text if isinstance(text, bytes) else text.encode())
-    what = "The month has no receipt." if text is None else "The receipt is none that tipline wrote"
+    what = "The month has no manifest." if text is None else "The manifest is none that tipline wrote"
     only(found(project, run_cli), what, where)
 
 
 def test_a_receipt_of_another_month_is_found(project: Paths, run_cli: Run) -> None:
     told(project, month="2009-01")
     now = block_scoring.FORMAT
-    what = f"The receipt is of month 2009-01, format {now}; here it has to be 2009-02, {now}."
+    what = f"The manifest is of month 2009-01, format {now}; here it has to be 2009-02, {now}."
     only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
 
 def test_a_prepared_month_whose_bytes_changed_is_found(project: Paths, run_cli: Run) -> None:
-    path = project.trips_file(MONTH)
+    path = project.prepared_file(MONTH)
     flip(path, path.read_bytes().rfind(b"parquet-cpp"))  # the writer's name: all rows are as they were
     lines = found(project, run_cli)
     only(lines, "The prepared month's sha256 is not the one that was scored: the file has changed.", path)
@@ -376,18 +376,18 @@ def test_a_prepared_month_whose_bytes_changed_is_found(project: Paths, run_cli: 
 def test_a_month_that_was_prepared_anew_is_found(project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     workbench.small_row_groups(monkeypatch, 2600)
     workbench.prepare_anew(project, MONTH)
-    only(found(project, run_cli), "The month was prepared anew after it was scored", project.trips(MONTH))
+    only(found(project, run_cli), "The month was prepared anew after it was scored", project.prepared(MONTH))
 
 
 def test_a_month_that_is_not_prepared_cannot_be_joined(project: Paths, run_cli: Run) -> None:
-    shutil.rmtree(project.trips(MONTH))
-    only(found(project, run_cli), "The month is not prepared", project.trips(MONTH) / files.MANIFEST)
+    shutil.rmtree(project.prepared(MONTH))
+    only(found(project, run_cli), "The month is not prepared", project.prepared(MONTH) / files.MANIFEST)
 
 
 def test_parts_are_still_hashed_where_the_month_is_not_prepared(project: Paths, run_cli: Run) -> None:
-    shutil.rmtree(project.trips(MONTH))
+    shutil.rmtree(project.prepared(MONTH))
     flip(part(project), 1000)
-    assert "The part's sha256 is not the one in the receipt: its bytes have changed." in found(project, run_cli)
+    assert "The part's sha256 is not the one in the manifest: its bytes have changed." in found(project, run_cli)
 
 
 def test_every_fault_of_a_month_is_told(project: Paths, run_cli: Run) -> None:
@@ -413,7 +413,7 @@ def test_without_a_champion_what_needs_no_model_is_checked(project: Paths, run_c
     flip(part(project), 1000)
     code, printed = run_cli(project.root, "verify", MONTH)
     assert code == 1
-    assert "sha256 is not the one in the receipt" in printed
+    assert "sha256 is not the one in the manifest" in printed
 
 
 @pytest.mark.parametrize("what", ["a band", "the sum of probabilities"])
@@ -422,7 +422,7 @@ def test_what_needs_no_model_is_counted_for_another_one_too(project: Paths, run_
     words = miscount(project, what)
     code, printed = run_cli(project.root, "verify", MONTH)
     assert code == 1
-    assert f"The receipt's counts are not those of its rows: {words}." in printed
+    assert f"The manifest's counts are not those of its rows: {words}." in printed
 
 
 def test_rows_of_unknown_target_are_in_a_band_and_in_no_group() -> None:
@@ -474,7 +474,7 @@ def test_a_bucket_is_verified_as_a_folder_is(project: Paths, run_cli: Run, gatew
     assert printed.count(WHOLE) == len(workbench.MONTHS)
     gateway.put("tips", f"predictions/month={MONTH}/stray.parquet", b"0")
     lines = found(project, run_cli, *elsewhere)
-    only(lines, "The receipt does not name this", f"s3://tips/predictions/month={MONTH}/stray.parquet")
+    only(lines, "The manifest does not name this", f"s3://tips/predictions/month={MONTH}/stray.parquet")
 
 
 def test_a_month_that_is_published_anew_meanwhile_is_told(
@@ -485,7 +485,7 @@ def test_a_month_that_is_published_anew_meanwhile_is_told(
     def publish(month: verify.Month, *arguments: Any) -> verify.Found:
         if month.month == MONTH:
             part(project).unlink(missing_ok=True)
-            told(project, made=receipt(project)["made"] | {"version": 2})
+            told(project, made=manifest(project)["made"] | {"version": 2})
         return check(month, *arguments)
 
     monkeypatch.setattr(verify, "check_part", publish)
@@ -507,6 +507,6 @@ def test_a_month_is_begun_before_the_one_before_is_finished() -> None:
 
 def test_json_of_a_receipt_is_read_as_it_is_written(done: Paths) -> None:
     value = json.loads((done.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
-    read = verify.Receipt.of(value)
+    read = verify.Manifest.of(value)
     assert (read.key, read.rows, read.parts, read.version) == (value["key"], 5000, value["parts"], 1)
     assert read.key["format"] == block_scoring.FORMAT

@@ -86,7 +86,7 @@ def run_month(paths: Paths, stage: str, month: str) -> None:
 def prepare_anew(paths: Paths, *months: str) -> None:
     """Prepare months that are there already, as something else has changed than what `prepare` looks at."""
     for month in months:
-        shutil.rmtree(paths.trips(month))
+        shutil.rmtree(paths.prepared(month))
         run_month(paths, "prepare", month)
 
 
@@ -252,7 +252,7 @@ def copy(source: Paths, folder: Path) -> Paths:
 
 def trips(paths: Paths, month: str) -> pa.Table:
     """Read the prepared rows of a month."""
-    return pq.read_table(paths.trips_file(month))
+    return pq.read_table(paths.prepared_file(month))
 
 
 def batch(table: pa.Table) -> pa.RecordBatch:

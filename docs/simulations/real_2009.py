@@ -50,8 +50,8 @@ def project(folder: Path, months: Path) -> Paths:
     """A project on the real months, fitted on all rows of January."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values |= {"months": MONTHS, "source": f"{months}/yellow_{{month}}.parquet"}
-    values["contract"] = str(ROOT / values["contract"])
-    values["sample"] |= {"months": dict(zip(MONTHS, ("fit", "size", "evaluate"), strict=False)), "rows": 20_000}
+    values["schema"] = str(ROOT / values["schema"])
+    values["sample"] |= {"months": dict(zip(MONTHS, ("train", "validation", "test"), strict=False)), "rows": 20_000}
     values["train"] |= {"rows": JANUARY}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 TRIPS = ROOT.parent / "shared" / "tlc" / "tiny2009" / "yellow_{month}.parquet"
 PAGE = ROOT / "docs" / "learning-curve.md"
 MARKS = ("<!-- real trips -->", "<!-- /real trips -->")
-MONTHS = {"2009-01": "fit", "2009-02": "size", "2009-03": "evaluate"}
+MONTHS = {"2009-01": "train", "2009-02": "validation", "2009-03": "test"}
 ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lr": ("logistic_regression", {"C": 1.0}),
     "hgb": ("hist_gradient_boosting", {}),
@@ -35,7 +35,7 @@ HEAD = (
 def project(folder: Path) -> Paths:
     """A project of three months, whole."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values |= {"months": list(MONTHS), "source": str(TRIPS), "contract": str(ROOT / values["contract"])}
+    values |= {"months": list(MONTHS), "source": str(TRIPS), "schema": str(ROOT / values["schema"])}
     values["sample"] |= {"months": MONTHS, "rows": 20_000}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     paths = Paths(folder)
@@ -76,7 +76,7 @@ def lines(short: str, found: dict[str, Any]) -> list[str]:
 def points(size: dict[str, Any], found: dict[str, Any]) -> str:
     """What theory says that a sample of this size costs."""
     nats = size["well_specified_nats"]
-    return "-" if nats is None else f"{nats / found['baseline']['size.log_loss']:.4f}"
+    return "-" if nats is None else f"{nats / found['baseline']['validation.log_loss']:.4f}"
 
 
 def words(short: str, found: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ import yaml
 from tipline import config
 from tipline.evaluation import baseline, gate, metrics, report, times
 from tipline.evaluation.intervals import Ratio
-from tipline.ingest import columns, schema
+from tipline.ingest import columns
+from tipline.ingest.schema import load_schema
 from tipline.model import pipeline, pyfunc
 from tipline.paths import Paths
 from tipline.training import sampling
@@ -38,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 MONTHS = [f"2009-{month:02d}" for month in range(1, 13)]
 # The first months are what the models are fitted on; none is judged on them.
 FITTED = 3
-ROLES = {"2009-01": "fit", "2009-02": "size"}
+ROLES = {"2009-01": "train", "2009-02": "validation"}
 MODELS: dict[str, dict[str, Any]] = {
     "January": {"months": 1},
     "half of January": {"months": 1, "first": 7_000},
@@ -75,8 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = project(Path(folder), given.months.resolve())
         settings = config.load_settings(paths.params)
-        spec = pipeline.create_spec(settings, schema.load_schema(paths.root / settings.contract))
-        rows = sampling.read_role_by_month(settings, paths, "evaluate", columns.list_needed_columns(spec))
+        spec = pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
+        rows = sampling.read_role_by_month(settings, paths, "test", columns.list_needed_columns(spec))
         scores = {name: scored(settings, paths, spec, rows, **choice) for name, choice in MODELS.items()}
         spec["baseline"] = rule(settings, pool(paths, spec, 1))
         lines = [line(settings, rows, spec, scores, *pair) for pair in PAIRS]
@@ -87,7 +88,7 @@ def project(folder: Path, months: Path) -> Paths:
     """A project in which the real months are prepared and sampled: all rows of each."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values |= {"months": MONTHS, "source": f"{months}/yellow_{{month}}.parquet"}
-    values["contract"] = str(ROOT / values["contract"])
+    values["schema"] = str(ROOT / values["schema"])
     values["sample"] |= {"rows": 20_000, "months": dict.fromkeys(MONTHS, "evaluate") | ROLES}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
@@ -108,7 +109,7 @@ def pool(paths: Paths, spec: Mapping[str, Any], months: int) -> pa.RecordBatch:
 
 def rule(settings: config.Settings, rows: pa.RecordBatch) -> dict[str, Any]:
     """The baseline of a training sample."""
-    return baseline.fit_baseline(rows, settings.model.target, settings.baseline.by, settings.baseline.smoothing)
+    return baseline.fit_baseline(rows, settings.model.target, settings.evaluate.baseline, SMOOTHING)
 
 
 def scored(
@@ -143,7 +144,7 @@ def line(
     pair = {"challenger": scores[challenger], "champion": scores[champion]}
     compared = report.Compared(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
     place, segments = rows[sampling.MONTH].to_numpy(), settings.evaluate.segments
-    judged = report.build_gate_rows(compared, settings.sample.of("evaluate"), place, segments)
+    judged = report.build_gate_rows(compared, settings.sample.get_months("test"), place, segments)
     judged = judged.where(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
     months = [judged.where(judged.month == month) for month in np.unique(judged.month)]

@@ -14,9 +14,9 @@ import distributed.utils
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 
-from tipline import forkserver
+from tipline import processes
 from tipline.errors import TiplineError
-from tipline.forkserver import ADDRESS
+from tipline.processes import ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -31,7 +31,7 @@ T = TypeVar("T")
 WAIT_SECONDS = 30
 ORDERS = {
     # Of workers that are spawned, and of what is started anew to fork others from, should it be killed.
-    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in forkserver.ENVIRONMENT.items()},
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in processes.ENVIRONMENT.items()},
     # The next block waits at each worker. It would be idle while the driver, on the same cores, hears of the last one.
     "distributed.scheduler.worker-saturation": 2.0,
     # Each worker's stack is looked at a hundred times a second, for a page that nobody opens in a batch.
@@ -40,7 +40,7 @@ ORDERS = {
 
 
 @contextlib.contextmanager
-def connect_client(count: int) -> Iterator[Client]:
+def connect_client(count: int | None) -> Iterator[Client]:
     """Give a client: of the scheduler in DASK_SCHEDULER_ADDRESS, else of `count` new processes (0: one a core).
 
     A local cluster listens on 127.0.0.1 only, its dashboard too, and ends with the block.
@@ -60,18 +60,18 @@ def connect_client(count: int) -> Iterator[Client]:
         return
     with contextlib.ExitStack() as stack:
         # At the end, a second Ctrl-C would cost ten seconds: a cluster whose end is interrupted is waited for.
-        ignore_interrupts = stack.enter_context(forkserver.allow_ignoring_interrupts())
-        forked = forkserver.start_forkserver(__name__)
+        ignore_interrupts = stack.enter_context(processes.allow_ignoring_interrupts())
+        forked = processes.start_forkserver(__name__)
         stack.enter_context(dask.config.set(build_dask_config(forked=forked)))
-        with forkserver.defer_interrupts() if forked else forkserver.ignore_interrupts():
+        with processes.defer_interrupts() if forked else processes.ignore_interrupts():
             cluster = stack.enter_context(
                 LocalCluster(
-                    n_workers=count or len(os.sched_getaffinity(0)),
+                    n_workers=count or processes.count_cpus(),
                     threads_per_worker=1,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
                     # As it is now: what they are forked from may have been there before keys were put into it.
-                    env={**os.environ, **forkserver.ENVIRONMENT},
+                    env={**os.environ, **processes.ENVIRONMENT},
                     # A heartbeat that meets a closing scheduler is logged with its trace as an error; what fails in
                     # a task comes back with the task.
                     silence_logs=logging.CRITICAL,

@@ -1,18 +1,19 @@
-"""params.yaml as frozen, validated settings; what is said of each key here is also what docs/reference.md says."""
+"""Read params.yaml into frozen settings. docs/reference.md takes its text about each key from here."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from tipline import validation
-from tipline.errors import UsageError, hide_secrets
-from tipline.ingest import schema
+from tipline.errors import UsageError, hide_secrets, shorten_text
+from tipline.ingest.schema import load_schema
 from tipline.paths import ROLES
 
 if TYPE_CHECKING:
@@ -21,75 +22,96 @@ if TYPE_CHECKING:
 
     from tipline.ingest.schema import Schema
 
-# What `source` may begin with; a plain path has no scheme.
+# Schemes that `source` may begin with; a plain path has none.
 SCHEMES = ("", "file", "http", "https", "s3")
 
-Role = Literal["fit", "size", "evaluate"]
+Role = Literal["train", "validation", "test"]
+
+# Keys of tipline 0.1 -> what they are now.
+RENAMED = {
+    "contract": "`contract` is now `schema`",
+    "baseline": "`baseline.by` is now `evaluate.baseline`",
+    "register": "`register.name` is now `model.name`",
+    "score.version": "`score.version` is now `score.model`",
+    "score.workers": "`score.workers` is now `cluster.n_workers`",
+    "learning_curve.budget": "`learning_curve.budget.rows` is now `learning_curve.max_rows`",
+}
+OLD_ROLES = {"fit": "train", "size": "validation", "evaluate": "test"}
 
 
 def check_month(month: object) -> str:
-    """Return a month written YYYY-MM, raise ValueError for anything else."""
-    if not isinstance(month, str) or not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month):
-        message = f"{month!r} is not a month written YYYY-MM, from 2000-01 on"
+    """Return a month written YYYY-MM; raise ValueError for anything else."""
+    if not isinstance(month, str) or not re.fullmatch(r"20[0-9][0-9]-(0[1-9]|1[0-2])", month):
+        message = f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on"
         raise ValueError(message)
     return month
 
 
-def check_source(address: str, *, one_month: bool = False) -> None:
-    """Raise ValueError for an address that months cannot be fetched from; one month's need not have {month} in it."""
-    scheme = urlsplit(address).scheme
+def check_months(months: object) -> object:
+    """Raise ValueError for a `months` that is not a list; DVC refuses it, too, in words of its own."""
+    if not isinstance(months, list):
+        message = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
+        raise ValueError(message)  # noqa: TRY004 (pydantic turns a ValueError into its message)
+    return tuple(map(check_month, months))
+
+
+def check_source(source: str, *, needs_month: bool = True) -> None:
+    """Raise ValueError for an address that months cannot be fetched from."""
+    scheme = urlsplit(source).scheme
     if scheme not in SCHEMES:
         message = f"source: tipline does not fetch from {scheme}://; use a path, https or s3"
         raise ValueError(message)
-    if address == "demo" or not (one_month or "{month}" in address):
-        message = f"source: {hide_secrets(address)!r} is no address with {{month}} in it"
+    if source == "demo" or (needs_month and "{month}" not in source):
+        message = f"source: {hide_secrets(source)!r} is not an address with {{month}} in it"
         raise ValueError(message)
 
 
-def number_or(word: str) -> PlainValidator:
-    """Accept a positive whole number or one word; a plain union would answer with one message for each of its parts."""
+def accept_number_or(word: str) -> PlainValidator:
+    """Accept a positive whole number or one word; pydantic's union would report one problem per alternative."""
 
     def check(value: object) -> object:
         if value == word or (type(value) is int and value >= 1):
             return value
-        message = f"{value!r} is neither {word!r} nor a positive whole number"
+        message = f"{shorten_text(repr(value))} is neither {word!r} nor a positive whole number"
         raise ValueError(message)
 
     return PlainValidator(check)
 
 
 def check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a list without repetitions, raise ValueError for another."""
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        message = f"{twice[0]} is listed twice"
+    """Return a list without repetitions; raise ValueError otherwise."""
+    repeated = [value for value in values if values.count(value) > 1]
+    if repeated:
+        message = f"{repeated[0]} is listed twice"
         raise ValueError(message)
     return values
 
 
-def list_role_months(months: Mapping[str, str], role: str) -> list[str]:
-    """The months of a role, in order of time."""
+def filter_role(months: Mapping[str, str], role: str) -> list[str]:
+    """Return the months of a role in order of time."""
     return sorted(month for month, its_role in months.items() if its_role == role)
 
 
 def check_roles(months: dict[str, Role]) -> dict[str, Role]:
-    """Return months in which each role comes after the one before, raise ValueError for others."""
+    """Return months in which each role comes after the one before; raise ValueError otherwise."""
     missing = [role for role in ROLES if role not in months.values()]
     if missing:
-        message = f"no month has the role {missing[0]}; each of fit, size and evaluate needs one"
+        message = f"no month has the role {missing[0]}; each of train, validation and test needs one"
         raise ValueError(message)
     for early, late in itertools.pairwise(ROLES):
-        last, first = list_role_months(months, early)[-1], list_role_months(months, late)[0]
+        last, first = filter_role(months, early)[-1], filter_role(months, late)[0]
         if last >= first:
-            message = f"{early} ({last}) has to end before {late} ({first}) begins; in time: fit, size, evaluate"
+            message = (
+                f"{early} ({last}) has to end before {late} ({first}) begins; the order is train, validation, test"
+            )
             raise ValueError(message)
     return months
 
 
-def check_name(name: str) -> str:
-    """Return a name that MLflow's registry takes, raise ValueError for another."""
-    if not name or set("/:") & set(name):
-        message = f"{name!r} is empty or has a / or a : in it, which MLflow's registry does not take"
+def check_model_name(name: str) -> str:
+    """Return a name that MLflow can register and search for; raise ValueError otherwise."""
+    if not name.strip() or set("/:'\"`") & set(name):
+        message = f"{name!r} is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"
         raise ValueError(message)
     return name
 
@@ -109,46 +131,37 @@ class Demo(Section):
     """Simulated months."""
 
     rows: int = Field(ge=1, le=50_000_000, description="rows of a simulated month")
-    seed: int = Field(ge=0, description="another seed simulates other trips")
+    seed: int = Field(ge=0, description="another seed simulates different trips")
 
 
 class Sample(Section):
-    """Which months have a role, and how many rows of each are kept."""
+    """Which months have a role, and how many rows of each are sampled."""
 
+    rows: int = Field(ge=100, description="rows sampled from each of these months")
+    seed: int = Field(ge=0, description="another seed draws different rows")
     months: Annotated[dict[Month, Role], AfterValidator(check_roles)] = Field(
-        description="the role of a month: the model is fitted on `fit`, the size of the training sample is chosen on "
-        "`size`, challenger and champion are compared on `evaluate`; each role has a month, in this order in time"
+        description="the role of each month: `train` fits the model, `validation` chooses the sample size and "
+        "calibrates, `test` compares challenger and champion; every role has a month, in this order in time"
     )
-    rows: int = Field(ge=100, description="rows kept of each of these months")
-    seed: int = Field(ge=0, description="another seed draws other rows")
 
-    def of(self, role: str) -> list[str]:
-        """The months of a role, in order of time."""
-        return list_role_months(self.months, role)
-
-
-class Budget(Section):
-    """What the learning curve's choice may not go beyond; empty: no bound."""
-
-    rows: int | None = Field(ge=1, description="the most rows")
-    megabytes: Finite | None = Field(gt=0, description="the most memory of matrix and fit, by measured bytes a row")
+    def get_months(self, role: str) -> list[str]:
+        """Return the months of a role in order of time."""
+        return filter_role(self.months, role)
 
 
 class LearningCurve(Section):
-    """The study of how many rows to train on."""
+    """The study that chooses the number of training rows."""
 
+    min_gain: Finite = Field(gt=0, lt=1, description="skill points that a larger sample has to add to be worth it")
     smallest: int = Field(ge=50, description="rows of the smallest sample studied")
     sizes: int = Field(ge=1, le=30, description="how many sizes, evenly spaced on a log scale")
-    repeats: int = Field(
-        ge=2, le=50, description="samples drawn of each size; more take longer and make the bound sharper"
-    )
-    min_gain: Finite = Field(gt=0, lt=1, description="skill points that a larger sample has to add to be worth it")
-    budget: Budget
+    repeats: int = Field(ge=2, le=50, description="samples drawn per size; more take longer and tighten the bound")
+    max_rows: int | None = Field(ge=1, description="the most rows to train on; null: no limit")
 
     @model_validator(mode="after")
-    def _budget_holds_a_sample(self) -> LearningCurve:
-        if self.budget.rows is not None and self.budget.rows < self.smallest:
-            message = f"budget.rows: {self.budget.rows:,} are fewer than the smallest sample, {self.smallest:,} rows"
+    def _max_rows_hold_a_sample(self) -> LearningCurve:
+        if self.max_rows is not None and self.max_rows < self.smallest:
+            message = f"max_rows: {self.max_rows:,} is less than `smallest`, {self.smallest:,}"
             raise ValueError(message)
         return self
 
@@ -156,111 +169,124 @@ class LearningCurve(Section):
 class Model(Section):
     """What is predicted from what."""
 
-    target: str = Field(description="number of the contract; what is predicted is whether it is above zero")
+    name: Annotated[str, AfterValidator(check_model_name)] = Field(description="the registered model's name in MLflow")
+    target: str = Field(description="number of the schema; the model predicts whether it is above zero")
     columns: Names = Field(
         min_length=1,
-        description="the features, by their names in the contract; a datetime enters as its hour of the day",
+        description="the features, by their names in the schema; a timestamp enters as its hour of the day",
     )
     categories: dict[str, Annotated[Names, Field(min_length=1)]] = Field(
-        description="of each category among the features the values that are told apart; all others count as one more"
+        description="for each category among the columns, the values that are told apart; all others count as one"
     )
-
-
-class Baseline(Section):
-    """The one-line rule that a model has to beat; skill is measured from it."""
-
-    by: Names = Field(min_length=1, description="categories of the contract; the rule is the tip rate by these")
-    smoothing: Finite = Field(ge=0, description="rows of the overall rate that each group's own rate is mixed with")
 
 
 class Train(Section):
-    """The estimator, and what it is fitted with."""
+    """The estimator and how it is fitted."""
 
-    rows: Annotated[int | Literal["auto"], number_or("auto")] = Field(
-        description="`auto` trains on as many rows as the learning curve chose; a number overrules it"
-    )
     estimator: str = Field(
         description="`logistic_regression`, `hist_gradient_boosting`, or `module:function`, in a file beside "
         "params.yaml or installed, that returns a scikit-learn classifier"
     )
-    params: dict[str, Any] = Field(description="passed straight to the estimator")
-    calibration: Literal["none", "sigmoid", "isotonic"] = Field(
-        description="a correction of the probabilities, fitted on the rows of the `size` months, part of the model"
+    params: dict[str, Any] = Field(description="keyword arguments of the estimator")
+    rows: Annotated[int | Literal["auto"], accept_number_or("auto")] = Field(
+        description="`auto` trains on as many rows as the learning curve chose; a number overrides it"
+    )
+    calibration: Literal["sigmoid", "isotonic"] | None = Field(
+        description="a correction of the probabilities, fitted on the `validation` months and part of the model; "
+        "null: none"
     )
     seed: int = Field(ge=0, description="`random_state` of estimators that have one")
 
-    @property
-    def calibrates(self) -> bool:
-        """Whether a calibration is asked for."""
-        return self.calibration != "none"
-
-
-class Register(Section):
-    """The registry's entry."""
-
-    name: Annotated[str, AfterValidator(check_name)] = Field(description="the registered model's name in MLflow")
-
 
 class Evaluate(Section):
-    """The gate, in skill points (parts of the baseline's log-loss)."""
+    """The gate. Tolerances are in skill points (shares of the baseline's log-loss)."""
 
-    segments: Names = Field(description="categories whose values are segments; the hour of day is one anyway")
-    tolerance: Finite = Field(
-        ge=0, lt=1, description="a challenger passes if 95% sure not to be worse than the champion by more than this"
+    baseline: Names = Field(
+        min_length=1, description="categories of the schema; the model has to beat the target's rate by their values"
     )
-    segment_tolerance: Finite = Field(ge=0, lt=1, description="and if no segment is shown worse by more than this")
+    segments: Names = Field(description="categories whose values are segments; the hour of day always is one")
+    tolerance: Finite = Field(
+        ge=0, lt=1, description="a challenger passes if it is, with 95% confidence, not worse by more than this"
+    )
+    segment_tolerance: Finite = Field(
+        ge=0, lt=1, description="and if no segment is significantly worse by more than this"
+    )
 
 
 class Score(Section):
     """Bulk scoring."""
 
-    version: Annotated[int | Literal["champion"], number_or("champion")] = Field(
-        description="the version to score with: the registry's alias `champion`, or a number that pins one"
+    model: Annotated[int | Literal["champion"], accept_number_or("champion")] = Field(
+        description="the version that scores: `champion` follows the alias in MLflow, a number pins a version"
     )
-    workers: int = Field(
-        ge=0,
-        le=1024,
-        description="processes of the local cluster, 0: one a core; not where DASK_SCHEDULER_ADDRESS names a cluster",
-    )
+
+
+class Cluster(Section):
+    """The dask cluster. DASK_SCHEDULER_ADDRESS in the environment names a running one instead."""
+
+    n_workers: int | None = Field(ge=1, le=1024, description="processes of the local cluster; null: one per core")
 
 
 class Settings(Section):
     """All of params.yaml."""
 
-    months: Annotated[tuple[Month, ...], AfterValidator(check_distinct)] = Field(
-        min_length=1, description="what is fetched, prepared and scored"
+    months: Annotated[tuple[Month, ...], PlainValidator(check_months), AfterValidator(check_distinct)] = Field(
+        min_length=1, description="the months that are fetched, prepared and scored"
     )
     source: str = Field(
-        description="`demo` simulates the months, offline; anything else is an address with {month} in it: a path "
-        "(relative ones start at params.yaml), https or s3, CSV or Parquet"
+        description="`demo` simulates the months offline; anything else is an address with {month} in it: a path "
+        "(relative to params.yaml), https or s3, CSV or Parquet"
     )
-    contract: str = Field(
+    schema_: str = Field(
+        alias="schema",
         min_length=1,
-        description="file that says what the months' columns are called, mean and may hold; relative to params.yaml",
+        description="file with the columns, their names in the published files and their values; relative to "
+        "params.yaml",
     )
     demo: Demo
     sample: Sample
     learning_curve: LearningCurve
     model: Model
-    baseline: Baseline
     train: Train
-    register_: Register = Field(alias="register")  # BaseModel has a method `register`
     evaluate: Evaluate
     score: Score
+    cluster: Cluster
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:
-        strangers = sorted(set(self.sample.months) - set(self.months))
-        if strangers:
-            message = f"sample.months: {strangers[0]} is not in the list `months`"
+        unlisted = sorted(set(self.sample.months) - set(self.months))
+        if unlisted:
+            message = f"sample.months: {unlisted[0]} is not in the list `months`"
             raise ValueError(message)
-        at_most = self.sample.rows * len(self.sample.of("fit"))
+        at_most = self.sample.rows * len(self.sample.get_months("train"))
         if isinstance(self.train.rows, int) and self.train.rows > at_most:
-            message = f"train.rows: asks for {self.train.rows:,} rows, the sample has {at_most:,} at most"
+            message = f"train.rows: {self.train.rows:,} rows are requested, the sample has at most {at_most:,}"
             raise ValueError(message)
         if self.source != "demo":
             check_source(self.source)
         return self
+
+
+@dataclass(frozen=True)
+class PartialSettings:
+    """What `status`, `verify` and `rollback` need, as far as an invalid params.yaml has it.
+
+    Attributes
+    ----------
+    settings
+        The settings of a valid file, otherwise None.
+    problem
+        What is wrong with an invalid file, otherwise None.
+    months
+        The valid months of the list `months`.
+    model_name
+        `model.name`, or None if the file does not have it.
+    """
+
+    settings: Settings | None
+    problem: UsageError | None
+    months: tuple[str, ...]
+    model_name: str | None
 
 
 def load_settings(path: Path) -> Settings:
@@ -269,59 +295,116 @@ def load_settings(path: Path) -> Settings:
     Raises
     ------
     UsageError
-        With one line for each thing that is wrong.
+        The message names every mistake.
     """
-    settings = validation.load_yaml(path, Settings, "Change to the project's folder.")
-    check_columns(settings, schema.load_schema(path.parent / settings.contract), str(path))
+    values = validation.read_mapping(path, "Change to the project's folder.")
+    check_renamed_keys(values, path)
+    settings = validation.validate(values, Settings, path)
+    check_columns(settings, load_schema(path.parent / settings.schema_), str(path))
     return settings
 
 
+def load_partial_settings(path: Path) -> PartialSettings:
+    """Read the settings, or what there is of them if the file is invalid."""
+    try:
+        settings = load_settings(path)
+    except UsageError as error:
+        return salvage_settings(path, error)
+    return PartialSettings(settings, None, settings.months, settings.model.name)
+
+
+def salvage_settings(path: Path, problem: UsageError) -> PartialSettings:
+    """Take months and model name out of an invalid file."""
+    try:
+        values = validation.read_mapping(path, "")
+    except UsageError:
+        values = {}
+    months, model = values.get("months"), values.get("model")
+    valid = [month for month in months if is_month(month)] if isinstance(months, list) else []
+    name = model.get("name") if isinstance(model, dict) else None
+    return PartialSettings(None, problem, tuple(dict.fromkeys(valid)), name if isinstance(name, str) else None)
+
+
+def is_month(month: object) -> bool:
+    """Whether a value is a month written YYYY-MM."""
+    try:
+        check_month(month)
+    except ValueError:
+        return False
+    return True
+
+
+def check_renamed_keys(values: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file of tipline 0.1 with one message that names the new keys."""
+    found = [text for key, text in RENAMED.items() if has_key(values, key)]
+    sample = values.get("sample")
+    roles = sample.get("months") if isinstance(sample, dict) else None
+    old = [role for role in OLD_ROLES if isinstance(roles, dict) and role in roles.values()]
+    found += [f"the role `{role}` is now `{OLD_ROLES[role]}`" for role in old]
+    if found:
+        what = f"The file has keys of tipline 0.1: {'; '.join(found)}."
+        raise UsageError(what, str(path), "Rename them. docs/reference.md lists all keys.")
+
+
+def has_key(values: Mapping[str, Any], key: str) -> bool:
+    """Whether nested mappings have a dotted key."""
+    section, _, rest = key.partition(".")
+    value = values.get(section)
+    return section in values and (not rest or (isinstance(value, dict) and has_key(value, rest)))
+
+
 def parse_month(text: str) -> str:
-    """A month given on the command line.
+    """Return a month given on the command line.
 
     Raises
     ------
     UsageError
-        Where it is not written YYYY-MM.
+        It is not written YYYY-MM.
     """
     try:
         return check_month(text)
     except ValueError as error:
-        raise UsageError(f"{error}.", "command line", "Write the month as 2009-01, for one.") from None
+        raise UsageError(f"{error}.", "command line", "Write the month like this: 2009-01.") from None
 
 
-def check_columns(settings: Settings, known: Schema, where: str) -> None:
-    """Hold features, target, categories and baseline against the contract."""
+def check_columns(settings: Settings, schema: Schema, where: str) -> None:
+    """Check columns, target, categories and baseline against the schema.
+
+    Raises
+    ------
+    UsageError
+        A name is not in the schema, has the wrong type, or would give the answer away.
+    """
     model = settings.model
-    known.check_features(model.columns, f"{where}, model.columns")
-    known.check_features(settings.baseline.by, f"{where}, baseline.by")
-    check_type("number", [model.target], known, f"{where}, model.target")
+    schema.check_features(model.columns, f"{where}, model.columns")
+    schema.check_features(settings.evaluate.baseline, f"{where}, evaluate.baseline")
+    check_type("number", [model.target], schema, f"{where}, model.target")
     if model.target in model.columns:
-        what = f"{model.target} is the target: as a feature it would give the answer away."
-        raise UsageError(what, f"{where}, model.columns", "Take it off the list.")
-    check_values(model, known, f"{where}, model.categories")
-    check_type("category", settings.baseline.by, known, f"{where}, baseline.by")
-    check_type("category", settings.evaluate.segments, known, f"{where}, evaluate.segments")
+        what = f"{model.target} is the target; as a feature it would give the answer away."
+        raise UsageError(what, f"{where}, model.columns", "Remove it from the list.")
+    check_categories(model, schema, f"{where}, model.categories")
+    check_type("category", settings.evaluate.baseline, schema, f"{where}, evaluate.baseline")
+    check_type("category", settings.evaluate.segments, schema, f"{where}, evaluate.segments")
 
 
-def check_type(wanted: str, names: Sequence[str], known: Schema, where: str) -> None:
-    """Refuse what is no column of a type."""
-    there = [name for name, column in known.columns.items() if column.type == wanted]
+def check_type(type_: str, names: Sequence[str], schema: Schema, where: str) -> None:
+    """Refuse names that are not columns of a type."""
+    known = [name for name, column in schema.columns.items() if column.type == type_]
     for name in names:
-        if name not in there:
-            raise UsageError(f"{name} is not a {wanted} of the contract.", where, f"Name one of: {', '.join(there)}.")
+        if name not in known:
+            raise UsageError(f"{name} is not a {type_} of the schema.", where, f"Use one of: {', '.join(known)}.")
 
 
-def check_values(model: Model, known: Schema, where: str) -> None:
-    """Refuse a category among the features whose values are not listed, and values of anything else."""
-    categories = [name for name in model.columns if known.columns[name].type == "category"]
+def check_categories(model: Model, schema: Schema, where: str) -> None:
+    """Refuse a category column without listed values, and listed values of any other column."""
+    categories = [name for name in model.columns if schema.columns[name].type == "category"]
     for name in categories:
         if name not in model.categories:
-            values = ", ".join(known.columns[name].spellings) or "its values"
-            what = f"{name} is a category in model.columns, and its values are not listed."
-            raise UsageError(what, where, f"Add those that the model is to tell apart: {name}: [{values}]")
+            values = ", ".join(schema.columns[name].aliases) or "its values"
+            what = f"{name} is a category in model.columns, but its values are not listed."
+            raise UsageError(what, where, f"Add the values that the model tells apart: {name}: [{values}]")
     for name in model.categories:
         if name not in categories:
             near = difflib.get_close_matches(name, categories, 1, 0.4)
-            todo = f"Did you mean {near[0]}?" if near else "Take it away here, or add a category to model.columns."
-            raise UsageError(f"{name} has values here, and is no category in model.columns.", where, todo)
+            todo = f"Did you mean {near[0]}?" if near else "Remove it, or add a category to model.columns."
+            raise UsageError(f"{name} has values here but is not a category in model.columns.", where, todo)

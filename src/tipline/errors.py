@@ -1,4 +1,4 @@
-"""What a user is told when something is wrong, and the exit code that goes with it."""
+"""Errors with three parts (what happened, where, what to do), their exit codes, and text for messages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 SHOWN_LETTERS = 60
 SECRETS = re.compile(
-    # What stands before the last @, a password with slashes or spaces, too, but no port; what a name gives away.
+    # Everything before the last @ of an address (a password may hold slashes and spaces), but not a port.
     r"(?<=://)(?:[^/\s?#]*|[^/\s?#@:]*:(?!\s|\d{1,5}(?:[/\s]|$)).*)(?=@)|"
+    # The value of a query parameter whose name says that it is a secret.
     r"(?<=[?&;#])((?:[\w.-]*(?:signature|sig|token|secret|pass\w*|pwd|auth\w*|jwt|credential|key(?:id)?)|"
     r"code|odbc_connect)=)[^&;\s'\")]*",
     re.IGNORECASE,
@@ -20,14 +21,14 @@ SECRETS = re.compile(
 
 
 class TiplineError(Exception):
-    """Something failed for a reason that a person can act on.
+    """A failure that a person can act on.
 
     Parameters
     ----------
     what
-        What is wrong, in one sentence.
+        What happened, in one sentence.
     where
-        The file, column, month or setting that it is wrong in.
+        The file, column, month or setting that is affected.
     todo
         What to do about it.
     """
@@ -56,7 +57,7 @@ class GateRefusedError(TiplineError):
 
 
 class MonthsFailedError(TiplineError):
-    """Some months failed; the others are done."""
+    """Some months failed; the rest are done."""
 
     exit_code = 4
 
@@ -67,40 +68,41 @@ class NotPublishedError(TiplineError):
     exit_code = 5
 
 
-def combine_failures(failed: Mapping[str, TiplineError], asked: int) -> TiplineError:
-    """One error for the months that failed, of those that were asked for; each has been told when it happened.
+def combine_failures(failed: Mapping[str, TiplineError], requested: int) -> TiplineError:
+    """Return one error for the months that failed; the reason of each has been printed before.
 
-    The error of a single month is its own; where all that failed are not published yet, that is the exit code.
+    If only one month was requested, this is its own error. The exit code says "not published" only if that is the
+    reason of every failure.
     """
-    if asked == 1:
+    if requested == 1:
         return next(iter(failed.values()))
     kind = NotPublishedError if all(isinstance(e, NotPublishedError) for e in failed.values()) else MonthsFailedError
-    todo = "The reasons stand above; the other months are done. Run it again for these."
-    return kind(f"{len(failed)} of {asked} months failed.", ", ".join(sorted(failed)), todo)
+    todo = "The reasons are printed above. The other months are done; run the command again for these."
+    return kind(f"{len(failed)} of {requested} months failed.", ", ".join(sorted(failed)), todo)
 
 
 def shorten_text(value: object, letters: int = SHOWN_LETTERS) -> str:
-    """A name or a type as part of a message: on one line, with nothing in it that a terminal would obey."""
+    """Make a name or a type fit into a message: one line, without control characters."""
     text = str(value)
     text = (text if len(text) <= letters else f"{text[:letters]}…").replace("\n", " ")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def format_count(number: int, noun: str) -> str:
-    """Such as `1 row` or `2,000 rows`."""
+    """Format a count: `1 row`, `2,000 rows`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def hide_secrets(text: str) -> str:
-    """An address, or a text with addresses in it, without the passwords and signatures."""
+    """Replace passwords and signatures in addresses by asterisks."""
     return SECRETS.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def join_lines(error: object) -> str:
-    """A message without its line ends."""
+    """Put a message on one line."""
     return " ".join(str(error).split())
 
 
-def summarize_exception(error: Exception) -> str:
-    """The first line of what a library says, as part of a message."""
+def summarize_exception(error: BaseException) -> str:
+    """Return the first line of another library's message."""
     return shorten_text(next(iter(str(error).splitlines()), repr(error)), 300)

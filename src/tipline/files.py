@@ -1,4 +1,4 @@
-"""How files are published: written beside their place, flushed, renamed in; a folder's receipt is written last."""
+"""Publish files and folders whole or not at all: write beside the target, flush, rename. A manifest is written last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -17,37 +20,38 @@ from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-# Parquet readers (pyarrow, dask, Spark) pass over names that begin with an underscore.
-MANIFEST = "_receipt.json"
-# The system's errors of a disk, a quota or a file that can take no more.
+# Parquet readers (pyarrow, dask, Spark) skip names that begin with an underscore.
+MANIFEST = "_manifest.json"
+# A disk, a quota or a file that can take no more.
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REPLACED = ".replaced"
+SWAP_LOCK = ".swap.lock"
 
 
 def hash_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the sha256 of a file as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_bytes(data: bytes) -> str:
-    """Hex digest of some bytes."""
+    """Return the sha256 of some bytes as hex."""
     return hashlib.sha256(data).hexdigest()
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Length and digest of a file, as receipts have them."""
-    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-
-
-def hash_json(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
-    """Hex digest of a json value, whatever the order of its keys."""
+def hash_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+    """Return the sha256 of a JSON value as hex; the order of keys does not matter."""
     return hash_bytes(json.dumps(value, sort_keys=True).encode())
 
 
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return length and sha256 of a file, as manifests hold them."""
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
 def flush_to_disk(path: Path) -> None:
-    """Ask the disk to keep a file, or the names in a folder."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,11 +59,16 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def create_token() -> str:
+    """Return a name for temporary files that no other process uses, also on a shared file system."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 @contextlib.contextmanager
 def create_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path; rename it to `path` if the block ends well, remove it if not."""
+    """Yield a temporary path; rename it to `path` if the block succeeds, remove it otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{create_token()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -69,7 +78,7 @@ def create_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """`placing`, and what is renamed in survives a power cut."""
+    """Do the same as `create_file`, and make the result survive a power cut."""
     with create_file(path) as temporary:
         yield temporary
         flush_to_disk(temporary)
@@ -78,12 +87,14 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path, staging: Path) -> Iterator[Path]:
-    """Give an empty folder under `staging`; rename it to `folder` if the block ends well.
+    """Yield an empty folder below `staging`; swap it with `folder` if the block succeeds, remove it otherwise.
 
-    Both must be on one file system.
+    Both must be on one file system. Several processes may do this at once: each has a staging folder of its own, and
+    the last one to finish wins.
     """
-    staged = staging / folder.name
-    shutil.rmtree(staged, ignore_errors=True)
+    staged = staging / f"{folder.name}.{create_token()}"
+    recover_folders(staging, folder.parent)
+    remove_abandoned(staging)
     staged.mkdir(parents=True)
     try:
         yield staged
@@ -93,43 +104,72 @@ def replace_folder(folder: Path, staging: Path) -> Iterator[Path]:
 
 
 def swap_folder(staged: Path, folder: Path) -> None:
-    """Rename a finished folder into its place; what stood there is moved aside first and removed last.
+    """Rename a finished folder into place; the one that it replaces is moved aside first and removed last.
 
-    A crash between the two renames leaves the old folder beside `staged`, under the name that `aside` gives.
+    A crash between the two renames leaves the old folder beside `staged`, where `recover_folders` finds it.
     """
     for file in staged.iterdir():
         flush_to_disk(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        # Left by a crash after both renames; a rename onto a folder that holds something fails.
-        shutil.rmtree(get_backup_path(staged), ignore_errors=True)
-        folder.rename(get_backup_path(staged))
-    staged.rename(folder)
-    flush_to_disk(folder.parent)
-    shutil.rmtree(get_backup_path(staged), ignore_errors=True)
+    replaced = staged.with_name(f"{folder.name}{REPLACED}")
+    with filelock.FileLock(staged.parent / SWAP_LOCK):
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # left by a crash after both renames
+            folder.rename(replaced)
+        staged.rename(folder)
+        flush_to_disk(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
-def get_backup_path(staged: Path) -> Path:
-    """Where the folder that `staged` replaces waits until the new one is in its place."""
-    return staged.with_name(f"{staged.name}.old")
+def recover_folders(staging: Path, parent: Path) -> None:
+    """Put back the folders of `parent` that a crash in `swap_folder` has left in `staging`."""
+    if not any(staging.glob(f"*{REPLACED}")):
+        return
+    with filelock.FileLock(staging / SWAP_LOCK):
+        for replaced in sorted(staging.glob(f"*{REPLACED}")):
+            folder = parent / replaced.name.removesuffix(REPLACED)
+            if folder.exists():
+                shutil.rmtree(replaced)
+            else:
+                parent.mkdir(parents=True, exist_ok=True)
+                replaced.rename(folder)
+
+
+def remove_abandoned(staging: Path) -> None:
+    """Remove staging folders of processes of this machine that have died."""
+    for path in staging.glob(f"*.{socket.gethostname()}-*-*"):
+        process = path.name.rsplit("-", 2)[1]
+        if path.is_dir() and process.isdecimal() and not is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, what: str) -> Iterator[None]:
+def hold_lock(path: Path, activity: str) -> Iterator[None]:
     """Keep other processes out of the block.
 
     Raises
     ------
     TiplineError
-        At once, where another process is in it: `what` says what that is doing.
+        Another process is in it; `activity` says what that is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        todo = "Wait for it to end, or stop it; what it has finished is kept."
-        raise TiplineError(f"Another process is {what}.", str(path), todo) from error
+        todo = "Wait for it to end, or stop it. What it has finished is kept."
+        raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
     try:
         yield
     finally:
@@ -142,59 +182,43 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, whole or not at all; one that a crash cut off before is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        data = (b"" if file.read(1) in {b"", b"\n"} else b"\n") + line.encode() + b"\n"
-        try:
-            while data:  # of a full disk, the first write may take a part
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(size)
-            raise
-
-
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (anything that json can hold)
-    """Write a json file, whole or not at all; keys keep their order, so equal values are equal bytes."""
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+    """Write a JSON file, whole or not at all; keys keep their order, so equal values give equal bytes."""
     write_text(path, format_json(value))
 
 
-def format_json(value: Any) -> str:  # noqa: ANN401 (anything that json can hold)
-    """A json value as the files have it."""
+def format_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
+    """Format a JSON value as it is written to files."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of the same keys as CSV, whole or not at all."""
+    """Write rows with equal keys as CSV, whole or not at all."""
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (anything that json can hold)
-    """Read a json file that tipline wrote.
+def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (any JSON value)
+    """Read a JSON file that tipline wrote.
 
     Raises
     ------
     TiplineError
-        Where it is not there or is no json; `todo` says how to get it back.
+        The file is missing or is not JSON; `todo` says how to get it back.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TiplineError("A file that an earlier stage writes is missing.", str(path), todo) from error
-    except json.JSONDecodeError as error:
-        raise TiplineError(f"This file is not valid json: {error}.", str(path), todo) from error
+    except ValueError as error:
+        raise TiplineError(f"This file is not valid JSON: {error}.", str(path), todo) from error
 
 
-def try_read_json(path: Path) -> Any:  # noqa: ANN401 (anything that json can hold)
-    """`read_json`, None where the file is not there or is no json."""
+def try_read_json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
+    """Read a JSON file; return None if it is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

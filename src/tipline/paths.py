@@ -1,4 +1,4 @@
-"""Where everything lies in the project's folder."""
+"""Where the project keeps its files."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tipline import files
 from tipline.errors import UsageError
 
-ROLES = ("fit", "size", "evaluate")
+# The roles of months, in the order in which they follow each other in time.
+ROLES = ("train", "validation", "test")
 
 
 class ProjectPath:
-    """A path below a project's root."""
+    """A fixed path below the project's root."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __get__(self, project: Paths, _: type[Paths]) -> Path:
-        return project.root / self.path
+    def __get__(self, paths: Paths, _: type[Paths]) -> Path:
+        return paths.root / self.path
 
 
 @dataclass(frozen=True)
@@ -28,62 +30,68 @@ class Paths:
     root: Path
 
     params = ProjectPath("params.yaml")
-    # Without content: the check of the settings writes it, so that DVC runs the check first.
-    params_checked = ProjectPath("data/params.checked")
-    # Where folders are built before they are renamed in: on the same file system as data/ and models/.
+    # Folders are built here and then renamed into place, so it must be on the same file system as data/ and models/.
     staging = ProjectPath("data/.staging")
-    predictions = ProjectPath("data/predictions")  # one folder a month: parts and the receipt
-    sample_size = ProjectPath("models/sample_size.json")  # how many rows to train on: {"rows": n}
+    predictions = ProjectPath("data/predictions")  # one folder per month, with parts and a manifest
+    sample_size = ProjectPath("models/sample_size.json")  # rows to train on: {"rows": n}
     challenger = ProjectPath("models/challenger")  # the model that this workspace trained
-    champion = ProjectPath("models/champion")  # the model that scores, as the registry's alias says
-    ref = ProjectPath("models/champion/ref.json")  # its name, version, run and digest
-    # The study's table and figures; the pictures have the same names and end in png.
+    champion = ProjectPath("models/champion")  # the model that scores
+    champion_ref = ProjectPath("models/champion/ref.json")  # its name, version, run and digest
+    # The study as a table; the picture and the decision have the same name and end in png and json.
     learning_curve = ProjectPath("reports/learning_curve.csv")
     evaluation = ProjectPath("reports/evaluation.json")
+    metrics = ProjectPath("reports/metrics.json")  # what `dvc metrics show` prints
     monitoring = ProjectPath("reports/monitoring")
 
     @property
-    def home(self) -> Path:
-        """The workspace that the user works in.
+    def workspace(self) -> Path:
+        """The folder that the user works in.
 
-        `dvc exp run --temp` runs the stages in a copy of the project, and names the original in DVC_ROOT: MLflow's
-        store and relative sources are looked up there.
+        `dvc exp run --temp` runs the stages in a copy of the project and names the original in DVC_ROOT. MLflow's store
+        and relative sources belong to the original.
         """
         top = os.environ.get("DVC_ROOT")
         here = next((folder for folder in (self.root, *self.root.parents) if (folder / ".dvc").is_dir()), self.root)
         if top is None or Path(top).resolve() == here.resolve():
             return self.root
-        return Path(top) / self.root.relative_to(here)  # the project need not be the repository's root
+        return Path(top) / self.root.relative_to(here)  # the project may be a subfolder of the repository
 
     @property
-    def temporary(self) -> bool:
-        """Whether this is a copy that `dvc exp run --temp` or a worker of its queue runs in."""
-        return self.home.resolve() != self.root.resolve()
-
-    @property
-    def promotions(self) -> Path:
-        """Who made which version the champion when: in git, written in the user's own workspace alone."""
-        return self.home / "models" / "promotions.jsonl"
+    def is_experiment_copy(self) -> bool:
+        """Whether this is the copy that `dvc exp run --temp` or a queue worker runs in."""
+        return self.workspace.resolve() != self.root.resolve()
 
     def raw(self, month: str) -> Path:
-        """The published bytes of a month: one file."""
+        """The folder with the published file of a month."""
         return self.root / "data" / "raw" / month
 
-    def raw_receipt(self, month: str) -> Path:
-        """Where those bytes came from; beside the folder, because an address must not make `prepare` run again."""
+    def raw_manifest(self, month: str) -> Path:
+        """Where the published file came from. It is beside the folder, so that a new address prepares nothing again."""
         return self.root / "data" / "raw" / f"{month}.json"
 
-    def trips(self, month: str) -> Path:
-        """A prepared month: trips.parquet, the quarantine, the receipt."""
+    def prepared(self, month: str) -> Path:
+        """The folder of a prepared month: rows, quarantine, manifest."""
         return month_folder(self.root / "data" / "trips", month)
 
-    def trips_file(self, month: str) -> Path:
+    def prepared_file(self, month: str) -> Path:
         """The rows of a prepared month."""
-        return self.trips(month) / "trips.parquet"
+        return self.prepared(month) / "trips.parquet"
 
     def sample(self, role: str, month: str) -> Path:
-        """A month's sample, in the order in which samples nest."""
+        """The sample of a month, in the order in which samples nest."""
         return self.root / "data" / "sample" / role / f"{month}.parquet"
+
+    def recover_folders(self) -> None:
+        """Put back each folder that an interrupted swap has left aside."""
+        data, models, reports = (self.root / name for name in ("data", "models", "reports"))
+        for staging, parent in {
+            "raw": data / "raw",
+            "trips": data / "trips",
+            "predictions": data / "predictions",
+        }.items():
+            files.recover_folders(self.staging / staging, parent)
+        files.recover_folders(self.staging / "models", models)
+        files.recover_folders(self.staging / "reports", reports)
 
 
 def month_folder(parent: Path, month: str) -> Path:
@@ -92,17 +100,17 @@ def month_folder(parent: Path, month: str) -> Path:
 
 
 def month_name(month: str) -> str:
-    """The name of a month's folder."""
+    """The name of the folder of a month."""
     return f"month={month}"
 
 
 def find_project(start: Path | None = None) -> Paths:
-    """The project that `start` (default: the working directory) lies in.
+    """Find the project that `start` (default: the working directory) lies in.
 
     Raises
     ------
     UsageError
-        Where neither the folder nor one above it has a dvc.yaml and a params.yaml.
+        Neither the folder nor one above it has both dvc.yaml and params.yaml.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):

@@ -1,4 +1,4 @@
-"""Progress that a person can read: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 5.0
-LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"  # 12.6M of 28.0M rows, …
+SECONDS_BETWEEN_LINES = 5.0
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"
 
 
 @contextlib.contextmanager
-def show_progress(total: int | None, unit: str, label: str = "", done: int = 0) -> Iterator[Callable[[int], object]]:
-    """Give a function that is told how many more are done."""
+def show_progress(total: int | None, unit: str, label: str = "", initial: int = 0) -> Iterator[Callable[[int], object]]:
+    """Yield a function that takes the number of units that were done since its last call."""
     if not sys.stderr.isatty():
-        yield lines(total, unit, label, done)
+        yield create_line_logger(total, unit, label, initial)
         return
-    with tqdm(initial=done, total=total, desc=label, unit=unit, unit_scale=True, leave=False) as bar:
+    with tqdm(initial=initial, total=total, desc=label, unit=unit, unit_scale=True, leave=False) as bar:
         yield bar.update
 
 
-def lines(total: int | None, unit: str, label: str, done: int) -> Callable[[int], None]:
-    """`counting` where no terminal is."""
-    count, began = done, time.perf_counter()
-    shown = began
+def create_line_logger(total: int | None, unit: str, label: str, initial: int) -> Callable[[int], None]:
+    """Return the function that `show_progress` yields where there is no terminal."""
+    count, started = initial, time.perf_counter()
+    logged = started
 
-    def add(more: int) -> None:
-        nonlocal count, shown
-        count, now = count + more, time.perf_counter()
-        if now - shown < EVERY_SECONDS:
+    def add(units: int) -> None:
+        nonlocal count, logged
+        count, now = count + units, time.perf_counter()
+        if now - logged < SECONDS_BETWEEN_LINES:
             return
-        shown, form = now, LINE if total else None
-        options = {"unit": unit, "unit_scale": True, "bar_format": form, "initial": done}
-        log.info("%s", tqdm.format_meter(count, total, now - began, prefix=label, **options))
+        logged, form = now, LINE if total else None
+        options = {"unit": unit, "unit_scale": True, "bar_format": form, "initial": initial}
+        log.info("%s", tqdm.format_meter(count, total, now - started, prefix=label, **options))
 
     return add

@@ -292,7 +292,7 @@ class RemoteStorage(Storage):
         return []
 
     def remove(self, folder: str) -> None:
-        """The receipt first: what is left by a crash is not taken for a whole month."""
+        """The manifest first: what is left by a crash is not taken for a whole month."""
         names = self.sizes(folder).keys()
         self.remove_files(f"{folder}/{name}" for name in names & {files.MANIFEST})
         self.remove_files(f"{folder}/{name}" for name in names - {files.MANIFEST})
@@ -355,9 +355,9 @@ class RemoteStorage(Storage):
         """Nothing: the staged folder of a month that was being published is whole, and it is published again."""
 
     def publish(self, staged: Storage, source: str, folder: str) -> None:
-        """Copy the files within the store, the receipt last; a folder without a receipt is not published.
+        """Copy the files within the store, the manifest last; a folder without a manifest is not published.
 
-        There are no renames of folders there: a reader that does not look for the receipt can meet, for the moment
+        There are no renames of folders there: a reader that does not look for the manifest can meet, for the moment
         that the copies take, parts of the old month beside parts of the new one.
         """
         names = staged.sizes(source).keys() - {files.MANIFEST}

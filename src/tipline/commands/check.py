@@ -23,7 +23,7 @@ from tipline.errors import (
     shorten_text,
 )
 from tipline.ingest import prepare, readers, source, transfer
-from tipline.ingest import schema as contracts
+from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ class Look:
     row_groups: int | None  # None for a CSV file
 
 
-def run(settings: Settings, paths: Paths, address: str, months: Sequence[str]) -> Iterator[str]:
+def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) -> Iterator[str]:
     """Give lines about months of a source, a few asked for at once.
 
     Raises
@@ -65,20 +65,20 @@ def run(settings: Settings, paths: Paths, address: str, months: Sequence[str]) -
         At the end, where `prepare` would refuse a month; NotPublishedError where the source has not got it.
     """
     try:
-        config.check_source(address, one_month=len(months) == 1)
+        config.check_source(source, needs_month=len(months) != 1)
     except ValueError as error:
         todo = "Name a path, https:// or s3://, with {month} in it for more than one month."
-        raise UsageError(f"{error}.", f"command line, {hide_secrets(address)}", todo) from None
-    contract = contracts.load_schema(paths.root / settings.contract)
+        raise UsageError(f"{error}.", f"command line, {hide_secrets(source)}", todo) from None
+    schema = load_schema(paths.root / settings.schema_)
     rates = measure_rates(paths)
     failed: dict[str, TiplineError] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        looks = {month: pool.submit(look, address, month) for month in dict.fromkeys(months)}
+        looks = {month: pool.submit(look, source, month) for month in dict.fromkeys(months)}
         for month, future in looks.items():
             try:
                 found = future.result()
-                match = contract.match(found.schema, f"{place_of(address, month)}, month {month}")
-                about = describe(found, match, contract) | {"fetched": fetched(paths, address, month, found.stated)}
+                match = schema.match(found.schema, f"{place_of(source, month)}, month {month}")
+                about = describe(found, match, schema) | {"fetched": fetched(paths, source, month, found.stated)}
                 yield from lines(month, title(found), about | {"scoring": expected(found.rows, rates)})
             except TiplineError as error:
                 failed[month] = error
@@ -143,15 +143,15 @@ def format_size(count: float) -> str:
     return f"{count / unit:,.1f} {name}"
 
 
-def describe(found: Look, match: Match, contract: Schema) -> dict[str, str]:
+def describe(found: Look, match: Match, schema: Schema) -> dict[str, str]:
     """How `prepare` would understand the month's columns."""
     retyped = [
-        f"{match.names[key]} is {shorten_text(type_)}, read as {contract.columns[key].type}"
+        f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
         for key, type_ in match.types.items()
-        if found.row_groups is not None and not contract.columns[key].is_natural(type_)
+        if found.row_groups is not None and not schema.columns[key].is_natural(type_)
     ]
     return {
-        "era": f"{match.era}: {contract.eras[match.era]}",
+        "era": f"{match.era}: {schema.eras[match.era]}",
         "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
         "added": ", ".join(f"{shorten_text(name)}: left behind" for name in match.unknown[:20]) or "-",
         "lost": ", ".join(match.absent) or "-",
@@ -161,10 +161,10 @@ def describe(found: Look, match: Match, contract: Schema) -> dict[str, str]:
 
 def fetched(paths: Paths, address: str, month: str, stated: Stated) -> str:
     """Whether the month is in data/raw/, and still what the source has."""
-    receipt = files.try_read_json(paths.raw_receipt(month))
-    if receipt is None or receipt["address"] != place_of(address, month):
-        return "no" if receipt is None else f"from elsewhere, {receipt['address']}"
-    then = receipt.get("upstream", {"size": receipt["bytes"], "version": None})
+    manifest = files.try_read_json(paths.raw_manifest(month))
+    if manifest is None or manifest["address"] != place_of(address, month):
+        return "no" if manifest is None else f"from elsewhere, {manifest['address']}"
+    then = manifest.get("upstream", {"size": manifest["bytes"], "version": None})
     told = [
         f"{what} {before} -> {now}"
         for what, before, now in (("bytes", then["size"], stated.size), ("version", then["version"], stated.version))
@@ -177,7 +177,7 @@ def fetched(paths: Paths, address: str, month: str, stated: Stated) -> str:
 
 def measure_rates(paths: Paths) -> tuple[float, float, float]:
     """Bytes a prepared row and a scored one take, and rows scored a second, as this project's months have it."""
-    trips = [files.try_read_json(path) for path in paths.trips("*").parent.glob(f"month=*/{files.MANIFEST}")]
+    trips = [files.try_read_json(path) for path in paths.prepared("*").parent.glob(f"month=*/{files.MANIFEST}")]
     scored = [files.try_read_json(path) for path in paths.predictions.glob(f"month=*/{files.MANIFEST}")]
     prepared = compute_mean([(one["trips"]["bytes"], one["rows_out"]) for one in trips if one])
     written = compute_mean([(sum(part["bytes"] for part in one["parts"]), one["rows"]) for one in scored if one])

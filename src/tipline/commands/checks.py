@@ -105,7 +105,7 @@ def alias(state: State) -> list[Finding] | None:
         return None
     if state.registry.champion is None:
         return [Finding("the registry has no champion, models/champion/ has one", "dvc repro")]
-    written = history.read_last_champion(state.paths, state.settings.register_.name)
+    written = history.read_last_champion(state.paths, state.settings.model.name)
     digest = state.registry.champion.tags.get(store.DIGEST)
     if written is not None and digest not in {None, written["digest"]}:
         what = "models/promotions.jsonl ends with another champion than the registry has"
@@ -165,12 +165,12 @@ def register_again(version: Version, address: str) -> str:
 
 
 def predictions(state: State) -> list[Finding]:
-    """Whether months are as their receipts say; those that are still to be scored are none of it."""
+    """Whether months are as their manifests say; those that are still to be scored are none of it."""
     paths, found = state.paths, []
     folder = paths.predictions
     spoilt = [one.month for one in state.planned if claims(folder, one.month) == one.key]
     if spoilt:
-        found.append(Finding(f"predictions are not as their receipts say: {', '.join(spoilt)}", "dvc repro"))
+        found.append(Finding(f"predictions are not as their manifests say: {', '.join(spoilt)}", "dvc repro"))
     lost = [month for month in state.failed if claims(folder, month)]
     if lost:
         again = " ".join(f"prepare@{month}" for month in lost)
@@ -180,8 +180,8 @@ def predictions(state: State) -> list[Finding]:
 
 def claims(predictions: Path, month: str) -> Any:  # noqa: ANN401 (anything that json can hold)
     """What the predictions of a month say that they were made from."""
-    receipt = files.try_read_json(predictions / month_name(month) / files.MANIFEST)
-    return receipt.get("key") if isinstance(receipt, dict) else None
+    manifest = files.try_read_json(predictions / month_name(month) / files.MANIFEST)
+    return manifest.get("key") if isinstance(manifest, dict) else None
 
 
 def libraries(state: State) -> list[Finding] | None:
@@ -238,17 +238,17 @@ def disk(state: State) -> list[Finding]:
 def needed_bytes(state: State) -> float:
     """Twice what is still to be written, for DVC's cache may hold a copy; a new month is as large as the mean one."""
     trips, written, _ = check.measure_rates(state.paths)
-    prepared = receipts(state.paths.trips("*").parent, f"month=*/{files.MANIFEST}")
-    raw = receipts(state.paths.raw_receipt("*").parent, "*.json")
+    prepared = manifests(state.paths.prepared("*").parent, f"month=*/{files.MANIFEST}")
+    raw = manifests(state.paths.raw_manifest("*").parent, "*.json")
     rows = check.compute_mean([(one["rows_out"], 1) for one in prepared])
     published = check.compute_mean([(one["bytes"], 1) for one in raw])
     scored = sum(block.rows for month in state.planned for block in month.open) * written
-    new = [month for month in state.failed if not state.paths.trips(month).is_dir()]
+    new = [month for month in state.failed if not state.paths.prepared(month).is_dir()]
     return 2 * (scored + len(new) * (published + rows * (trips + written)))
 
 
-def receipts(folder: Path, names: str) -> list[dict[str, Any]]:
-    """The receipts below a folder."""
+def manifests(folder: Path, names: str) -> list[dict[str, Any]]:
+    """The manifests below a folder."""
     return [found for path in folder.glob(names) if (found := files.try_read_json(path))]
 
 

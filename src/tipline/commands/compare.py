@@ -115,11 +115,11 @@ def movers(month: str, batch: pa.RecordBatch, a: Probabilities, b: Probabilities
 def run(
     settings: Settings,
     paths: Paths,
-    names: tuple[str, str],
+    versions: tuple[str, str],
     months: Sequence[str] = (),
     threshold: float = 0.5,
-    movers: int = 10,
-    trips_place: str = "",
+    largest: int = 10,
+    trips: str = "",
 ) -> Iterator[str]:
     """Compare two versions; write reports/diff_scores/A-B.json and the movers as .csv; give lines about them.
 
@@ -143,23 +143,23 @@ def run(
     TiplineError
         At the end, where months failed; MonthsFailedError if others did not.
     """
-    check_options(threshold, movers)
-    a, b = versions = fetched(settings, paths, names)
-    yield from (f"{letter}: version {one.number}, {one.name}" for letter, one in zip("AB", versions, strict=True))
+    check_options(threshold, largest)
+    a, b = models = fetched(settings, paths, versions)
+    yield from (f"{letter}: version {one.number}, {one.name}" for letter, one in zip("AB", models, strict=True))
     if a.digest == b.digest:
         yield f"Both are the same model ({a.digest[:12]}): every score is equal, there is nothing to compare."
         return
     months = list(dict.fromkeys(months or settings.months))
-    tasks, failed = planned(block_scoring.Locations.of(paths, trips_place), months, versions)
-    comparison = Comparison(tasks, threshold, movers, failed)
+    tasks, failed = planned(block_scoring.Locations.of(paths, trips), months, models)
+    comparison = Comparison(tasks, threshold, largest, failed)
     if tasks:
-        with cluster.connect_client(settings.score.workers) as client:
-            for version in versions:
+        with cluster.connect_client(settings.cluster.n_workers) as client:
+            for version in models:
                 block_scoring.send_model(client, version.contents, version.digest)
             comparison.run(client)
     yield from table(comparison)
     if comparison.figures:
-        yield from write(paths, versions, comparison)
+        yield from write(paths, models, comparison)
     if failed:
         raise combine_failures(failed, len(months))
 
@@ -178,7 +178,7 @@ def fetched(settings: Settings, paths: Paths, names: tuple[str, str]) -> tuple[V
     from tipline.registry import model_versions, store  # noqa: PLC0415 (the workers import this module, and MLflow takes seconds)
 
     with store.connect_store(paths) as client:
-        a, b = (resolved(client, settings.register_.name, name) for name in names)
+        a, b = (resolved(client, settings.model.name, name) for name in names)
         a, b = (model_versions.adopt_version(client, settings, paths, version) for version in (a, b))
         return with_files(a), with_files(b)
 

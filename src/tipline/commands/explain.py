@@ -43,21 +43,21 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     if month not in settings.months or not 0 <= row <= MOST:
         what = "The month is not among `months`." if month not in settings.months else "There is no such row."
         raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")
-    receipt = files.read_json(folder / files.MANIFEST, "Run: dvc repro score")
-    group, stored = prediction(paths, month, row, receipt)
+    manifest = files.read_json(folder / files.MANIFEST, "Run: dvc repro score")
+    group, stored = prediction(paths, month, row, manifest)
     trip = prepared(paths, month, row, group)
     yield f"{month}, row {row:,}: tip_probability {stored!r}"
-    yield from section("prediction", of_prediction(paths, folder, receipt, group))
-    contents, training, of_run = model_of(settings, paths, receipt)
+    yield from section("prediction", of_prediction(paths, folder, manifest, group))
+    contents, training, of_run = model_of(settings, paths, manifest)
     if contents is None:
-        yield from section("model", {"digest": receipt["key"]["model"], "files": "neither here nor in the registry"})
+        yield from section("model", {"digest": manifest["key"]["model"], "files": "neither here nor in the registry"})
     else:
-        loaded = artifact.load_model(contents, receipt["key"]["model"])
+        loaded = artifact.load_model(contents, manifest["key"]["model"])
         yield from section("why (log-odds)", contributions(loaded, trip, stored))
-        yield from section("model", of_model(receipt, training, of_run))
-    yield from section("prepared row", {"file": shown(paths, paths.trips_file(month)), "row group": group} | trip)
+        yield from section("model", of_model(manifest, training, of_run))
+    yield from section("prepared row", {"file": shown(paths, paths.prepared_file(month)), "row group": group} | trip)
     yield from section("published row", published_row(paths, month, row))
-    yield from section("source", files.read_json(paths.raw_receipt(month), f"Run: dvc repro download@{month}"))
+    yield from section("source", files.read_json(paths.raw_manifest(month), f"Run: dvc repro download@{month}"))
 
 
 def section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -72,10 +72,10 @@ def shown(paths: Paths, path: Path) -> str:
     return str(path.relative_to(paths.root))
 
 
-def prediction(paths: Paths, month: str, row: int, receipt: Mapping[str, Any]) -> tuple[int, float]:
+def prediction(paths: Paths, month: str, row: int, manifest: Mapping[str, Any]) -> tuple[int, float]:
     """The row group that a row was scored in, and its stored probability."""
     folder = month_folder(paths.predictions, month)
-    for group, part in enumerate(receipt["parts"]):
+    for group, part in enumerate(manifest["parts"]):
         path = folder / part["name"]
         if not path.is_file():
             raise TiplineError("A part of the predictions is missing.", str(path), "Run: tipline verify")
@@ -87,13 +87,13 @@ def prediction(paths: Paths, month: str, row: int, receipt: Mapping[str, Any]) -
             ) from error
         if len(found):
             return group, float(found["tip_probability"][0].as_py())
-    raise no_such_row(paths, month, row, receipt["rows"])
+    raise no_such_row(paths, month, row, manifest["rows"])
 
 
 def no_such_row(paths: Paths, month: str, row: int, rows: int) -> UsageError:
     """Why there is no prediction for a row."""
     where, todo = f"month {month}, row {row:,}", f"Rows are counted from 0; {rows:,} of the month have predictions."
-    apart = paths.trips(month) / columns.QUARANTINE_FILE
+    apart = paths.prepared(month) / columns.QUARANTINE_FILE
     found = pq.read_table(apart, filters=[("row", "=", row)], partitioning=None).to_pylist() if apart.is_file() else []
     if found:
         return UsageError(f"This row was set apart when the month was prepared: {found[0]['reason']}.", where, todo)
@@ -102,7 +102,7 @@ def no_such_row(paths: Paths, month: str, row: int, rows: int) -> UsageError:
 
 def prepared(paths: Paths, month: str, row: int, group: int) -> dict[str, Any]:
     """The prepared row, by column."""
-    path = paths.trips_file(month)
+    path = paths.prepared_file(month)
     try:
         with pq.ParquetFile(path) as file:
             table = file.read_row_group(group)
@@ -115,31 +115,31 @@ def prepared(paths: Paths, month: str, row: int, group: int) -> dict[str, Any]:
     return found[0]
 
 
-def of_prediction(paths: Paths, folder: Path, receipt: Mapping[str, Any], group: int) -> dict[str, Any]:
+def of_prediction(paths: Paths, folder: Path, manifest: Mapping[str, Any], group: int) -> dict[str, Any]:
     """Where the prediction lies, and what of its making is on record."""
-    part, made = receipt["parts"][group], receipt["made"]
+    part, made = manifest["parts"][group], manifest["made"]
     return {
         "file": shown(paths, folder / part["name"]),
         "sha256": part["sha256"],
         "scored by git revision": made["git"],
-        "prepared month's sha256": receipt["key"]["trips"],
+        "prepared month's sha256": manifest["key"]["trips"],
         "libraries": ", ".join(f"{name} {version}" for name, version in made["libraries"].items()),
     }
 
 
 def model_of(
-    settings: Settings, paths: Paths, receipt: Mapping[str, Any]
+    settings: Settings, paths: Paths, manifest: Mapping[str, Any]
 ) -> tuple[dict[str, bytes] | None, dict[str, Any], dict[str, str]]:
     """Files, training and the run's tags of the model that made a month's predictions.
 
     The files are this project's where it still has them, else the registry's.
     """
-    digest = receipt["key"]["model"]
+    digest = manifest["key"]["model"]
     here = [folder for folder in (paths.champion, paths.challenger) if artifact.try_read_digest(folder) == digest]
     tags: dict[str, str] = {}
     try:
         with store.connect_store(paths) as client:
-            found = model_versions.list_versions(client, settings.register_.name, digest)
+            found = model_versions.list_versions(client, settings.model.name, digest)
             if found and found[0].run_id:
                 tags = dict(client.get_run(found[0].run_id).data.tags)
             if found and not here:
@@ -155,13 +155,13 @@ def training_of(folder: Path) -> dict[str, Any]:
     return files.try_read_json(folder / artifact.TRAINING) or {}
 
 
-def of_model(receipt: Mapping[str, Any], training: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+def of_model(manifest: Mapping[str, Any], training: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
     """Version, run, training sample and git revision."""
-    made, params = receipt["made"], training.get("params", {})
+    made, params = manifest["made"], training.get("params", {})
     return {
         "version": f"{made['name']} version {made['version']}",
         "run": made["run"],
-        "digest": receipt["key"]["model"],
+        "digest": manifest["key"]["model"],
         "trained": training.get("name", "not by tipline"),
         "training sample": f"{params['rows']:,} rows of {params['months']}" if params else None,
         "training sample's digest": training.get("data"),

@@ -36,8 +36,8 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
     TiplineError
         Where the source cannot be asked, or `dvc repro` fails.
     """
-    if not paths.raw_receipt(month).is_file():
-        source.check_published(settings.source, month, paths.home)
+    if not paths.raw_manifest(month).is_file():
+        source.check_published(settings.source, month, paths.workspace)
     if month in settings.months:
         yield f"{month} is in params.yaml"
     else:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 FORCED, BY = "tipline.forced", "tipline.promoted_by"
 
 
-def run(settings: Settings, paths: Paths, wanted: str | None = None, force: str | None = None) -> None:
+def run(settings: Settings, paths: Paths, version: str | None = None, force: str | None = None) -> None:
     """Make a version the champion, by default the newest.
 
     Parameters
@@ -41,34 +41,32 @@ def run(settings: Settings, paths: Paths, wanted: str | None = None, force: str 
     GateRefusedError
         Where the gate refuses it, or cannot be asked.
     """
-    if wanted is not None and not wanted.strip():
+    if version is not None and not version.strip():
         raise UsageError("No version or run is named.", "command line", "Name one, or none for the newest version.")
     if force is not None and not force.strip():
         raise UsageError("--force has no reason.", "command line, --force", 'Say why: --force "reason"')
     with store.connect_store(paths) as client, store.lock_store(paths):
-        version = model_versions.adopt_version(
-            client, settings, paths, asked_for(client, settings.register_.name, wanted)
-        )
-        now = model_versions.get_champion(client, version.name)
-        if now and now.tags.get(store.DIGEST) == model_versions.get_digest(version):
-            log.info("version %s of %s is the champion already", version.version, version.name)
+        chosen = model_versions.adopt_version(client, settings, paths, asked_for(client, settings.model.name, version))
+        now = model_versions.get_champion(client, chosen.name)
+        if now and now.tags.get(store.DIGEST) == model_versions.get_digest(chosen):
+            log.info("version %s of %s is the champion already", chosen.version, chosen.name)
             return
         challenger = model_versions.read_files(
-            version
+            chosen
         )  # whatever the gate says: only files that are of the digest may score
         if now:
             history.record_external_change(client, paths, now)
-        before = now or former(client, paths, version.name, force)
-        if before is None or before.tags.get(store.DIGEST) == model_versions.get_digest(version):
+        before = now or former(client, paths, chosen.name, force)
+        if before is None or before.tags.get(store.DIGEST) == model_versions.get_digest(chosen):
             words = "There was no other champion."
         else:
-            verdict = judged(client, settings, paths, {"challenger": version, "champion": before}, challenger)
-            words = admitted(verdict, version, before, force)
-        note(client, paths, version, words, force)
-        history.change_champion(client, paths, "promote", before, version, words, force)
+            verdict = judged(client, settings, paths, {"challenger": chosen, "champion": before}, challenger)
+            words = admitted(verdict, chosen, before, force)
+        note(client, paths, chosen, words, force)
+        history.change_champion(client, paths, "promote", before, chosen, words, force)
     was = f", it was version {before.version}" if before else ""
     log.info(
-        "champion of %s: version %s%s. %s", version.name, version.version, was, champion.describe_next_repro(settings)
+        "champion of %s: version %s%s. %s", chosen.name, chosen.version, was, champion.describe_next_repro(settings)
     )
 
 
@@ -150,7 +148,7 @@ def made_on(spec: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Seque
         months: dict[str, Sequence[str]] = spec["months"]
         return months
     tag = tags.get(gate.MONTHS_TAG)
-    return {"fit": [check_month(month.strip()) for month in tag.split(",")]} if tag else None
+    return {"train": [check_month(month.strip()) for month in tag.split(",")]} if tag else None
 
 
 def admitted(verdict: Mapping[str, Any], version: Version, now: Version, force: str | None) -> str:

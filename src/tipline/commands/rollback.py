@@ -9,14 +9,14 @@ from tipline.errors import TiplineError, UsageError
 from tipline.registry import champion, history, model_versions, store
 
 if TYPE_CHECKING:
-    from tipline.config import Settings
+    from tipline.config import PartialSettings
     from tipline.paths import Paths
     from tipline.registry.store import Client, Version
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, paths: Paths, reason: str | None = None) -> None:
+def run(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
     """Make the version champion that was it before the present one; the gate is not asked.
 
     Raises
@@ -26,7 +26,7 @@ def run(settings: Settings, paths: Paths, reason: str | None = None) -> None:
     TiplineError
         Where the registry has lost it, or its files.
     """
-    name = settings.register_.name
+    name = settings.model_name or ""
     with store.connect_store(paths) as client, store.lock_store(paths):
         now = model_versions.get_champion(client, name)
         if now is None:
@@ -38,7 +38,7 @@ def run(settings: Settings, paths: Paths, reason: str | None = None) -> None:
         verdict = back.tags.get(model_versions.VERDICT)
         history.change_champion(client, paths, history.ROLLBACK, now, back, verdict, reason)
     moved = f"version {back.version} again, it was version {now.version}"
-    log.info("champion of %s: %s. %s", name, moved, champion.describe_next_repro(settings))
+    log.info("champion of %s: %s. %s", name, moved, champion.describe_next_repro(settings.settings))
     months = ", ".join(champion.list_scored_months(paths, settings.months, now.tags.get(store.DIGEST)))
     if months:
         log.info("version %s had scored %s", now.version, months)
@@ -54,7 +54,9 @@ def before(client: Client, paths: Paths, now: Version) -> Version:
     )
     if was is None:
         what = f"This file names no champion before version {now.version}."
-        raise UsageError(what, str(paths.promotions), "Name the version that is to score: tipline promote VERSION")
+        raise UsageError(
+            what, str(history.promotions_file(paths)), "Name the version that is to score: tipline promote VERSION"
+        )
     found = model_versions.find_version(client, now.name, was["digest"])
     if found is None:
         lost = f"version {was['version']} (digest {was['digest'][:12]})"

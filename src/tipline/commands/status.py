@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tipline.registry.store import Client, Version
 
 
-def run(settings: Settings, paths: Paths) -> Iterator[str]:
+def run(settings: Any, paths: Paths) -> Iterator[str]:
     """Give the lines: store, models, months, evaluation, gate, last figures, what to do next, the checks.
 
     Raises
@@ -28,6 +28,9 @@ def run(settings: Settings, paths: Paths) -> Iterator[str]:
     TiplineError
         At the end, where something is wrong; hints are not.
     """
+    if settings.problem:
+        raise settings.problem
+    settings = settings.settings
     state = look(settings, paths)
     missing = not_scored(state)
     yield f"project     {paths.root}"
@@ -47,7 +50,7 @@ def look(settings: Settings, paths: Paths) -> State:
     found, trouble = None, None
     try:
         with store.connect_store(paths) as client:
-            found = asked(client, settings.register_.name)
+            found = asked(client, settings.model.name)
     except TiplineError as error:
         trouble = error
     planned, failed = block_scoring.plan_months(
@@ -66,7 +69,7 @@ def asked(client: Client, name: str) -> checks.Registry:
 
 def models(state: State) -> Iterator[str]:
     """The lines of the registered model; without MLflow, the one of models/champion."""
-    found, name = state.registry, state.settings.register_.name
+    found, name = state.registry, state.settings.model.name
     if found is None:
         number = state.ref["version"] if state.ref else None
         yield f"champion    {name} version {number}, as models/champion/ has it" if number else "champion    unknown"
@@ -97,7 +100,7 @@ def describe(client: Client, version: Version) -> str:
     training = model_versions.get_run(client, version)
     if training is None:
         return f"version {version.version}: its run is gone"
-    skill = training.data.metrics.get("evaluate.skill")
+    skill = training.data.metrics.get("test.skill")
     worth = f", skill {skill:.4f}" if skill is not None else ""
     return f"version {version.version}: {training.info.run_name}{worth}"
 
@@ -150,7 +153,7 @@ def advice(state: State, missing: list[str]) -> str:
         return "dvc repro"
     if not all((paths.challenger / name).is_file() for name in artifact.FILES):
         return "dvc repro: models/challenger is missing, its training did not end"
-    pinned = isinstance(state.settings.score.version, int)
+    pinned = isinstance(state.settings.score.model, int)
     if now is not None and now.tags.get(store.DIGEST) != ref["digest"] and not pinned:
         return f"dvc repro: the champion is version {now.version}, the predictions are version {ref['version']}'s"
     if missing:

@@ -1,4 +1,4 @@
-"""`tipline verify`: whether published predictions are what their receipts say, by hashing and counting all again.
+"""`tipline verify`: whether published predictions are what their manifests say, by hashing and counting all again.
 
 Blocks are checked several at once, in threads: hashing, Arrow and numpy let go of Python's lock. A thread holds one
 block, and no more of months than counts is kept.
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files
+from tipline import files, processes
 from tipline.errors import TiplineError, UsageError, format_count, summarize_exception
 from tipline.ingest import columns
 from tipline.model import artifact, pyfunc
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from tipline.config import Settings
+    from tipline.config import PartialSettings
     from tipline.model.pyfunc import Probabilities
     from tipline.monitoring.counts import Sums
     from tipline.paths import Paths
@@ -44,8 +44,8 @@ EXACTLY = 1e-9  # of a sum, relative: additions in another order
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What a month's receipt says."""
+class Manifest:
+    """What a month's manifest says."""
 
     key: dict[str, Any]
     rows: int
@@ -54,7 +54,7 @@ class Receipt:
     version: int
 
     @classmethod
-    def of(cls, value: Any) -> Receipt:  # noqa: ANN401 (whatever stands in the file)
+    def of(cls, value: Any) -> Manifest:  # noqa: ANN401 (whatever stands in the file)
         """Read what `score` wrote; one of MALFORMED where it is something else."""
         key = {name: value["key"][name] for name in ("trips", "model", "format")}
         parts = [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in value["parts"]]
@@ -79,7 +79,7 @@ class Month:
     month: str
     places: Locations
     data: bytes | None
-    receipt: Receipt | None = None
+    manifest: Manifest | None = None
     spec: dict[str, Any] | None = None
     faults: list[TiplineError] = field(default_factory=list)
     parts: list[Future[Found]] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Month:
 
 
 def run(
-    settings: Settings, paths: Paths, months: Sequence[str] = (), trips_place: str = "", predictions: str = ""
+    settings: PartialSettings, paths: Paths, months: Sequence[str] = (), trips: str = "", predictions: str = ""
 ) -> Iterator[str]:
     """Check the published months; give a line about each, and what is wrong with it.
 
@@ -116,13 +116,13 @@ def run(
     TiplineError
         At the end, where something is wrong; or where there are no predictions at all.
     """
-    places = block_scoring.Locations.of(paths, trips_place, predictions)
+    places = block_scoring.Locations.of(paths, trips, predictions)
     published = places.predictions.folders()
     there = [month for month in dict.fromkeys(months or settings.months) if month_name(month) in published]
     check_there(places, months, there)
     model = champion(paths)
     wrong = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(processes.count_cpus()) as pool:
         for month in ahead(begin(pool, places, month, model) for month in there):
             faults, line = finish(month)
             yield f"{month.month}: {line}"
@@ -130,7 +130,7 @@ def run(
             wrong += [month.month] * bool(faults)
     yield from (f"{month}: not scored yet" for month in settings.months if not months and month not in there)
     if wrong:
-        what = f"The predictions of {len(wrong)} of {len(there)} months are not what their receipts say."
+        what = f"The predictions of {len(wrong)} of {len(there)} months are not what their manifests say."
         raise TiplineError(what, ", ".join(wrong), "What is wrong with each, and what to do, stands above.")
 
 
@@ -166,81 +166,81 @@ def ahead(months: Iterable[Month]) -> Iterator[Month]:
 
 
 def begin(pool: ThreadPoolExecutor, places: Locations, name: str, model: tuple[str, dict[str, Any]] | None) -> Month:
-    """Look at a month's receipt and files, and have its parts checked."""
+    """Look at a month's manifest and files, and have its parts checked."""
     month = Month(name, places, places.predictions.read(f"{month_name(name)}/{files.MANIFEST}"))
-    month.receipt = receipt = read_receipt(month)
-    if receipt is None:
+    month.manifest = manifest = read_manifest(month)
+    if manifest is None:
         return month
-    if model is not None and model[0] == receipt.key["model"]:
+    if model is not None and model[0] == manifest.key["model"]:
         month.spec = model[1]
-    month.faults += list(listing_faults(month, receipt))
-    blocks = prepared(month, receipt)
+    month.faults += list(listing_faults(month, manifest))
+    blocks = prepared(month, manifest)
     sizes = places.predictions.sizes(month.folder)
-    for part in receipt.parts:
+    for part in manifest.parts:
         month.parts.append(pool.submit(check_part, month, part, sizes.get(part["name"]), blocks.get(part["name"])))
     if blocks:
-        month.trips = pool.submit(check_trips, month, receipt)
+        month.trips = pool.submit(check_trips, month, manifest)
     return month
 
 
-def read_receipt(month: Month) -> Receipt | None:
-    """The receipt; None, with a fault, where it is not one."""
+def read_manifest(month: Month) -> Manifest | None:
+    """The manifest; None, with a fault, where it is not one."""
     if month.data is None:
-        month.faults.append(month.fault("The month has no receipt."))
+        month.faults.append(month.fault("The month has no manifest."))
         return None
     try:
         value = json.loads(month.data)
-        receipt = Receipt.of(value)
+        manifest = Manifest.of(value)
     except MALFORMED as error:
-        month.faults.append(month.fault(f"The receipt is none that tipline wrote ({summarize_exception(error)})."))
+        month.faults.append(month.fault(f"The manifest is none that tipline wrote ({summarize_exception(error)})."))
         return None
-    if value.get("month") != month.month or receipt.key["format"] != block_scoring.FORMAT:
-        what = f"The receipt is of month {value.get('month')}, format {receipt.key['format']}; "
+    if value.get("month") != month.month or manifest.key["format"] != block_scoring.FORMAT:
+        what = f"The manifest is of month {value.get('month')}, format {manifest.key['format']}; "
         month.faults.append(month.fault(f"{what}here it has to be {month.month}, {block_scoring.FORMAT}."))
-    return receipt
+    return manifest
 
 
-def listing_faults(month: Month, receipt: Receipt) -> Iterator[TiplineError]:
-    """Files beside those that the receipt names, and sums that do not add up."""
+def listing_faults(month: Month, manifest: Manifest) -> Iterator[TiplineError]:
+    """Files beside those that the manifest names, and sums that do not add up."""
     predictions = month.places.predictions
-    named = [part["name"] for part in receipt.parts]
+    named = [part["name"] for part in manifest.parts]
     folders = open_storage(predictions.address(month.folder)).folders()
     for name in sorted({*predictions.sizes(month.folder), *folders} - {*named, files.MANIFEST}):
         if not name.startswith("."):
-            yield month.fault("The receipt does not name this: readers of the folder would take its rows, too.", name)
+            yield month.fault("The manifest does not name this: readers of the folder would take its rows, too.", name)
     if len(set(named)) < len(named):
-        yield month.fault("The receipt names a part twice.")
-    rows = sum(part["rows"] for part in receipt.parts)
-    if not rows == receipt.rows == receipt.counts.rows:
-        what = f"The receipt has {receipt.rows:,} rows, its counts {receipt.counts.rows:,}, its parts {rows:,}."
+        yield month.fault("The manifest names a part twice.")
+    rows = sum(part["rows"] for part in manifest.parts)
+    if not rows == manifest.rows == manifest.counts.rows:
+        what = f"The manifest has {manifest.rows:,} rows, its counts {manifest.counts.rows:,}, its parts {rows:,}."
         yield month.fault(what)
 
 
-def prepared(month: Month, receipt: Receipt) -> dict[str, Block]:
+def prepared(month: Month, manifest: Manifest) -> dict[str, Block]:
     """The row group behind each part; none, with a fault, where the prepared month is not the one that was scored."""
     try:
-        key = block_scoring.compute_key(month.places, month.month, receipt.key["model"])
-        blocks = {block.name: block for block in block_scoring.list_blocks(month.places, month.month, receipt.key)}
+        key = block_scoring.compute_key(month.places, month.month, manifest.key["model"])
+        blocks = {block.name: block for block in block_scoring.list_blocks(month.places, month.month, manifest.key)}
     except TiplineError as error:
         month.faults.append(error)
         return {}
-    if key["trips"] != receipt.key["trips"]:
+    if key["trips"] != manifest.key["trips"]:
         what = "The month was prepared anew after it was scored; its rows cannot be compared."
         where = month.places.trips.address(month.folder)
         month.faults.append(TiplineError(what, where, "Score it again: dvc repro score"))
         return {}
-    if set(blocks) != {part["name"] for part in receipt.parts}:
+    if set(blocks) != {part["name"] for part in manifest.parts}:
         has = f"the prepared month has {format_count(len(blocks), 'row group')}"
-        what = f"The receipt names {format_count(len(receipt.parts), 'part')}, {has}."
+        what = f"The manifest names {format_count(len(manifest.parts), 'part')}, {has}."
         month.faults.append(month.fault(what))
     return blocks
 
 
-def check_trips(month: Month, receipt: Receipt) -> list[TiplineError]:
+def check_trips(month: Month, manifest: Manifest) -> list[TiplineError]:
     """Hash the prepared month; what is wrong with it."""
     name = f"{month.folder}/{columns.PREPARED_FILE}"
     try:
-        if month.places.trips.sha256(name) == receipt.key["trips"]:
+        if month.places.trips.sha256(name) == manifest.key["trips"]:
             return []
     except TiplineError as error:
         return [error]
@@ -252,14 +252,14 @@ def check_trips(month: Month, receipt: Receipt) -> list[TiplineError]:
 def finish(month: Month) -> tuple[list[TiplineError], str]:
     """Wait for a month's parts; what is wrong with it, and a line about it."""
     found = [part.result() for part in month.parts]
-    if month.receipt is None:
+    if month.manifest is None:
         faults = month.faults
     else:
         of_trips = month.trips.result() if month.trips else []
         of_parts = [fault for part in found for fault in part.faults]
-        faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, month.receipt, found)]
+        faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, month.manifest, found)]
         if not of_parts:
-            faults += count_faults(month, month.receipt, found)
+            faults += count_faults(month, month.manifest, found)
     if faults and month.places.predictions.read(f"{month.folder}/{files.MANIFEST}") != month.data:
         what = "The month was published anew while it was being checked."
         faults = [TiplineError(what, month.places.predictions.address(month.folder), "Run it again.")]
@@ -268,27 +268,27 @@ def finish(month: Month) -> tuple[list[TiplineError], str]:
 
 def line(month: Month, faults: Sequence[TiplineError]) -> str:
     """What there is to say of a month."""
-    if faults or month.receipt is None:
+    if faults or month.manifest is None:
         return format_count(len(faults), "fault")
-    text = f"{format_count(month.receipt.rows, 'row')}, {format_count(len(month.receipt.parts), 'part')}, whole"
+    text = f"{format_count(month.manifest.rows, 'row')}, {format_count(len(month.manifest.parts), 'part')}, whole"
     if month.spec is None:
-        text += f"; made with another model (version {month.receipt.version}): its losses are not counted again"
+        text += f"; made with another model (version {month.manifest.version}): its losses are not counted again"
     return text
 
 
-def order_faults(month: Month, receipt: Receipt, found: Sequence[Found]) -> Iterator[TiplineError]:
+def order_faults(month: Month, manifest: Manifest, found: Sequence[Found]) -> Iterator[TiplineError]:
     """Parts whose row numbers do not go on where those of the part before end."""
     last = -1
-    for part, one in zip(receipt.parts, found, strict=True):
+    for part, one in zip(manifest.parts, found, strict=True):
         if one.ends is not None:
             if one.ends[0] <= last:
                 yield month.fault("Row numbers of this part are in an earlier one, too.", part["name"])
             last = one.ends[1]
 
 
-def count_faults(month: Month, receipt: Receipt, found: Sequence[Found]) -> Iterator[TiplineError]:
-    """Hold the receipt's counts against those of the parts."""
-    told = receipt.counts
+def count_faults(month: Month, manifest: Manifest, found: Sequence[Found]) -> Iterator[TiplineError]:
+    """Hold the manifest's counts against those of the parts."""
+    told = manifest.counts
     counts = [part.counts for part in found if part.counts is not None]
     bands = sum((part.bands for part in found), np.zeros(BANDS, np.int64))
     differing = [] if close(told.probability, sum(part.probability for part in found)) else ["probability"]
@@ -297,7 +297,7 @@ def count_faults(month: Month, receipt: Receipt, found: Sequence[Found]) -> Iter
     elif not may_be(told, bands):
         differing.append("bands")
     if differing:
-        yield month.fault(f"The receipt's counts are not those of its rows: {', '.join(differing)}.")
+        yield month.fault(f"The manifest's counts are not those of its rows: {', '.join(differing)}.")
 
 
 def differences(told: Counts, found: Counts) -> Iterator[str]:
@@ -353,14 +353,14 @@ def check_part(month: Month, part: Mapping[str, Any], size: int | None, block: B
 
 
 def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Table:
-    """A part whose bytes, schema and number of rows are those of the receipt."""
+    """A part whose bytes, schema and number of rows are those of the manifest."""
     name = part["name"]
     if size != part["bytes"]:
         there = "is not there" if size is None else f"has {size:,} bytes"
-        raise month.fault(f"The part {there}, the receipt says {format_count(part['bytes'], 'byte')}.", name)
+        raise month.fault(f"The part {there}, the manifest says {format_count(part['bytes'], 'byte')}.", name)
     data = month.places.predictions.read(f"{month.folder}/{name}") or b""
     if files.hash_bytes(data) != part["sha256"]:
-        raise month.fault("The part's sha256 is not the one in the receipt: its bytes have changed.", name)
+        raise month.fault("The part's sha256 is not the one in the manifest: its bytes have changed.", name)
     try:
         with pq.ParquetFile(io.BytesIO(data)) as file:
             table = file.read(use_threads=False)
@@ -371,7 +371,7 @@ def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Tab
     if not table.schema.equals(block_scoring.SCHEMA):
         raise month.fault(f"The part has other columns: {', '.join(map(str, table.schema))}.", name)
     if len(table) != part["rows"]:
-        raise month.fault(f"The part has {format_count(len(table), 'row')}, the receipt says {part['rows']:,}.", name)
+        raise month.fault(f"The part has {format_count(len(table), 'row')}, the manifest says {part['rows']:,}.", name)
     return table
 
 

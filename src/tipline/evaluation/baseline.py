@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tipline.model.pyfunc import Codes, Floats
 
+# Rows of the overall rate that each group's own rate is mixed with.
+SMOOTHING = 10.0
 MISSING = "(missing)"
 BETWEEN = " | "
 
@@ -35,7 +37,7 @@ def group_rows(trips: pa.RecordBatch, by: Sequence[str]) -> tuple[list[str], Cod
     return [BETWEEN.join(parts) for parts in itertools.product(*values)], together
 
 
-def fit_baseline(trips: pa.RecordBatch, target: str, by: Sequence[str], smoothing: float) -> dict[str, Any]:
+def fit_baseline(trips: pa.RecordBatch, target: str, by: Sequence[str], smoothing: float = SMOOTHING) -> dict[str, Any]:
     """The tip rate by group, mixed with `smoothing` rows of the overall rate.
 
     Parameters

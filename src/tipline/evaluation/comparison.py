@@ -1,4 +1,4 @@
-"""Two models, given as files, scored on the `evaluate` months: the report on them and the gate's verdict."""
+"""Two models, given as files, scored on the `test` months: the report on them and the gate's verdict."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def compare_models(
     specs = load_specs(contents)
     types = {name: type_ for spec in specs.values() for name, type_ in columns.list_needed_columns(spec).items()}
     types |= dict.fromkeys(settings.evaluate.segments, columns.CATEGORY)
-    rows = sampling.read_role_by_month(settings, paths, "evaluate", types)
+    rows = sampling.read_role_by_month(settings, paths, "test", types)
     scores = {role: scored(of_model, rows) for role, of_model in contents.items()}
     compared = Compared(rows, settings.model.target, specs, scores)
     made = hash_inputs(settings, paths, {role: artifact.hash_artifact(of_model) for role, of_model in contents.items()})
     same = made["challenger"] == made["champion"]
     verdict = gate.build_refusal([SAME]) | {"words": SAME} if same else judged(settings, compared, made_on)
-    months = settings.sample.of("evaluate")
+    months = settings.sample.get_months("test")
     return {"months": months, **report.build_report(compared), "gate": verdict, "made": made}, compared
 
 
 def hash_inputs(settings: Settings, paths: Paths, digests: Mapping[str, str]) -> dict[str, str]:
     """What a verdict is of: the digests of both models, of the rows and of the settings."""
-    samples = sampling.list_samples(settings, paths, "evaluate")
+    samples = sampling.list_samples(settings, paths, "test")
     rows = files.hash_json({path.stem: files.hash_file(path) for path in samples})
     limits = files.hash_json([gate.RULE, settings.evaluate.model_dump(), settings.model.target])
     return {**digests, "rows": rows, "settings": limits}
@@ -79,5 +79,5 @@ def judged(settings: Settings, compared: Compared, made_on: MadeOn) -> dict[str,
     if reasons := list(report.find_obstacles(compared)):
         return gate.build_refusal(reasons)
     limits, place = settings.evaluate, compared.rows[sampling.MONTH].to_numpy()
-    rows = report.build_gate_rows(compared, settings.sample.of("evaluate"), place, limits.segments)
+    rows = report.build_gate_rows(compared, settings.sample.get_months("test"), place, limits.segments)
     return gate.decide_promotion(rows, made_on, limits.tolerance, limits.segment_tolerance)

@@ -35,7 +35,7 @@ TELLING = 0.5
 A_MONTH = np.timedelta64(1, "M")
 # Raised when the rule changes: a verdict of another rule is not used.
 RULE = 1
-PURPOSES = {"fit": "fitted", "size": "sized or calibrated"}
+PURPOSES = {"train": "trained", "validation": "sized or calibrated"}
 # The tag of a version whose model.json does not say which months it was made on.
 MONTHS_TAG = "tipline.months"
 
@@ -178,7 +178,7 @@ def used(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
 
 def obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     """Why these rows cannot judge."""
-    for role in (role for role, months in made_on.items() if not (months or {}).get("fit")):
+    for role in (role for role, months in made_on.items() if not (months or {}).get("train")):
         yield f"it is not known which months the {role} was made on: tag its version {MONTHS_TAG}=2009-01,2009-02"
     if not len(rows.gain):
         yield "no month is left to judge on"

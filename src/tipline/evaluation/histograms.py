@@ -58,7 +58,7 @@ class Histogram:
 
     def to_json(self) -> dict[str, Any]:
         """As json."""
-        # A column of free text must not fill the receipts.
+        # A column of free text must not fill the manifests.
         most = sorted(self.new.items(), key=lambda item: (-item[1], item[0]))[:NEW_NAMES]
         return {"counts": self.counts.tolist(), "missing": self.missing, "new": dict(sorted(most))}
 

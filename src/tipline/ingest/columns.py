@@ -14,7 +14,7 @@ QUARANTINE_FILE = "_quarantine.parquet"  # readers of the folder pass over the u
 
 CATEGORY = pa.dictionary(pa.int32(), pa.string())
 TIME = pa.timestamp("us")
-# By the type of a contract's column and by the kind of a model's feature.
+# By the type of a schema's column and by the kind of a model's feature.
 TYPES = {"category": CATEGORY, "timestamp": TIME, "hour": TIME, "number": pa.float64(), "integer": pa.int32()}
 
 
@@ -41,7 +41,7 @@ def get_baseline_columns(baseline: Mapping[str, Any]) -> list[str]:
 def add_missing_columns(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
     """A table with these columns: one that is not there is nothing but nulls.
 
-    A month is not prepared again for a column that the contract gained later and that the month was published without.
+    A month is not prepared again for a column that the schema gained later and that the month was published without.
     """
     for name, type_ in types.items():
         if name not in table.column_names:

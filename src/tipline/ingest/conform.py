@@ -1,4 +1,4 @@
-"""Raw batches brought to the contract's schema; what cannot be read is set apart, with the reason."""
+"""Raw batches brought to the schema's schema; what cannot be read is set apart, with the reason."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,
 
 
 class Vocabulary:
-    """The dictionary of a category: the contract's values first, then what else a month writes, as it comes."""
+    """The dictionary of a category: the schema's values first, then what else a month writes, as it comes."""
 
     def __init__(self, column: Column, where: str) -> None:
         self.column = column
         self.where = where
-        self.values = list(column.spellings)
+        self.values = list(column.aliases)
         self.met: dict[str, int | None] = {}
 
-    def code(self, spelling: str) -> int | None:
-        """The code of a published spelling, None for a blank one."""
-        if spelling not in self.met:
-            canonical = self.column.canonical(spelling)
+    def code(self, alias: str) -> int | None:
+        """The code of a published alias, None for a blank one."""
+        if alias not in self.met:
+            canonical = self.column.canonical(alias)
             if canonical is not None and canonical not in self.values:
                 self.values.append(canonical)
-            self.met[spelling] = None if canonical is None else self.values.index(canonical)
+            self.met[alias] = None if canonical is None else self.values.index(canonical)
             if len(self.met) > MOST_VALUES:
-                what = f"A category has more than {MOST_VALUES:,} different values; the contract expects a few words."
-                raise TiplineError(what, self.where, "Check the file, and the column's type in the contract.")
-        return self.met[spelling]
+                what = f"A category has more than {MOST_VALUES:,} different values; the schema expects a few words."
+                raise TiplineError(what, self.where, "Check the file, and the column's type in the schema.")
+        return self.met[alias]
 
     def encode(self, array: pa.Array) -> tuple[pa.Array, list[int]]:
-        """Code an array by the canonical values; the few distinct spellings are looked at, not the rows.
+        """Code an array by the canonical values; the few distinct aliases are looked at, not the rows.
 
         Returns
         -------
@@ -71,9 +71,9 @@ class Vocabulary:
         coded = array if pa.types.is_dictionary(array.type) else pc.dictionary_encode(array)
         # As bytes: Parquet may call text what is not UTF-8.
         values = coded.dictionary.cast(pa.large_binary()) if is_text_type(coded.dictionary.type) else coded.dictionary
-        spellings = [as_text(value) for value in values.to_pylist()]
-        odd = [index for index, text in enumerate(spellings) if text is None]
-        codes = pa.array([None if text is None else self.code(text) for text in spellings], pa.int32())
+        aliases = [as_text(value) for value in values.to_pylist()]
+        odd = [index for index, text in enumerate(aliases) if text is None]
+        codes = pa.array([None if text is None else self.code(text) for text in aliases], pa.int32())
         unreadable = places(pc.is_in(coded.indices, pa.array(odd, coded.indices.type))) if odd else []
         indices = codes.take(coded.indices)
         return pa.DictionaryArray.from_arrays(indices, pa.array(self.values, pa.string())), unreadable
@@ -105,32 +105,32 @@ def is_word(value: bytes) -> bool:
 class Conformer:
     """Brings the batches of one month to the schema, and counts what it meets.
 
-    `names` are canonical to published ones, as `Contract.match` gives them.
+    `names` are canonical to published ones, as `Schema.match` gives them.
     """
 
-    def __init__(self, contract: Schema, names: Mapping[str, str], month: str) -> None:
-        self.contract = contract
+    def __init__(self, schema: Schema, names: Mapping[str, str], month: str) -> None:
+        self.schema = schema
         self.names = dict(names)
-        self.schema = contract.schema
+        self.arrow_schema = schema.arrow_schema
         self.begin, self.last = (pa.scalar(time, pa.timestamp("us")).value for time in bounds(month))
         self.quarantined: Counter[str] = Counter()
         self.filled: Counter[str] = Counter()
         self.out_of_range: Counter[str] = Counter()
         self.outside_month = 0
-        self.new_spellings: Counter[str] = Counter()
+        self.unknown_aliases: Counter[str] = Counter()
         # Batches are of few sizes: a column that the month has not is the same nulls, in the same memory, each time.
         self._nulls = lru_cache(maxsize=8)(pa.nulls)
         self._vocabularies = {
             name: Vocabulary(column, f"column {self.names.get(name)}, month {month}")
-            for name, column in contract.columns.items()
+            for name, column in schema.columns.items()
             if column.type == "category"
         }
 
     @property
-    def spellings(self) -> dict[str, dict[str, str | None]]:
+    def aliases(self) -> dict[str, dict[str, str | None]]:
         """What each category met, and the value that it stands for."""
         return {
-            name: {spelling: self.contract.columns[name].canonical(spelling) for spelling in sorted(vocabulary.met)}
+            name: {alias: self.schema.columns[name].canonical(alias) for alias in sorted(vocabulary.met)}
             for name, vocabulary in self._vocabularies.items()
             if name in self.names
         }
@@ -139,7 +139,7 @@ class Conformer:
         """Return the batch in the schema, and its unreadable rows as QUARANTINE."""
         arrays = {"row": pa.array(batch.rows)}
         reasons: dict[int, str] = {}
-        for name, column in self.contract.columns.items():
+        for name, column in self.schema.columns.items():
             raw = batch.values.column(self.names[name]) if name in self.names else None
             arrays[name], unreadable = self._read(name, column, raw, len(batch.rows))
             for index in unreadable:
@@ -151,8 +151,8 @@ class Conformer:
             keep = np.ones(len(batch.rows), dtype=bool)
             keep[apart] = False
             arrays = {name: array.filter(pa.array(keep)) for name, array in arrays.items()}
-        filled = [self._fill(name, column, arrays[name]) for name, column in self.contract.columns.items()]
-        trips = pa.RecordBatch.from_arrays([arrays["row"], *filled], schema=self.schema)
+        filled = [self._fill(name, column, arrays[name]) for name, column in self.schema.columns.items()]
+        trips = pa.RecordBatch.from_arrays([arrays["row"], *filled], schema=self.arrow_schema)
         self._count_odd(trips)
         return trips, self._with_lines(unreadable_rows, batch.apart)
 
@@ -182,14 +182,14 @@ class Conformer:
         return pa.DictionaryArray.from_arrays(array.indices.fill_null(code), pa.array(vocabulary.values, pa.string()))
 
     def _count_odd(self, trips: pa.RecordBatch) -> None:
-        self.outside_month += outside(trips[self.contract.time].cast(pa.int64()), self.begin, self.last)
-        for name, column in self.contract.columns.items():
+        self.outside_month += outside(trips[self.schema.time].cast(pa.int64()), self.begin, self.last)
+        for name, column in self.schema.columns.items():
             if column.range is not None:
                 self.out_of_range[name] += outside(trips[name], *column.range)
-            elif column.type == "category" and len(self._vocabularies[name].values) > len(column.spellings):
-                new = pc.greater_equal(trips[name].indices, len(column.spellings))
+            elif column.type == "category" and len(self._vocabularies[name].values) > len(column.aliases):
+                new = pc.greater_equal(trips[name].indices, len(column.aliases))
                 values = trips[name].filter(new).value_counts().to_pylist()
-                self.new_spellings.update({f"{name}: {pair['values']}": pair["counts"] for pair in values})
+                self.unknown_aliases.update({f"{name}: {pair['values']}": pair["counts"] for pair in values})
 
 
 def bounds(month: str) -> tuple[dt.datetime, dt.datetime]:

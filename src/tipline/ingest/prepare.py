@@ -36,22 +36,22 @@ def find_published_file(folder: Path, month: str) -> Path:
     return found[0]
 
 
-def is_prepared(folder: Path, path: Path, contract: Schema, month: str) -> bool:
+def is_prepared(folder: Path, path: Path, schema: Schema, month: str) -> bool:
     """Whether a folder's files are whole and are what `prepare` would make of a published file now."""
-    receipt = files.try_read_json(folder / files.MANIFEST)
-    if not isinstance(receipt, dict) or receipt.get("format") != FORMAT:
+    manifest = files.try_read_json(folder / files.MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return False
-    match = contract.match(readers.open_month(path, month).schema, f"{path.name}, month {month}")
-    mapping = contract.mapping(match, receipt.get("spellings", {}))
+    match = schema.match(readers.open_month(path, month).schema, f"{path.name}, month {month}")
+    mapping = schema.mapping(match, manifest.get("aliases", {}))
     paths = {"published": path, "trips": folder / PREPARED_FILE, "quarantine": folder / QUARANTINE_FILE}
     return bool(
-        receipt.get("mapping", {}).get("digest") == files.hash_json(mapping)
-        and all(file.is_file() and receipt.get(name) == files.describe_file(file) for name, file in paths.items())
+        manifest.get("mapping", {}).get("digest") == files.hash_json(mapping)
+        and all(file.is_file() and manifest.get(name) == files.describe_file(file) for name, file in paths.items())
     )
 
 
-def prepare_month(path: Path, folder: Path, contract: Schema, month: str) -> dict[str, Any]:
-    """Write trips, quarantine and receipt of a published file into an empty folder; return the receipt.
+def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[str, Any]:
+    """Write trips, quarantine and manifest of a published file into an empty folder; return the manifest.
 
     Raises
     ------
@@ -61,8 +61,8 @@ def prepare_month(path: Path, folder: Path, contract: Schema, month: str) -> dic
     """
     where = f"{path.name}, month {month}"
     published_month = readers.open_month(path, month)
-    match = contract.match(published_month.schema, where)
-    conformer = Conformer(contract, match.names, month)
+    match = schema.match(published_month.schema, where)
+    conformer = Conformer(schema, match.names, month)
     with ThreadPoolExecutor(1) as hashing:
         bytes_in = hashing.submit(files.describe_file, path)
         try:
@@ -82,34 +82,34 @@ def prepare_month(path: Path, folder: Path, contract: Schema, month: str) -> dic
         reasons = "; ".join(f"{reason} ({n:,} rows)" for reason, n in conformer.quarantined.most_common())
         what = f"None of the month's {rows['rows_in']:,} rows can be read: {reasons}."
         raise TiplineError(what, where, "Check the file; `tipline check` shows how its columns are understood.")
-    receipt = {"month": month, **rows, **counts(conformer, match), **described(contract, conformer, match)}
-    receipt |= {"published": bytes_in.result(), **made}
-    files.write_json(folder / files.MANIFEST, receipt)
-    return receipt
+    manifest = {"month": month, **rows, **counts(conformer, match), **described(schema, conformer, match)}
+    manifest |= {"published": bytes_in.result(), **made}
+    files.write_json(folder / files.MANIFEST, manifest)
+    return manifest
 
 
 def counts(conformer: Conformer, match: Match) -> dict[str, Any]:
-    """What was met in a month, as its receipt has it."""
+    """What was met in a month, as its manifest has it."""
     return {
         "quarantined_by_reason": dict(sorted(conformer.quarantined.items())),
         "filled": dict(sorted(conformer.filled.items())),
         "out_of_range": {name: n for name, n in sorted(conformer.out_of_range.items()) if n},
         "outside_month": conformer.outside_month,
-        "new_spellings": dict(sorted(conformer.new_spellings.items())),
+        "unknown_aliases": dict(sorted(conformer.unknown_aliases.items())),
         "unknown_columns": match.unknown,
     }
 
 
-def described(contract: Schema, conformer: Conformer, match: Match) -> dict[str, Any]:
-    """How a month was understood, as its receipt has it."""
-    mapping = contract.mapping(match, conformer.spellings)
+def described(schema: Schema, conformer: Conformer, match: Match) -> dict[str, Any]:
+    """How a month was understood, as its manifest has it."""
+    mapping = schema.mapping(match, conformer.aliases)
     columns = {key: {"name": name, "type": str(match.types[key])} for key, name in match.names.items()}
     return {
         "format": FORMAT,
-        "contract": contract.version,
+        "schema": schema.version,
         "era": match.era,
         "mapping": {"digest": files.hash_json(mapping), "columns": columns},
-        "spellings": conformer.spellings,
+        "aliases": conformer.aliases,
     }
 
 
@@ -120,7 +120,9 @@ def write(conformer: Conformer, month: readers.ParquetMonth | readers.CsvMonth, 
     """
     out = apart = 0
     with (
-        pq.ParquetWriter(folder / PREPARED_FILE, conformer.schema, **parquet_options(conformer.schema)) as trips,
+        pq.ParquetWriter(
+            folder / PREPARED_FILE, conformer.arrow_schema, **parquet_options(conformer.arrow_schema)
+        ) as trips,
         pq.ParquetWriter(folder / QUARANTINE_FILE, QUARANTINE) as apart_writer,
         ThreadPoolExecutor(1) as writing,
     ):
@@ -141,7 +143,7 @@ def conformed(
     conformer: Conformer, month: readers.ParquetMonth | readers.CsvMonth
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Batches in the schema with their unreadable rows."""
-    columns = conformer.contract.columns
+    columns = conformer.schema.columns
     categories = [name for key, name in conformer.names.items() if columns[key].type == "category"]
     for batch in month.batches(list(conformer.names.values()), categories):
         yield conformer.conform(batch)

@@ -1,4 +1,4 @@
-"""The trip schema of a contract file, and how a published month's columns map to it."""
+"""The trip schema of a schema file, and how a published month's columns map to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN_NAMES = 40  # of the columns that a refused month has; a hostile header ha
 
 
 def normal(text: str) -> str:
-    """The form in which names and spellings are compared: the TLC changes case and adds blanks at will."""
+    """The form in which names and aliases are compared: the TLC changes case and adds blanks at will."""
     return text.strip().casefold()
 
 
@@ -61,7 +61,7 @@ READABLE = {
 
 
 class Column(BaseModel):
-    """One canonical column; the keys are explained at the top of contract.yaml."""
+    """One canonical column; the keys are explained at the top of schema.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,22 +69,22 @@ class Column(BaseModel):
     meaning: str
     unit: str | None = None
     names: dict[str, Annotated[tuple[str, ...], BeforeValidator(as_list)]]
-    spellings: dict[str, tuple[str, ...]] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
     fill: str | float | None = None
     range: tuple[float, float] | None = None
     required: bool = False
-    after_payment: bool = False
+    known_after_outcome: bool = False
 
     @model_validator(mode="after")
     def _is_of_its_type(self) -> Column:
         """What means nothing for the type would be passed over in silence, or fail in the middle of a month."""
-        spelt = [normal(spelling) for spellings in self.spellings.values() for spelling in spellings]
-        twice = next((spelling for spelling in spelt if spelt.count(spelling) > 1), None)
+        aliased = [normal(alias) for aliases in self.aliases.values() for alias in aliases]
+        twice = next((alias for alias in aliased if aliased.count(alias) > 1), None)
         low, high = self.range or (0, 0)
         wrong = {
             "names: it has none": not self.eras,
-            f"spellings: a {self.type} has none": bool(spelt) and self.type != "category",
-            f"spellings: {twice} stands for two values, or twice for one": twice is not None,
+            f"aliases: a {self.type} has none": bool(aliased) and self.type != "category",
+            f"aliases: {twice} stands for two values, or twice for one": twice is not None,
             f"range: a {self.type} has none": self.range is not None and self.type in {"category", "timestamp"},
             f"range: {low:g} is not below {high:g}": self.range is not None and not low < high,
             f"fill: {self.fill} is not a {self.type}": not self._holds(self.fill),
@@ -95,7 +95,7 @@ class Column(BaseModel):
         return self
 
     def _holds(self, fill: str | float | None) -> bool:
-        """Whether a missing value can be filled so; a category's is held against its values by the contract."""
+        """Whether a missing value can be filled so; a category's is held against its values by the schema."""
         if fill is None or self.type in {"category", "timestamp"}:
             return fill is None or self.type == "category"
         return isinstance(fill, float) and math.isfinite(fill) and (self.type == "number" or fill.is_integer())
@@ -107,11 +107,11 @@ class Column(BaseModel):
 
     @property
     def known(self) -> dict[str, str]:
-        """The canonical value of each spelling, in the form in which spellings are compared."""
-        return {normal(spelling): value for value, spellings in self.spellings.items() for spelling in spellings}
+        """The canonical value of each alias, in the form in which aliases are compared."""
+        return {normal(alias): value for value, aliases in self.aliases.items() for alias in aliases}
 
     def canonical(self, value: str) -> str | None:
-        """The canonical value of a published spelling; an unknown one stays as it is, a blank one is missing."""
+        """The canonical value of a published alias; an unknown one stays as it is, a blank one is missing."""
         return self.known.get(normal(value), value.strip() or None)
 
     def is_natural(self, type_: pa.DataType) -> bool:
@@ -127,13 +127,13 @@ class Column(BaseModel):
 
 @dataclass(frozen=True)
 class Match:
-    """How a published month's columns map to the contract's."""
+    """How a published month's columns map to the schema's."""
 
     era: str  # the latest whose names the month has
-    names: dict[str, str]  # published name and type of each of the contract's columns that the month has
+    names: dict[str, str]  # published name and type of each of the schema's columns that the month has
     types: dict[str, pa.DataType]
-    absent: list[str]  # the contract's columns that the month has not
-    unknown: list[str]  # the month's columns that the contract does not speak of
+    absent: list[str]  # the schema's columns that the month has not
+    unknown: list[str]  # the month's columns that the schema does not speak of
 
 
 class Schema(BaseModel):
@@ -159,8 +159,8 @@ class Schema(BaseModel):
                     message = f"columns.{key}.names: {name} belongs to {claimed[name]} already"
                     raise ValueError(message)
                 claimed[name] = key
-            if column.type == "category" and column.fill is not None and column.fill not in column.spellings:
-                message = f"columns.{key}.fill: {column.fill} is not one of the spellings' values"
+            if column.type == "category" and column.fill is not None and column.fill not in column.aliases:
+                message = f"columns.{key}.fill: {column.fill} is not one of the aliases' values"
                 raise ValueError(message)
         if "timestamp" not in {column.type for column in self.columns.values()} or ROW.name in self.columns:
             message = f"columns: one has to be a timestamp, and none is called {ROW.name}, which is the row's number"
@@ -168,7 +168,7 @@ class Schema(BaseModel):
         return self
 
     @property
-    def schema(self) -> pa.Schema:
+    def arrow_schema(self) -> pa.Schema:
         """Arrow schema of a prepared month: `row`, its number in the published file from 0, then the columns."""
         return pa.schema([ROW, *(pa.field(name, columns.TYPES[c.type]) for name, c in self.columns.items())])
 
@@ -178,7 +178,7 @@ class Schema(BaseModel):
         return next(name for name, column in self.columns.items() if column.type == "timestamp")
 
     def match(self, published: pa.Schema, where: str) -> Match:
-        """Map the contract's columns to those of a published month.
+        """Map the schema's columns to those of a published month.
 
         Raises
         ------
@@ -194,15 +194,15 @@ class Schema(BaseModel):
                 what = (
                     f"Two columns, {shorten_text(found[key].name)!r} and {shorten_text(field.name)!r}, are both {key}."
                 )
-                raise TiplineError(what, where, "Take one out of the file, or its name out of the contract.")
+                raise TiplineError(what, where, "Take one out of the file, or its name out of the schema.")
             if key is not None:
                 found[key] = field
         self._require(found, published.names, where)
         for key, field in found.items():
             if not self.columns[key].reads(field.type):
                 type_, name = self.columns[key].type, shorten_text(field.name)
-                what = f"The column {name!r} is of type {shorten_text(field.type)}; the contract's {key} is a "
-                todo = "Check the file; to read this type, add it to READABLE in src/tipline/months/contract.py."
+                what = f"The column {name!r} is of type {shorten_text(field.type)}; the schema's {key} is a "
+                todo = "Check the file; to read this type, add it to READABLE in src/tipline/months/schema.py."
                 raise TiplineError(what + f"{type_} and expects {READABLE[type_].words}.", where, todo)
         left = {normal(name) for name in self.ignored} | set(keys)
         return Match(
@@ -218,19 +218,19 @@ class Schema(BaseModel):
         if missing:
             expected = "; ".join(f"{key} (as {' or '.join(self.names_of(key))})" for key in missing)
             raise TiplineError(
-                f"The month lacks columns that the contract needs: {expected}. It has: {format_names(published)}.",
+                f"The month lacks columns that the schema needs: {expected}. It has: {format_names(published)}.",
                 where,
-                "Check that this is a month of the contract's data; a new name belongs to the column's `names` there.",
+                "Check that this is a month of the schema's data; a new name belongs to the column's `names` there.",
             )
 
     def names_of(self, key: str) -> list[str]:
         """All names that published files have for a column."""
         return [name for names in self.columns[key].names.values() for name in names]
 
-    def mapping(self, match: Match, spellings: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-        """All of the contract that bears on the columns and the spellings that a month has.
+    def mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+        """All of the schema that bears on the columns and the aliases that a month has.
 
-        Its digest is what makes a prepared month out of date: what is written into the contract for another month
+        Its digest is what makes a prepared month out of date: what is written into the schema for another month
         changes none of it. Columns that the month has not are no part of it either.
         """
         return {
@@ -238,22 +238,22 @@ class Schema(BaseModel):
                 "name": name,
                 "type": str(match.types[key]),
                 **self.columns[key].model_dump(include={"type", "fill", "range"}),
-                "spellings": {
-                    spelling: [self.columns[key].canonical(spelling), normal(spelling) in self.columns[key].known]
-                    for spelling in sorted(spellings.get(key, ()))
+                "aliases": {
+                    alias: [self.columns[key].canonical(alias), normal(alias) in self.columns[key].known]
+                    for alias in sorted(aliases.get(key, ()))
                 },
             }
             for key, name in match.names.items()
         }
 
     def check_features(self, features: Iterable[str], where: str) -> None:
-        """Refuse features that the contract does not have, or that are known only after payment."""
-        usable = [name for name, column in self.columns.items() if not column.after_payment]
+        """Refuse features that the schema does not have, or that are known only after payment."""
+        usable = [name for name, column in self.columns.items() if not column.known_after_outcome]
         for name in features:
             if name not in self.columns:
                 near = difflib.get_close_matches(name, usable, n=1)
                 hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(usable)}."
-                raise UsageError(f"The contract has no column {name!r}.", where, hint)
+                raise UsageError(f"The schema has no column {name!r}.", where, hint)
             if name not in usable:
                 raise UsageError(
                     f"{name} is known only after payment: as a feature it would give the answer away.",
@@ -264,7 +264,7 @@ class Schema(BaseModel):
 
 def check_names(published: pa.Schema, where: str) -> None:
     """Refuse a month whose columns are so many, or so named, that it is no month."""
-    todo = "Check that this is a month of the contract's data."
+    todo = "Check that this is a month of the schema's data."
     if len(published) > MOST_COLUMNS:
         raise TiplineError(f"The month has {len(published):,} columns.", where, todo)
     try:
@@ -282,12 +282,13 @@ def format_names(names: Sequence[str]) -> str:
 
 
 def load_schema(path: Path | None = None) -> Schema:
-    """Read a contract file; without a path, the one of yellow and green taxis that tipline comes with.
+    """Read a schema file; without a path, the one of yellow and green taxis that tipline comes with.
 
     Raises
     ------
     UsageError
         Where it is not there or makes no sense.
     """
-    path = path or Path(__file__).with_name("contract.yaml")
-    return validation.load_yaml(path, Schema, "Name the contract's file under `contract` in params.yaml.")
+    path = path or Path(__file__).with_name("schema.yaml")
+    values = validation.read_mapping(path, "Name the schema's file under `schema` in params.yaml.")
+    return validation.validate(values, Schema, path)

@@ -33,9 +33,9 @@ def format_address(source: str, month: str, home: Path) -> str:
 def fetch_month(
     source: str, month: str, folder: Path, home: Path, simulated: Mapping[str, int], part: Path
 ) -> dict[str, Any]:
-    """Put the month's published file into `folder` and return its receipt: address, name, bytes, sha256.
+    """Put the month's published file into `folder` and return its manifest: address, name, bytes, sha256.
 
-    The receipt of what came from a server says under `upstream` which size and version the server states.
+    The manifest of what came from a server says under `upstream` which size and version the server states.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def fetch_month(
     return {"address": place, "name": target.name} | files.describe_file(target) | upstream
 
 
-def is_unchanged(source: str, month: str, home: Path, folder: Path, receipt: Path) -> bool:
-    """Whether `folder` holds what `receipt` says, and the server still states the same size and version.
+def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Path) -> bool:
+    """Whether `folder` holds what `manifest` says, and the server still states the same size and version.
 
     A server that states no version cannot tell; simulated and local months are always made again.
 
@@ -83,7 +83,7 @@ def is_unchanged(source: str, month: str, home: Path, folder: Path, receipt: Pat
     NotPublishedError, TiplineError
         As `fetch`, where the server does not answer for the month.
     """
-    match files.try_read_json(receipt):
+    match files.try_read_json(manifest):
         case {"address": old, "name": str(name), "sha256": digest, "upstream": {"size": size, "version": str(version)}}:
             from tipline.ingest import transfer  # noqa: PLC0415
 

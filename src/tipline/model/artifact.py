@@ -104,7 +104,7 @@ def load_model(files: Mapping[str, bytes], expected: str) -> Model:
 def format_title(settings: Settings, rows: int) -> str:
     """A model's name: rows x columns, then the parameters, then the estimator; MLflow's lists show 20 characters."""
     chosen = [f"{name}={value}" for name, value in settings.train.params.items()]
-    calibrated = [settings.train.calibration] if settings.train.calibrates else []
+    calibrated = [settings.train.calibration] if settings.train.calibration else []
     return " ".join([f"{rows:,}x{len(settings.model.columns)}", *chosen, settings.train.estimator, *calibrated])
 
 

@@ -1,4 +1,4 @@
-"""Models that tipline did not make: any MLflow pyfunc that takes columns of the contract and gives probabilities.
+"""Models that tipline did not make: any MLflow pyfunc that takes columns of the schema and gives probabilities.
 
 Such a model is scored through its own `predict`, on pandas. As files it is what MLflow logged, below `mlflow/`, and
 beside it a model.json of ours that says which columns it takes and by what its scores are counted.
@@ -32,7 +32,7 @@ BATCH_ROWS = 2**17
 # because a missing one has to be told.
 KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": "number"}
 CONTRACT_KINDS = {"category": "category", "timestamp": "hour", "number": "number", "integer": "number"}
-TODO = "Log it with a signature of contract columns as string, datetime or double and probabilities as its output."
+TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
 CLASSES = 2
 # What the code of a model that does not fit the rows, or is not fit to be run here, may raise.
 FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
@@ -43,7 +43,7 @@ def is_external(files: Mapping[str, bytes]) -> bool:
     return f"{FOLDER}/MLmodel" in files
 
 
-def read_features(folder: Path, contract: Schema, where: str) -> list[dict[str, Any]]:
+def read_features(folder: Path, schema: Schema, where: str) -> list[dict[str, Any]]:
     """What a logged model takes, by its signature, as model.json has it.
 
     Parameters
@@ -65,7 +65,7 @@ def read_features(folder: Path, contract: Schema, where: str) -> list[dict[str, 
         what = "This version says not by name which columns it takes: it has no signature, or one of a bare array."
         raise UsageError(what, where, TODO)
     taken = {column.name: getattr(column.type, "name", str(column.type)) for column in signature.inputs}
-    reasons = [reason for name, type_ in taken.items() if (reason := objection(name, type_, contract))]
+    reasons = [reason for name, type_ in taken.items() if (reason := objection(name, type_, schema))]
     if reasons:
         raise UsageError(f"This version cannot be given prepared trips: {'; '.join(reasons)}.", where, TODO)
     return [
@@ -74,12 +74,12 @@ def read_features(folder: Path, contract: Schema, where: str) -> list[dict[str, 
     ]
 
 
-def objection(name: str, type_: str, contract: Schema) -> str | None:
+def objection(name: str, type_: str, schema: Schema) -> str | None:
     """Why a column cannot be given to a model, None where it can."""
-    column = contract.columns.get(name)
+    column = schema.columns.get(name)
     if column is None:
-        return f"{name} is no column of the contract"
-    if column.after_payment:
+        return f"{name} is no column of the schema"
+    if column.known_after_outcome:
         return f"{name} is known only after payment"
     if KINDS.get(type_) != CONTRACT_KINDS[column.type]:
         wanted = {"category": "string", "hour": "datetime", "number": "double"}[CONTRACT_KINDS[column.type]]

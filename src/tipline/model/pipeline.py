@@ -49,31 +49,34 @@ GROWTH = 8
 WHERE = "params.yaml, train"
 
 
-def create_spec(settings: Settings, contract: Schema) -> dict[str, Any]:
+def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
     """What model.json says of a model before it is fitted: of the baseline, only the columns."""
     return {
         "target": settings.model.target,
-        "time": contract.time,
-        "features": features(settings.model, contract),
-        "baseline": {"by": list(settings.baseline.by)},
+        "time": schema.time,
+        "features": features(settings.model, schema),
+        "baseline": {"by": list(settings.evaluate.baseline)},
         "months": months(settings),
     }
 
 
 def months(settings: Settings) -> dict[str, list[str]]:
     """The months that the model was made on, by role: no gate may judge it on one of them."""
-    sized = settings.train.rows == "auto" or settings.train.calibrates
-    return {"fit": settings.sample.of("fit"), "size": settings.sample.of("size") if sized else []}
+    sized = settings.train.rows == "auto" or settings.train.calibration
+    return {
+        "train": settings.sample.get_months("train"),
+        "validation": settings.sample.get_months("validation") if sized else [],
+    }
 
 
-def features(settings: ModelSettings, contract: Schema) -> list[dict[str, Any]]:
+def features(settings: ModelSettings, schema: Schema) -> list[dict[str, Any]]:
     """How each column of the model becomes a feature, as model.json has it."""
-    return [feature(name, contract, settings.categories) for name in settings.columns]
+    return [feature(name, schema, settings.categories) for name in settings.columns]
 
 
-def feature(name: str, contract: Schema, categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def feature(name: str, schema: Schema, categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """One feature: a category by its listed values, a time by its hour, a number within its plausible range."""
-    column = contract.columns[name]
+    column = schema.columns[name]
     if column.type == "category":
         return {"name": name, "kind": "category", "categories": list(categories[name])}
     if column.type == "timestamp":

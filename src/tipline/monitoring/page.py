@@ -29,11 +29,11 @@ NOT_TOLD = "\N{EN DASH}"
 def write_page(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
     """Write the page of these months, as `monitoring.figures` gives them, each with `month` and `role`."""
     environment = Environment(
-        loader=PackageLoader("tipline.pages", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("tipline.monitoring", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["shown"] = shown
     months = [{**month, **excess(month)} for month in months]
-    text = environment.get_template("monitoring.html").render(
+    text = environment.get_template("page.html").render(
         months=months,
         marks=MARKS,
         verdicts=Counter(month["verdict"] for month in months),

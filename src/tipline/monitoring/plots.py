@@ -57,7 +57,7 @@ def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
     with picture(path, 4.8) as figure:
         skill, cost = figure.subplots(1, 2, width_ratios=[2.6, 1])
         draw_skill(skill, sizes, "held_out", GREY, "held-out rows, same months")
-        draw_skill(skill, sizes, "size", BLUE, "next months (`size`)")
+        draw_skill(skill, sizes, "validation", BLUE, "validation months")
         draw_power_law(skill, decision["power_law"], rows)
         skill.axhline(0, color=GREY, linewidth=1)
         skill.axvline(decision["rows"], color=ORANGE, label=f"chosen: {decision['rows']:,} rows")

@@ -27,7 +27,7 @@ Ref = dict[str, Any]
 
 def read_champion_ref(paths: Paths) -> Ref | None:
     """The champion that this workspace scores with so far."""
-    found: Ref | None = files.try_read_json(paths.ref)
+    found: Ref | None = files.try_read_json(paths.champion_ref)
     return found
 
 
@@ -51,14 +51,14 @@ def refill_registry(client: Client, paths: Paths, name: str) -> None:
 
 def resolve_champion(client: Client, settings: Settings, paths: Paths, challenger: Ref) -> Version | None:
     """The version to score with: the pinned one, else the alias's; None for a model that has no version."""
-    name, wanted = settings.register_.name, settings.score.version
+    name, wanted = settings.model.name, settings.score.model
     if isinstance(wanted, int):
         pinned = model_versions.get_version(client, name, wanted, "params.yaml, score.version")
         return model_versions.adopt_version(client, settings, paths, pinned)
     champion = model_versions.get_champion(client, name)
     if champion is None:
         return first(client, paths, challenger)
-    if paths.temporary:  # an experiment's settings are not what a version is adopted by
+    if paths.is_experiment_copy:  # an experiment's settings are not what a version is adopted by
         model_versions.get_digest(champion)
         return champion
     champion = model_versions.adopt_version(client, settings, paths, champion)
@@ -83,7 +83,7 @@ def first(client: Client, paths: Paths, challenger: Ref) -> Version | None:
     found = model_versions.find_version(client, name, wanted["digest"])
     if found is None and wanted["digest"] != challenger["digest"] and not held(paths, wanted["digest"]):
         raise nowhere(paths, name, wanted)
-    if found is None or paths.temporary:
+    if found is None or paths.is_experiment_copy:
         return found
     if lost is None:
         history.change_champion(client, paths, "first", None, found)
@@ -100,7 +100,7 @@ def two(paths: Paths, name: str, here: Ref, lost: Ref) -> TiplineError:
     kept, written = (f"version {one['version']} (digest {one['digest'][:12]})" for one in (here, lost))
     what = f"MLflow's registry has no champion of {name}: models/champion/ has {kept}, this file ends with {written}."
     todo = 'Pull the lines of other clones (git pull), or say which: tipline promote VERSION --force "reason"'
-    return TiplineError(what, str(paths.promotions), todo)
+    return TiplineError(what, str(history.promotions_file(paths)), todo)
 
 
 def nowhere(paths: Paths, name: str, lost: Ref) -> TiplineError:
@@ -111,7 +111,7 @@ def nowhere(paths: Paths, name: str, lost: Ref) -> TiplineError:
         "Bring it back: dvc pull, or name its registry in MLFLOW_TRACKING_URI, or check out the commit that trained it "
         'and dvc repro there. Or begin anew with the newest version: tipline promote --force "reason"'
     )
-    return TiplineError(what, f"{hide_secrets(store.get_store_address(paths))}, {paths.promotions}", todo)
+    return TiplineError(what, f"{hide_secrets(store.get_store_address(paths))}, {history.promotions_file(paths)}", todo)
 
 
 def build_ref(paths: Paths, champion: Version | None, challenger: Ref) -> Ref:
@@ -128,7 +128,7 @@ def write_champion_folder(paths: Paths, champion: Version | None, ref: Ref) -> N
     """Bring models/champion/ to the champion: its files if they are others, ref.json if it says something else."""
     if held(paths, ref["digest"]):
         if read_champion_ref(paths) != ref:
-            files.write_json(paths.ref, ref)
+            files.write_json(paths.champion_ref, ref)
         return
     with files.replace_folder(paths.champion, paths.staging / "models") as folder:
         if champion is None or ref["digest"] == artifact.read_digest(paths.challenger):
@@ -136,19 +136,19 @@ def write_champion_folder(paths: Paths, champion: Version | None, ref: Ref) -> N
                 shutil.copyfile(paths.challenger / name, folder / name)
         else:
             model_versions.download_files(champion, folder)
-        files.write_json(folder / paths.ref.name, ref)
+        files.write_json(folder / paths.champion_ref.name, ref)
 
 
 def list_scored_months(paths: Paths, months: Sequence[str], digest: str | None) -> list[str]:
     """The months whose predictions are those of a model."""
-    receipts = ((month, month_folder(paths.predictions, month) / files.MANIFEST) for month in months)
-    read = ((month, files.try_read_json(path)) for month, path in receipts)
-    return [month for month, receipt in read if receipt and receipt["key"]["model"] == digest]
+    manifests = ((month, month_folder(paths.predictions, month) / files.MANIFEST) for month in months)
+    read = ((month, files.try_read_json(path)) for month, path in manifests)
+    return [month for month, manifest in read if manifest and manifest["key"]["model"] == digest]
 
 
-def describe_next_repro(settings: Settings) -> str:
+def describe_next_repro(settings: Settings | None) -> str:
     """What the next `dvc repro` makes of a change of champion."""
-    pinned = settings.score.version
+    pinned = settings.score.model if settings else None
     if isinstance(pinned, int):
         return f"But score.version in params.yaml pins version {pinned}: `dvc repro` goes on scoring with that."
     return "`dvc repro` scores with it."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tipline import files
 from tipline.errors import hide_secrets
-from tipline.ingest import schema
+from tipline.ingest.schema import load_schema
 from tipline.model import artifact, pyfunc
 from tipline.registry import champion, model_card, model_versions, store
 from tipline.registry.records import AGAIN, NOTE, collect_evaluation_metrics, format_run_link
@@ -36,7 +36,7 @@ def collect_facts(
         if role == "challenger"
         else model.version and model.version.tags.get(model_versions.VERDICT),
         hide_secrets(settings.source),
-        schema.load_schema(paths.root / settings.contract).columns[target].meaning,
+        load_schema(paths.root / settings.schema_).columns[target].meaning,
         [month for month in files.read_json(paths.monitoring / "months.json", AGAIN) if month["month"] in scored],
         model.run.data.tags if model.run else {},
         {**links, **({"training": format_run_link("training", model.run)} if model.run else {})},
@@ -52,10 +52,10 @@ def describe_model(client: Client, paths: Paths, model: Model, told: model_card.
             store.log_batch(client, run.info.run_id, new, {})
             client.log_artifact(run.info.run_id, str(paths.evaluation.with_suffix(".png")))
         note = model_card.merge_note(run.data.tags.get(NOTE), model_card.render_run_note(told, model.link))
-        tags = {NOTE: note, "evaluate.months": ", ".join(told.report["months"])}
+        tags = {NOTE: note, "test.months": ", ".join(told.report["months"])}
         for name, value in changed(tags, run.data.tags).items():
             client.set_tag(run.info.run_id, name, value)
-    if model.version is not None and not paths.temporary:
+    if model.version is not None and not paths.is_experiment_copy:
         describe_version(client, model.version, told)
 
 
@@ -78,6 +78,6 @@ def changed(wanted: Mapping[str, str], there: Mapping[str, str]) -> dict[str, st
 
 def describe_registered_model(client: Client, settings: Settings) -> None:
     """Say what the registered model is, unless somebody has."""
-    name = settings.register_.name
+    name = settings.model.name
     if not client.get_registered_model(name).description:
         client.update_registered_model(name, model_card.render_model_description(settings.model.target))

@@ -18,6 +18,7 @@ from tipline.registry import client_errors, model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tipline.paths import Paths
     from tipline.registry.store import Client, Version
@@ -30,15 +31,25 @@ ROLLBACK, NOTICED = "rollback", "noticed"
 APPLIED_ON, BEFORE_APPLIED = "refs/exps/apply/ORIG_HEAD", "refs/exps/apply/stash"
 
 
+def promotions_file(paths: Paths) -> Path:
+    return paths.workspace / "models" / "promotions.jsonl"
+
+
+def append_line(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
 def history(paths: Paths, name: str) -> list[dict[str, Any]]:
     """The changes of a model's champion, oldest first; a line that was cut off is none.
 
     In the order of time: git, where it merges two clones' lines, puts them one after the other.
     """
-    if not paths.promotions.is_file():
+    if not promotions_file(paths).is_file():
         return []
     found = []
-    for line in paths.promotions.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in promotions_file(paths).read_text(encoding="utf-8", errors="replace").splitlines():
         match parsed(line):
             case {
                 "when": str(),
@@ -60,7 +71,7 @@ def parsed(line: str) -> Any:  # noqa: ANN401 (whatever json holds)
 
 def restore_lost_lines(paths: Paths) -> None:
     """Put lines back that `dvc exp apply` took away: it brings every file in git to what the experiment had."""
-    path = paths.promotions
+    path = promotions_file(paths)
     here = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     known = {identity(line): line for revision in applied_on(paths) for line in lines_of(paths, revision)}
     missing = [line for key, line in known.items() if key not in set(map(identity, here))]
@@ -80,14 +91,14 @@ def identity(line: str) -> tuple[str, ...]:
 
 def applied_on(paths: Paths) -> list[str]:
     """The commit, and what DVC keeps of the files as they were before it applied an experiment on this commit."""
-    head, applied = (git.run_git("rev-parse", "--verify", name, root=paths.home) for name in ("HEAD", APPLIED_ON))
+    head, applied = (git.run_git("rev-parse", "--verify", name, root=paths.workspace) for name in ("HEAD", APPLIED_ON))
     return ["HEAD", BEFORE_APPLIED] if head and head == applied else ["HEAD"]
 
 
 def lines_of(paths: Paths, revision: str) -> list[str]:
     """The lines that a revision has."""
-    name = paths.promotions.relative_to(paths.home).as_posix()
-    return (git.run_git("show", f"{revision}:./{name}", root=paths.home) or "").splitlines()
+    name = promotions_file(paths).relative_to(paths.workspace).as_posix()
+    return (git.run_git("show", f"{revision}:./{name}", root=paths.workspace) or "").splitlines()
 
 
 def read_last_champion(paths: Paths, name: str) -> dict[str, Any] | None:
@@ -176,7 +187,7 @@ def write(
         "git": git.get_revision(),
     }
     restore_lost_lines(paths)
-    files.append_line(paths.promotions, json.dumps(line))
+    append_line(promotions_file(paths), json.dumps(line))
 
 
 def get_user(paths: Paths) -> str:

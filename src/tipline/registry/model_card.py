@@ -31,7 +31,7 @@ class Facts:
     role: str  # which of the two it is in the report
     verdict: str | None  # what the gate said of it last, None where it was never asked
     source: str  # where the months come from
-    meaning: str  # what the contract says of the target
+    meaning: str  # what the schema says of the target
     months: Sequence[Mapping[str, Any]]  # those of reports/monitoring/months.json that it has scored
     tags: Mapping[str, str]  # of its training run
     links: Mapping[str, str]  # markdown, to the runs of its training, its evaluation and, by month, its months
@@ -117,7 +117,7 @@ def told(kind: str, months: str, rows: int, of: Mapping[str, float | None]) -> s
 def calibration(facts: Facts) -> list[str]:
     """How it was calibrated, and how many tips it expects for those that there were."""
     method, tips = (facts.spec.get("calibration") or {}).get("method"), facts.report["tips"][facts.role]
-    lines = [f"{method}, fitted on {', '.join(facts.spec['months']['size'])}" if method else "none was fitted"]
+    lines = [f"{method}, fitted on {', '.join(facts.spec['months']['validation'])}" if method else "none was fitted"]
     if tips:
         ratio = f"ratio {number(tips['ratio'])} ({number(tips['lower'])} to {number(tips['upper'])}, 95%, by day)"
         lines.append(
@@ -139,7 +139,7 @@ def scored(facts: Facts) -> Iterator[str]:
 def data(facts: Facts) -> Iterator[str]:
     """Where the rows come from, and what each month was for."""
     yield f"source: {facts.source}"
-    made_on = {**(facts.spec.get("months") or {}), "evaluate": facts.report["months"]}
+    made_on = {**(facts.spec.get("months") or {}), "test": facts.report["months"]}
     yield "; ".join(f"{role}: {', '.join(months)}" for role, months in made_on.items() if months)
     yield "columns: " + ", ".join(feature["name"] for feature in facts.spec["features"])
 

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from tipline import files
 from tipline.errors import TiplineError, UsageError, hide_secrets, summarize_exception
-from tipline.ingest import schema
+from tipline.ingest.schema import load_schema
 from tipline.model import artifact, external, loader, pyfunc
 from tipline.registry import client_errors, store, training_runs
 from tipline.registry.training_runs import FOREIGN, MODEL
@@ -216,7 +216,7 @@ def adopt_version(client: Client, settings: Settings, paths: Paths, version: Ver
     where = format_version(version)
     trained = files.read_json(paths.challenger / pyfunc.SPEC, "Run: dvc repro train")
     with open_download(version) as root:
-        features = external.read_features(root, schema.load_schema(paths.root / settings.contract), where)
+        features = external.read_features(root, load_schema(paths.root / settings.schema_), where)
         shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
         # It says nothing of what its scores are to be counted by: the challenger's baseline is what there is.
         spec = {name: trained[name] for name in ("target", "time", "baseline")} | {"name": where, "features": features}

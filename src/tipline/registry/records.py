@@ -76,7 +76,7 @@ class Model:
     def of(cls, client: Client, settings: Settings, paths: Paths, folder: Path) -> Model:
         """The model in a folder."""
         digest = artifact.read_digest(folder)
-        version = model_versions.find_version(client, settings.register_.name, digest)
+        version = model_versions.find_version(client, settings.model.name, digest)
         experiment = store.ensure_experiment(client, paths, training_runs.EXPERIMENT)
         return cls(folder, digest, version, store.find_run(client, experiment, digest))
 
@@ -97,7 +97,7 @@ def format_run_link(text: str, run: Run) -> str:
 def build_curve_entry(settings: Settings, paths: Paths) -> Entry:
     """The study as a parent run, with lines over the sizes, and each size as a child."""
     decision = files.read_json(paths.learning_curve.with_suffix(".json"), AGAIN)
-    params = artifact.describe_settings(settings) | {"months": ", ".join(settings.sample.of("fit"))}
+    params = artifact.describe_settings(settings) | {"months": ", ".join(settings.sample.get_months("train"))}
     # All but the seconds of a fit, which are others when the study is made again.
     sizes = {
         size["rows"]: {name: value for name, value in size.items() if name != "fit_seconds"}
@@ -109,7 +109,7 @@ def build_curve_entry(settings: Settings, paths: Paths) -> Entry:
         artifact.format_title(settings, decision["rows"]),
         files.hash_json(decision | {"sizes": list(sizes.values())}),
         params | {name: decision[name] for name in ("min_gain", "rows", "segment")},
-        {f"{of}.baseline_log_loss": decision["baseline"][f"{of}.log_loss"] for of in ("held_out", "size")},
+        {f"{of}.baseline_log_loss": decision["baseline"][f"{of}.log_loss"] for of in ("held_out", "validation")},
         {NOTE: "\n\n".join(filter(None, (decision["reason"], decision["sanity"])))},
         figures,
         [paths.learning_curve, paths.learning_curve.with_suffix(".png")],
@@ -130,8 +130,8 @@ def build_evaluation_entry(settings: Settings, paths: Paths, both: Mapping[str, 
     report = files.read_json(paths.evaluation, AGAIN)
     digests = {role: model.digest for role, model in both.items()}
     links = " · ".join(f"{role}: {model.link}" for role, model in both.items())
-    of_champion = {f"evaluate.champion_{name}": report["champion"][name] for name in FIGURES}
-    majority = {"evaluate.majority_log_loss": report["majority"]["log_loss"]}
+    of_champion = {f"test.champion_{name}": report["champion"][name] for name in FIGURES}
+    majority = {"test.majority_log_loss": report["majority"]["log_loss"]}
     return Entry(
         "evaluate",
         f"{settings.train.estimator} on {', '.join(report['months'])}",
@@ -146,8 +146,8 @@ def build_evaluation_entry(settings: Settings, paths: Paths, both: Mapping[str, 
 
 def collect_evaluation_metrics(report: Mapping[str, Any], role: str) -> dict[str, float | None]:
     """A model's figures on the months kept for it, by the names that those of the training have; the gate's, too."""
-    of_model = {f"evaluate.{name}": report[role][name] for name in FIGURES}
-    of_model["evaluate.baseline_log_loss"] = report["baseline"]["log_loss"]
+    of_model = {f"test.{name}": report[role][name] for name in FIGURES}
+    of_model["test.baseline_log_loss"] = report["baseline"]["log_loss"]
     if role != "challenger":
         return of_model
     verdict = report["gate"]
@@ -167,9 +167,9 @@ def build_month_entries(settings: Settings, paths: Paths, champion: Model) -> di
 
 def of_month(paths: Paths, month: Mapping[str, Any], champion: Model) -> Entry:
     """The figures of one month, and what they were made from."""
-    receipt = files.read_json(month_folder(paths.predictions, month["month"]) / files.MANIFEST, AGAIN)
-    # The champion's number, not the receipt's: a registry that was lost has given the same model another one.
-    version = files.read_json(paths.ref, AGAIN)["version"]
+    manifest = files.read_json(month_folder(paths.predictions, month["month"]) / files.MANIFEST, AGAIN)
+    # The champion's number, not the manifest's: a registry that was lost has given the same model another one.
+    version = files.read_json(paths.champion_ref, AGAIN)["version"]
     of_features = {**month["drift"]["features"], "score": month["drift"]["score"]} if month["drift"] else {}
     psi = {f"psi.{name}": found["psi"] for name, found in of_features.items()}
     values = {name: value for name, value in month.items() if isinstance(value, (int, float))}
@@ -177,8 +177,8 @@ def of_month(paths: Paths, month: Mapping[str, Any], champion: Model) -> Entry:
     return Entry(
         MONITOR,
         f"{month['month']}, " + (f"version {version}" if version is not None else f"model {champion.digest[:12]}"),
-        files.hash_json([month, receipt["key"]]),
-        params | {"model_digest": receipt["key"]["model"][:12]},
+        files.hash_json([month, manifest["key"]]),
+        params | {"model_digest": manifest["key"]["model"][:12]},
         values | psi,
         {NOTE: f"{month['verdict']}: {month['reason']}\n\n{champion.link}", "tipline.verdict": month["verdict"]},
         artifacts=[paths.monitoring / name for name in ("index.html", "monitoring.png")],

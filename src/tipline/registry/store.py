@@ -49,7 +49,7 @@ def get_store_address(paths: Paths) -> str:
         return address
     # A relative path is one of the project: `dvc exp run --temp` works in a copy, which is deleted then.
     place = make_url(address)
-    return place.set(database=str(paths.home / (place.database or DATABASE))).render_as_string(hide_password=False)
+    return place.set(database=str(paths.workspace / (place.database or DATABASE))).render_as_string(hide_password=False)
 
 
 @contextlib.contextmanager
@@ -70,14 +70,14 @@ def connect_store(paths: Paths) -> Iterator[Client]:
         if database := get_database_path(paths):
             with lock_store(paths):  # two processes that make a fresh database at once break it for good
                 Client().search_experiments(max_results=1)
-                follow_move(database, paths.home)
+                follow_move(database, paths.workspace)
         yield Client()
 
 
 @contextlib.contextmanager
 def lock_store(paths: Paths) -> Iterator[None]:
     """Wait until no other process writes to this workspace or database what it has found missing."""
-    stores = {paths.home / DATABASE, get_database_path(paths) or paths.home / DATABASE}
+    stores = {paths.workspace / DATABASE, get_database_path(paths) or paths.workspace / DATABASE}
     with contextlib.ExitStack() as stack:
         for path in sorted(stores):
             stack.enter_context(filelock.FileLock(path.with_name(f".{path.stem}.lock")))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Raised when the predictions' files or receipts change for the same input and model; all are scored again then.
+# Raised when the predictions' files or manifests change for the same input and model; all are scored again then.
 FORMAT = 2
 
 SCHEMA = pa.schema(
@@ -159,20 +159,20 @@ def compute_key(places: Locations, month: str, digest: str) -> dict[str, Any]:
     Raises
     ------
     TiplineError
-        Where the month is not prepared, or its file has not the length that its receipt says.
+        Where the month is not prepared, or its file has not the length that its manifest says.
     """
     folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
-    receipt = places.trips.json(f"{folder}/{files.MANIFEST}")
+    manifest = places.trips.json(f"{folder}/{files.MANIFEST}")
     where = places.trips.address(f"{folder}/{files.MANIFEST}")
-    if receipt is None:
-        raise TiplineError("The month is not prepared: it has no receipt.", where, todo)
+    if manifest is None:
+        raise TiplineError("The month is not prepared: it has no manifest.", where, todo)
     try:
-        expected, sha256 = int(receipt["trips"]["bytes"]), str(receipt["trips"]["sha256"])
+        expected, sha256 = int(manifest["trips"]["bytes"]), str(manifest["trips"]["sha256"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TiplineError("This is no receipt of a prepared month.", where, todo) from error
+        raise TiplineError("This is no manifest of a prepared month.", where, todo) from error
     size = places.trips.sizes(folder).get(columns.PREPARED_FILE)
     if size != expected:
-        what = f"The prepared month has {size or 0:,} bytes, its receipt says {expected:,}."
+        what = f"The prepared month has {size or 0:,} bytes, its manifest says {expected:,}."
         raise TiplineError(what, places.trips.address(f"{folder}/{columns.PREPARED_FILE}"), todo)
     return {"trips": sha256, "model": digest, "format": FORMAT}
 
@@ -210,9 +210,9 @@ def find_finished_parts(staged: Storage, blocks: Sequence[Block]) -> Iterator[tu
 
 def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bool:
     """Whether a month's predictions are there, whole, and made from this key."""
-    receipt = predictions.json(f"{month_name(month)}/{files.MANIFEST}")
+    manifest = predictions.json(f"{month_name(month)}/{files.MANIFEST}")
     try:
-        told, parts = receipt["key"], {part["name"]: part["bytes"] for part in receipt["parts"]}
+        told, parts = manifest["key"], {part["name"]: part["bytes"] for part in manifest["parts"]}
     except (KeyError, TypeError):  # none, or not one that `score` wrote
         return False
     sizes = predictions.sizes(month_name(month))
@@ -392,7 +392,7 @@ def encode_part(rows: pa.Array, scores: pa.Array) -> pa.Buffer:
 
 
 def publish_month(month: Month, made: Mapping[str, Any]) -> None:
-    """Put a month whose parts are all done in its place, the receipt written last.
+    """Put a month whose parts are all done in its place, the manifest written last.
 
     Parameters
     ----------
@@ -409,7 +409,7 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
         raise TiplineError("Parts that workers wrote are not there.", staged.address(month.staged), todo)
     # What a worker that was killed had begun to write.
     staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - {part["name"] for part in parts})
-    receipt = {
+    manifest = {
         "month": month.month,
         "key": month.key,
         "rows": rows,
@@ -421,7 +421,7 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
             "peak_worker_bytes": max((part["peak_bytes"] for part in parts), default=0),
         },
     }
-    staged.write_json(f"{month.staged}/{files.MANIFEST}", receipt)
+    staged.write_json(f"{month.staged}/{files.MANIFEST}", manifest)
     month.places.predictions.publish(staged, month.staged, month_name(month.month))
     # Last: after a crash in between, the next run finds all parts done and publishes them again.
     staged.remove(month.staged + MARKERS)

@@ -1,4 +1,4 @@
-"""download@month: the published bytes of a month, and a receipt that says where they came from."""
+"""download@month: the published bytes of a month, and a manifest that says where they came from."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
 
 def fetch(settings: Settings, paths: Paths, month: str, part: Path) -> None:
     """Fetch, check and publish a month."""
-    folder, receipt = paths.raw(month), paths.raw_receipt(month)
-    if source.is_unchanged(settings.source, month, paths.home, folder, receipt):
+    folder, manifest = paths.raw(month), paths.raw_manifest(month)
+    if source.is_unchanged(settings.source, month, paths.workspace, folder, manifest):
         log.info("%s: unchanged upstream, kept", month)
         return
-    with files.replace_file(receipt) as new_receipt, files.replace_folder(folder, paths.staging / "raw") as new_folder:
-        told = source.fetch_month(settings.source, month, new_folder, paths.home, settings.demo.model_dump(), part)
-        files.write_json(new_receipt, told)  # on the disk before the folder is renamed in, renamed in after it
+    with (
+        files.replace_file(manifest) as new_manifest,
+        files.replace_folder(folder, paths.staging / "raw") as new_folder,
+    ):
+        told = source.fetch_month(settings.source, month, new_folder, paths.workspace, settings.demo.model_dump(), part)
+        files.write_json(new_manifest, told)  # on the disk before the folder is renamed in, renamed in after it
     log.info("%s: %s bytes from %s", month, f"{told['bytes']:,}", told["address"])
 
 

@@ -1,4 +1,4 @@
-"""evaluate: challenger and champion on the `evaluate` months, beside majority and baseline; the gate's verdict."""
+"""evaluate: challenger and champion on the `test` months, beside majority and baseline; the gate's verdict."""
 
 from __future__ import annotations
 
@@ -23,10 +23,21 @@ def run(settings: Settings, paths: Paths) -> None:
         "challenger": artifact.read_artifact(paths.challenger),
         "champion": artifact.read_artifact(paths.champion),
     }
-    if ref := files.try_read_json(paths.ref):
+    if ref := files.try_read_json(paths.champion_ref):
         artifact.check_digest(contents["champion"], ref["digest"])
     made_on = {role: spec.get("months") for role, spec in comparison.load_specs(contents).items()}
     report, compared = comparison.compare_models(settings, paths, contents, made_on)
     files.write_json(paths.evaluation, report)
+    figures, gain = report["challenger"], report["gate"]["gain"]
+    files.write_json(
+        paths.metrics,
+        {
+            "log_loss": figures["log_loss"],
+            "skill": figures["skill"],
+            "auc": figures["auc"],
+            "baseline_log_loss": report["baseline"]["log_loss"],
+            "gain_over_champion": gain and gain["value"],
+        },
+    )
     plots.plot_evaluation(paths.evaluation.with_suffix(".png"), report, compared.scores, compared.labels)
     log.info("%s\n%s", report["verdict"], report["gate"]["words"])

@@ -1,4 +1,4 @@
-"""learning_curve: how many rows the model needs, studied on the `fit` months and scored on the `size` months."""
+"""learning_curve: how many rows the model needs, studied on the `train` months and scored on the `validation` months."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from tipline import cluster, files
 from tipline.errors import UsageError
 from tipline.evaluation import baseline, metrics, times
-from tipline.ingest import columns, schema
+from tipline.ingest import columns
+from tipline.ingest.schema import load_schema
 from tipline.model import pipeline as model_pipeline
 from tipline.model import pyfunc
 from tipline.monitoring import plots
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of the `fit` rows, the last fifth is held out: rows of the same months that no repeat is fitted on.
+# Of the `train` rows, the last fifth is held out: rows of the same months that no repeat is fitted on.
 HELD_OUT = 5
 OF_SAMPLE = "raise sample.rows: a fifth is held out, half of the rest is the most"
 
 
 def run(settings: Settings, paths: Paths) -> None:
     """Write the study's table, picture and decision, and models/sample_size.json."""
-    spec = model_pipeline.create_spec(settings, schema.load_schema(paths.root / settings.contract))
+    spec = model_pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
     fit, size = (
-        sampling.read_role(settings, paths, role, columns.list_needed_columns(spec)) for role in ("fit", "size")
+        sampling.read_role(settings, paths, role, columns.list_needed_columns(spec)) for role in ("train", "validation")
     )
-    available = sampling.count_available(sampling.list_samples(settings, paths, "fit"))
+    available = sampling.count_available(sampling.list_samples(settings, paths, "train"))
     decision = study(settings, paths.root, spec, (fit, size), available)
     files.write_csv(paths.learning_curve, decision["sizes"])
     files.write_json(paths.learning_curve.with_suffix(".json"), decision)
@@ -57,25 +58,24 @@ def study(
     Parameters
     ----------
     rows
-        Those of the `fit` months and those of the `size` months.
+        Those of the `train` months and those of the `validation` months.
     available
-        How many the `fit` months have.
+        How many the `train` months have.
     """
-    wanted, budget, (fit, size) = settings.learning_curve, settings.learning_curve.budget, rows
+    wanted, (fit, size) = settings.learning_curve, rows
     pool, held_out = fit.slice(0, len(fit) - len(fit) // HELD_OUT), fit.slice(len(fit) - len(fit) // HELD_OUT)
-    largest = at_least(wanted.smallest, min(len(pool) // 2, budget.rows or len(pool)), OF_SAMPLE)
-    segment, parts = examples(settings, spec, {"pool": pool, "held_out": held_out, "size": size})
+    largest = at_least(wanted.smallest, min(len(pool) // 2, wanted.max_rows or len(pool)), OF_SAMPLE)
+    segment, parts = examples(settings, spec, {"pool": pool, "held_out": held_out, "validation": size})
     orders = fits.shuffle_rows(parts["pool"].labels, wanted.repeats, wanted.smallest, settings.sample.seed)
     pipeline, first = model_pipeline.build_pipeline(spec["features"], settings.train, root), pool.slice(0, largest)
     cost = fits.Cost.of(pipeline, lambda: pyfunc.build_matrix(first, spec["features"]), parts["pool"].labels[:largest])
-    bound = learning_curve.Bound.of(len(fit), budget, cost.bytes_a_row)
-    most = at_least(wanted.smallest, min(largest, bound.rows), "raise learning_curve.budget.megabytes")
+    bound = learning_curve.Bound.of(len(fit), wanted.max_rows)
+    most = at_least(wanted.smallest, min(largest, bound.rows), "raise learning_curve.max_rows")
     of_sizes = fits.choose_sizes(wanted.smallest, most, wanted.sizes)
-    with cluster.connect_client(settings.score.workers), joblib.parallel_config("dask"):
+    with cluster.connect_client(settings.cluster.n_workers), joblib.parallel_config("dask"):
         made = fits.run_study(pipeline, parts.pop("pool"), parts, of_sizes, orders)
     return {
         **learning_curve.choose_size(made, wanted.min_gain, bound, cost.parameters),
-        "budget": budget.model_dump(),
         "bytes_a_row": cost.bytes_a_row,
         "segment": segment,
         "available": available,
@@ -95,8 +95,8 @@ def examples(
     settings: Settings, spec: dict[str, Any], parts: Mapping[str, pa.RecordBatch]
 ) -> tuple[str, dict[str, fits.Examples]]:
     """The rows as the study takes them, and its segment: the baseline's group with most tips in the pool."""
-    target, by = spec["target"], settings.baseline.by
-    rule = baseline.fit_baseline(parts["pool"], target, by, settings.baseline.smoothing)
+    target, by = spec["target"], settings.evaluate.baseline
+    rule = baseline.fit_baseline(parts["pool"], target, by)
     groups = {name: baseline.group_rows(part, by) for name, part in parts.items()}
     labels = {name: metrics.read_labels(part, target)[0] for name, part in parts.items()}
     names, codes = groups["pool"]

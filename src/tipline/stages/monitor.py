@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 AGAIN = "Run: dvc repro score"
 
-# Of a prepared month's receipt, what is shown of all months side by side.
-RECEIPT_COLUMNS = (
+# Of a prepared month's manifest, what is shown of all months side by side.
+MANIFEST_COLUMNS = (
     "month",
     "era",
-    "contract",
+    "schema",
     "rows_in",
     "rows_out",
     "quarantined",
@@ -31,13 +31,13 @@ RECEIPT_COLUMNS = (
     "filled",
     "out_of_range",
     "outside_month",
-    "new_spellings",
+    "unknown_aliases",
     "unknown_columns",
 )
 WORDS = {
     "quarantined_by_reason": "rows set apart",
-    "new_spellings": "spellings that the contract does not know",
-    "unknown_columns": "columns that the contract does not know",
+    "unknown_aliases": "aliases that the schema does not know",
+    "unknown_columns": "columns that the schema does not know",
 }
 
 
@@ -51,9 +51,9 @@ def run(settings: Settings, paths: Paths) -> None:
         files.write_csv(folder / "months.csv", cells)
         plots.plot_monitoring(folder / "monitoring.png", months)
         page.write_page(folder / "index.html", months)
-        receipts = [of_preparation(paths, month) for month in sorted(settings.months)]
-        files.write_csv(folder / "prepared.csv", receipts)
-    for line in [*table(months), *odd(receipts)]:
+        manifests = [of_preparation(paths, month) for month in sorted(settings.months)]
+        files.write_csv(folder / "prepared.csv", manifests)
+    for line in [*table(months), *odd(manifests)]:
         log.info("%s", line)
 
 
@@ -66,18 +66,18 @@ def of_month(paths: Paths, month: str, spec: dict[str, Any], role: str | None) -
         Where it is not scored, or was by another tipline.
     """
     path = month_folder(paths.predictions, month) / files.MANIFEST
-    receipt = files.read_json(path, AGAIN)
+    manifest = files.read_json(path, AGAIN)
     try:
-        counts = Counts.from_json(receipt["counts"])
+        counts = Counts.from_json(manifest["counts"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise TiplineError("This receipt has no counts that this tipline can read.", str(path), AGAIN) from error
+        raise TiplineError("This manifest has no counts that this tipline can read.", str(path), AGAIN) from error
     return {"month": month, "role": role or "", **verdict.summarize_month(counts, spec)}
 
 
 def of_preparation(paths: Paths, month: str) -> dict[str, Any]:
-    """What preparing a month met, from its receipt; counts by name as `name: count; ...`."""
-    receipt = files.read_json(paths.trips(month) / files.MANIFEST, f"Run: dvc repro prepare@{month}")
-    values = {name: receipt[name] for name in RECEIPT_COLUMNS}
+    """What preparing a month met, from its manifest; counts by name as `name: count; ...`."""
+    manifest = files.read_json(paths.prepared(month) / files.MANIFEST, f"Run: dvc repro prepare@{month}")
+    values = {name: manifest[name] for name in MANIFEST_COLUMNS}
     return {name: listed(value) if isinstance(value, (dict, list)) else value for name, value in values.items()}
 
 
@@ -86,10 +86,13 @@ def listed(value: dict[str, int] | list[str]) -> str:
     return "; ".join([f"{name}: {value[name]}" for name in value] if isinstance(value, dict) else value)
 
 
-def odd(receipts: list[dict[str, Any]]) -> list[str]:
+def odd(manifests: list[dict[str, Any]]) -> list[str]:
     """Months in whose preparation something came up that a person should look at."""
     return [
-        f"{receipt['month']}: {WORDS[name]}: {receipt[name]}" for receipt in receipts for name in WORDS if receipt[name]
+        f"{manifest['month']}: {WORDS[name]}: {manifest[name]}"
+        for manifest in manifests
+        for name in WORDS
+        if manifest[name]
     ]
 
 

@@ -39,9 +39,9 @@ def mirror(client: Client, settings: Settings, paths: Paths) -> int:
     links = {label: records.format_run_link(label, run) for label, run in runs.items()}
     # One model in both places is told of as the champion; an experiment's copy of the project leaves that alone.
     for role in {model.digest: role for role, model in both.items()}.values():
-        if role == "challenger" or not paths.temporary:
+        if role == "challenger" or not paths.is_experiment_copy:
             told = descriptions.collect_facts(settings, paths, both[role], role, links)
             descriptions.describe_model(client, paths, both[role], told)
-    if not paths.temporary:
+    if not paths.is_experiment_copy:
         descriptions.describe_registered_model(client, settings)
     return len(months)

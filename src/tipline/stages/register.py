@@ -24,9 +24,9 @@ def run(settings: Settings, paths: Paths) -> None:
     """Register the challenger, resolve the champion, keep its files in models/champion/."""
     before = champion.read_champion_ref(paths)
     with store.connect_store(paths) as client, store.lock_store(paths):
-        if not paths.temporary:
+        if not paths.is_experiment_copy:
             history.restore_lost_lines(paths)
-            champion.refill_registry(client, paths, settings.register_.name)
+            champion.refill_registry(client, paths, settings.model.name)
         challenger = mirrored(client, settings, paths)
         version = champion.resolve_champion(client, settings, paths, challenger)
         now = champion.build_ref(paths, version, challenger)
@@ -41,9 +41,9 @@ def mirrored(client: Client, settings: Settings, paths: Paths) -> Ref:
 
     An experiment in a copy of the project leaves a run and a model, no version: a sweep of fifty is no fifty versions.
     """
-    name, digest, trained = settings.register_.name, artifact.read_digest(paths.challenger), None
+    name, digest, trained = settings.model.name, artifact.read_digest(paths.challenger), None
     with client_errors.skip_if_forbidden("the challenger is not registered; who may: dvc repro register"):
-        if not paths.temporary:
+        if not paths.is_experiment_copy:
             return model_versions.describe_version(model_versions.ensure_version(client, paths, name, paths.challenger))
         trained = training_runs.ensure_run(client, paths, paths.challenger).info.run_id
     found = model_versions.find_version(client, name, digest)

@@ -24,7 +24,7 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
     if month not in settings.sample.months:
         raise UsageError(f"{month} has no role.", "params.yaml, sample.months", "Give it one of fit, size, evaluate.")
     role = settings.sample.months[month]
-    table = sampling.sample_month(paths.trips_file(month), month, settings.sample.rows, settings.sample.seed)
+    table = sampling.sample_month(paths.prepared_file(month), month, settings.sample.rows, settings.sample.seed)
     with files.replace_file(paths.sample(role, month)) as path:
         pq.write_table(table, path)
     for other in set(ROLES) - {role}:

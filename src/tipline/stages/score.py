@@ -49,7 +49,7 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
     with files.hold_lock(paths.staging / "score.lock", "scoring this project"):
         places = block_scoring.Locations.of(paths, trips, to)
         places.predictions.mend(places.staged)
-        ref = files.read_json(paths.ref, "Run: dvc repro register")
+        ref = files.read_json(paths.champion_ref, "Run: dvc repro register")
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
         if not to:
@@ -73,7 +73,7 @@ def score(settings: Settings, places: Locations, ref: dict[str, Any], contents: 
     if left:
         contents = with_canary(contents, left)
         started = time.perf_counter()
-        with cluster.connect_client(settings.score.workers) as client:
+        with cluster.connect_client(settings.cluster.n_workers) as client:
             block_scoring.send_model(client, contents, ref["digest"])
             block_scoring.check_access(client, places)
             ready = time.perf_counter()
@@ -139,7 +139,7 @@ def publish(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
 
 
 def recorded(ref: dict[str, Any]) -> dict[str, Any]:
-    """What the receipts record of this run, and no later run compares."""
+    """What the manifests record of this run, and no later run compares."""
     return {
         "name": ref["name"],
         "version": ref["version"],

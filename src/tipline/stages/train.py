@@ -1,4 +1,4 @@
-"""train: the model, fitted on the sample of the `fit` months; files only, the same bytes for the same inputs."""
+"""train: the model, fitted on the sample of the `train` months; files only, the same bytes for the same inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tipline import files
 from tipline.errors import UsageError
 from tipline.evaluation import baseline, metrics
-from tipline.ingest import columns, schema
+from tipline.ingest import columns
+from tipline.ingest.schema import load_schema
 from tipline.model import artifact, golden_rows, pyfunc
 from tipline.model import pipeline as model_pipeline
 from tipline.monitoring import drift
@@ -35,10 +36,10 @@ LIBRARIES = ("scikit-learn", "scipy", "numpy", "pyarrow", "skops")
 
 def run(settings: Settings, paths: Paths) -> None:
     """Fit on the first rows of the sample and write models/challenger/."""
-    spec = model_pipeline.create_spec(settings, schema.load_schema(paths.root / settings.contract))
-    pool = sampling.read_role(settings, paths, "fit", columns.list_needed_columns(spec))
+    spec = model_pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
+    pool = sampling.read_role(settings, paths, "train", columns.list_needed_columns(spec))
     rows = rows_to_use(settings, paths, len(pool))
-    roles = ["fit", "size"] if settings.train.calibrates else ["fit"]
+    roles = ["train", "validation"] if settings.train.calibration else ["fit"]
     sample_files = [path for role in roles for path in sampling.list_samples(settings, paths, role)]
     with files.replace_folder(paths.challenger, paths.staging / "models") as folder:
         training = fit(settings, paths, spec, pool.slice(0, rows), folder)
@@ -73,9 +74,9 @@ def fit(settings: Settings, paths: Paths, spec: dict[str, Any], rows: pa.RecordB
     pipeline = model_pipeline.fit_pipeline(
         model_pipeline.build_pipeline(features, settings.train, paths.root), pyfunc.build_matrix(rows, features), labels
     )
-    rule = baseline.fit_baseline(rows, spec["target"], settings.baseline.by, settings.baseline.smoothing)
+    rule = baseline.fit_baseline(rows, spec["target"], settings.evaluate.baseline)
     model_pipeline.save_model(folder, pipeline, spec | {"baseline": rule})
-    if settings.train.calibrates:
+    if settings.train.calibration:
         calibrate(settings, paths, folder)
     saved = pyfunc.Model(artifact.read_artifact(folder))
     scores = saved.probabilities(rows)
@@ -101,7 +102,7 @@ def described(settings: Settings, rows: pa.RecordBatch, figures: Mapping[str, An
             **artifact.describe_settings(settings),
             "calibration": settings.train.calibration,
             "rows": len(rows),
-            "months": ", ".join(settings.sample.of("fit")),
+            "months": ", ".join(settings.sample.get_months("train")),
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
     }
@@ -116,9 +117,9 @@ def example(settings: Settings, rows: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def calibrate(settings: Settings, paths: Paths, folder: Path) -> None:
-    """Calibrate the saved model on the sample of the `size` months, which it was not fitted on."""
-    saved = pyfunc.Model(artifact.read_artifact(folder))
-    rows = sampling.read_role(settings, paths, "size", columns.list_needed_columns(saved.spec))
+    """Calibrate the saved model on the sample of the `validation` months, which it was not fitted on."""
+    saved, method = pyfunc.Model(artifact.read_artifact(folder)), settings.train.calibration or ""
+    rows = sampling.read_role(settings, paths, "validation", columns.list_needed_columns(saved.spec))
     labels, _ = metrics.read_labels(rows, settings.model.target)
-    fitted = calibration.fit_calibration(settings.train.calibration, saved.uncalibrated(rows), labels)
+    fitted = calibration.fit_calibration(method, saved.uncalibrated(rows), labels)
     model_pipeline.save_spec(folder, saved.spec | {"calibration": fitted})

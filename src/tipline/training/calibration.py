@@ -1,4 +1,4 @@
-"""Calibration: the probabilities corrected by what happened in the `size` months, as a part of the model."""
+"""Calibration: the probabilities corrected by what happened in the `validation` months, as a part of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # With fewer rows the correction is as uncertain as what it corrects.
 LEAST_ROWS = 1000
 WHERE = "params.yaml, train.calibration"
-MEND = "Set it to none, and see what the model is worth: size.auc in reports/learning_curve.csv."
+MEND = "Set it to none, and see what the model is worth: validation.auc in reports/learning_curve.csv."
 TODO = "Set it to none, raise sample.rows, or give the role size to other months."
 
 

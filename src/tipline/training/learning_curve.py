@@ -17,7 +17,6 @@ from tipline.evaluation.intervals import CONFIDENCE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tipline.config import Budget
     from tipline.model.pyfunc import Floats, Matrix
 
     Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
@@ -28,7 +27,6 @@ BAND = (0.05, 0.95)
 EXPONENTS = np.linspace(0.3, 1.5, 49)
 POINTS = 40
 FEWEST_SIZES = 4  # a power law has three parameters
-MEGABYTE = 1e6
 WHERE = "params.yaml, learning_curve"
 
 
@@ -57,7 +55,7 @@ class Study:
     of_baseline: Mapping[str, float]
 
 
-def nothing_to_gain(study: Study, name: str = "size") -> bool:
+def nothing_to_gain(study: Study, name: str = "validation") -> bool:
     """Whether the baseline's log-loss is next to nothing: what is divided by it says nothing."""
     return study.of_baseline[f"{name}.log_loss"] < metrics.NEXT_TO_NOTHING
 
@@ -94,12 +92,12 @@ def widening(count: int) -> float:
 
 
 def excess(study: Study) -> tuple[Floats, Floats]:
-    """Skill of the largest size above that of each on the `size` rows, and its one-sided 95% upper bound.
+    """Skill of the largest size above that of each on the `validation` rows, and its one-sided 95% upper bound.
 
     Paired: same rows, same repeat. Given the pool, repeats are independent; that they share rows moves the loss of all
     sizes alike, so it is not in the difference (docs/learning-curve.md).
     """
-    mean, draws = bootstrap(study.sums["size"] - study.sums["size"][-1], against(study, "size"))
+    mean, draws = bootstrap(study.sums["validation"] - study.sums["validation"][-1], against(study, "validation"))
     return mean, np.quantile(draws, CONFIDENCE, axis=0)
 
 
@@ -132,7 +130,7 @@ def power_law(of_sizes: Sequence[int], losses: Matrix, spread: Floats) -> tuple[
 
 
 def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
-    """A power law through the skill on the `size` rows, with its 90% interval, up to the rows available.
+    """A power law through the skill on the `validation` rows, with its 90% interval, up to the rows available.
 
     Returns
     -------
@@ -141,10 +139,10 @@ def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
         then), and lists rows, skill, low, high. None of fewer than four sizes, of a single repeat or day, or without a
         baseline to gain on.
     """
-    mean, draws = bootstrap(study.sums["size"], against(study, "size"))
+    mean, draws = bootstrap(study.sums["validation"], against(study, "validation"))
     if len(study.sizes) < FEWEST_SIZES or not np.isfinite(draws).all():
         return None
-    spread = study.sums["size"].sum(axis=2).std(axis=1)
+    spread = study.sums["validation"].sum(axis=2).std(axis=1)
     limits, slopes, exponents = power_law(study.sizes, np.vstack([mean, draws]), spread)
     rows = np.geomspace(study.sizes[0], max(available, study.sizes[-1]), POINTS).round()
     laws = 1 - limits[:, None] - slopes[:, None] * rows ** -exponents[:, None]
@@ -165,15 +163,11 @@ class Bound:
     words: str
 
     @classmethod
-    def of(cls, there: int, budget: Budget, bytes_a_row: int) -> Bound:
+    def of(cls, there: int, max_rows: int | None) -> Bound:
         """The least of the sample's rows and what the budget allows."""
         bounds = [cls(there, f"all {there:,} rows of the sample")]
-        if budget.rows is not None:
-            bounds.append(cls(budget.rows, f"the {budget.rows:,} rows of the budget"))
-        if budget.megabytes is not None:
-            rows = int(budget.megabytes * MEGABYTE / bytes_a_row)
-            words = f"the {rows:,} rows that the budget of {budget.megabytes:g} MB holds at {bytes_a_row:,} bytes a row"
-            bounds.append(cls(rows, words))
+        if max_rows is not None:
+            bounds.append(cls(max_rows, f"the {max_rows:,} rows that learning_curve.max_rows allows"))
         return min(bounds, key=lambda bound: bound.rows)
 
 
@@ -240,11 +234,11 @@ def defined(figures: Mapping[str, float]) -> dict[str, float | None]:
 
 def unknown(study: Study) -> str | None:
     """Why nothing can be said of smaller sizes; None where something can."""
-    _, repeats, days = study.sums["size"].shape
+    _, repeats, days = study.sums["validation"].shape
     if nothing_to_gain(study):
-        return "The baseline leaves nothing to gain on the `size` rows"
-    if math.isnan(study.of_baseline["size.auc"]):  # of one class, nothing has an AUC
-        return "All of the `size` rows tipped, or none: they cannot tell a good model from a bold one"
+        return "The baseline leaves nothing to gain on the `validation` rows"
+    if math.isnan(study.of_baseline["validation.auc"]):  # of one class, nothing has an AUC
+        return "All of the `validation` rows tipped, or none: they cannot tell a good model from a bold one"
     if len(study.sizes) == 1:
         return "One size alone says nothing about smaller ones"
     if min(repeats, days) < 2:  # noqa: PLR2004 (one has no spread)
@@ -271,5 +265,5 @@ def reason(study: Study, min_gain: float, upper: float | None, most: Bound, rows
 def sanity(study: Study, parameters: int, rows: int) -> str:
     """What theory says of so many rows: a well-specified model loses p / (2n) nats (Akaike 1974)."""
     nats = parameters / (2 * rows)
-    of_skill = "" if nothing_to_gain(study) else f", {nats / study.of_baseline['size.log_loss']:.5f} skill points"
+    of_skill = "" if nothing_to_gain(study) else f", {nats / study.of_baseline['validation.log_loss']:.5f} skill points"
     return f"To compare: a well-specified model of {parameters} parameters loses p/(2n) = {nats:.6f} nats{of_skill}."

@@ -102,7 +102,7 @@ def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
     TiplineError
         Where one is missing.
     """
-    found = [paths.sample(role, month) for month in settings.sample.of(role)]
+    found = [paths.sample(role, month) for month in settings.sample.get_months(role)]
     for path in found:
         if not path.is_file():
             raise TiplineError(f"There is no sample of {path.stem}.", str(path), f"Run: dvc repro sample@{path.stem}")
@@ -135,7 +135,7 @@ def known(settings: Settings, role: str, trips: pa.Table) -> pa.RecordBatch:
     if not batches:
         what = f"None of the sampled rows has a known {settings.model.target}."
         todo = f"Give the role {role} to other months in params.yaml."
-        raise TiplineError(what, ", ".join(settings.sample.of(role)), todo)
+        raise TiplineError(what, ", ".join(settings.sample.get_months(role)), todo)
     return batches[0]
 
 

@@ -29,6 +29,15 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 )
 
 
+def count_cpus() -> int:
+    """Count the processors that this process may use."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def start_forkserver(module: str) -> bool:
     """Let the process begin to import dask and this module, unless it is there already.
 
