@@ -78,11 +78,11 @@ def noise() -> np.ndarray[Any, Any]:
 def take_the_model_out(dask_worker: Worker) -> None:
     """Let this worker's blocks be scored by nothing, and not be counted; all the rest is tipline's own."""
     from tipline.monitoring.counts import Counts  # noqa: PLC0415
-    from tipline.scoring import block_scoring  # noqa: PLC0415
+    from tipline.scoring import worker  # noqa: PLC0415
 
     plugin = next(plugin for name, plugin in dask_worker.plugins.items() if name.startswith("tipline-model"))
     noise()
-    module, counts, stand_in = cast(Any, block_scoring), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
+    module, counts, stand_in = cast(Any, worker), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
     module.get_worker_model = lambda _: stand_in
     counts.of = lambda *_: Counts()
 

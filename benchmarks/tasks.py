@@ -23,16 +23,16 @@ from tipline import cluster, files
 from tipline.ingest import columns
 from tipline.monitoring.counts import BANDS, Counts, Sums
 from tipline.paths import month_name
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, publish
 from tipline.storage import LocalStorage
 
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64
 
 
-def prepared(places: block_scoring.Locations, month: str) -> None:
+def prepared(places: plan.Locations, month: str) -> None:
     """Write a prepared month of 14 small row groups."""
-    folder = Path(places.trips.address(month_name(month)))
+    folder = Path(locations.trips.address(month_name(month)))
     folder.mkdir(parents=True)
     table = pa.table({"row": pa.array(np.arange(GROUPS * ROWS))})
     pq.write_table(table, folder / columns.PREPARED_FILE, row_group_size=ROWS)
@@ -41,20 +41,20 @@ def prepared(places: block_scoring.Locations, month: str) -> None:
     )
 
 
-def made(block: block_scoring.Block) -> dict[str, Any]:
+def made(block: plan.Block) -> dict[str, Any]:
     """A marker, with rows in every band as those of a real block."""
     days = {str(day): dict.fromkeys(("cash", "credit"), Sums(1, 1, 0.1, 0.1)) for day in range(1, 32)}
     counts = Counts(ROWS, 0.5, np.ones((BANDS, 3), np.int64), days)
     part = {"name": block.name, "rows": block.rows, "bytes": 4, "sha256": MODEL, "counts": counts.to_json()}
-    return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(block_scoring.PHASES, 0.1), **part} | {
+    return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(plan.PHASES, 0.1), **part} | {
         "peak_bytes": 1
     }
 
 
-def measure(places: block_scoring.Locations, months: list[str]) -> dict[str, float]:
+def measure(places: plan.Locations, months: list[str]) -> dict[str, float]:
     """Seconds a month to plan, a task to run, a month to publish."""
     start = time.perf_counter()
-    planned, _ = block_scoring.plan_months(places, months, MODEL)
+    planned, _ = plan.plan_months(places, months, MODEL)
     plan = time.perf_counter() - start
     blocks = [block for month in planned for block in month.blocks]
     with cluster.connect_client(2) as client:
@@ -63,11 +63,11 @@ def measure(places: block_scoring.Locations, months: list[str]) -> dict[str, flo
         results = list(cluster.run_tasks(client, made, blocks))
         tasks = time.perf_counter() - start
     for block, told in results:
-        places.staged.write(block.part, b"part")
+        locations.staged.write(block.part, b"part")
         next(month for month in planned if month.month == block.month).done[block.name] = told
     start = time.perf_counter()
     for month in planned:
-        block_scoring.publish_month(month, {})
+        publish.publish_month(month, {})
     publish = time.perf_counter() - start
     return {"plan": plan / len(planned), "task": tasks / len(blocks), "publish": publish / len(planned)}
 
@@ -78,7 +78,7 @@ def main() -> None:
     months = [f"{2009 + index // 12}-{index % 12 + 1:02d}" for index in range(count)]
     with tempfile.TemporaryDirectory(dir=given.get(1)) as name:
         root = Path(name)
-        places = block_scoring.Locations(
+        places = plan.Locations(
             LocalStorage(root / "trips"), LocalStorage(root / "predictions"), LocalStorage(root / "staged")
         )
         for month in months:

@@ -35,7 +35,7 @@ def floats(*values: float) -> Probabilities:
 
 def of(trips: pa.RecordBatch, scores: Probabilities, **spec: Any) -> Counts:
     """Count rows that have no time."""
-    return Counts.of(trips, {"target": TARGET, "baseline": RULE} | spec, scores)
+    return Counts.from_rows(trips, {"target": TARGET, "baseline": RULE} | spec, scores)
 
 
 @pytest.fixture(scope="module")
@@ -69,28 +69,28 @@ def assert_same(one: Counts, other: Counts) -> None:
 @pytest.mark.parametrize("edges", [[0, 1, 777, 778, 3001, 5000], [0, 2500, 5000], [0, 0, 5000]])
 def test_counts_of_parts_add_up_to_those_of_the_whole(march: March, edges: list[int]) -> None:
     trips, scores, spec = march
-    whole = Counts.of(trips, spec, scores, "2009-03")
+    whole = Counts.from_rows(trips, spec, scores, "2009-03")
     parts = [
-        Counts.of(trips.slice(low, high - low), spec, scores[low:high], "2009-03")
+        Counts.from_rows(trips.slice(low, high - low), spec, scores[low:high], "2009-03")
         for low, high in itertools.pairwise(edges)
     ]
     assert whole.rows == len(trips)
     assert len(whole.days) >= 31
     assert whole.histograms.keys() == {feature["name"] for feature in spec["features"]}
-    assert_same(Counts.sum(parts), whole)
+    assert_same(Counts.merge(parts), whole)
 
 
 def test_adding_parts_up_leaves_them_as_they_were(march: March) -> None:
     trips, scores, spec = march
-    part = Counts.of(trips, spec, scores, "2009-03")
+    part = Counts.from_rows(trips, spec, scores, "2009-03")
     before = json.dumps(part.to_json())
-    assert Counts.sum([part, part]).rows == 2 * part.rows
+    assert Counts.merge([part, part]).rows == 2 * part.rows
     assert json.dumps(part.to_json()) == before
 
 
 def test_counts_survive_json(march: March) -> None:
     trips, scores, spec = march
-    whole = Counts.of(trips, spec, scores, "2009-03")
+    whole = Counts.from_rows(trips, spec, scores, "2009-03")
     read = Counts.from_json(json.loads(json.dumps(whole.to_json())))
     assert json.dumps(read.to_json()) == json.dumps(whole.to_json())
     assert read.figures(spec["baseline"]) == whole.figures(spec["baseline"])
@@ -98,7 +98,7 @@ def test_counts_survive_json(march: March) -> None:
 
 def test_figures_are_those_of_scikit_learn(march: March) -> None:
     trips, scores, spec = march
-    figures = Counts.of(trips, spec, scores).figures(spec["baseline"])
+    figures = Counts.from_rows(trips, spec, scores).figures(spec["baseline"])
     labels = tipped_of(trips)
     of_baseline = log_loss(labels, baseline.predict_baseline(trips, spec["baseline"]))
     assert figures["rows"] == figures["labelled_rows"] == len(trips)
@@ -114,14 +114,14 @@ def test_days_are_those_of_the_month_all_others_are_together() -> None:
     first = int(np.datetime64("2009-02-01", "us").astype(int))
     times = [first, first + DAY - 1, first + DAY, first + 27 * DAY, first + 28 * DAY, first - 1, 10**17, None]
     trips = batch(["cash"] * 8, [1.0] * 8, pickup_datetime=pa.array(times, pa.timestamp("us")))
-    found = Counts.of(trips, SPEC, floats(*[0.5] * 8), "2009-02")
+    found = Counts.from_rows(trips, SPEC, floats(*[0.5] * 8), "2009-02")
     assert {day: groups["cash"].rows for day, groups in found.days.items()} == {"1": 2, "2": 1, "28": 1, "other": 4}
 
 
 def test_a_day_has_rows_tips_probabilities_and_losses_by_group() -> None:
     times = pa.array(np.array(["2009-02-03T10", "2009-02-03T23", "2009-02-03T01"], "datetime64[us]"))
     trips = batch(["cash", "cash", "credit"], [0.0, 2.0, 1.0], pickup_datetime=times)
-    found = Counts.of(trips, SPEC, floats(0.25, 0.5, 0.75), "2009-02").days["3"]
+    found = Counts.from_rows(trips, SPEC, floats(0.25, 0.5, 0.75), "2009-02").days["3"]
     assert found["cash"] == pytest.approx((2, 1, 0.75, -math.log(0.75) - math.log(0.5)))
     assert found["credit"] == pytest.approx((1, 1, 0.75, -math.log(0.75)))
 

@@ -41,6 +41,6 @@ def test_of_one_month_that_fails_the_error_is_its_own() -> None:
 
 
 def test_a_single_block_shows_no_scatter_and_so_no_power() -> None:
-    alone = Ratio.of([0.1], [1.0])  # type: ignore[arg-type]
+    alone = Ratio.estimate([0.1], [1.0])  # type: ignore[arg-type]
     assert alone.power(0.01) == 0
     assert not alone.lower() > -1

@@ -30,7 +30,7 @@ from tests.test_score import another_champion, assert_whole, folder, manifest, p
 from tipline import cluster, files, processes, storage
 from tipline.model import artifact, pyfunc
 from tipline.paths import Paths, month_name
-from tipline.scoring import block_scoring
+from tipline.scoring import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -196,7 +196,7 @@ def assert_published(paths: Paths, champions: dict[str, Champion], months: Any =
         made = champions[published_by(paths, month)].of(month)
         there = workbench.tree(folder(paths, month))
         assert {name: data for name, data in there.items() if name != files.MANIFEST} == made
-        read = pyarrow.dataset.dataset(folder(paths, month), schema=block_scoring.SCHEMA).to_table()
+        read = pyarrow.dataset.dataset(folder(paths, month), schema=plan.SCHEMA).to_table()
         assert len(set(read["row"].to_pylist())) == len(read) == 5000
 
 
@@ -213,10 +213,10 @@ def finished(paths: Paths) -> dict[str, int]:
     for marker in [*staged(paths).rglob("part-*.json"), *manifests]:
         told = workbench.read_json(marker)
         month = marker.parent.name.removeprefix("month=").partition(".")[0]
-        key = {"trips": files.hash_file(paths.prepared_file(month)), "model": digest, "format": block_scoring.FORMAT}
+        key = {"trips": files.hash_file(paths.prepared_file(month)), "model": digest, "format": plan.FORMAT}
         if told["key"] in (key, files.hash_json(key)):
             for part in told.get("parts", [told]):
-                path = marker.parent.with_name(marker.parent.name.removesuffix(block_scoring.MARKERS)) / part["name"]
+                path = marker.parent.with_name(marker.parent.name.removesuffix(plan.MARKERS)) / part["name"]
                 if path.exists():
                     found[f"{month_name(month)}/{path.name}"] = path.stat().st_mtime_ns
     return found
@@ -318,8 +318,8 @@ def test_months_that_only_had_to_be_published_are_not_scored_again(
     assert code == 4
     assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in printed
     assert workbench.tree(project.predictions) == before
-    left = next(staged(project).glob(f"{month_name(BAD)}.*{block_scoring.MARKERS}"))
-    left.with_name(left.name.removesuffix(block_scoring.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
+    left = next(staged(project).glob(f"{month_name(BAD)}.*{plan.MARKERS}"))
+    left.with_name(left.name.removesuffix(plan.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
     made = finished(project)
     assert len(made) == PARTS * len(workbench.MONTHS)
     monkeypatch.setenv(cluster.ADDRESS, "tcp://127.0.0.1:1")  # it would fail where it needed a cluster

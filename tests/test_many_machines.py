@@ -33,7 +33,7 @@ from tests.test_score import another_champion
 from tipline import cluster, files, storage
 from tipline.errors import TiplineError
 from tipline.model import artifact
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -277,7 +277,7 @@ def test_predictions_in_a_bucket_are_those_of_this_machine(
 
     digest = workbench.read_json(project.champion_ref)["digest"]
     with Client(team.address) as client:
-        carried = client.run(lambda dask_worker: dask_worker.plugins[block_scoring.plugin_name(digest)].contents)
+        carried = client.run(lambda dask_worker: dask_worker.plugins[worker.plugin_name(digest)].contents)
     assert list(carried.values()) == [artifact.read_artifact(project.champion)] * 2
 
     before = bucket.changed()
@@ -291,7 +291,7 @@ def test_workers_refuse_a_model_that_is_not_the_one_named(team: Team, project: P
     contents, digest = artifact.read_artifact(project.champion), workbench.read_json(project.champion_ref)["digest"]
     changed = contents | {artifact.CODE: contents[artifact.CODE] + b"#"}
     with Client(team.address) as client, pytest.raises(TiplineError, match="digest differs"):
-        block_scoring.send_model(client, changed, digest)
+        worker.send_model(client, changed, digest)
 
 
 def test_another_champion_replaces_the_months_in_a_bucket(
@@ -329,7 +329,7 @@ def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
 
 def staged(bucket: Bucket) -> list[str]:
     """The parts that are finished and not published."""
-    return [name for name in bucket.names("predictions/_staging") if f"{block_scoring.MARKERS}/" in name]
+    return [name for name in bucket.names("predictions/_staging") if f"{plan.MARKERS}/" in name]
 
 
 def test_a_driver_that_is_killed_loses_no_finished_part(
@@ -606,17 +606,17 @@ def test_a_footer_of_any_length_is_fetched_and_a_broken_one_is_told(
     place, name = storage.open_storage("s3://months/trips"), "month=2009-02/trips.parquet"
     monkeypatch.setattr(storage, "FOOTER_BYTES", 100)
     team.gateway.put("months", f"trips/{name}", data.getvalue())
-    state = place.state(name)
+    state = place.get_state(name)
     line.asked.clear()
-    assert place.groups(name, state) == [10] * 10
+    assert place.count_group_rows(name, state) == [10] * 10
     assert line.requests() == ["GET", "GET"]
-    assert place.table(name, 3, ["b"], state).equals(table.slice(30, 10).select(["b"]))
+    assert place.read_row_group(name, 3, ["b"], state).equals(table.slice(30, 10).select(["b"]))
     for broken in (data.getvalue()[:-1] + b"2", data.getvalue()[:-8] + b"\xff\xff\xff\x7fPAR1", b"1", b""):
         team.gateway.put("months", f"trips/{name}", broken)
         with pytest.raises(TiplineError, match="changed"):
-            place.table(name, 3, ["b"], state)
+            place.read_row_group(name, 3, ["b"], state)
         with pytest.raises(TiplineError, match="cannot be read"):
-            place.groups(name, place.state(name))
+            place.count_group_rows(name, place.get_state(name))
 
 
 @pytest.mark.usefixtures("store")
@@ -628,12 +628,12 @@ def test_only_the_needed_bytes_of_a_block_are_fetched(team: Team, line: servers.
     pq.write_table(table, data, row_group_size=rows // 4)
     team.gateway.put("months", "trips/month=2009-01/trips.parquet", data.getvalue())
     place, name = storage.open_storage("s3://months/trips"), "month=2009-01/trips.parquet"
-    state = place.state(name)
-    assert place.groups(name, state) == [rows // 4] * 4
+    state = place.get_state(name)
+    assert place.count_group_rows(name, state) == [rows // 4] * 4
     assert line.requests() == ["HEAD", "GET"]
     line.asked.clear()
     before = sum(line.passed)
-    assert place.table(name, 2, ["b", "c", "g"], state).equals(
+    assert place.read_row_group(name, 2, ["b", "c", "g"], state).equals(
         table.slice(rows // 2, rows // 4).select(["b", "c", "g"])
     )
     footer = pq.read_metadata(data).row_group(2)

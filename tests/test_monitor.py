@@ -84,7 +84,7 @@ def test_the_bounds_of_the_skill_are_those_of_the_days_losses(request: pytest.Fi
     )
     inside = frame["pickup_datetime"].dt.strftime("%Y-%m") == month
     days = frame.groupby(frame["pickup_datetime"].dt.day.where(inside, 0))[["loss", "rule"]].sum()
-    expected = Ratio.of((days["rule"] - days["loss"]).to_numpy(), days["rule"].to_numpy())
+    expected = Ratio.estimate((days["rule"] - days["loss"]).to_numpy(), days["rule"].to_numpy())
     assert told["days"] == 31
     assert told["skill_low"] == pytest.approx(expected.lower(), abs=1e-4)
     assert told["skill_high"] == pytest.approx(expected.upper(), abs=1e-4)

@@ -14,7 +14,7 @@ from tipline.errors import TiplineError
 from tipline.ingest.columns import PREPARED_FILE
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, publish, worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,19 +40,19 @@ def prepare(paths: Paths, rows: range) -> None:
     files.write_json(folder / files.MANIFEST, {"trips": files.describe_file(folder / PREPARED_FILE)})
 
 
-def plan(paths: Paths, model: str = MODEL) -> list[block_scoring.Month]:
+def plan(paths: Paths, model: str = MODEL) -> list[plan.Month]:
     """What is to be scored, where nothing is wrong."""
-    planned, failed = block_scoring.plan_months(block_scoring.Locations.of(paths), [MONTH], model)
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], model)
     assert not failed
     return planned
 
 
-def score(block: block_scoring.Block, rows: int | None = None) -> dict[str, Any]:
+def score(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
     """Do what a worker does to a block, with scores of one half."""
     count = block.rows if rows is None else rows
     first = sum(GROUPS[: block.row_group])
     numbers = pa.array(range(first, first + count), pa.int64())
-    data = block_scoring.encode_part(numbers, pa.array([0.5] * count, pa.float32()))
+    data = worker.encode_part(numbers, pa.array([0.5] * count, pa.float32()))
     made = {
         "key": block.key,
         "state": block.state,
@@ -61,11 +61,11 @@ def score(block: block_scoring.Block, rows: int | None = None) -> dict[str, Any]
         "bytes": len(data),
         "sha256": files.hash_bytes(data),
         "counts": Counts(count, count / 2).to_json(),
-        "seconds": dict.fromkeys(block_scoring.PHASES, 0.25),
+        "seconds": dict.fromkeys(plan.PHASES, 0.25),
         "peak_bytes": 1000 + block.row_group,
     }
-    block.places.staged.write(block.part, data)
-    block.places.staged.write(block.marker, json.dumps(made).encode())
+    block.locations.staged.write(block.part, data)
+    block.locations.staged.write(block.marker, json.dumps(made).encode())
     return made
 
 
@@ -73,12 +73,12 @@ def publish(paths: Paths, model: str = MODEL) -> dict[str, Any]:
     """Score and publish the month; return its manifest."""
     (month,) = plan(paths, model)
     month.done |= {block.name: score(block) for block in month.open}
-    block_scoring.publish_month(month, {"version": 1})
+    publish.publish_month(month, {"version": 1})
     manifest: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
     return manifest
 
 
-def names(blocks: list[block_scoring.Block]) -> list[str]:
+def names(blocks: list[plan.Block]) -> list[str]:
     return [block.name for block in blocks]
 
 
@@ -111,7 +111,7 @@ def test_other_prepared_rows_are_scored_again(paths: Paths) -> None:
 
 def test_a_new_format_scores_all_again(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(paths)
-    monkeypatch.setattr(block_scoring, "FORMAT", block_scoring.FORMAT + 1)
+    monkeypatch.setattr(plan, "FORMAT", plan.FORMAT + 1)
     (month,) = plan(paths)
     assert names(month.open) == ALL
 
@@ -127,7 +127,7 @@ def test_finished_parts_of_a_killed_run_are_kept(paths: Paths) -> None:
 def test_a_part_without_its_marker_is_not_finished(paths: Paths) -> None:
     (month,) = plan(paths)
     score(month.blocks[1])
-    month.places.staged.remove_files([month.blocks[1].marker])
+    month.locations.staged.remove_files([month.blocks[1].marker])
     assert names(plan(paths)[0].open) == ALL
 
 
@@ -172,18 +172,18 @@ def test_the_receipt_has_parts_rows_counts_and_what_it_cost(paths: Paths) -> Non
     assert manifest["key"] == {
         "trips": files.hash_file(paths.prepared_file(MONTH)),
         "model": MODEL,
-        "format": block_scoring.FORMAT,
+        "format": plan.FORMAT,
     }
     assert manifest["made"] == {
         "version": 1,
-        "worker_seconds": dict.fromkeys(block_scoring.PHASES, 0.75),
+        "worker_seconds": dict.fromkeys(plan.PHASES, 0.75),
         "peak_worker_bytes": 1002,
     }
 
 
 def test_what_a_killed_worker_had_begun_is_not_published(paths: Paths) -> None:
     (month,) = plan(paths)
-    month.places.staged.write(f"{month.staged}/.part-00000.parquet.1.tmp", b"begun")
+    month.locations.staged.write(f"{month.staged}/.part-00000.parquet.1.tmp", b"begun")
     publish(paths)
     there = {path.name for path in (paths.predictions / f"month={MONTH}").iterdir()}
     assert there == {*ALL, files.MANIFEST}
@@ -194,23 +194,23 @@ def test_parts_that_lack_a_row_are_not_published(paths: Paths) -> None:
     (month,) = plan(paths)
     month.done |= {block.name: score(block, block.rows - (block.row_group == 1)) for block in month.blocks}
     with pytest.raises(TiplineError, match="do not have the month's rows"):
-        block_scoring.publish_month(month, {})
+        publish.publish_month(month, {})
     assert not paths.predictions.exists()
 
 
 def test_parts_that_are_gone_are_not_published(paths: Paths) -> None:
     (month,) = plan(paths)
     month.done |= {block.name: score(block) for block in month.blocks}
-    month.places.staged.remove_files([month.blocks[2].part])
+    month.locations.staged.remove_files([month.blocks[2].part])
     with pytest.raises(TiplineError, match="are not there"):
-        block_scoring.publish_month(month, {})
+        publish.publish_month(month, {})
     assert not paths.predictions.exists()
 
 
 def test_a_prepared_month_that_has_not_the_length_of_its_receipt_is_told(paths: Paths) -> None:
     with paths.prepared_file(MONTH).open("ab") as file:
         file.write(b"x")
-    planned, failed = block_scoring.plan_months(block_scoring.Locations.of(paths), [MONTH], MODEL)
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], MODEL)
     assert not planned
     assert "its manifest says" in failed[MONTH]
 
@@ -218,6 +218,6 @@ def test_a_prepared_month_that_has_not_the_length_of_its_receipt_is_told(paths: 
 def test_a_file_that_is_no_prediction_is_not_lost(paths: Paths) -> None:
     publish(paths)
     (paths.predictions / f"month={MONTH}" / "notes.txt").write_text("mine")
-    planned, failed = block_scoring.plan_months(block_scoring.Locations.of(paths), [MONTH], OTHER_MODEL)
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], OTHER_MODEL)
     assert not planned
     assert "notes.txt" in failed[MONTH]

@@ -24,7 +24,7 @@ from tipline import cluster, files, processes, progress
 from tipline.errors import MonthsFailedError, TiplineError
 from tipline.model import artifact
 from tipline.monitoring.counts import Counts
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, worker
 from tipline.stages import score
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_each_row_joins_to_one_trip_and_has_the_models_probability(done: Paths, 
 def test_predictions_are_two_typed_columns(done: Paths) -> None:
     for path in sorted(folder(done, "2009-01").glob("part-*.parquet")):
         schema = pq.read_schema(path)
-        assert schema.equals(block_scoring.SCHEMA)
+        assert schema.equals(plan.SCHEMA)
         assert [str(type_) for type_ in schema.types] == ["int64", "float"]
         assert [field.nullable for field in schema] == [False, False]
 
@@ -145,7 +145,7 @@ def test_the_receipt_says_what_was_made_from_what(done: Paths, month: str) -> No
     assert told["key"] == {
         "trips": files.hash_file(done.prepared_file(month)),
         "model": artifact.hash_artifact(artifact.read_artifact(done.champion)),
-        "format": block_scoring.FORMAT,
+        "format": plan.FORMAT,
     }
     made = told["made"]
     assert (made["name"], made["version"], made["run"]) == (ref["name"], ref["version"], ref["run"])
@@ -153,7 +153,7 @@ def test_the_receipt_says_what_was_made_from_what(done: Paths, month: str) -> No
     assert made["seconds"] > 0
     trips = workbench.batch(workbench.trips(done, month))
     scores = pq.read_table(folder(done, month))["tip_probability"].to_numpy()
-    expected = Counts.of(trips, workbench.read_json(done.champion / "model.json"), scores, month)
+    expected = Counts.from_rows(trips, workbench.read_json(done.champion / "model.json"), scores, month)
     counted = Counts.from_json(told["counts"])
     np.testing.assert_array_equal(counted.bands, expected.bands)
     assert counted.days.keys() == expected.days.keys()
@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_where_it_was(
         if workbench.tree(folder(project, month)) != before[month]:
             assert_whole(project, month)
     parts_made = [
-        staged / marker.parent.name.removesuffix(block_scoring.MARKERS) / f"{marker.stem}.parquet"
+        staged / marker.parent.name.removesuffix(plan.MARKERS) / f"{marker.stem}.parquet"
         for marker in staged.rglob("part-*.json")
     ]
     made = {
@@ -292,8 +292,8 @@ def test_a_crash_between_the_two_renames_is_mended(project: Paths, monkeypatch: 
             workbench.run(project, "score")
     assert not folder(project, "2009-02").exists()
 
-    places = block_scoring.Locations.of(project)
-    places.predictions.mend(places.staged)
+    places = plan.Locations.resolve(project)
+    locations.predictions.recover(locations.staged)
     assert workbench.tree(folder(project, "2009-02")) == before["2009-02"]
     workbench.run(project, "score")
     for month in workbench.MONTHS:
@@ -341,7 +341,7 @@ def test_a_failing_month_leaves_the_others_published(
 
 
 def test_a_local_cluster_and_a_remote_one_give_the_same_bytes(project: Paths, done: Paths, on_cluster: str) -> None:
-    name = block_scoring.plugin_name(workbench.read_json(project.champion_ref)["digest"])
+    name = worker.plugin_name(workbench.read_json(project.champion_ref)["digest"])
     with Client(on_cluster) as client:
         loaded = client.run(lambda dask_worker: name in dask_worker.plugins)
     assert list(loaded.values()) == [True, True]
@@ -416,15 +416,15 @@ def test_a_worker_of_this_machine_waits_for_no_pandas_and_has_one_thread(
 ) -> None:
     monkeypatch.delenv(cluster.ADDRESS, raising=False)
     monkeypatch.setattr(processes, "FORKED", forked)
-    places, contents = block_scoring.Locations.of(done, to=str(tmp_path)), artifact.read_artifact(done.champion)
+    places, contents = plan.Locations.resolve(done, to=str(tmp_path)), artifact.read_artifact(done.champion)
     digest = artifact.hash_artifact(contents)
-    blocks = block_scoring.list_blocks(places, "2009-01", block_scoring.compute_key(places, "2009-01", digest))
+    blocks = plan.list_blocks(places, "2009-01", plan.compute_key(places, "2009-01", digest))
     with cluster.connect_client(1) as client:
-        block_scoring.send_model(client, contents, digest)
-        made = dict(cluster.run_tasks(client, block_scoring.score_block, blocks[:1]))
+        worker.send_model(client, contents, digest)
+        made = dict(cluster.run_tasks(client, worker.score_block, blocks[:1]))
         ((modules, environment),) = client.run(lambda: (set(sys.modules), dict(os.environ))).values()
     assert made[blocks[0]]["rows"] == blocks[0].rows
-    assert "tipline.scoring.block_scoring" in modules
+    assert "tipline.scoring.worker" in modules
     assert "pandas" not in modules
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["MALLOC_MMAP_THRESHOLD_"] == str(1 << 28)

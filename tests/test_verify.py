@@ -20,7 +20,7 @@ from tests.test_score import another_champion
 from tipline import cluster, files
 from tipline.commands import verify
 from tipline.monitoring.counts import BANDS, Counts, Sums
-from tipline.scoring import block_scoring
+from tipline.scoring import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -360,7 +360,7 @@ def test_a_receipt_that_is_missing_or_none_is_found(project: Paths, run_cli: Run
 
 def test_a_receipt_of_another_month_is_found(project: Paths, run_cli: Run) -> None:
     told(project, month="2009-01")
-    now = block_scoring.FORMAT
+    now = plan.FORMAT
     what = f"The manifest is of month 2009-01, format {now}; here it has to be 2009-02, {now}."
     only(found(project, run_cli), what, folder(project) / files.MANIFEST)
 
@@ -509,4 +509,4 @@ def test_json_of_a_receipt_is_read_as_it_is_written(done: Paths) -> None:
     value = json.loads((done.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
     read = verify.Manifest.of(value)
     assert (read.key, read.rows, read.parts, read.version) == (value["key"], 5000, value["parts"], 1)
-    assert read.key["format"] == block_scoring.FORMAT
+    assert read.key["format"] == plan.FORMAT

@@ -78,7 +78,7 @@ COMMANDS = {
         "stages.score:run",
         (TRIPS, ("--to", {**LOCATION, "help": "where predictions go, a path or s3://...; default: data/predictions"})),
         RESUMES,
-        workers="scoring.block_scoring",
+        workers="scoring.worker",
     ),
     "monitor": Command("measure how good the scores of each month were", "stages.monitor:run"),
     "record": Command("log learning curve, evaluation and months to MLflow", "stages.record:run"),

@@ -38,7 +38,7 @@ class Storage(ABC):
     """A folder of folders, one a month. It travels to the workers: small, and nothing open in it."""
 
     @abstractmethod
-    def reach(self) -> None:
+    def check_access(self) -> None:
         """Find out whether this process can use the place.
 
         Raises
@@ -60,15 +60,15 @@ class Storage(ABC):
         """Put a file in its place; it need not survive a power cut before `publish`."""
 
     @abstractmethod
-    def sizes(self, folder: str) -> dict[str, int]:
+    def list_sizes(self, folder: str) -> dict[str, int]:
         """The files of a folder and their bytes, hidden ones too; none where it is not there."""
 
     @abstractmethod
-    def folders(self) -> list[str]:
+    def list_folders(self) -> list[str]:
         """The folders of the root, sorted."""
 
     @abstractmethod
-    def remove(self, folder: str) -> None:
+    def remove_folder(self, folder: str) -> None:
         """Remove a folder with its files, if it is there."""
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Storage(ABC):
         """Remove files, those that are there."""
 
     @abstractmethod
-    def state(self, name: str) -> str | None:
+    def get_state(self, name: str) -> str | None:
         """The file's length, a dash, and what differs when it is replaced; None where it is not there."""
 
     @abstractmethod
@@ -86,20 +86,20 @@ class Storage(ABC):
 
     @abstractmethod
     @contextlib.contextmanager
-    def parquet(
+    def open_parquet(
         self, name: str, state: str | None, columns: Sequence[str] = (), groups: Sequence[int] = ()
     ) -> Iterator[pq.ParquetFile]:
         """An open Parquet file in this state, of which these columns of these row groups are to be read."""
 
     @abstractmethod
-    def publish(self, staged: Storage, source: str, folder: str) -> None:
+    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
         """Move a finished folder of a place of the same kind here, in place of the one that is here."""
 
     @abstractmethod
-    def mend(self, staged: Storage) -> None:
+    def recover(self, staged: Storage) -> None:
         """Finish what a crash in `publish` left, where the next `publish` would not."""
 
-    def json(self, name: str) -> Any:  # noqa: ANN401 (anything that json can hold)
+    def read_json(self, name: str) -> Any:  # noqa: ANN401 (anything that json can hold)
         """A json file's value, None where it is not there or is no json."""
         data = self.read(name)
         try:
@@ -111,12 +111,12 @@ class Storage(ABC):
         """Write a json file."""
         self.write(name, files.format_json(value).encode())
 
-    def groups(self, name: str, state: str | None) -> list[int]:
+    def count_group_rows(self, name: str, state: str | None) -> list[int]:
         """The rows of each row group of a Parquet file in this state."""
-        with self._reading(name, state), self.parquet(name, state) as file:
+        with self._reading(name, state), self.open_parquet(name, state) as file:
             return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
-    def table(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
+    def read_row_group(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
         """The columns of a row group; those that the file has not are left out.
 
         Raises
@@ -124,12 +124,12 @@ class Storage(ABC):
         TiplineError
             Where the file cannot be read, or is no longer as it was when `state` was asked for.
         """
-        with self._reading(name, state), self.parquet(name, state, columns, [group]) as file:
+        with self._reading(name, state), self.open_parquet(name, state, columns, [group]) as file:
             table = file.read_row_group(group, columns=list(columns), use_threads=False)
         self._check(name, state)
         return table
 
-    def sha256(self, name: str) -> str:
+    def hash_file(self, name: str) -> str:
         """Hex digest of a file that need not fit in memory.
 
         Raises
@@ -137,12 +137,12 @@ class Storage(ABC):
         TiplineError
             Where it cannot be read.
         """
-        with self._reading(name, self.state(name)), self.open(name) as file:
+        with self._reading(name, self.get_state(name)), self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _check(self, name: str, state: str | None) -> None:
         """Refuse a file that is another one now."""
-        if (now := self.state(name)) is None:
+        if (now := self.get_state(name)) is None:
             raise explain_missing(self.address(name))
         if now != state:
             todo = "Let nothing else write there, and run it again: the month is then scored as it is now."
@@ -175,7 +175,7 @@ class LocalStorage(Storage):
 
     root: Path
 
-    def reach(self) -> None:
+    def check_access(self) -> None:
         """A worker must not make a folder of its own, which the others do not see."""
         if not self.root.is_dir():
             todo = "Prepare months (dvc repro) or mount it; workers on other machines need s3://… (--trips, --to)."
@@ -194,13 +194,13 @@ class LocalStorage(Storage):
         with files.create_file(self.root / name) as temporary:
             temporary.write_bytes(data)
 
-    def sizes(self, folder: str) -> dict[str, int]:
+    def list_sizes(self, folder: str) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in (self.root / folder).glob("*") if path.is_file()}
 
-    def folders(self) -> list[str]:
+    def list_folders(self) -> list[str]:
         return sorted(path.name for path in self.root.glob("*") if path.is_dir())
 
-    def remove(self, folder: str) -> None:
+    def remove_folder(self, folder: str) -> None:
         if (self.root / folder).exists():
             shutil.rmtree(self.root / folder)
 
@@ -208,7 +208,7 @@ class LocalStorage(Storage):
         for name in names:
             (self.root / name).unlink(missing_ok=True)
 
-    def state(self, name: str) -> str | None:
+    def get_state(self, name: str) -> str | None:
         try:
             found: os.stat_result = (self.root / name).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -221,7 +221,7 @@ class LocalStorage(Storage):
             yield file
 
     @contextlib.contextmanager
-    def parquet(
+    def open_parquet(
         self, name: str, state: str | None, columns: Sequence[str] = (), groups: Sequence[int] = ()
     ) -> Iterator[pq.ParquetFile]:
         """Not mapped into memory: a file that is cut meanwhile would end the process."""
@@ -229,13 +229,13 @@ class LocalStorage(Storage):
         with pq.ParquetFile(self.root / name) as file:
             yield file
 
-    def publish(self, staged: Storage, source: str, folder: str) -> None:
+    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
         """Rename the folder in; at any moment the old month is here or the new one, but for between two renames."""
         if not isinstance(staged, LocalStorage):
             raise TypeError(staged)
         files.swap_folder(staged.root / source, self.root / folder)
 
-    def mend(self, staged: Storage) -> None:
+    def recover(self, staged: Storage) -> None:
         """Put the month that a crash between the two renames left aside back in its place; make both folders."""
         for folder in (self.root, Path(staged.address())):
             folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ class RemoteStorage(Storage):
         config = PATIENCE | {"request_checksum_calculation": "when_required"}
         return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=config)
 
-    def reach(self) -> None:
+    def check_access(self) -> None:
         self._list("")
 
     def read(self, name: str) -> bytes | None:
@@ -278,10 +278,10 @@ class RemoteStorage(Storage):
         with self._speaking(name):
             self._filesystem.pipe_file(self.address(name), bytes(data))
 
-    def sizes(self, folder: str) -> dict[str, int]:
+    def list_sizes(self, folder: str) -> dict[str, int]:
         return {_last(info): info["size"] for info in self._list(folder) if info["type"] == "file"}
 
-    def folders(self) -> list[str]:
+    def list_folders(self) -> list[str]:
         return sorted(_last(info) for info in self._list("") if info["type"] == "directory")
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
@@ -291,9 +291,9 @@ class RemoteStorage(Storage):
             return [info for info in found if not info["name"].endswith("/")]
         return []
 
-    def remove(self, folder: str) -> None:
+    def remove_folder(self, folder: str) -> None:
         """The manifest first: what is left by a crash is not taken for a whole month."""
-        names = self.sizes(folder).keys()
+        names = self.list_sizes(folder).keys()
         self.remove_files(f"{folder}/{name}" for name in names & {files.MANIFEST})
         self.remove_files(f"{folder}/{name}" for name in names - {files.MANIFEST})
 
@@ -308,7 +308,7 @@ class RemoteStorage(Storage):
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(remove, names))
 
-    def state(self, name: str) -> str | None:
+    def get_state(self, name: str) -> str | None:
         with contextlib.suppress(FileNotFoundError), self._speaking(name):
             info = self._filesystem.info(self.address(name))
             return f"{info['size']}-{info.get('ETag')}-{info.get('LastModified')}"
@@ -320,7 +320,7 @@ class RemoteStorage(Storage):
             yield file
 
     @contextlib.contextmanager
-    def parquet(
+    def open_parquet(
         self, name: str, state: str | None, columns: Sequence[str] = (), groups: Sequence[int] = ()
     ) -> Iterator[pq.ParquetFile]:
         """Only the bytes of these columns and row groups are fetched, all at once.
@@ -351,21 +351,21 @@ class RemoteStorage(Storage):
             found: list[bytes] = self._filesystem.cat_ranges(paths, starts, ends, on_error="raise")
             return found
 
-    def mend(self, staged: Storage) -> None:
+    def recover(self, staged: Storage) -> None:
         """Nothing: the staged folder of a month that was being published is whole, and it is published again."""
 
-    def publish(self, staged: Storage, source: str, folder: str) -> None:
+    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
         """Copy the files within the store, the manifest last; a folder without a manifest is not published.
 
         There are no renames of folders there: a reader that does not look for the manifest can meet, for the moment
         that the copies take, parts of the old month beside parts of the new one.
         """
-        names = staged.sizes(source).keys() - {files.MANIFEST}
+        names = staged.list_sizes(source).keys() - {files.MANIFEST}
         self.remove_files([f"{folder}/{files.MANIFEST}"])
         self._copy(staged, source, folder, sorted(names))
-        self.remove_files(f"{folder}/{name}" for name in self.sizes(folder).keys() - names)
+        self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - names)
         self._copy(staged, source, folder, [files.MANIFEST])
-        staged.remove(source)
+        staged.remove_folder(source)
 
     def _copy(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
         """Copy files from another place of the store, many at once."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tipline.config import Settings
     from tipline.paths import Paths
     from tipline.registry.store import Version
-    from tipline.scoring.block_scoring import Month
+    from tipline.scoring.plan import Month
 
 COMMITTED = ("params.yaml", "dvc.lock", "models/promotions.jsonl")
 SCHEDULER_SECONDS = 5

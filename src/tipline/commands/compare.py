@@ -21,7 +21,7 @@ from tipline.errors import TiplineError, UsageError, combine_failures, join_line
 from tipline.evaluation.differences import Difference, compute_edges, find_largest, sort_key
 from tipline.ingest import columns
 from tipline.model import artifact, pyfunc
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tipline.paths import Paths
     from tipline.registry.store import Client as MlflowClient
     from tipline.registry.store import Version as ModelVersion
-    from tipline.scoring.block_scoring import Block
+    from tipline.scoring.plan import Block
 
 # Of the first rows of a month, so many, evenly spaced, say where the bands begin.
 FIRST_ROWS, SAMPLE_ROWS = 2**20, 2**14
@@ -73,7 +73,7 @@ class Task:
 
 def sample_block(task: Task) -> Edges:
     """Both models' scores of the sampled rows of a block."""
-    batch = block_scoring.read_block(task.block, task.columns)
+    batch = worker.read_block(task.block, task.columns)
     chosen = np.arange(-task.start % task.every, min(len(batch), FIRST_ROWS - task.start), task.every)
     batch = batch.take(pa.array(chosen))
     return scored(task.digests[0], batch, task.block), scored(task.digests[1], batch, task.block)
@@ -81,7 +81,7 @@ def sample_block(task: Task) -> Edges:
 
 def compare_block(task: Task, edges: Edges, threshold: float, count: int) -> Difference:
     """Read one block once, score it with both models, count; with so many movers."""
-    batch = block_scoring.read_block(task.block, task.columns)
+    batch = worker.read_block(task.block, task.columns)
     a, b = (scored(digest, batch, task.block) for digest in task.digests)
     difference = Difference.of(a, b, edges, threshold)
     difference.movers = movers(task.block.month, batch, a, b, count)
@@ -90,7 +90,7 @@ def compare_block(task: Task, edges: Edges, threshold: float, count: int) -> Dif
 
 def scored(digest: str, batch: pa.RecordBatch, block: Block) -> Probabilities:
     """A model's scores of a block."""
-    scores = block_scoring.get_worker_model(digest).probabilities(batch)
+    scores = worker.get_worker_model(digest).probabilities(batch)
     if not ((scores >= 0) & (scores <= 1)).all():
         where = f"model {digest[:12]}, month {block.month}, row group {block.row_group}"
         raise TiplineError("Not all of the model's scores are probabilities.", where, "Compare another version.")
@@ -150,12 +150,12 @@ def run(
         yield f"Both are the same model ({a.digest[:12]}): every score is equal, there is nothing to compare."
         return
     months = list(dict.fromkeys(months or settings.months))
-    tasks, failed = planned(block_scoring.Locations.of(paths, trips), months, models)
+    tasks, failed = planned(plan.Locations.resolve(paths, trips), months, models)
     comparison = Comparison(tasks, threshold, largest, failed)
     if tasks:
         with cluster.connect_client(settings.cluster.n_workers) as client:
             for version in models:
-                block_scoring.send_model(client, version.contents, version.digest)
+                worker.send_model(client, version.contents, version.digest)
             comparison.run(client)
     yield from table(comparison)
     if comparison.figures:
@@ -208,7 +208,7 @@ def with_files(version: ModelVersion) -> Version:
 
 
 def planned(
-    places: block_scoring.Locations, months: Sequence[str], versions: tuple[Version, Version]
+    locations: plan.Locations, months: Sequence[str], versions: tuple[Version, Version]
 ) -> tuple[dict[str, list[Task]], dict[str, TiplineError]]:
     """The tasks of each month, and why others, whose prepared rows are missing or damaged, have none."""
     digests = (versions[0].digest, versions[1].digest)
@@ -216,7 +216,7 @@ def planned(
     tasks, failed = dict[str, list[Task]](), dict[str, TiplineError]()
     for month in months:
         try:
-            blocks = block_scoring.list_blocks(places, month, block_scoring.compute_key(places, month, digests[0]))
+            blocks = plan.list_blocks(locations, month, plan.compute_key(locations, month, digests[0]))
             starts = list(accumulate((block.rows for block in blocks), initial=0))
             every = max(min(starts[-1], FIRST_ROWS) // SAMPLE_ROWS, 1)
             tasks[month] = [
@@ -248,7 +248,7 @@ class Comparison:
         tasks = [task for of_month in self.tasks.values() for task in of_month if task.start < FIRST_ROWS]
         for task, result in cluster.run_tasks(client, sample_block, tasks, group=lambda task: task.block.month):
             if isinstance(result, Exception):
-                self.failed.setdefault(task.block.month, block_scoring.explain_failure(task.block, result))
+                self.failed.setdefault(task.block.month, plan.explain_failure(task.block, result))
             else:
                 samples.append(result)
         a, b = (np.concatenate(of_model) for of_model in zip(*samples, strict=True))
@@ -266,7 +266,7 @@ class Comparison:
                 left[month] -= 1
                 add(task.block.rows)
                 if isinstance(result, Exception):
-                    self.failed.setdefault(month, block_scoring.explain_failure(task.block, result))
+                    self.failed.setdefault(month, plan.explain_failure(task.block, result))
                 else:
                     partly[month] = partly[month].plus(result, self.movers)
                 if not left[month]:

@@ -9,7 +9,7 @@ from tipline.commands import checks
 from tipline.errors import TiplineError, format_count, hide_secrets
 from tipline.model import artifact
 from tipline.registry import champion, model_versions, store
-from tipline.scoring import block_scoring
+from tipline.scoring import plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,9 +53,7 @@ def look(settings: Settings, paths: Paths) -> State:
             found = asked(client, settings.model.name)
     except TiplineError as error:
         trouble = error
-    planned, failed = block_scoring.plan_months(
-        block_scoring.Locations.of(paths), settings.months, ref["digest"] if ref else ""
-    )
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, ref["digest"] if ref else "")
     return checks.State(settings, paths, ref, found, trouble, planned, failed)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files, processes
+from tipline import files, formats, processes
 from tipline.errors import TiplineError, UsageError, format_count, summarize_exception
 from tipline.ingest import columns
 from tipline.model import artifact, pyfunc
 from tipline.monitoring.counts import BANDS, Counts, assign_band, sum_groups
 from tipline.paths import month_name
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, worker
 from tipline.storage import open_storage
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from tipline.model.pyfunc import Probabilities
     from tipline.monitoring.counts import Sums
     from tipline.paths import Paths
-    from tipline.scoring.block_scoring import Block, Locations
+    from tipline.scoring.plan import Block, Locations
 
     Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -77,7 +76,7 @@ class Month:
     """A month whose parts are being checked."""
 
     month: str
-    places: Locations
+    locations: Locations
     data: bytes | None
     manifest: Manifest | None = None
     spec: dict[str, Any] | None = None
@@ -87,12 +86,12 @@ class Month:
 
     @property
     def folder(self) -> str:
-        """Its folder in both places."""
+        """Its folder in both locations."""
         return month_name(self.month)
 
     def fault(self, what: str, name: str = files.MANIFEST) -> TiplineError:
         """Something wrong with a file of the month's predictions."""
-        folder = self.places.predictions.address(self.folder)
+        folder = self.locations.predictions.address(self.folder)
         todo = f"Remove {folder} and score the month again: dvc repro score"
         return TiplineError(what, f"{folder}/{name}", todo)
 
@@ -116,14 +115,14 @@ def run(
     TiplineError
         At the end, where something is wrong; or where there are no predictions at all.
     """
-    places = block_scoring.Locations.of(paths, trips, predictions)
-    published = places.predictions.folders()
+    locations = plan.Locations.resolve(paths, trips, predictions)
+    published = locations.predictions.list_folders()
     there = [month for month in dict.fromkeys(months or settings.months) if month_name(month) in published]
-    check_there(places, months, there)
+    check_there(locations, months, there)
     model = champion(paths)
     wrong = []
     with ThreadPoolExecutor(processes.count_cpus()) as pool:
-        for month in ahead(begin(pool, places, month, model) for month in there):
+        for month in ahead(begin(pool, locations, month, model) for month in there):
             faults, line = finish(month)
             yield f"{month.month}: {line}"
             yield from (f"  {text}" for fault in faults for text in str(fault).splitlines())
@@ -134,9 +133,9 @@ def run(
         raise TiplineError(what, ", ".join(wrong), "What is wrong with each, and what to do, stands above.")
 
 
-def check_there(places: Locations, asked: Sequence[str], there: Sequence[str]) -> None:
+def check_there(locations: Locations, asked: Sequence[str], there: Sequence[str]) -> None:
     """Refuse to verify what is not there."""
-    where, todo = places.predictions.address(), "Score first: dvc repro score; or name another place: --predictions"
+    where, todo = locations.predictions.address(), "Score first: dvc repro score; or name another place: --predictions"
     missing = [month for month in asked if month not in there]
     if missing:
         raise UsageError(f"There are no predictions of {', '.join(missing)}.", where, todo)
@@ -165,9 +164,9 @@ def ahead(months: Iterable[Month]) -> Iterator[Month]:
 # ---- a month ----
 
 
-def begin(pool: ThreadPoolExecutor, places: Locations, name: str, model: tuple[str, dict[str, Any]] | None) -> Month:
+def begin(pool: ThreadPoolExecutor, locations: Locations, name: str, model: tuple[str, dict[str, Any]] | None) -> Month:
     """Look at a month's manifest and files, and have its parts checked."""
-    month = Month(name, places, places.predictions.read(f"{month_name(name)}/{files.MANIFEST}"))
+    month = Month(name, locations, locations.predictions.read(f"{month_name(name)}/{files.MANIFEST}"))
     month.manifest = manifest = read_manifest(month)
     if manifest is None:
         return month
@@ -175,7 +174,7 @@ def begin(pool: ThreadPoolExecutor, places: Locations, name: str, model: tuple[s
         month.spec = model[1]
     month.faults += list(listing_faults(month, manifest))
     blocks = prepared(month, manifest)
-    sizes = places.predictions.sizes(month.folder)
+    sizes = locations.predictions.list_sizes(month.folder)
     for part in manifest.parts:
         month.parts.append(pool.submit(check_part, month, part, sizes.get(part["name"]), blocks.get(part["name"])))
     if blocks:
@@ -194,18 +193,18 @@ def read_manifest(month: Month) -> Manifest | None:
     except MALFORMED as error:
         month.faults.append(month.fault(f"The manifest is none that tipline wrote ({summarize_exception(error)})."))
         return None
-    if value.get("month") != month.month or manifest.key["format"] != block_scoring.FORMAT:
+    if value.get("month") != month.month or manifest.key["format"] != formats.PREDICTIONS:
         what = f"The manifest is of month {value.get('month')}, format {manifest.key['format']}; "
-        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {block_scoring.FORMAT}."))
+        month.faults.append(month.fault(f"{what}here it has to be {month.month}, {formats.PREDICTIONS}."))
     return manifest
 
 
 def listing_faults(month: Month, manifest: Manifest) -> Iterator[TiplineError]:
     """Files beside those that the manifest names, and sums that do not add up."""
-    predictions = month.places.predictions
+    predictions = month.locations.predictions
     named = [part["name"] for part in manifest.parts]
-    folders = open_storage(predictions.address(month.folder)).folders()
-    for name in sorted({*predictions.sizes(month.folder), *folders} - {*named, files.MANIFEST}):
+    folders = open_storage(predictions.address(month.folder)).list_folders()
+    for name in sorted({*predictions.list_sizes(month.folder), *folders} - {*named, files.MANIFEST}):
         if not name.startswith("."):
             yield month.fault("The manifest does not name this: readers of the folder would take its rows, too.", name)
     if len(set(named)) < len(named):
@@ -219,14 +218,14 @@ def listing_faults(month: Month, manifest: Manifest) -> Iterator[TiplineError]:
 def prepared(month: Month, manifest: Manifest) -> dict[str, Block]:
     """The row group behind each part; none, with a fault, where the prepared month is not the one that was scored."""
     try:
-        key = block_scoring.compute_key(month.places, month.month, manifest.key["model"])
-        blocks = {block.name: block for block in block_scoring.list_blocks(month.places, month.month, manifest.key)}
+        key = plan.compute_key(month.locations, month.month, manifest.key["model"])
+        blocks = {block.name: block for block in plan.list_blocks(month.locations, month.month, manifest.key)}
     except TiplineError as error:
         month.faults.append(error)
         return {}
     if key["trips"] != manifest.key["trips"]:
         what = "The month was prepared anew after it was scored; its rows cannot be compared."
-        where = month.places.trips.address(month.folder)
+        where = month.locations.trips.address(month.folder)
         month.faults.append(TiplineError(what, where, "Score it again: dvc repro score"))
         return {}
     if set(blocks) != {part["name"] for part in manifest.parts}:
@@ -240,13 +239,13 @@ def check_trips(month: Month, manifest: Manifest) -> list[TiplineError]:
     """Hash the prepared month; what is wrong with it."""
     name = f"{month.folder}/{columns.PREPARED_FILE}"
     try:
-        if month.places.trips.sha256(name) == manifest.key["trips"]:
+        if month.locations.trips.hash_file(name) == manifest.key["trips"]:
             return []
     except TiplineError as error:
         return [error]
     what = "The prepared month's sha256 is not the one that was scored: the file has changed."
     todo = f"Make it again: dvc repro -f prepare@{month.month}"
-    return [TiplineError(what, month.places.trips.address(name), todo)]
+    return [TiplineError(what, month.locations.trips.address(name), todo)]
 
 
 def finish(month: Month) -> tuple[list[TiplineError], str]:
@@ -260,9 +259,9 @@ def finish(month: Month) -> tuple[list[TiplineError], str]:
         faults = [*month.faults, *of_trips, *of_parts, *order_faults(month, month.manifest, found)]
         if not of_parts:
             faults += count_faults(month, month.manifest, found)
-    if faults and month.places.predictions.read(f"{month.folder}/{files.MANIFEST}") != month.data:
+    if faults and month.locations.predictions.read(f"{month.folder}/{files.MANIFEST}") != month.data:
         what = "The month was published anew while it was being checked."
-        faults = [TiplineError(what, month.places.predictions.address(month.folder), "Run it again.")]
+        faults = [TiplineError(what, month.locations.predictions.address(month.folder), "Run it again.")]
     return faults, line(month, faults)
 
 
@@ -293,7 +292,7 @@ def count_faults(month: Month, manifest: Manifest, found: Sequence[Found]) -> It
     bands = sum((part.bands for part in found), np.zeros(BANDS, np.int64))
     differing = [] if close(told.probability, sum(part.probability for part in found)) else ["probability"]
     if len(counts) == len(found):
-        differing += list(differences(told, Counts.sum(counts)))
+        differing += list(differences(told, Counts.merge(counts)))
     elif not may_be(told, bands):
         differing.append("bands")
     if differing:
@@ -358,7 +357,7 @@ def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Tab
     if size != part["bytes"]:
         there = "is not there" if size is None else f"has {size:,} bytes"
         raise month.fault(f"The part {there}, the manifest says {format_count(part['bytes'], 'byte')}.", name)
-    data = month.places.predictions.read(f"{month.folder}/{name}") or b""
+    data = month.locations.predictions.read(f"{month.folder}/{name}") or b""
     if files.hash_bytes(data) != part["sha256"]:
         raise month.fault("The part's sha256 is not the one in the manifest: its bytes have changed.", name)
     try:
@@ -368,7 +367,7 @@ def read_part(month: Month, part: Mapping[str, Any], size: int | None) -> pa.Tab
         raise month.fault(
             f"The part is no Parquet file that can be read: {summarize_exception(error)}.", name
         ) from error
-    if not table.schema.equals(block_scoring.SCHEMA):
+    if not table.schema.equals(plan.SCHEMA):
         raise month.fault(f"The part has other columns: {', '.join(map(str, table.schema))}.", name)
     if len(table) != part["rows"]:
         raise month.fault(f"The part has {format_count(len(table), 'row')}, the manifest says {part['rows']:,}.", name)
@@ -382,12 +381,12 @@ def compare(month: Month, block: Block, rows: Rows, scores: Probabilities, found
         types = columns.list_needed_columns(
             month.spec if month.spec.get("reference") else {**month.spec, "features": []}
         )
-    batch = block_scoring.read_block(block, types)
+    batch = worker.read_block(block, types)
     check_rows(month, block, rows, batch["row"].to_numpy())
     if len(rows):
         found.ends = (int(rows[0]), int(rows[-1]))
     if month.spec is not None:
-        found.counts = Counts.of(batch, month.spec, scores, month.month) if len(rows) else Counts()
+        found.counts = Counts.from_rows(batch, month.spec, scores, month.month) if len(rows) else Counts()
 
 
 def check_rows(month: Month, block: Block, rows: Rows, expected: Rows) -> None:

@@ -68,7 +68,7 @@ class Rows:
 
     def where(self, keep: Labels) -> Rows:
         """Some of the rows."""
-        kept: Any = {name: getattr(self, name)[keep] for name in ("month", "day", "gain", "baseline", "tipped")}
+        kept: Any = {name: getattr(self, name)[keep] for name in ("month", "day", "gain", "baseline", "labels")}
         segments = {column: (names, codes[keep]) for column, (names, codes) in self.segments.items()}
         return replace(self, **kept, segments=segments)
 
@@ -113,7 +113,7 @@ class Blocks:
         share = of_units.max() / of_units.sum()
         if share > MOST_OF_ONE:
             return f"one {self.by} has {share:.0%} of the weight: the others do not show how much it scatters"
-        return Ratio.of(gains, of_units)
+        return Ratio.estimate(gains, of_units)
 
 
 def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: float) -> dict[str, Any]:

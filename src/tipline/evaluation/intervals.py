@@ -37,7 +37,7 @@ class Ratio:
     blocks: int
 
     @classmethod
-    def of(cls, numerators: Floats, denominators: Floats) -> Ratio:
+    def estimate(cls, numerators: Floats, denominators: Floats) -> Ratio:
         """Estimate from one sum a block.
 
         The error is that of the ratio estimator (Cochran 1977, "Sampling Techniques", 2.11), with blocks / (blocks - 1)

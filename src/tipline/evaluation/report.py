@@ -184,7 +184,7 @@ def tips(compared: Compared, role: str) -> Figures | None:
         return None
     days = times.rank_values(times.read_days(compared.rows[compared.time]))
     there, expected = (np.bincount(days, of).astype(float) for of in (compared.labels, compared.scores[role]))
-    found = Ratio.of(there, expected)
+    found = Ratio.estimate(there, expected)
     bounds = {"lower": found.lower(TWO_SIDED), "upper": found.upper(TWO_SIDED)}
     figures = {"expected": expected.sum(), "there": there.sum(), "ratio": found.value, **bounds}
     return {name: float(value) if np.isfinite(value) else None for name, value in figures.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files
+from tipline import files, formats
 from tipline.errors import TiplineError
 from tipline.ingest import readers
 from tipline.ingest.columns import PREPARED_FILE, QUARANTINE_FILE
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from tipline.ingest.schema import Match, Schema
 
-# Raised when the prepared files change for the same published month and mapping; all months are prepared again then.
-FORMAT = 1
 ROW_GROUP_ROWS = 2**20
 QUARANTINE_BYTES = 2**26  # of rows set apart that are held until they are written
 
@@ -39,7 +37,7 @@ def find_published_file(folder: Path, month: str) -> Path:
 def is_prepared(folder: Path, path: Path, schema: Schema, month: str) -> bool:
     """Whether a folder's files are whole and are what `prepare` would make of a published file now."""
     manifest = files.try_read_json(folder / files.MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != formats.PREPARED:
         return False
     match = schema.match(readers.open_month(path, month).schema, f"{path.name}, month {month}")
     mapping = schema.mapping(match, manifest.get("aliases", {}))
@@ -105,7 +103,7 @@ def described(schema: Schema, conformer: Conformer, match: Match) -> dict[str, A
     mapping = schema.mapping(match, conformer.aliases)
     columns = {key: {"name": name, "type": str(match.types[key])} for key, name in match.names.items()}
     return {
-        "format": FORMAT,
+        "format": formats.PREPARED,
         "schema": schema.version,
         "era": match.era,
         "mapping": {"digest": files.hash_json(mapping), "columns": columns},

@@ -68,7 +68,9 @@ class Counts:
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trips: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities, month: str = "") -> Counts:
+    def from_rows(
+        cls, trips: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities, month: str = ""
+    ) -> Counts:
         """Count the rows of one batch of prepared trips.
 
         Parameters
@@ -95,7 +97,7 @@ class Counts:
         )
 
     @classmethod
-    def sum(cls, parts: Iterable[Counts]) -> Counts:
+    def merge(cls, parts: Iterable[Counts]) -> Counts:
         """The counts of all parts together; the order of the parts is the order of the additions."""
         total = cls()
         for part in parts:

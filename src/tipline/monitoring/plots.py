@@ -40,7 +40,7 @@ COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "
 def picture(path: Path, height: float) -> Iterator[Figure]:
     """Give a figure of 9 by so many inches; it is written if the block ends well."""
     with mpl.rc_context(STYLE), files.replace_file(path) as temporary:
-        figure = Figure(figsize=(9, height), paths="constrained")
+        figure = Figure(figsize=(9, height), layout="constrained")
         yield figure
         figure.savefig(temporary, format="png", dpi=130)
 

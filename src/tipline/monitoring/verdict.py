@@ -70,7 +70,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def bounds(counts: Counts, name: str, numerators: list[float], denominators: list[float]) -> dict[str, float | None]:
     """The two one-sided 95% bounds of a ratio of sums by day; None of too few days, or where there is no ratio."""
-    estimate = Ratio.of(np.array(numerators), np.array(denominators))
+    estimate = Ratio.estimate(np.array(numerators), np.array(denominators))
     there = len(counts.days.keys() - {OTHER}) >= MIN_DAYS and not math.isnan(estimate.error)
     values = (estimate.lower(), estimate.upper()) if there else (None, None)
     return {f"{name}_{bound}": value for bound, value in zip(BOUNDS, values, strict=True)}

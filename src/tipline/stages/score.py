@@ -15,7 +15,7 @@ from tipline import cluster, files, git, progress
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.ingest import columns
 from tipline.model import artifact, external, golden_rows, pyfunc
-from tipline.scoring import block_scoring
+from tipline.scoring import plan, publish, worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from tipline.cluster import Client
     from tipline.config import Settings
     from tipline.paths import Paths
-    from tipline.scoring.block_scoring import Locations, Month
+    from tipline.scoring.plan import Locations
+from tipline.scoring.plan import Month
 
 log = logging.getLogger(__name__)
 
@@ -47,35 +48,35 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         Where another run is scoring, or the model's files are not the registered ones.
     """
     with files.hold_lock(paths.staging / "score.lock", "scoring this project"):
-        places = block_scoring.Locations.of(paths, trips, to)
-        places.predictions.mend(places.staged)
+        locations = plan.Locations.resolve(paths, trips, to)
+        locations.predictions.recover(locations.staged)
         ref = files.read_json(paths.champion_ref, "Run: dvc repro register")
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
-            for month in block_scoring.remove_unlisted_months(places, settings.months):
+            for month in publish.remove_unlisted_months(locations, settings.months):
                 log.info("%s is no longer in `months`: its predictions are removed", month)
-        score(settings, places, ref, contents)
+        score(settings, locations, ref, contents)
 
 
-def score(settings: Settings, places: Locations, ref: dict[str, Any], contents: dict[str, bytes]) -> None:
+def score(settings: Settings, locations: Locations, ref: dict[str, Any], contents: dict[str, bytes]) -> None:
     """Plan, score, publish."""
-    places.trips.reach()
-    months, failed = block_scoring.plan_months(places, settings.months, ref["digest"])
-    block_scoring.remove_stale_staging(places, months, failed)
+    locations.trips.check_access()
+    months, failed = plan.plan_months(locations, settings.months, ref["digest"])
+    publish.remove_stale_staging(locations, months, failed)
     announce(ref, months, failed)
     made = recorded(ref)
     for month in months:
         if not month.open:  # a run was ended before it could publish it
-            publish(month, made | {"seconds": 0.0}, failed)
+            publish_or_record(month, made | {"seconds": 0.0}, failed)
     left = [month for month in months if month.open]
     if left:
         contents = with_canary(contents, left)
         started = time.perf_counter()
         with cluster.connect_client(settings.cluster.n_workers) as client:
-            block_scoring.send_model(client, contents, ref["digest"])
-            block_scoring.check_access(client, places)
+            worker.send_model(client, contents, ref["digest"])
+            worker.check_access(client, locations)
             ready = time.perf_counter()
             failed |= score_months(client, left, made)
             ended = time.perf_counter()
@@ -93,7 +94,7 @@ def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str
     first = next((block for month in months for block in month.blocks), None)
     if first is None or not external.is_external(contents):
         return contents
-    rows = block_scoring.read_block(first, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
+    rows = worker.read_block(first, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
     return golden_rows.with_golden_rows(contents, rows)
 
 
@@ -114,24 +115,22 @@ def score_months(client: Client, months: Sequence[Month], made: dict[str, Any]) 
     blocks = [block for month in months for block in month.open]
     failed: dict[str, str] = {}
     with logging_redirect_tqdm(), progress.show_progress(sum(block.rows for block in blocks), " rows") as add:
-        for block, result in cluster.run_tasks(
-            client, block_scoring.score_block, blocks, group=lambda block: block.month
-        ):
+        for block, result in cluster.run_tasks(client, worker.score_block, blocks, group=lambda block: block.month):
             if isinstance(result, Exception):
-                failed[block.month] = join_lines(block_scoring.explain_failure(block, result))
+                failed[block.month] = join_lines(plan.explain_failure(block, result))
                 continue
             month = by_name[block.month]
             month.done[block.name] = result
             add(block.rows)
             if not month.open:
-                publish(month, made | {"seconds": round(time.perf_counter() - started, 3)}, failed)
+                publish_or_record(month, made | {"seconds": round(time.perf_counter() - started, 3)}, failed)
     return failed
 
 
-def publish(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
+def publish_or_record(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
     """Publish a month; where that fails, add it to those that failed."""
     try:
-        block_scoring.publish_month(month, made)
+        publish.publish_month(month, made)
     except (TiplineError, OSError) as error:
         failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
     else:

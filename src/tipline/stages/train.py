@@ -39,7 +39,7 @@ def run(settings: Settings, paths: Paths) -> None:
     spec = model_pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
     pool = sampling.read_role(settings, paths, "train", columns.list_needed_columns(spec))
     rows = rows_to_use(settings, paths, len(pool))
-    roles = ["train", "validation"] if settings.train.calibration else ["fit"]
+    roles = ["train", "validation"] if settings.train.calibration else ["train"]
     sample_files = [path for role in roles for path in sampling.list_samples(settings, paths, role)]
     with files.replace_folder(paths.challenger, paths.staging / "models") as folder:
         training = fit(settings, paths, spec, pool.slice(0, rows), folder)
@@ -80,7 +80,7 @@ def fit(settings: Settings, paths: Paths, spec: dict[str, Any], rows: pa.RecordB
         calibrate(settings, paths, folder)
     saved = pyfunc.Model(artifact.read_artifact(folder))
     scores = saved.probabilities(rows)
-    figures = Counts.of(rows, saved.spec, scores).figures(rule)
+    figures = Counts.from_rows(rows, saved.spec, scores).figures(rule)
     saved.spec["reference"] = drift.build_reference(rows, saved.spec, scores)
     model_pipeline.save_spec(folder, golden_rows.add_golden_rows(saved, rows))
     probed = leaks.measure_columns_alone(rows, saved.spec, metrics.compute_log_loss(scores, labels))

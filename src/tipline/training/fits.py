@@ -136,7 +136,7 @@ def run_study(
     Runs on joblib's current backend.
     """
     scored, scorer = joined(validation)
-    inputs, labels = (np.concatenate([getattr(part, name) for part in (pool, scored)]) for name in ("inputs", "tipped"))
+    inputs, labels = (np.concatenate([getattr(part, name) for part in (pool, scored)]) for name in ("inputs", "labels"))
     behind = np.arange(len(pool.labels), len(labels))
     # Of dask's workers the nannies see to one thread each; this is for fits in this process.
     with threadpool_limits(1):
