@@ -1,7 +1,8 @@
-"""What the tests share: the real TLC files, a project to run stages in, an MLflow store that is ready to use."""
+"""Fixtures: the real TLC files, projects in which stages have run, an empty MLflow store, a dask cluster."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tipline.paths import Paths
 
 ROOT = Path(__file__).parent.parent
-# The tests decide what these say; MLflow itself writes the first two when a store is used.
+# The tests decide what these hold; MLflow writes the first two when a store is used.
 ENVIRONMENT = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_REGISTRY_URI",
@@ -28,9 +29,7 @@ ENVIRONMENT = (
     "DVC_STAGE",
     "DVC_EXP_NAME",
 )
-
-
-# The files that take longest, longest first: begun last, one of them would be waited for alone (see Makefile).
+# The files that take longest start first, so that the run does not end with one worker waiting for them.
 LONGEST = (
     "test_docs",
     "test_end_to_end",
@@ -48,21 +47,21 @@ LONGEST = (
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Let the longest files begin first; tests come in random order, but for those of a file that tells one story."""
+    """Start the longest files first, and keep the order of tests in files marked `in_order`."""
     written = {item: index for index, item in enumerate(items)}
     yield
     for path in {item.path for item in items if item.get_closest_marker("in_order")}:
         places = [index for index, item in enumerate(items) if item.path == path]
-        told = sorted((items[index] for index in places), key=written.__getitem__)
-        for index, item in zip(places, told, strict=True):
+        ordered = sorted((items[index] for index in places), key=written.__getitem__)
+        for index, item in zip(places, ordered, strict=True):
             items[index] = item
     longest = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: longest.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say where processes that stories fork from are to be found; the workers of pytest-xdist inherit it."""
-    # As users have it: what Python compiles lies beside the code, in a model's folder, too.
+    """Start the servers that commands of end-to-end tests fork from (tests/warm.py)."""
+    # As on a user's machine, Python writes compiled code beside the source, in a model's folder, too.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
@@ -70,13 +69,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Clean up after them."""
+    """Stop them."""
     if not hasattr(config, "workerinput"):
         warm.end()
 
 
 def missing(what: str) -> None:
-    """Skip, saying so; a failure where TIPLINE_REQUIRE_ALL says that every part has to be there."""
+    """Skip a test whose part is missing; fail if TIPLINE_REQUIRE_ALL=1."""
     if os.environ.get("TIPLINE_REQUIRE_ALL") == "1":
         pytest.fail(f"{what}, and TIPLINE_REQUIRE_ALL=1")
     pytest.skip(what)
@@ -98,13 +97,13 @@ def tlc() -> Path:
 
 
 def settings_values(**sections: Any) -> dict[str, Any]:
-    """The project's own params.yaml, small: 5,000 demo rows a month, samples of 3,000; sections are updated."""
+    """The project's params.yaml made small: 5,000 demo rows per month, samples of 3,000; sections are updated."""
     values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["schema"] = str(ROOT / values["schema"])
     values["demo"]["rows"] = 5000
     values["sample"]["rows"] = 3000
     values["learning_curve"] |= {"smallest": 200, "sizes": 3, "repeats": 2}
-    values["score"]["workers"] = 1
+    values["cluster"]["n_workers"] = 1
     for name, section in sections.items():
         values[name] = values[name] | section if isinstance(section, dict) else section
     return values
@@ -112,47 +111,109 @@ def settings_values(**sections: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def make_project(tmp_path: Path) -> Callable[..., Paths]:
-    """Give a function that makes a project folder with these settings (see `settings_values`) and its layout."""
+    """A function that creates a project folder with small settings (see `settings_values`)."""
+    from tests import workbench
 
-    def make(**sections: Any) -> Paths:
-        from tipline.paths import Paths
-
-        root = tmp_path / "project"
-        root.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
-        (root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
-        return Paths(root)
-
-    return make
+    return lambda **sections: workbench.write_project(tmp_path / "project", **sections)
 
 
 @pytest.fixture(scope="session")
-def _mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store: making one takes four seconds, copying it none."""
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store; creating one takes four seconds, copying it none."""
     from tipline.paths import Paths
     from tipline.registry import store
 
     paths = Paths(tmp_path_factory.mktemp("mlflow"))
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a test before, in another module
-    with store.connect_store(paths):
+    with forget_store(), store.connect_store(paths):
         pass
-    # MLflow writes the address there, for its own subprocesses.
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     return paths.root / "mlflow.db"
 
 
+@contextlib.contextmanager
+def forget_store() -> Iterator[None]:
+    """Keep the store's address, which MLflow writes into the environment, from leaking out of or into the block."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture
-def mlflow_store(_mlflow_template: Path, tmp_path: Path) -> Path:
+def mlflow_store(mlflow_template: Path, tmp_path: Path) -> Path:
     """A fresh database for the project of `make_project`; returns its path."""
     (tmp_path / "project").mkdir(exist_ok=True)
     target = tmp_path / "project" / "mlflow.db"
-    shutil.copyfile(_mlflow_template, target)
+    shutil.copyfile(mlflow_template, target)
     return target
+
+
+@pytest.fixture(scope="session")
+def dask_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the session's dask cluster: a scheduler and two workers."""
+    from tests import workbench
+
+    folder = tmp_path_factory.getbasetemp() / "dask"
+    folder.mkdir()
+    with workbench.scheduler(folder) as address, workbench.workers(address, 2, "--nthreads", "1"):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def trained_template(tmp_path_factory: pytest.TempPathFactory, dask_address: str) -> Paths:
+    """A project in which the stages up to `train` have run; read it, do not change it."""
+    from tests import workbench
+    from tipline.paths import Paths
+
+    def create(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            workbench.small_row_groups(monkeypatch)
+            monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
+            workbench.run_to(workbench.write_project(folder / "project"), "train")
+
+    return Paths(workbench.create_once(tmp_path_factory, "trained", create) / "project")
+
+
+@pytest.fixture(scope="session")
+def scored_template(
+    tmp_path_factory: pytest.TempPathFactory, trained_template: Paths, mlflow_template: Path, dask_address: str
+) -> Paths:
+    """A project in which the stages up to `monitor` have run; read it, do not change it."""
+    from tests import workbench
+    from tipline.paths import Paths
+
+    def create(folder: Path) -> None:
+        paths = workbench.copy_project(trained_template, folder)
+        shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
+            workbench.run(paths, "register", "evaluate", "score", "monitor")
+
+    with forget_store():
+        return Paths(workbench.create_once(tmp_path_factory, "scored", create) / "project")
+
+
+@pytest.fixture
+def trained_project(trained_template: Paths, mlflow_template: Path, tmp_path: Path) -> Paths:
+    """A copy of `trained_template` with an empty MLflow store."""
+    from tests import workbench
+
+    paths = workbench.copy_project(trained_template, tmp_path)
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+    return paths
+
+
+@pytest.fixture
+def scored_project(scored_template: Paths, mlflow_template: Path, tmp_path: Path) -> Paths:
+    """A copy of `scored_template` with an empty MLflow store; `register` fills it from models/champion."""
+    from tests import workbench
+
+    paths = workbench.copy_project(scored_template, tmp_path)
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+    return paths
 
 
 @pytest.fixture
 def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Give a function that runs a `tipline` command in a folder; it returns the exit code and what was printed."""
+    """A function that runs a `tipline` command in a folder and returns its exit code and output."""
 
     def run(folder: Path, *arguments: str) -> tuple[int, str]:
         from tipline import cli
@@ -160,7 +221,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         monkeypatch.chdir(folder)
         capfd.readouterr()
         code = cli.main(arguments)
-        printed = capfd.readouterr()
-        return code, printed.out + printed.err
+        output = capfd.readouterr()
+        return code, output.out + output.err
 
     return run

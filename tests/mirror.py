@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "demo": {"rows": 2000},
     "sample": {"rows": 1000},
     "learning_curve": {"smallest": 100, "sizes": 3, "repeats": 2},
-    "score": {"workers": 1},
+    "cluster": {"n_workers": 1},
 }
 
 

@@ -154,21 +154,21 @@ def test_a_model_of_before_there_was_calibration_loads(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
-    return workbench.copy(workbench.trained(request), tmp_path)
+    return workbench.copy_project(workbench.trained(request), tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_calibrates_on_the_size_months(project: Paths, method: str) -> None:
     before = artifact.read_artifact(project.challenger)
     training = workbench.read_json(project.challenger / artifact.TRAINING)
-    workbench.change(project, train={"calibration": method})
+    workbench.change_settings(project, train={"calibration": method})
     workbench.run(project, "train")
     contents = artifact.read_artifact(project.challenger)
     assert contents[pyfunc.ESTIMATOR] == before[pyfunc.ESTIMATOR]
     assert artifact.hash_artifact(contents) != artifact.hash_artifact(before)
     loaded = pyfunc.Model(contents)
     assert golden_rows.check_golden_rows(loaded, "here") == 0
-    rows = sampling.read_role(workbench.settings(project), project, "size", columns.list_needed_columns(loaded.spec))
+    rows = sampling.read_role(workbench.load_settings(project), project, "size", columns.list_needed_columns(loaded.spec))
     labels, _ = metrics.read_labels(rows, "tip_amount")
     # A calibrated model promises as many tips as there were; exactly so on the rows of the calibration.
     assert loaded.probabilities(rows).mean() == pytest.approx(labels.mean(), abs=1e-3)
@@ -181,13 +181,13 @@ def test_training_calibrates_on_the_size_months(project: Paths, method: str) -> 
 def test_size_months_without_tips_leave_the_earlier_challenger(
     project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
-    before = workbench.tree(project.challenger)
+    before = workbench.read_tree(project.challenger)
     path = project.sample("validation", "2009-02")
     sample = pq.read_table(path)
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.array(np.zeros(len(sample)))), path)
-    workbench.change(project, train={"calibration": "sigmoid"})
+    workbench.change_settings(project, train={"calibration": "sigmoid"})
     code, printed = run_cli(project.root, "train")
     assert code == UsageError.exit_code
     assert "None of the 3,000 rows to calibrate on tipped." in printed
-    assert workbench.tree(project.challenger) == before
+    assert workbench.read_tree(project.challenger) == before

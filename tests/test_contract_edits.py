@@ -267,7 +267,7 @@ def test_an_edit_that_bears_on_a_month_prepares_it_anew(
     edit(project.root, change)
     if change is column_renamed:
         columns = ["vendor", "pickup_datetime", "trip_distance", "payment_type", "fare_amount"]
-        workbench.change(project, model={"columns": columns})
+        workbench.change_settings(project, model={"columns": columns})
     assert prepared_anew(project, run_cli, caplog) == months
     assert prepared_anew(project, run_cli, caplog) == set()
 
@@ -375,8 +375,8 @@ def test_a_fee_that_old_months_lack_is_trained_on_and_scored_as_if_they_had_been
     for month in workbench.MONTHS[:3]:
         assert "weather_fee" not in pq.read_schema(kept.prepared_file(month)).names
     (tmp_path / "anew").mkdir()
-    anew = workbench.copy(kept, tmp_path / "anew")
-    workbench.prepare_anew(anew, *workbench.MONTHS[:3])
+    anew = workbench.copy_project(kept, tmp_path / "anew")
+    workbench.prepare_again(anew, *workbench.MONTHS[:3])
     assert "weather_fee" in pq.read_schema(anew.prepared_file(OLD)).names
     results = [rest_of(paths) for paths in (kept, anew)]
     assert results[0] == results[1]
@@ -390,11 +390,11 @@ def new_year(folder: Path) -> Paths:
     categories = settings_values()["model"]["categories"] | {"hailed": ["app", "street"]}
     paths = workbench.write_project(folder / "project", schema=CONTRACT, train={"rows": 1500})
     shutil.copyfile(ROOT / "src/tipline/months/schema.yaml", paths.root / CONTRACT)
-    workbench.change(paths, months=list(workbench.MONTHS[:3]), demo={"rows": 2000})
+    workbench.change_settings(paths, months=list(workbench.MONTHS[:3]), demo={"rows": 2000})
     workbench.run(paths, "download", "prepare")
     before = [state(paths, month) for month in workbench.MONTHS[:3]]
     edit(paths.root, add_columns)
-    workbench.change(paths, months=[*workbench.MONTHS[:3], NEW], model={"columns": columns, "categories": categories})
+    workbench.change_settings(paths, months=[*workbench.MONTHS[:3], NEW], model={"columns": columns, "categories": categories})
     write_new_month(paths.raw(NEW) / "month.parquet")
     workbench.run(paths, "prepare")
     assert [state(paths, month) for month in workbench.MONTHS[:3]] == before
@@ -423,16 +423,16 @@ def rest_of(paths: Paths) -> dict[str, Any]:
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project in which all stages have run, told to dvc; then the schema's edit for a new month, and that month."""
     story = start(tmp_path_factory.mktemp("story") / "project")
-    paths = workbench.copy(workbench.scored(request), story.root.parent)
+    paths = workbench.copy_project(workbench.scored(request), story.root.parent)
     shutil.copyfile(ROOT / "src/tipline/months/schema.yaml", story.root / CONTRACT)
-    workbench.change(paths, schema=CONTRACT, source="published/{month}.parquet", score={"workers": 1})
+    workbench.change_settings(paths, schema=CONTRACT, source="published/{month}.parquet", cluster={"n_workers": 1})
     workbench.run(paths, "params")
     story.manifests["before"] = manifests(story)
     assert story.run("dvc", "commit", "--force").returncode == 0
     story.manifests["digests before"] = outputs(story)
     edit(story.root, add_columns)
     write_new_month(story.root / "published" / f"{NEW}.parquet", 1500)
-    workbench.change(paths, months=[*workbench.MONTHS, NEW])
+    workbench.change_settings(paths, months=[*workbench.MONTHS, NEW])
     story.repro("new year", "score", "evaluate")
     return story
 

@@ -44,7 +44,7 @@ def march(request: pytest.FixtureRequest) -> March:
     paths = workbench.trained(request)
     contents = artifact.read_artifact(paths.challenger)
     loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
-    trips = workbench.batch(workbench.trips(paths, "2009-03"))
+    trips = workbench.as_batch(workbench.read_prepared(paths, "2009-03"))
     return trips, loaded.probabilities(trips), loaded.spec
 
 

@@ -311,7 +311,7 @@ def test_the_cost_is_measured_and_parameters_are_those_that_the_rows_tell_apart(
 @pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
-    return workbench.copy(workbench.trained(request), tmp_path)
+    return workbench.copy_project(workbench.trained(request), tmp_path)
 
 
 def test_the_stage_writes_table_picture_decision_and_size(project: Paths) -> None:
@@ -342,18 +342,18 @@ def test_the_same_sample_gives_the_same_decision(project: Paths) -> None:
 
 
 def test_a_smallest_size_above_the_largest_is_refused(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    before = workbench.tree(project.root / "reports") | workbench.tree(project.root / "models")
-    workbench.change(project, learning_curve={"smallest": 1201})
+    before = workbench.read_tree(project.root / "reports") | workbench.read_tree(project.root / "models")
+    workbench.change_settings(project, learning_curve={"smallest": 1201})
     with pytest.raises(UsageError, match=r"has 1,200 rows, fewer than learning_curve\.smallest, 1,201"):
         workbench.run(project, "learning_curve")
     code, printed = run_cli(project.root, "learning_curve")
     assert code == 2
     assert "params.yaml, learning_curve.smallest" in printed
-    assert workbench.tree(project.root / "reports") | workbench.tree(project.root / "models") == before
+    assert workbench.read_tree(project.root / "reports") | workbench.read_tree(project.root / "models") == before
 
 
 def test_a_budget_is_the_largest_size_studied_and_the_most_that_is_chosen(project: Paths) -> None:
-    workbench.change(project, learning_curve={"smallest": 300, "budget": {"rows": 300, "megabytes": None}})
+    workbench.change_settings(project, learning_curve={"smallest": 300, "budget": {"rows": 300, "megabytes": None}})
     workbench.run(project, "learning_curve")
     decision = workbench.read_json(project.learning_curve.with_suffix(".json"))
     assert [size["rows"] for size in decision["sizes"]] == [300]

@@ -36,16 +36,16 @@ pytestmark = workbench.MLFLOW_WARNINGS
 
 @pytest.fixture(scope="module")
 def registered(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _mlflow_template: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
 ) -> Paths:
     """A scored project with two versions; not to be changed, but for its reports."""
-    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("registered"))
-    shutil.copyfile(_mlflow_template, paths.root / "mlflow.db")
+    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("registered"))
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
         workbench.run(paths, "register")
         shutil.copytree(paths.challenger, paths.root / "first")
-        workbench.change(paths, train={"params": {"C": 0.001}})
+        workbench.change_settings(paths, train={"params": {"C": 0.001}})
         workbench.run(paths, "train", "register")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return paths
@@ -71,7 +71,7 @@ def damaged(project: Paths, tmp_path: Path) -> str:
 
 
 def compare_versions(paths: Paths, *arguments: Any) -> list[str]:
-    return list(compare.run(workbench.settings(paths), paths, ("1", "2"), *arguments))
+    return list(compare.run(workbench.load_settings(paths), paths, ("1", "2"), *arguments))
 
 
 def report(paths: Paths) -> Any:
@@ -87,7 +87,7 @@ def exact(paths: Paths, month: str) -> tuple[Probabilities, Probabilities]:
     """Both versions' scores of a month."""
     contents = [artifact.read_artifact(folder) for folder in (paths.root / "first", paths.challenger)]
     a, b = (artifact.load_model(files, artifact.hash_artifact(files)) for files in contents)
-    trips = workbench.batch(workbench.trips(paths, month))
+    trips = workbench.as_batch(workbench.read_prepared(paths, month))
     return a.probabilities(trips), b.probabilities(trips)
 
 
@@ -121,9 +121,9 @@ def test_the_report_names_the_versions_and_holds_no_time_or_path(project: Paths)
         *zip((1, 2), digests, strict=True)
     ]
     assert (told["threshold"], told["failed"]) == (0.5, {})
-    first = workbench.tree(project.root / "reports" / "diff_scores")
+    first = workbench.read_tree(project.root / "reports" / "diff_scores")
     compare_versions(project, ["2009-02"])
-    assert workbench.tree(project.root / "reports" / "diff_scores") == first
+    assert workbench.read_tree(project.root / "reports" / "diff_scores") == first
 
 
 def test_the_movers_are_the_rows_that_differ_most_with_what_the_models_saw(project: Paths) -> None:
@@ -133,7 +133,7 @@ def test_the_movers_are_the_rows_that_differ_most_with_what_the_models_saw(proje
     largest = []
     for month in workbench.MONTHS:
         a, b = exact(project, month)
-        trips = workbench.trips(project, month)
+        trips = workbench.read_prepared(project, month)
         gaps = np.abs(b.astype(float) - a)
         expected = np.lexsort((np.arange(len(a)), -gaps))[:7].tolist()
         mine = [row for row in rows if row["month"] == month]
@@ -165,20 +165,20 @@ def test_other_row_groups_and_one_local_worker_give_the_same_bytes(
 ) -> None:
     months = ["2009-01", "2024-01"]
     compare_versions(project, months)
-    first = workbench.tree(project.root / "reports" / "diff_scores")
-    other = workbench.copy(project, tmp_path)
-    workbench.change(other, score={"workers": 1})
+    first = workbench.read_tree(project.root / "reports" / "diff_scores")
+    other = workbench.copy_project(project, tmp_path)
+    workbench.change_settings(other, cluster={"n_workers": 1})
     workbench.small_row_groups(monkeypatch, 731)
-    workbench.prepare_anew(other, *months)
+    workbench.prepare_again(other, *months)
     monkeypatch.delenv(cluster.ADDRESS)
     compare_versions(project, months, 0.5, 10, str(other.root / "data" / "trips"))
-    assert workbench.tree(project.root / "reports" / "diff_scores") == first
+    assert workbench.read_tree(project.root / "reports" / "diff_scores") == first
 
 
 def test_no_predictions_and_no_version_are_touched(project: Paths) -> None:
-    before = workbench.tree(project.predictions), workbench.tree(project.champion)
+    before = workbench.read_tree(project.predictions), workbench.read_tree(project.champion)
     compare_versions(project)
-    assert (workbench.tree(project.predictions), workbench.tree(project.champion)) == before
+    assert (workbench.read_tree(project.predictions), workbench.read_tree(project.champion)) == before
 
 
 def test_the_terminal_shows_months_and_movers(project: Paths, run_cli: Run) -> None:
@@ -284,7 +284,7 @@ def test_files_that_are_not_the_registered_ones_are_refused(project: Paths, run_
 def test_a_version_of_somebody_elses_is_compared_before_it_is_promoted(
     request: pytest.FixtureRequest, mlflow_store: Path, run_cli: Run
 ) -> None:
-    paths = workbench.copy(workbench.scored(request), mlflow_store.parent.parent)
+    paths = workbench.copy_project(workbench.scored(request), mlflow_store.parent.parent)
     workbench.run(paths, "register")
     model = test_foreign.fitted(paths)
     number = test_foreign.add_version(paths, model, test_foreign.SIGNATURE, pyfunc_predict_fn="predict_proba")

@@ -117,7 +117,7 @@ def put(story: Story, block: Block) -> None:
     if what == "write":
         path.write_text(block.text, encoding="utf-8")
     elif what == "merge":
-        workbench.change(Paths(story.root), **yaml.safe_load(block.text))
+        workbench.change_settings(Paths(story.root), **yaml.safe_load(block.text))
 
 
 WITH_BLOCKS = [page for page in PAGES if any(block.is_run for block in blocks(page))]

@@ -196,7 +196,7 @@ def test_the_simulated_months_give_no_warning(request: pytest.FixtureRequest) ->
     paths = workbench.trained(request)
     contents = artifact.read_artifact(paths.challenger)
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
-    rows = workbench.batch(workbench.trips(paths, "2009-01"))
+    rows = workbench.as_batch(workbench.read_prepared(paths, "2009-01"))
     labels, _ = metrics.read_labels(rows, TARGET)
     found = leaks.measure_columns_alone(rows, model.spec, metrics.compute_log_loss(model.probabilities(rows), labels))
     assert found[0]["feature"] == "payment_type"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
     """A project whose champion is its challenger."""
-    paths = workbench.copy(workbench.trained(request), tmp_path)
+    paths = workbench.copy_project(workbench.trained(request), tmp_path)
     shutil.copytree(paths.challenger, paths.champion)
     return paths
 
@@ -55,7 +55,7 @@ def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths)
 
 def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
     found = report_of(project)
-    trips = workbench.batch(sampling.read_pool([project.sample("test", "2009-03")]))
+    trips = workbench.as_batch(sampling.read_pool([project.sample("test", "2009-03")]))
     labels, _ = metrics.read_labels(trips, "tip_amount")
     contents = artifact.read_artifact(project.challenger)
     loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
@@ -162,7 +162,7 @@ def test_the_verdict_is_in_words(challenger: float | None, champion: float | Non
 
 
 def test_a_worse_challenger_is_called_worse(project: Paths) -> None:
-    workbench.change(project, train={"rows": 100, "params": {"C": 0.0001}})
+    workbench.change_settings(project, train={"rows": 100, "params": {"C": 0.0001}})
     workbench.run(project, "train")
     found = report_of(project)
     assert found["challenger"]["skill"] < found["champion"]["skill"]
@@ -179,11 +179,11 @@ def test_a_worse_challenger_is_called_worse(project: Paths) -> None:
 
 
 def test_a_better_challenger_is_called_better(project: Paths) -> None:
-    workbench.change(project, train={"rows": 100, "params": {"C": 0.0001}})
+    workbench.change_settings(project, train={"rows": 100, "params": {"C": 0.0001}})
     workbench.run(project, "train")
     shutil.rmtree(project.champion)
     shutil.copytree(project.challenger, project.champion)
-    workbench.change(project, train={"rows": 3000, "params": {"C": 1.0}})
+    workbench.change_settings(project, train={"rows": 3000, "params": {"C": 1.0}})
     workbench.run(project, "train")
     found = report_of(project)
     assert found["challenger"]["skill"] > found["champion"]["skill"]
@@ -215,7 +215,7 @@ def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(projec
 
 
 def test_models_of_different_columns_are_compared(project: Paths) -> None:
-    workbench.change(
+    workbench.change_settings(
         project, model={"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash"]}}
     )
     workbench.run(project, "train")

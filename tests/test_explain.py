@@ -30,7 +30,7 @@ ROW = 4321
 def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A scored project whose registry is its own."""
     del mlflow_store
-    paths = workbench.copy(workbench.scored(request), tmp_path)
+    paths = workbench.copy_project(workbench.scored(request), tmp_path)
     workbench.run(paths, "register")
     return paths
 
@@ -49,7 +49,7 @@ def test_contributions_add_up_to_the_stored_probability(
     stored = pq.read_table(project.predictions / "month=2009-02")["tip_probability"][ROW].as_py()
     assert f"tip_probability {stored!r}" in printed
     why = values(printed, "why (log-odds)")
-    columns = list(workbench.settings(project).model.columns)
+    columns = list(workbench.load_settings(project).model.columns)
     assert set(why) == {"start", *columns, "sum", "probability"}
     odds = sum(float(why[name].split()[0]) for name in ("start", *columns))
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(stored, abs=1e-5)
@@ -75,7 +75,7 @@ def test_every_link_of_the_chain_is_named(project: Paths, run_cli: Callable[...,
         source["sha256"],
     ):
         assert link in printed
-    trip = workbench.trips(project, "2009-02").slice(ROW, 1).to_pylist()[0]
+    trip = workbench.read_prepared(project, "2009-02").slice(ROW, 1).to_pylist()[0]
     assert values(printed, "prepared row")["trip_distance"] == str(trip["trip_distance"])
     assert values(printed, "published row")["Trip_Distance"] == str(trip["trip_distance"])
 

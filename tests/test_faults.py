@@ -118,13 +118,13 @@ def champion(paths: Paths) -> Champion:
 @pytest.fixture(scope="module")
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Score everything with two champions, uninterrupted."""
-    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("first"))
+    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as patched:
         workbench.small_row_groups(patched, GROUP_ROWS)
-        workbench.prepare_anew(paths, *workbench.MONTHS)
+        workbench.prepare_again(paths, *workbench.MONTHS)
         patched.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
         workbench.run(paths, "score")
-        other = workbench.copy(paths, tmp_path_factory.mktemp("second"))
+        other = workbench.copy_project(paths, tmp_path_factory.mktemp("second"))
         another_champion(other)
         workbench.run(other, "score")
     return Prepared(paths, champion(paths), other, champion(other))
@@ -133,7 +133,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def project(prepared: Prepared, tmp_path: Path) -> Paths:
     """A project of the test's own, published by the first champion."""
-    return workbench.copy(prepared.paths, tmp_path)
+    return workbench.copy_project(prepared.paths, tmp_path)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def assert_published(paths: Paths, champions: dict[str, Champion], months: Any =
     """Each month is whole, readable, and byte for byte what one of these models, by digest, predicts."""
     for month in months:
         made = champions[published_by(paths, month)].of(month)
-        there = workbench.tree(folder(paths, month))
+        there = workbench.read_tree(folder(paths, month))
         assert {name: data for name, data in there.items() if name != files.MANIFEST} == made
         read = pyarrow.dataset.dataset(folder(paths, month), schema=plan.SCHEMA).to_table()
         assert len(set(read["row"].to_pylist())) == len(read) == 5000
@@ -251,7 +251,7 @@ def is_alive(process: psutil.Process) -> bool:
 def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_gone_on_with(
     prepared: Prepared, project: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workbench.change(project, score={"workers": 1})
+    workbench.change_settings(project, cluster={"n_workers": 1})
     seed = int(os.environ.get("TIPLINE_SEED", time.time_ns() % 1_000_000))
     print(f"TIPLINE_SEED={seed}")  # noqa: T201 (pytest shows it where the test fails)
     chance = random.Random(seed)  # noqa: S311
@@ -307,7 +307,7 @@ def test_months_that_only_had_to_be_published_are_not_scored_again(
     prepared: Prepared, project: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared.second.crown(project)
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
 
     def publish(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(project.predictions))
@@ -317,7 +317,7 @@ def test_months_that_only_had_to_be_published_are_not_scored_again(
         code, printed = run_cli(project.root, "score")
     assert code == 4
     assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in printed
-    assert workbench.tree(project.predictions) == before
+    assert workbench.read_tree(project.predictions) == before
     left = next(staged(project).glob(f"{month_name(BAD)}.*{plan.MARKERS}"))
     left.with_name(left.name.removesuffix(plan.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
     made = finished(project)
@@ -451,14 +451,14 @@ def with_canary_moved(contents: dict[str, bytes], steps: int) -> dict[str, bytes
 
 @pytest.mark.usefixtures("on_cluster")
 def test_workers_that_score_the_canary_rows_differently_are_refused(prepared: Prepared, project: Paths) -> None:
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
     crown(project, with_canary_moved(prepared.second.contents, 2))
     code, printed = score(project)
     assert code == 1
     assert "canary rows differently from where it was trained, by 2 steps" in printed
     assert "where: tcp://127.0.0.1:" in printed
     assert "to do: Give it the processor and library versions" in printed
-    assert workbench.tree(project.predictions) == before
+    assert workbench.read_tree(project.predictions) == before
     assert not markers(project)
 
 
@@ -481,7 +481,7 @@ def test_a_disk_that_fills_up_leaves_whole_months_and_is_gone_on_with(
     prepared: Prepared, tmp_path: Path, room: int, published: tuple[str, ...]
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        project = workbench.copy(prepared.paths, disk)
+        project = workbench.copy_project(prepared.paths, disk)
         for month in set(workbench.MONTHS) - set(published):
             shutil.rmtree(folder(project, month))
         digest = prepared.second.crown(project)
@@ -628,6 +628,6 @@ def test_threads_give_the_same_bytes(
 @pytest.mark.parametrize("workers", [1, 8])
 def test_one_worker_and_eight_give_the_same_bytes(prepared: Prepared, project: Paths, workers: int) -> None:
     prepared.second.crown(project)
-    workbench.change(project, score={"workers": workers})
+    workbench.change_settings(project, cluster={"n_workers": workers})
     assert score(project)[0] == 0
     assert parts(project) == prepared.second.parts

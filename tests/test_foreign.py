@@ -45,15 +45,15 @@ COLUMNS = [str(spec.name) for spec in INPUTS]
 def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A scored project, its own champion registered as version 1."""
     del mlflow_store
-    paths = workbench.copy(workbench.scored(request), tmp_path)
+    paths = workbench.copy_project(workbench.scored(request), tmp_path)
     workbench.run(paths, "register")
     return paths
 
 
 @pytest.fixture
-def empty_store(_mlflow_template: Path, tmp_path: Path) -> Path:
+def empty_store(mlflow_template: Path, tmp_path: Path) -> Path:
     """A second database, as a person has it after a loss."""
-    return shutil.copyfile(_mlflow_template, tmp_path / "fresh.db")
+    return shutil.copyfile(mlflow_template, tmp_path / "fresh.db")
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def frame(paths: Paths, month: str) -> pd.DataFrame:
     """A month as a person has it who reads data/trips with pandas."""
-    read: pd.DataFrame = workbench.trips(paths, month).select(COLUMNS).to_pandas()
+    read: pd.DataFrame = workbench.read_prepared(paths, month).select(COLUMNS).to_pandas()
     return read.astype({"payment_type": "str", "pickup_datetime": "datetime64[ns]"})
 
 
 def fitted(paths: Paths) -> Any:
     """A scikit-learn pipeline of somebody's own."""
-    trips = workbench.trips(paths, "2009-01")
+    trips = workbench.read_prepared(paths, "2009-01")
     one_hot = ColumnTransformer(
         [("kind", OneHotEncoder(handle_unknown="ignore"), ["payment_type"])], remainder="passthrough"
     )
@@ -117,7 +117,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
     assert workbench.read_json(project.monitoring / "months.json")[0]["skill"] is not None
 
     # A new, empty registry is given the same champion again; nothing is scored for that.
-    template = workbench.tree(project.predictions)
+    template = workbench.read_tree(project.predictions)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     shutil.rmtree(project.root / "elsewhere")
     code, printed = run_cli(project.root, "register")
@@ -130,7 +130,7 @@ def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_lo
     assert run_cli(project.root, "register")[0] == 0
     assert artifact.read_digest(project.champion) == told["digest"]
     assert run_cli(project.root, "score")[0] == 0
-    assert workbench.tree(project.predictions) == template
+    assert workbench.read_tree(project.predictions) == template
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_a_version_without_a_signature_is_refused_also_when_its_alias_was_set_in
     number = add_version(project, LogisticRegression(), None)
     with store.connect_store(project) as client:
         client.set_registered_model_alias(NAME, model_versions.CHAMPION, str(number))
-    before = workbench.tree(project.champion)
+    before = workbench.read_tree(project.champion)
     code, printed = run_cli(project.root, "register")
     assert code == 2
     assert "no signature" in printed
-    assert workbench.tree(project.champion) == before
+    assert workbench.read_tree(project.champion) == before
 
 
 @pytest.mark.usefixtures("on_cluster")
@@ -175,14 +175,14 @@ def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
     project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
     number = add_version(project, fitted(project), SIGNATURE)  # its predict gives truth values
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
     assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
     assert run_cli(project.root, "register")[0] == 0
     code, printed = run_cli(project.root, "score")
     assert code == 1
     assert "gives an array of bool" in printed
     assert f"{NAME} version {number}" in printed
-    assert workbench.tree(project.predictions) == before
+    assert workbench.read_tree(project.predictions) == before
 
 
 @pytest.mark.parametrize(

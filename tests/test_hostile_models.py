@@ -72,9 +72,9 @@ def touch() -> None:
 @pytest.fixture(scope="module")
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
     """A project with a champion; hostile versions are added to its registry, and no refusal changes it."""
-    template = request.getfixturevalue("_mlflow_template")
+    template = request.getfixturevalue("mlflow_template")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    paths = workbench.copy(workbench.trained(request), tmp_path_factory.mktemp("hostile"))
+    paths = workbench.copy_project(workbench.trained(request), tmp_path_factory.mktemp("hostile"))
     shutil.copyfile(template, paths.root / "mlflow.db")
     workbench.run(paths, "register")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -134,7 +134,7 @@ def add(paths: Paths, folder: Path, tags: dict[str, str]) -> ModelVersion:
 
 def assert_refused(paths: Paths, version: ModelVersion, run_cli: Cli, trace: Path, said: str) -> None:
     """No command takes the version, forced or not, nor where its alias was set in MLflow's page."""
-    before = workbench.tree(paths.champion)
+    before = workbench.read_tree(paths.champion)
     for forced in ((), ("--force", "I know better")):
         code, printed = run_cli(paths.root, "promote", str(version.version), *forced)
         assert code in {1, 2}, printed
@@ -154,7 +154,7 @@ def assert_refused(paths: Paths, version: ModelVersion, run_cli: Cli, trace: Pat
     assert said in printed
     assert "Traceback" not in printed
     assert "defect" not in printed
-    assert workbench.tree(paths.champion) == before
+    assert workbench.read_tree(paths.champion) == before
     assert not trace.exists()
 
 
@@ -491,7 +491,7 @@ def test_another_patch_release_of_scikit_learn_will_do(project: Paths) -> None:
 def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """A project whose models/champion was changed, with a ref.json that fits: what a poisoned remote would bring."""
     monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
-    paths = workbench.copy(workbench.scored(request), tmp_path)
+    paths = workbench.copy_project(workbench.scored(request), tmp_path)
     told = json.loads((paths.champion / pyfunc.SPEC).read_text())
     (paths.champion / pyfunc.SPEC).write_text(json.dumps(told | {"linear": None}))
     (paths.champion / pyfunc.ESTIMATOR).write_bytes(pipeline.canonical(skops.io.dumps(Intruder())))
@@ -503,12 +503,12 @@ def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 def test_workers_look_at_the_estimator_too(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
-    before = workbench.tree(poisoned.predictions)
+    before = workbench.read_tree(poisoned.predictions)
     code, printed = run_cli(poisoned.root, "score")
     assert code == 1
     assert f"from a file: {INTRUDER}" in printed
     assert "Traceback" not in printed
-    assert workbench.tree(poisoned.predictions) == before
+    assert workbench.read_tree(poisoned.predictions) == before
     assert not trace.exists()
 
 

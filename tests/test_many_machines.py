@@ -144,7 +144,7 @@ def scored_here(paths: Paths, address: str) -> Paths:
 @pytest.fixture(scope="module")
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A project, scored on this machine with the model that it trained."""
-    paths = workbench.copy(workbench.trained(request), tmp_path_factory.mktemp("here"))
+    paths = workbench.copy_project(workbench.trained(request), tmp_path_factory.mktemp("here"))
     shutil.copytree(paths.challenger, paths.champion)
     digest = artifact.read_digest(paths.challenger)
     files.write_json(paths.champion_ref, {"name": "tips", "version": 1, "run": "0" * 32, "digest": digest})
@@ -156,10 +156,10 @@ def done_in_small_blocks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, done: Paths
 ) -> Paths:
     """The same months in 10 blocks each: time to do something in the middle."""
-    paths = workbench.copy(done, tmp_path_factory.mktemp("small"))
+    paths = workbench.copy_project(done, tmp_path_factory.mktemp("small"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         workbench.small_row_groups(monkeypatch, SMALL_GROUP)
-        workbench.prepare_anew(paths, *workbench.MONTHS)
+        workbench.prepare_again(paths, *workbench.MONTHS)
     return scored_here(paths, workbench.dask_cluster(request))
 
 
@@ -177,7 +177,7 @@ def small_blocks(done_in_small_blocks: Paths, tmp_path: Path) -> Paths:
 
 def unscored(paths: Paths, folder: Path) -> Paths:
     """A copy without predictions."""
-    made = workbench.copy(paths, folder)
+    made = workbench.copy_project(paths, folder)
     shutil.rmtree(made.predictions)
     return made
 
@@ -197,7 +197,7 @@ class Bucket:
 
     def upload(self, paths: Paths) -> None:
         """Put the prepared months there."""
-        for name, data in workbench.tree(paths.root / "data" / "trips").items():
+        for name, data in workbench.read_tree(paths.root / "data" / "trips").items():
             self.gateway.put(self.name, f"trips/{name}", data)
 
     def tree(self, folder: str = "predictions") -> dict[str, bytes]:
@@ -231,14 +231,14 @@ def bucket(request: pytest.FixtureRequest, team: Team, store: s3fs.S3FileSystem)
 
 def parts(paths: Paths) -> dict[str, bytes]:
     """The predictions of a project, without the manifests: these say how long it took."""
-    return {name: data for name, data in workbench.tree(paths.predictions).items() if name.endswith(".parquet")}
+    return {name: data for name, data in workbench.read_tree(paths.predictions).items() if name.endswith(".parquet")}
 
 
 def assert_whole(bucket: Bucket, paths: Paths) -> None:
     """The bucket has the predictions of a local run, manifests that name them, and nothing else."""
     expected, found = parts(paths), bucket.tree()
     assert {name: data for name, data in found.items() if name.endswith(".parquet")} == expected
-    for month in workbench.settings(paths).months:
+    for month in workbench.load_settings(paths).months:
         told = bucket.manifest(month)
         folder = f"month={month}"
         assert told["rows"] == sum(part["rows"] for part in told["parts"]) == 5000
@@ -318,7 +318,7 @@ def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
     if local == "trips":
         assert_whole(bucket, done)
     else:
-        assert {n: d for n, d in workbench.tree(project.root / "a").items() if n.endswith("t")} == {
+        assert {n: d for n, d in workbench.read_tree(project.root / "a").items() if n.endswith("t")} == {
             f"b/{name}": data for name, data in parts(done).items()
         }
         assert [path.name for path in (project.root / "a").iterdir() if list(path.iterdir())] == ["b"]
@@ -518,11 +518,11 @@ def test_an_address_that_is_no_place_is_told(project: Paths, run_cli: Run, addre
 
 @pytest.mark.parametrize("both", ["s3://bucket/trips", "data/trips"])
 def test_predictions_never_replace_the_months(project: Paths, run_cli: Run, both: str) -> None:
-    before = workbench.tree(project.root / "data" / "trips")
+    before = workbench.read_tree(project.root / "data" / "trips")
     code, printed = told(run_cli, project, "--trips", both, "--to", f"{both}/")
     assert code == 2
     assert "would replace the prepared months" in printed
-    assert workbench.tree(project.root / "data" / "trips") == before
+    assert workbench.read_tree(project.root / "data" / "trips") == before
 
 
 # ---- what docs/cluster.md says ----

@@ -98,7 +98,7 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         tmp_path_factory.mktemp("page") / "project", months=list(workbench.MONTHS), **(LARGE if PICTURES else {})
     )
     paths = Paths(story.root)
-    shutil.copyfile(request.getfixturevalue("_mlflow_template"), story.root / "mlflow.db")
+    shutil.copyfile(request.getfixturevalue("mlflow_template"), story.root / "mlflow.db")
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT"):
             monkeypatch.delenv(name, raising=False)
@@ -106,7 +106,7 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         workbench.run(paths, "params")
         workbench.run_to(paths, "record")
         for sections in ({"train": BOOSTING}, {"train": FEW, "model": FEW_COLUMNS}):
-            workbench.change(paths, **sections)
+            workbench.change_settings(paths, **sections)
             workbench.run(paths, "train", "register", "evaluate", "record")
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     committed = story.run("dvc", "commit", "--force", "--quiet")

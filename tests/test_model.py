@@ -53,12 +53,12 @@ def no_classifier():
 
 @pytest.fixture(scope="module")
 def trips(request: pytest.FixtureRequest) -> pa.RecordBatch:
-    return workbench.batch(workbench.trips(workbench.trained(request), "2009-01"))
+    return workbench.as_batch(workbench.read_prepared(workbench.trained(request), "2009-01"))
 
 
 @pytest.fixture(scope="module")
 def features(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    settings = workbench.settings(workbench.trained(request))
+    settings = workbench.load_settings(workbench.trained(request))
     return pipeline.features(settings.model, load_schema())
 
 
@@ -104,9 +104,9 @@ from tipline.months import schema
 from tipline.layout import Layout
 
 layout = Layout(Path(sys.argv[1]))
-features = model.features(workbench.settings(layout).model, schema.load())
+features = model.features(workbench.load_settings(layout).model, schema.load())
 for estimator in ESTIMATORS:
-    fit = fitted(workbench.batch(workbench.trips(layout, "2009-01")), features, train(estimator), layout.root)
+    fit = fitted(workbench.as_batch(workbench.read_prepared(layout, "2009-01")), features, train(estimator), layout.root)
     folder = Path(sys.argv[2]) / estimator
     folder.mkdir()
     model.save(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})

@@ -32,7 +32,7 @@ JUDGED = ("tip_rate", "log_loss", "baseline_log_loss", "skill", "auc")
 
 @pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
-    return workbench.copy(workbench.scored(request), tmp_path)
+    return workbench.copy_project(workbench.scored(request), tmp_path)
 
 
 def months_of(paths: Paths) -> dict[str, Any]:
@@ -43,11 +43,11 @@ def months_of(paths: Paths) -> dict[str, Any]:
 def test_figures_are_those_of_the_predictions_joined_to_the_trips(request: pytest.FixtureRequest, month: str) -> None:
     paths = workbench.scored(request)
     told = months_of(paths)[month]
-    trips = workbench.trips(paths, month).to_pandas()
+    trips = workbench.read_prepared(paths, month).to_pandas()
     joined = pq.read_table(paths.predictions / f"month={month}").to_pandas().merge(trips, on="row", validate="1:1")
     labels = joined["tip_amount"] > 0
     rule = workbench.read_json(paths.champion / "model.json")["baseline"]
-    batch = workbench.batch(workbench.trips(paths, month))
+    batch = workbench.as_batch(workbench.read_prepared(paths, month))
     of_baseline = log_loss(labels, baseline.predict_baseline(batch, rule))
     outside = joined["pickup_datetime"].dt.strftime("%Y-%m") != month
     days = joined["pickup_datetime"].dt.day.where(~outside, 0).to_numpy()
@@ -72,14 +72,14 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(request: pytes
 def test_the_bounds_of_the_skill_are_those_of_the_days_losses(request: pytest.FixtureRequest) -> None:
     paths, month = workbench.scored(request), "2009-03"
     told = months_of(paths)[month]
-    trips = workbench.trips(paths, month).to_pandas()
+    trips = workbench.read_prepared(paths, month).to_pandas()
     joined = pq.read_table(paths.predictions / f"month={month}").to_pandas().merge(trips, on="row", validate="1:1")
     rule = workbench.read_json(paths.champion / "model.json")["baseline"]
     labels = joined["tip_amount"].to_numpy() > 0
     frame = joined[["pickup_datetime"]].assign(
         loss=-np.log(np.where(labels, joined["tip_probability"], 1 - joined["tip_probability"])),
         rule=-np.log(
-            np.abs(1 - labels - baseline.predict_baseline(workbench.batch(workbench.trips(paths, month)), rule)),
+            np.abs(1 - labels - baseline.predict_baseline(workbench.as_batch(workbench.read_prepared(paths, month)), rule)),
         ),
     )
     inside = frame["pickup_datetime"].dt.strftime("%Y-%m") == month
@@ -143,7 +143,7 @@ def test_a_month_without_labels_shows_blanks(
     project: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
-    trips = workbench.trips(project, "2024-01")
+    trips = workbench.read_prepared(project, "2024-01")
     place = trips.schema.get_field_index("tip_amount")
     pq.write_table(
         trips.set_column(place, "tip_amount", pa.nulls(len(trips), pa.float64())), project.prepared_file("2024-01")
@@ -325,9 +325,9 @@ def test_the_table_is_aligned_text() -> None:
 
 
 def test_a_month_that_is_not_scored_is_named(project: Paths) -> None:
-    before = workbench.tree(project.monitoring)
+    before = workbench.read_tree(project.monitoring)
     (project.predictions / "month=2009-02" / files.MANIFEST).unlink()
     with pytest.raises(TiplineError, match="month=2009-02") as caught:
         workbench.run(project, "monitor")
     assert caught.value.parts[2] == "Run: dvc repro score"
-    assert workbench.tree(project.monitoring) == before
+    assert workbench.read_tree(project.monitoring) == before

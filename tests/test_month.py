@@ -239,7 +239,7 @@ def test_a_simulated_month_that_there_is_not_is_not_published(make_project: Call
     paths = make_project(months=MONTHS)
     before = paths.params.read_bytes()
     with pytest.raises(NotPublishedError):
-        list(month.run(workbench.settings(paths), paths, "2010-01"))
+        list(month.run(workbench.load_settings(paths), paths, "2010-01"))
     assert paths.params.read_bytes() == before
 
 

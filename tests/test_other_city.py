@@ -157,7 +157,7 @@ def city(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     paths.params.write_text(yaml.safe_dump(values, sort_keys=False))
     (paths.root / "city.yaml").write_text(CONTRACT)
     publish(paths.root / "published")
-    template = request.getfixturevalue("_mlflow_template")
+    template = request.getfixturevalue("mlflow_template")
     (paths.root / "mlflow.db").write_bytes(template.read_bytes())
     # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
     os.environ.pop("MLFLOW_TRACKING_URI", None)

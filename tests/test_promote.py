@@ -36,11 +36,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def registered(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _mlflow_template: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
 ) -> Paths:
     """A project whose champion is version 1, and whose challenger, version 2, is much worse."""
-    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("registered"))
-    shutil.copyfile(_mlflow_template, paths.root / "mlflow.db")
+    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("registered"))
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
     workbench.run(paths, "register")
     train_another(paths, 0.0001)
     workbench.run(paths, "register", "evaluate")
@@ -118,7 +118,7 @@ def test_without_a_champion_there_is_nothing_to_hold_it_against(project: Paths) 
     client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
     project.champion_ref.unlink()
     project.promotions.unlink()
-    promote.run(workbench.settings(project), project, "2")
+    promote.run(workbench.load_settings(project), project, "2")
     assert champion(project) == 2
     assert tags(project)[model_versions.VERDICT] == "There was no other champion."
 
@@ -159,7 +159,7 @@ def write_report(paths: Paths, **made: str) -> None:
 
 def test_the_verdict_of_evaluate_is_used_where_it_is_of_the_same_things(project: Paths) -> None:
     write_report(project)
-    promote.run(workbench.settings(project), project, "2")
+    promote.run(workbench.load_settings(project), project, "2")
     assert champion(project) == 2
     assert tags(project)[model_versions.VERDICT] == "As written."
 
@@ -221,7 +221,7 @@ def test_the_verdict_stands_where_models_are_compared(project: Paths) -> None:
 
 
 def test_no_version_yet_is_a_usage_error(project: Paths) -> None:
-    settings = workbench.settings(project)
+    settings = workbench.load_settings(project)
     other = settings.model_copy(update={"register_": settings.register_.model_copy(update={"name": "other"})})
     with pytest.raises(UsageError, match="other has no versions yet"):
         promote.run(other, project, None)
@@ -232,7 +232,7 @@ def test_a_version_of_somebody_elses_passes_once_its_months_are_known(project: P
     model = test_foreign.fitted(project)
     number = test_foreign.add_version(project, model, test_foreign.SIGNATURE, pyfunc_predict_fn="predict_proba")
     # The champion is the one that is much worse.
-    promote.run(workbench.settings(project), project, "2", "test")
+    promote.run(workbench.load_settings(project), project, "2", "test")
     code, printed = run_cli(project.root, "promote", str(number))
     assert code == 3, printed
     assert "which months the challenger was made on" in printed

@@ -37,7 +37,7 @@ NAME = "tip-probability"
 def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project in which all months are scored with its first version."""
     del mlflow_store
-    paths = workbench.copy(workbench.scored(request), tmp_path)
+    paths = workbench.copy_project(workbench.scored(request), tmp_path)
     paths.promotions.unlink()  # of another registry
     shutil.rmtree(paths.champion)
     workbench.run(paths, "register")
@@ -46,7 +46,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) 
 
 def train_another(paths: Paths, c: float) -> str:
     """Train and register a version with another C; return its digest."""
-    workbench.change(paths, train={"params": {"C": c}})
+    workbench.change_settings(paths, train={"params": {"C": c}})
     workbench.run(paths, "train", "register")
     return artifact.read_digest(paths.challenger)
 
@@ -70,11 +70,11 @@ def moves(paths: Paths) -> list[tuple[str, int | None, int]]:
 
 
 def force(paths: Paths, version: int) -> None:
-    promote.run(workbench.settings(paths), paths, str(version), "a test")
+    promote.run(workbench.load_settings(paths), paths, str(version), "a test")
 
 
 def back(paths: Paths) -> None:
-    rollback.run(workbench.settings(paths), paths)
+    rollback.run(workbench.load_settings(paths), paths)
 
 
 def test_the_first_champion_is_a_line_and_a_second_run_adds_none(project: Paths) -> None:
@@ -119,7 +119,7 @@ def test_an_alias_moved_in_mlflow_is_noticed_once_and_by_nobody_else(project: Pa
     assert history.history(project, NAME)[-1]["who"] is None
     # Another clone, which has not pulled that line, at the same registry.
     (tmp_path / "clone").mkdir()
-    other = workbench.copy(project, tmp_path / "clone")
+    other = workbench.copy_project(project, tmp_path / "clone")
     other.promotions.write_text(project.promotions.read_text().splitlines(keepends=True)[0])
     os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
     workbench.run(other, "register")
@@ -145,7 +145,7 @@ def test_a_line_that_could_not_be_written_is_noticed_by_the_next_run(project: Pa
 def test_a_change_back_is_a_line_though_another_clone_wrote_the_change_before(project: Paths, tmp_path: Path) -> None:
     train_another(project, 0.01)
     (tmp_path / "clone").mkdir()
-    other = workbench.copy(project, tmp_path / "clone")
+    other = workbench.copy_project(project, tmp_path / "clone")
     os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
     client(project).set_registered_model_alias(NAME, "champion", "2")
     workbench.run(project, "register")
@@ -173,8 +173,8 @@ def test_a_lost_registry_does_not_choose_between_files_and_log(
     train_another(project, 0.01)
     force(project, 2)  # models/champion/ is still version 1
     (tmp_path / "clone").mkdir()
-    clone = workbench.copy(project, tmp_path / "clone")
-    (clone.root / "mlflow.db").write_bytes(request.getfixturevalue("_mlflow_template").read_bytes())
+    clone = workbench.copy_project(project, tmp_path / "clone")
+    (clone.root / "mlflow.db").write_bytes(request.getfixturevalue("mlflow_template").read_bytes())
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     code, printed = run_cli(clone.root, "register")
     assert code == 1
@@ -249,7 +249,7 @@ def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scor
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", workbench.dask_cluster(request))
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
     train_another(project, 0.01)
     force(project, 2)
     workbench.run(project, "register")
@@ -270,7 +270,7 @@ def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scor
     assert run_cli(project.root, "score")[0] == 0
     assert "scoring with tip-probability version 1: 2009-01, 2009-02 (10,000 rows)" in caplog.text
     parts = {name: data for name, data in before.items() if name.endswith(".parquet")}
-    after = {name: data for name, data in workbench.tree(project.predictions).items() if name.endswith(".parquet")}
+    after = {name: data for name, data in workbench.read_tree(project.predictions).items() if name.endswith(".parquet")}
     assert after == parts
     assert history.history(project, NAME)[-1]["reason"] == "wrong"
 
@@ -279,7 +279,7 @@ def test_a_copy_for_experiments_writes_no_line_and_makes_no_version(
     project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "copy").mkdir()
-    copied = workbench.copy(project, tmp_path / "copy")
+    copied = workbench.copy_project(project, tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(project.root))
     monkeypatch.setenv("DVC_EXP_NAME", "other-c")
     digest = train_another(copied, 0.01)
@@ -288,7 +288,7 @@ def test_a_copy_for_experiments_writes_no_line_and_makes_no_version(
     assert moves(project) == [("first", None, 1)]
     assert workbench.read_json(copied.ref)["version"] == 1
     monkeypatch.delenv("DVC_ROOT")
-    promote.run(workbench.settings(project), project, "other-c", "a test")
+    promote.run(workbench.load_settings(project), project, "other-c", "a test")
     found = model_versions.get_champion(client(project), NAME)
     assert found is not None
     assert (found.version, found.tags["dvc.exp"], model_versions.get_digest(found)) == (2, "other-c", digest)
@@ -298,7 +298,7 @@ def test_a_version_made_in_mlflows_page_of_a_run_is_one_of_ours(
     project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "copy").mkdir()
-    copied = workbench.copy(project, tmp_path / "copy")
+    copied = workbench.copy_project(project, tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(project.root))
     digest = train_another(copied, 0.01)
     monkeypatch.delenv("DVC_ROOT")
@@ -333,11 +333,11 @@ def test_a_champion_that_is_nowhere_stops_before_another_scores_in_its_name(
     force(project, 2)
     workbench.run(project, "register")
     (tmp_path / "clone").mkdir()
-    clone = workbench.copy(project, tmp_path / "clone")
-    template = request.getfixturevalue("_mlflow_template")
+    clone = workbench.copy_project(project, tmp_path / "clone")
+    template = request.getfixturevalue("mlflow_template")
     (clone.root / "mlflow.db").write_bytes(template.read_bytes())
     shutil.rmtree(clone.champion)
-    workbench.change(clone, train={"params": {"C": 0.5}})
+    workbench.change_settings(clone, train={"params": {"C": 0.5}})
     workbench.run(clone, "train")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     code, printed = run_cli(clone.root, "register")

@@ -269,7 +269,7 @@ def test_a_registered_version_scores_elsewhere_as_bulk_scoring_does(
 ) -> None:
     paths = workbench.scored(request)
     columns = [feature["name"] for feature in workbench.read_json(paths.champion / "model.json")["features"]]
-    frame = workbench.trips(paths, "2009-03").select(columns).to_pandas()
+    frame = workbench.read_prepared(paths, "2009-03").select(columns).to_pandas()
     frame = frame.astype({"vendor": "str", "payment_type": "str", "passenger_count": "float64"})
     frame.to_parquet(tmp_path / "trips.parquet")
     environment = os.environ | {

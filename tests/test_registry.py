@@ -38,7 +38,7 @@ NAME = "tip-probability"
 def trained(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project with a challenger and an empty store."""
     del mlflow_store
-    return workbench.copy(workbench.trained(request), tmp_path)
+    return workbench.copy_project(workbench.trained(request), tmp_path)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def project(trained: Paths) -> Paths:
 def complete(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project in which all stages have run, but whose registry is empty."""
     del mlflow_store
-    return workbench.copy(workbench.scored(request), tmp_path)
+    return workbench.copy_project(workbench.scored(request), tmp_path)
 
 
 def client(paths: Paths) -> MlflowClient:
@@ -86,7 +86,7 @@ def ref(paths: Paths) -> Any:
 
 def train_another(paths: Paths, c: float = 0.01) -> str:
     """Train with another C; return the new challenger's digest."""
-    workbench.change(paths, train={"params": {"C": c}})
+    workbench.change_settings(paths, train={"params": {"C": c}})
     workbench.run(paths, "train")
     return digest(paths.challenger)
 
@@ -191,7 +191,7 @@ def test_promoting_brings_the_versions_own_files(project: Paths, number: str | N
     workbench.run(project, "register")
     registered = {name: (project.challenger / name).read_bytes() for name in (*artifact.FILES, artifact.TRAINING)}
     train_another(project, 0.1)  # what lies in the workspace is neither of them
-    promote.run(workbench.settings(project), project, number, "test")
+    promote.run(workbench.load_settings(project), project, number, "test")
     assert champion(project) == 2
     assert ref(project)["digest"] == first
     workbench.run(project, "register")
@@ -204,7 +204,7 @@ def test_promoting_back_is_a_roll_back(project: Paths) -> None:
     first, second = digest(project.challenger), train_another(project)
     workbench.run(project, "register")
     for number, expected in ((2, second), (1, first)):
-        promote.run(workbench.settings(project), project, str(number), "test")
+        promote.run(workbench.load_settings(project), project, str(number), "test")
         workbench.run(project, "register")
         assert (ref(project)["version"], ref(project)["digest"]) == (number, expected)
 
@@ -241,11 +241,11 @@ def test_promoting_with_an_empty_registry_says_what_to_run(
 def test_a_pinned_version_scores_whatever_the_alias_says(project: Paths) -> None:
     second = train_another(project)
     workbench.run(project, "register")
-    workbench.change(project, score={"version": 2})
+    workbench.change_settings(project, score={"version": 2})
     workbench.run(project, "register")
     assert (ref(project)["version"], ref(project)["digest"]) == (2, second)
     assert champion(project) == 1
-    workbench.change(project, score={"version": 3})
+    workbench.change_settings(project, score={"version": 3})
     with pytest.raises(UsageError, match="no version 3; there are: 2, 1") as caught:
         workbench.run(project, "register")
     assert caught.value.parts[1] == "params.yaml, score.version"
@@ -259,8 +259,8 @@ def test_a_registry_that_was_lost_is_refilled_with_the_champion(
     workbench.run(project, "register")
     # Files without their registry, as in a fresh clone. In another folder, because MLflow keeps databases open.
     (tmp_path / "clone").mkdir()
-    clone = workbench.copy(project, tmp_path / "clone")
-    shutil.copyfile(request.getfixturevalue("_mlflow_template"), clone.root / "mlflow.db")
+    clone = workbench.copy_project(project, tmp_path / "clone")
+    shutil.copyfile(request.getfixturevalue("mlflow_template"), clone.root / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert versions(clone) == []
     workbench.run(clone, "register")
@@ -359,11 +359,11 @@ def test_a_version_that_is_no_model_is_not_promoted(project: Paths, run_cli: Cal
 
 
 def test_a_version_that_is_no_model_promoted_in_mlflow_is_refused(project: Paths) -> None:
-    before = workbench.tree(project.champion)
+    before = workbench.read_tree(project.champion)
     client(project).set_registered_model_alias(NAME, "champion", register_foreign(project))
     with pytest.raises(TiplineError, match="are no MLflow model"):
         workbench.run(project, "register")
-    assert workbench.tree(project.champion) == before
+    assert workbench.read_tree(project.champion) == before
 
 
 def test_files_changed_in_the_artifact_store_are_refused(project: Paths) -> None:
@@ -377,33 +377,33 @@ def test_files_changed_in_the_artifact_store_are_refused(project: Paths) -> None
     assert changed
     for path in changed:
         path.write_bytes(path.read_bytes() + b" ")
-    before = workbench.tree(project.champion)
+    before = workbench.read_tree(project.champion)
     client(project).set_registered_model_alias(NAME, "champion", "2")
     train_another(project, 0.1)  # or the challenger's own files would do
     with pytest.raises(TiplineError, match="not those that were registered"):
         workbench.run(project, "register")
-    assert workbench.tree(project.champion) == before
+    assert workbench.read_tree(project.champion) == before
 
 
 def test_files_missing_in_the_artifact_store_are_told(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
     train_another(project)
     workbench.run(project, "register")
-    promote.run(workbench.settings(project), project, "2", "test")
+    promote.run(workbench.load_settings(project), project, "2", "test")
     train_another(project, 0.1)
     shutil.rmtree(project.root / "mlartifacts")
-    before = workbench.tree(project.champion)
+    before = workbench.read_tree(project.champion)
     code, printed = run_cli(project.root, "register")
     assert code == 1
     assert "defect" not in printed
-    assert workbench.tree(project.champion) == before
+    assert workbench.read_tree(project.champion) == before
 
 
 def test_two_processes_may_begin_with_a_fresh_store_at_once(trained: Paths, tmp_path: Path) -> None:
     (trained.root / "mlflow.db").unlink()
     other = tmp_path / "other"
     other.mkdir()
-    second = workbench.copy(trained, other)
-    workbench.change(second, train={"params": {"C": 0.5}})
+    second = workbench.copy_project(trained, other)
+    workbench.change_settings(second, train={"params": {"C": 0.5}})
     workbench.run(second, "train")
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{trained.root / 'mlflow.db'}"}
     processes = [
@@ -514,7 +514,7 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
         assert run.data.tags["mlflow.note.content"].startswith(f"{month['verdict']}: {month['reason']}")
     train_another(complete)
     workbench.run(complete, "register")
-    promote.run(workbench.settings(complete), complete, "2", "test")
+    promote.run(workbench.load_settings(complete), complete, "2", "test")
     workbench.run(complete, "register", "evaluate", "score", "monitor", "record")
     assert len(runs(complete, "monitor")) == 2 * len(months)
     assert len(runs(complete, "evaluate")) == 2

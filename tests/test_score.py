@@ -53,7 +53,7 @@ def done(request: pytest.FixtureRequest) -> Paths:
 @pytest.fixture
 def project(done: Paths, tmp_path: Path) -> Paths:
     """A scored project of the test's own."""
-    return workbench.copy(done, tmp_path)
+    return workbench.copy_project(done, tmp_path)
 
 
 def folder(paths: Paths, month: str) -> Path:
@@ -71,7 +71,7 @@ def mtimes(paths: Paths) -> dict[str, int]:
 
 def parts(paths: Paths) -> dict[str, bytes]:
     """All parts, without the manifests: these say how long it took."""
-    return {name: data for name, data in workbench.tree(paths.predictions).items() if name.endswith(".parquet")}
+    return {name: data for name, data in workbench.read_tree(paths.predictions).items() if name.endswith(".parquet")}
 
 
 def assert_whole(paths: Paths, month: str) -> None:
@@ -86,7 +86,7 @@ def assert_whole(paths: Paths, month: str) -> None:
 
 def another_champion(paths: Paths, c: float = 0.01) -> str:
     """Train with another parameter and crown the model; return its digest."""
-    workbench.change(paths, train={"params": {"C": c}})
+    workbench.change_settings(paths, train={"params": {"C": c}})
     workbench.run(paths, "train")
     contents = artifact.read_artifact(paths.challenger)
     for name, data in contents.items():
@@ -98,7 +98,7 @@ def another_champion(paths: Paths, c: float = 0.01) -> str:
 
 @pytest.mark.parametrize("month", workbench.MONTHS)
 def test_each_row_joins_to_one_trip_and_has_the_models_probability(done: Paths, month: str) -> None:
-    trips = workbench.trips(done, month)
+    trips = workbench.read_prepared(done, month)
     predictions = pq.read_table(folder(done, month))
     merged = predictions.to_pandas().merge(trips.to_pandas(), on="row", how="outer", validate="1:1", indicator="side")
     assert len(merged) == len(trips) == 5000
@@ -151,7 +151,7 @@ def test_the_receipt_says_what_was_made_from_what(done: Paths, month: str) -> No
     assert (made["name"], made["version"], made["run"]) == (ref["name"], ref["version"], ref["run"])
     assert set(made["libraries"]) == set(score.LIBRARIES)
     assert made["seconds"] > 0
-    trips = workbench.batch(workbench.trips(done, month))
+    trips = workbench.as_batch(workbench.read_prepared(done, month))
     scores = pq.read_table(folder(done, month))["tip_probability"].to_numpy()
     expected = Counts.from_rows(trips, workbench.read_json(done.champion / "model.json"), scores, month)
     counted = Counts.from_json(told["counts"])
@@ -173,7 +173,7 @@ def test_a_second_run_scores_nothing(project: Paths, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("on_cluster")
 def test_only_an_added_month_is_scored(project: Paths) -> None:
     before = mtimes(project)
-    workbench.change(project, months=["2011-02", *workbench.MONTHS])
+    workbench.change_settings(project, months=["2011-02", *workbench.MONTHS])
     for stage in ("download", "prepare"):
         workbench.run_month(project, stage, "2011-02")
     workbench.run(project, "score")
@@ -202,7 +202,7 @@ def test_another_champion_scores_all_months_again(project: Paths) -> None:
 def test_only_a_month_that_was_prepared_anew_is_scored_again(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     before = mtimes(project)
     workbench.small_row_groups(monkeypatch, 2600)
-    workbench.prepare_anew(project, "2009-02")
+    workbench.prepare_again(project, "2009-02")
     workbench.run(project, "score")
     changed = {name for name, made in mtimes(project).items() if before.get(name) != made}
     assert changed == {f"month=2009-02/{name}" for name in ("part-00000.parquet", "part-00001.parquet", files.MANIFEST)}
@@ -230,10 +230,10 @@ def test_a_killed_run_goes_on_where_it_was(
     project: Paths, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workbench.small_row_groups(monkeypatch, 110)
-    workbench.prepare_anew(project, *workbench.settings(project).months)
-    before = {month: workbench.tree(folder(project, month)) for month in workbench.MONTHS}
+    workbench.prepare_again(project, *workbench.load_settings(project).months)
+    before = {month: workbench.read_tree(folder(project, month)) for month in workbench.MONTHS}
     (tmp_path / "uninterrupted").mkdir()
-    uninterrupted = workbench.copy(project, tmp_path / "uninterrupted")
+    uninterrupted = workbench.copy_project(project, tmp_path / "uninterrupted")
 
     staged = project.staging / "predictions"
     with workbench.running("tipline", "score", folder=project.root) as process:
@@ -244,7 +244,7 @@ def test_a_killed_run_goes_on_where_it_was(
         process.wait()
 
     for month in workbench.MONTHS:
-        if workbench.tree(folder(project, month)) != before[month]:
+        if workbench.read_tree(folder(project, month)) != before[month]:
             assert_whole(project, month)
     parts_made = [
         staged / marker.parent.name.removesuffix(plan.MARKERS) / f"{marker.stem}.parquet"
@@ -277,7 +277,7 @@ class Crash(BaseException):
 
 @pytest.mark.usefixtures("on_cluster")
 def test_a_crash_between_the_two_renames_is_mended(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {month: workbench.tree(folder(project, month)) for month in workbench.MONTHS}
+    before = {month: workbench.read_tree(folder(project, month)) for month in workbench.MONTHS}
     digest = another_champion(project)
     rename = Path.rename
 
@@ -294,7 +294,7 @@ def test_a_crash_between_the_two_renames_is_mended(project: Paths, monkeypatch: 
 
     places = plan.Locations.resolve(project)
     locations.predictions.recover(locations.staged)
-    assert workbench.tree(folder(project, "2009-02")) == before["2009-02"]
+    assert workbench.read_tree(folder(project, "2009-02")) == before["2009-02"]
     workbench.run(project, "score")
     for month in workbench.MONTHS:
         assert_whole(project, month)
@@ -305,9 +305,9 @@ def test_a_crash_between_the_two_renames_is_mended(project: Paths, monkeypatch: 
 def test_a_crash_before_the_old_month_is_removed_keeps_the_new_one(project: Paths) -> None:
     old = project.staging / "predictions" / "month=2009-02.old"
     shutil.copytree(folder(project, "2009-01"), old)
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
     workbench.run(project, "score")
-    assert workbench.tree(project.predictions) == before
+    assert workbench.read_tree(project.predictions) == before
     assert not old.exists()
 
 
@@ -316,7 +316,7 @@ def test_a_crash_before_the_old_month_is_removed_keeps_the_new_one(project: Path
 def test_a_failing_month_leaves_the_others_published(
     project: Paths, run_cli: Callable[..., tuple[int, str]], damage: str
 ) -> None:
-    before = workbench.tree(folder(project, "2009-02"))
+    before = workbench.read_tree(folder(project, "2009-02"))
     digest = another_champion(project)
     trips = project.prepared_file("2009-02")
     data = trips.read_bytes()
@@ -334,7 +334,7 @@ def test_a_failing_month_leaves_the_others_published(
     assert "run it again (dvc repro)" in printed
     assert "Traceback" not in printed
     assert "defect" not in printed
-    assert workbench.tree(folder(project, "2009-02")) == before
+    assert workbench.read_tree(folder(project, "2009-02")) == before
     for month in set(workbench.MONTHS) - {"2009-02"}:
         assert_whole(project, month)
         assert manifest(project, month)["key"]["model"] == digest
@@ -361,7 +361,7 @@ def test_a_scheduler_that_is_not_there_is_told_in_seconds(
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
     monkeypatch.setenv(cluster.ADDRESS, address)
     another_champion(project)
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
     started = time.monotonic()
     code, printed = run_cli(project.root, "score")
     assert time.monotonic() - started < 10
@@ -369,7 +369,7 @@ def test_a_scheduler_that_is_not_there_is_told_in_seconds(
     assert "scheduler does not answer" in printed
     assert address in printed
     assert "unset DASK_SCHEDULER_ADDRESS" in printed
-    assert workbench.tree(project.predictions) == before
+    assert workbench.read_tree(project.predictions) == before
 
 
 def test_an_address_that_is_none_is_told(
@@ -432,7 +432,7 @@ def test_a_worker_of_this_machine_waits_for_no_pandas_and_has_one_thread(
 
 def test_a_month_that_is_taken_off_the_list_loses_its_predictions(project: Paths) -> None:
     before = mtimes(project)
-    workbench.change(project, months=list(workbench.MONTHS[:3]))
+    workbench.change_settings(project, months=list(workbench.MONTHS[:3]))
     workbench.run(project, "score")
     assert mtimes(project) == {name: made for name, made in before.items() if "2024-01" not in name}
 
@@ -447,12 +447,12 @@ def test_a_champion_that_was_tampered_with_is_refused(
     with (project.champion / name).open("a") as file:
         file.write(planted)
     (folder(project, "2009-03") / files.MANIFEST).unlink()
-    before = workbench.tree(project.predictions)
+    before = workbench.read_tree(project.predictions)
     code, printed = run_cli(project.root, "score")
     assert code == 1
     assert "digest differs" in printed
     assert "dvc repro register" in printed
-    assert workbench.tree(project.predictions) == before
+    assert workbench.read_tree(project.predictions) == before
     assert not trace.exists()
 
 
@@ -487,7 +487,7 @@ def test_progress_is_now_and_then_only(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.usefixtures("on_cluster")
 def test_a_year_of_months_in_any_order_is_scored(project: Paths) -> None:
     year = [f"2009-{number:02d}" for number in (7, 12, 3, 1, 11, 9, 2, 5, 10, 4, 8, 6)]
-    workbench.change(project, months=year, demo={"rows": 300})
+    workbench.change_settings(project, months=year, demo={"rows": 300})
     workbench.run(project, "download", "prepare", "score", "monitor")
     frame = pd.read_parquet(project.predictions)
     assert frame["month"].value_counts().to_dict() == dict.fromkeys(year, 300)

@@ -45,16 +45,16 @@ def project(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shelf: servers.Shelf
 ) -> tuple[Paths, str]:
     """A project that has run with secrets wherever a person may keep one, and all that it printed."""
-    template = request.getfixturevalue("_mlflow_template")
+    template = request.getfixturevalue("mlflow_template")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     before = workbench.trained(request)
-    paths = workbench.copy(before, tmp_path_factory.mktemp("secrets"))
+    paths = workbench.copy_project(before, tmp_path_factory.mktemp("secrets"))
     shutil.copyfile(template, paths.root / "mlflow.db")
     for month in MONTHS:
         published = next(path for path in before.raw(month).iterdir())
         shelf.files[f"/{month}.parquet?token=qt{WORD}&v=1"] = published.read_bytes()
     source = shelf.address(f"/{{month}}.parquet?token=qt{WORD}&v=1", f"me:up{WORD}@")
-    workbench.change(paths, months=MONTHS, source=source, score={"workers": 1})
+    workbench.change_settings(paths, months=MONTHS, source=source, cluster={"n_workers": 1})
     repository(paths)
     printed = [run(paths, *command) for command in (("download", *MONTHS), *EVERYTHING)]
     return paths, "\n".join(printed)
@@ -167,7 +167,7 @@ def test_no_secret_is_in_the_message_of_a_bucket_that_refuses(project: tuple[Pat
 
 def test_dvc_is_not_given_a_source_with_a_secret(project: tuple[Paths, str], tmp_path: Path) -> None:
     paths, _ = project
-    copied = workbench.copy(paths, tmp_path)
+    copied = workbench.copy_project(paths, tmp_path)
     printed = run(copied, "params", fails=True)
     assert "has a password or a token in it" in printed
     assert "netrc" in printed
@@ -183,7 +183,7 @@ def test_dvc_is_not_given_a_source_with_a_secret(project: tuple[Paths, str], tmp
 
 def test_the_ways_that_are_named_instead_work(project: tuple[Paths, str], shelf: servers.Shelf, tmp_path: Path) -> None:
     paths, _ = project
-    copied = workbench.copy(paths, tmp_path)
+    copied = workbench.copy_project(paths, tmp_path)
     values = yaml.safe_load(copied.params.read_text())
     copied.params.write_text(yaml.safe_dump(values | {"source": shelf.address("/{month}.parquet")}, sort_keys=False))
     netrc = tmp_path / "netrc"

@@ -39,8 +39,8 @@ ROWS = 500
 @pytest.fixture(scope="module")
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A scored project with its champion registered."""
-    template = request.getfixturevalue("_mlflow_template")
-    paths = workbench.copy(workbench.scored(request), tmp_path_factory.mktemp("serving"))
+    template = request.getfixturevalue("mlflow_template")
+    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("serving"))
     shutil.copyfile(template, paths.root / "mlflow.db")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     workbench.run(paths, "register")
@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
 
 def frame(paths: Paths, names: list[str]) -> pd.DataFrame:
     """The first rows of a month as text and numbers, times as ISO text; some values are missing."""
-    trips = workbench.trips(paths, MONTH).slice(0, ROWS).select(names).to_pandas()
+    trips = workbench.read_prepared(paths, MONTH).slice(0, ROWS).select(names).to_pandas()
     times = [name for name in names if trips[name].dtype.kind == "M"]
     for name in times:
         trips[name] = trips[name].dt.strftime("%Y-%m-%dT%H:%M:%S")

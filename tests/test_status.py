@@ -39,7 +39,7 @@ MONTH = "2009-02"
 def complete(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
     """A project in which all stages have run and whose model is registered."""
     del mlflow_store
-    paths = workbench.copy(workbench.scored(request), tmp_path)
+    paths = workbench.copy_project(workbench.scored(request), tmp_path)
     workbench.run(paths, "register")
     return paths
 
@@ -54,7 +54,7 @@ def lines_of(paths: Paths) -> list[str]:
     """The lines of the status, and at their end the error, if there is one."""
     lines = []
     try:
-        for line in status.run(workbench.settings(paths), paths):
+        for line in status.run(workbench.load_settings(paths), paths):
             lines.append(line)  # noqa: PERF402 (an error may come after some)
     except TiplineError as error:
         lines.append(f"error       {error.parts[1]}")
@@ -72,7 +72,7 @@ def told(paths: Paths, kind: str) -> list[str]:
 
 def another_version(paths: Paths) -> None:
     """Train with another C and register that."""
-    workbench.change(paths, train={"params": {"C": 0.01}})
+    workbench.change_settings(paths, train={"params": {"C": 0.01}})
     workbench.run(paths, "train", "register")
 
 
@@ -111,7 +111,7 @@ def test_when_all_is_done(complete: Paths, run_cli: Run) -> None:
 
 def test_after_a_promotion_it_says_to_run_dvc(complete: Paths) -> None:
     another_version(complete)
-    promote.run(workbench.settings(complete), complete, "2", "test")
+    promote.run(workbench.load_settings(complete), complete, "2", "test")
     said = status_of(complete)
     assert said["champion"].startswith("version 2: ")
     assert said["next"].startswith("dvc repro: the champion is version 2, the predictions are version 1's")
@@ -120,7 +120,7 @@ def test_after_a_promotion_it_says_to_run_dvc(complete: Paths) -> None:
 
 def test_months_that_are_not_scored_are_named_and_nothing_wrong(complete: Paths) -> None:
     shutil.rmtree(complete.predictions / f"month={MONTH}")
-    workbench.change(complete, months=[*workbench.MONTHS, "2024-02"])
+    workbench.change_settings(complete, months=[*workbench.MONTHS, "2024-02"])
     said = status_of(complete)
     assert said["not scored"] == f"{MONTH}, 2024-02"
     assert said["months"] == "5, 3 scored with models/champion"
@@ -235,7 +235,7 @@ def test_a_prepared_month_that_was_cut_off_is_told_and_prepared_again(complete: 
     os.truncate(complete.prepared_file(MONTH), 100)
     expected = f"predictions: prepared months are lost or damaged: {MONTH}; dvc repro -f prepare@{MONTH}"
     assert told(complete, "wrong") == [expected]
-    workbench.prepare_anew(complete, MONTH)
+    workbench.prepare_again(complete, MONTH)
     assert told(complete, "wrong") == []
 
 
@@ -260,7 +260,7 @@ def of_another_release(estimator: Path) -> None:
 
 
 def test_other_libraries_than_the_models_are_a_hint(complete: Paths) -> None:
-    workbench.change(complete, train={"params": {"C": 0.01}})
+    workbench.change_settings(complete, train={"params": {"C": 0.01}})
     workbench.run(complete, "train")
     training = workbench.read_json(complete.challenger / "training.json")
     training["libraries"]["numpy"] = "1.0.7"  # as if it had been trained where numpy is another one
@@ -275,7 +275,7 @@ def test_other_libraries_than_the_models_are_a_hint(complete: Paths) -> None:
 
 
 def test_a_disk_too_small_for_the_months_to_come_is_told(complete: Paths) -> None:
-    workbench.change(complete, months=[*workbench.MONTHS, "2024-02"])
+    workbench.change_settings(complete, months=[*workbench.MONTHS, "2024-02"])
     assert told(complete, "wrong") == []
     manifest = workbench.read_json(complete.raw_manifest(MONTH))
     files.write_json(complete.raw_manifest(MONTH), manifest | {"bytes": 10**18})

@@ -151,7 +151,7 @@ def test_a_clone_pulls_and_runs_only_what_it_has_to(
     assert cloned.repros["again"].code == 0, cloned.repros["again"].output
     assert cloned.repros["again"].stages == ["register", "record"]
     assert champion(cloned.root) == champion(writer.root)
-    assert workbench.tree(cloned.root / "data/predictions") == workbench.tree(writer.root / "data/predictions")
+    assert workbench.read_tree(cloned.root / "data/predictions") == workbench.read_tree(writer.root / "data/predictions")
     assert (cloned.root / "mlflow.db").exists() != has_server
     if has_server:
         act_as(monkeypatch, server, "writer")
@@ -168,12 +168,12 @@ def test_a_clone_pulls_and_runs_only_what_it_has_to(
 @pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
     """A project in which all is made and nothing is in MLflow, with a model name of its own."""
-    return workbench.copy(workbench.scored(request), tmp_path)
+    return workbench.copy_project(workbench.scored(request), tmp_path)
 
 
 def new_model(paths: Paths, c: float, name: str | None = None) -> str:
     """Train a model that no other test has, under a name that no other test has; give its digest."""
-    workbench.change(paths, register={"name": name or f"C={c}"}, train={"params": {"C": c}})
+    workbench.change_settings(paths, register={"name": name or f"C={c}"}, train={"params": {"C": c}})
     workbench.run(paths, "train")
     return artifact.read_digest(paths.challenger)
 

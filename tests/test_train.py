@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
-    return workbench.copy(workbench.trained(request), tmp_path)
+    return workbench.copy_project(workbench.trained(request), tmp_path)
 
 
 def digest(paths: Paths) -> str:
@@ -46,14 +46,14 @@ def test_auto_takes_the_learning_curves_size(project: Paths) -> None:
 
 def test_a_number_overrules_the_learning_curve(project: Paths) -> None:
     files.write_json(project.sample_size, {"rows": 777})
-    workbench.change(project, train={"rows": 2999})
+    workbench.change_settings(project, train={"rows": 2999})
     workbench.run(project, "train")
     assert rows(project) == 2999
 
 
 def test_a_number_needs_no_learning_curve(project: Paths) -> None:
     project.sample_size.unlink()
-    workbench.change(project, train={"rows": 500})
+    workbench.change_settings(project, train={"rows": 500})
     workbench.run(project, "train")
     assert rows(project) == 500
 
@@ -69,16 +69,16 @@ def test_auto_without_a_learning_curve_says_what_to_run(project: Paths) -> None:
 def test_more_rows_than_the_sample_has_is_a_usage_error(
     project: Paths, run_cli: Callable[..., tuple[int, str]], told_by: str
 ) -> None:
-    before = workbench.tree(project.challenger)
+    before = workbench.read_tree(project.challenger)
     if told_by == "params":
-        workbench.change(project, train={"rows": 3001})
+        workbench.change_settings(project, train={"rows": 3001})
     else:
         files.write_json(project.sample_size, {"rows": 3001})
     code, printed = run_cli(project.root, "train")
     assert code == UsageError.exit_code == 2
     assert "asks for 3,001 rows, the sample has 3,000" in printed
     assert "train.rows" in printed
-    assert workbench.tree(project.challenger) == before
+    assert workbench.read_tree(project.challenger) == before
     assert not list((project.staging / "models").glob("*"))
 
 
@@ -94,36 +94,36 @@ def test_more_rows_than_the_sample_has_is_a_usage_error(
 def test_a_failed_training_leaves_the_earlier_challenger(
     project: Paths, run_cli: Callable[..., tuple[int, str]], train: dict[str, object], code: int
 ) -> None:
-    before = workbench.tree(project.challenger)
-    workbench.change(project, train=train)
+    before = workbench.read_tree(project.challenger)
+    workbench.change_settings(project, train=train)
     found, printed = run_cli(project.root, "train")
     assert found == code, printed
     assert "params.yaml, train" in printed
     assert "defect" not in printed
-    assert workbench.tree(project.challenger) == before
+    assert workbench.read_tree(project.challenger) == before
     assert not list((project.staging / "models").glob("*"))
 
 
 def test_the_same_inputs_make_the_same_files_in_another_process(project: Paths) -> None:
-    here = workbench.tree(project.challenger)
+    here = workbench.read_tree(project.challenger)
     assert set(here) == {*artifact.FILES, artifact.TRAINING}
     command = Path(sys.executable).with_name("tipline")
     subprocess.run([str(command), "train"], cwd=project.root, capture_output=True, check=True)
-    assert workbench.tree(project.challenger) == here
+    assert workbench.read_tree(project.challenger) == here
 
 
 def test_boosting_makes_the_same_files_again(project: Paths) -> None:
-    before = workbench.tree(project.challenger)
-    workbench.change(project, train={"estimator": "hist_gradient_boosting", "params": {}})
+    before = workbench.read_tree(project.challenger)
+    workbench.change_settings(project, train={"estimator": "hist_gradient_boosting", "params": {}})
     workbench.run(project, "train")
-    first = workbench.tree(project.challenger)
+    first = workbench.read_tree(project.challenger)
     assert first["estimator.skops"] != before["estimator.skops"]
     workbench.run(project, "train")
-    assert workbench.tree(project.challenger) == first
+    assert workbench.read_tree(project.challenger) == first
 
 
 def test_only_the_first_rows_of_the_sample_are_used(project: Paths) -> None:
-    workbench.change(project, train={"rows": 1000})
+    workbench.change_settings(project, train={"rows": 1000})
     workbench.run(project, "train")
     before = artifact.read_artifact(project.challenger)
     path = project.sample("train", "2009-01")
@@ -133,7 +133,7 @@ def test_only_the_first_rows_of_the_sample_are_used(project: Paths) -> None:
     pq.write_table(sample.set_column(place, "tip_amount", pa.array(tips, pa.float64())), path)
     workbench.run(project, "train")
     assert artifact.read_artifact(project.challenger) == before
-    workbench.change(project, train={"rows": 1001})
+    workbench.change_settings(project, train={"rows": 1001})
     workbench.run(project, "train")
     assert artifact.read_artifact(project.challenger) != before
 
@@ -144,10 +144,10 @@ def test_rows_without_a_target_are_not_trained_on(project: Paths) -> None:
     tips = [None if place % 3 == 0 else tip for place, tip in enumerate(sample["tip_amount"].to_pylist())]
     place = sample.schema.get_field_index("tip_amount")
     pq.write_table(sample.set_column(place, "tip_amount", pa.array(tips, pa.float64())), path)
-    workbench.change(project, train={"rows": 2001})
+    workbench.change_settings(project, train={"rows": 2001})
     with pytest.raises(UsageError, match="the sample has 2,000 with a known target"):
         workbench.run(project, "train")
-    workbench.change(project, train={"rows": 2000})
+    workbench.change_settings(project, train={"rows": 2000})
     workbench.run(project, "train")
     assert rows(project) == 2000
 
@@ -155,7 +155,7 @@ def test_rows_without_a_target_are_not_trained_on(project: Paths) -> None:
 def test_the_training_is_told_beside_the_model(project: Paths) -> None:
     training = workbench.read_json(project.challenger / artifact.TRAINING)
     count = rows(project)
-    trips = workbench.batch(sampling.read_pool([project.sample("train", "2009-01")]).slice(0, count))
+    trips = workbench.as_batch(sampling.read_pool([project.sample("train", "2009-01")]).slice(0, count))
     contents = artifact.read_artifact(project.challenger)
     loaded = artifact.load_model(contents, digest(project))
     labels, _ = metrics.read_labels(trips, "tip_amount")
@@ -172,17 +172,17 @@ def test_the_training_is_told_beside_the_model(project: Paths) -> None:
 
 def test_the_data_digest_follows_sample_and_rows(project: Paths) -> None:
     seen = {workbench.read_json(project.challenger / artifact.TRAINING)["data"]}
-    workbench.change(project, train={"rows": 1234})
+    workbench.change_settings(project, train={"rows": 1234})
     workbench.run(project, "train")
     seen.add(workbench.read_json(project.challenger / artifact.TRAINING)["data"])
-    workbench.change(project, sample={"seed": 2})
+    workbench.change_settings(project, sample={"seed": 2})
     workbench.run(project, "sample", "train")
     seen.add(workbench.read_json(project.challenger / artifact.TRAINING)["data"])
     assert len(seen) == 3
 
 
 def test_a_challenger_holds_no_time_path_or_machine(project: Paths) -> None:
-    held = b"".join(workbench.tree(project.challenger).values())
+    held = b"".join(workbench.read_tree(project.challenger).values())
     for told in (str(project.root), str(Path.home()), sys.prefix):
         if told != "/":
             assert told.encode() not in held, told

@@ -43,7 +43,7 @@ def done(request: pytest.FixtureRequest) -> Paths:
 @pytest.fixture
 def project(done: Paths, tmp_path: Path) -> Paths:
     """A scored project of the test's own."""
-    return workbench.copy(done, tmp_path)
+    return workbench.copy_project(done, tmp_path)
 
 
 def folder(paths: Paths) -> Path:
@@ -115,11 +115,11 @@ def only(lines: list[str], what: str, where: Path | str) -> None:
 
 
 def test_what_score_published_is_whole(done: Paths, run_cli: Run) -> None:
-    before = workbench.tree(done.root / "data")
+    before = workbench.read_tree(done.root / "data")
     code, printed = run_cli(done.root, "verify")
     assert code == 0
     assert printed.splitlines() == [f"{month}: {WHOLE}" for month in workbench.MONTHS]
-    assert workbench.tree(done.root / "data") == before
+    assert workbench.read_tree(done.root / "data") == before
 
 
 def test_only_the_months_that_are_named_are_looked_at(done: Paths, run_cli: Run) -> None:
@@ -375,7 +375,7 @@ def test_a_prepared_month_whose_bytes_changed_is_found(project: Paths, run_cli: 
 
 def test_a_month_that_was_prepared_anew_is_found(project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     workbench.small_row_groups(monkeypatch, 2600)
-    workbench.prepare_anew(project, MONTH)
+    workbench.prepare_again(project, MONTH)
     only(found(project, run_cli), "The month was prepared anew after it was scored", project.prepared(MONTH))
 
 
@@ -465,7 +465,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers
 
 def test_a_bucket_is_verified_as_a_folder_is(project: Paths, run_cli: Run, gateway: servers.Gateway) -> None:
     for name in ("trips", "predictions"):
-        for path, data in workbench.tree(project.root / "data" / name).items():
+        for path, data in workbench.read_tree(project.root / "data" / name).items():
             gateway.put("tips", f"{name}/{path}", data)
     shutil.rmtree(project.root / "data")
     elsewhere = ("--predictions", "s3://tips/predictions", "--trips", "s3://tips/trips")

@@ -33,7 +33,6 @@ LENGTH = struct.Struct("!I")
 IMPORTS = {
     "tipline": (
         "tipline.cli",
-        "tipline.stages.params",
         "tipline.stages.download",
         "tipline.stages.prepare",
         "tipline.stages.sample",

@@ -1,4 +1,4 @@
-"""Projects in which the stages have run: made once a session, copied for each test that starts from them."""
+"""Run stages in this process, start dask schedulers and workers, copy projects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import yaml
 from distributed import Client
 
 from tests.conftest import ROOT, settings_values
-from tipline import cluster, config
+from tipline import config
 from tipline.paths import Paths
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ MONTHS = ("2009-01", "2009-02", "2009-03", "2024-01")
 GROUP_ROWS = 1700
 
 
-def settings(paths: Paths) -> Settings:
+def load_settings(paths: Paths) -> Settings:
     """Read the settings of a project."""
     return config.load_settings(paths.params)
 
 
-def change(paths: Paths, **sections: Any) -> None:
+def change_settings(paths: Paths, **sections: Any) -> None:
     """Update sections of a project's params.yaml."""
     values = yaml.safe_load(paths.params.read_text())
     for name, section in sections.items():
@@ -70,7 +70,7 @@ def change(paths: Paths, **sections: Any) -> None:
 def run(paths: Paths, *stages: str) -> None:
     """Run stages in this process, monthly ones for each of their months, as their commands would."""
     for stage in stages:
-        now = settings(paths)
+        now = load_settings(paths)
         if stage in MONTHLY:
             for month in now.sample.months if stage == "sample" else now.months:
                 run_month(paths, stage, month)
@@ -80,11 +80,11 @@ def run(paths: Paths, *stages: str) -> None:
 
 def run_month(paths: Paths, stage: str, month: str) -> None:
     """Run a monthly stage for one month."""
-    importlib.import_module(f"tipline.stages.{stage}").run(settings(paths), paths, month)
+    importlib.import_module(f"tipline.stages.{stage}").run(load_settings(paths), paths, month)
 
 
-def prepare_anew(paths: Paths, *months: str) -> None:
-    """Prepare months that are there already, as something else has changed than what `prepare` looks at."""
+def prepare_again(paths: Paths, *months: str) -> None:
+    """Prepare months again although nothing that `prepare` looks at has changed."""
     for month in months:
         shutil.rmtree(paths.prepared(month))
         run_month(paths, "prepare", month)
@@ -97,7 +97,7 @@ def run_to(paths: Paths, last: str) -> Paths:
 
 
 def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) -> None:
-    """Let `prepare` write row groups of so many rows; a row group is what one task scores."""
+    """Make `prepare` write small row groups; a row group is what one task scores."""
     from tipline.ingest import prepare, readers
 
     monkeypatch.setattr(readers, "BATCH_ROWS", rows)
@@ -105,10 +105,10 @@ def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) ->
 
 
 def write_project(root: Path, **sections: Any) -> Paths:
-    """Make a project folder with small settings."""
-    root.mkdir(exist_ok=True)
+    """Create a project folder with small settings."""
+    root.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
-    values = settings_values(**{"months": list(MONTHS), "score": {"workers": 2}} | sections)
+    values = settings_values(**{"months": list(MONTHS), "cluster": {"n_workers": 2}} | sections)
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return Paths(root)
 
@@ -184,78 +184,32 @@ def workers(address: str, count: int, *options: str) -> Iterator[subprocess.Pope
         yield process
 
 
-CLUSTERS: dict[Path, str] = {}
-
-
-def dask_cluster(request: pytest.FixtureRequest) -> str:
-    """Give the address of the session's cluster: a scheduler and two workers, ended with the session."""
-    folder = request.getfixturevalue("tmp_path_factory").getbasetemp() / "dask"
-    if folder not in CLUSTERS:
-        folder.mkdir()
-        with contextlib.ExitStack() as stack:
-            address = stack.enter_context(scheduler(folder))
-            stack.enter_context(workers(address, 2, "--nthreads", "1"))
-            request.session.addfinalizer(stack.pop_all().close)
-        CLUSTERS[folder] = address
-    return CLUSTERS[folder]
-
-
-def once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], None]) -> Path:
-    """Give a folder that is made by the first test that wants it, also of tests in several processes."""
-    base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
+def create_once(factory: pytest.TempPathFactory, name: str, create: Callable[[Path], None]) -> Path:
+    """Return a folder that the first test needing it creates, also when tests run in several processes."""
+    base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with filelock.FileLock(f"{folder}.lock"):
-        if not (folder / "made").exists():  # MLflow's paths in it are its own: it is not renamed
+        if not (folder / "done").exists():  # not renamed into place, because MLflow's store holds its path
             shutil.rmtree(folder, ignore_errors=True)
-            make(folder)
-            (folder / "made").touch()
+            folder.mkdir()
+            create(folder)
+            (folder / "done").touch()
     return folder
 
 
-def trained(request: pytest.FixtureRequest) -> Paths:
-    """Give the session's project in which everything up to `train` has run; not to be changed."""
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            small_row_groups(monkeypatch)
-            monkeypatch.setenv(cluster.ADDRESS, dask_cluster(request))
-            run_to(write_project(folder / "project"), "train")
-
-    return Paths(once(request, "trained", make) / "project")
-
-
-def scored(request: pytest.FixtureRequest) -> Paths:
-    """Give the session's project in which everything up to `monitor` has run; not to be changed."""
-    template = request.getfixturevalue("_mlflow_template")
-
-    def make(folder: Path) -> None:
-        paths = copy(trained(request), folder)
-        shutil.copyfile(template, paths.root / "mlflow.db")
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setenv(cluster.ADDRESS, dask_cluster(request))
-            run(paths, "register", "evaluate", "score", "monitor")
-
-    # MLflow puts the address of the store that it used last into the environment, where tipline looks first.
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    folder = once(request, "scored", make)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return Paths(folder / "project")
-
-
-def copy(source: Paths, folder: Path) -> Paths:
+def copy_project(source: Paths, folder: Path) -> Paths:
     """Copy a project to `folder`/project, but for MLflow's store: the paths in it would be the old ones."""
-    ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts", ".mlflow.lock")
+    ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts", ".mlflow*.lock")
     shutil.copytree(source.root, folder / "project", ignore=ignored, dirs_exist_ok=True)
     return Paths(folder / "project")
 
 
-def trips(paths: Paths, month: str) -> pa.Table:
+def read_prepared(paths: Paths, month: str) -> pa.Table:
     """Read the prepared rows of a month."""
     return pq.read_table(paths.prepared_file(month))
 
 
-def batch(table: pa.Table) -> pa.RecordBatch:
+def as_batch(table: pa.Table) -> pa.RecordBatch:
     """Give a table as one batch."""
     return table.unify_dictionaries().combine_chunks().to_batches()[0]
 
@@ -265,6 +219,6 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def read_tree(folder: Path) -> dict[str, bytes]:
     """Read all files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
