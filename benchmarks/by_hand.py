@@ -213,10 +213,7 @@ def predict(project: Path, blocks: list[tuple[str, int]], ready: Barrier) -> flo
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     from tipline.ingest import columns  # noqa: PLC0415
-    from tipline.model import (
-        artifact,
-        pyfunc,
-    )
+    from tipline.model import artifact, pyfunc
 
     files = artifact.read_artifact(project / "models" / "champion")
     model: Any = artifact.load_model(files, artifact.hash_artifact(files))

@@ -50,7 +50,7 @@ def test_other_rows_are_calibrated_and_keep_their_order(method: str) -> None:
     given, _, labels = simulated(1)
     other, true, happened = simulated(2)
     fitted = json.loads(json.dumps(calibration.fit_calibration(method, given, labels)))
-    corrected = pyfunc.calibrated(other, fitted)
+    corrected = pyfunc.apply_calibration(other, fitted)
     assert np.abs(corrected - true).mean() < 0.02 < np.abs(other - true).mean()
     assert log_loss(happened, corrected) < log_loss(happened, other)
     assert (np.diff(corrected[np.argsort(other)]) >= 0).all()
@@ -63,7 +63,7 @@ def test_rows_that_a_threshold_separates_leave_the_loss_finite() -> None:
     with pytest.raises(UsageError, match="no sigmoid is so steep"):
         calibration.fit_calibration("sigmoid", given, given > 0.5)
     fitted = calibration.fit_calibration("isotonic", given, given > 0.5)
-    scores = pyfunc.calibrated(np.array([0.0, 0.25, 0.75, 1.0]), fitted)
+    scores = pyfunc.apply_calibration(np.array([0.0, 0.25, 0.75, 1.0]), fitted)
     assert (scores[:2] < 0.01).all()
     assert (scores[2:] > 0.99).all()
     assert np.isfinite(metrics.compute_log_loss(scores.astype(np.float32), np.array([True, True, False, False]))).all()
@@ -73,11 +73,11 @@ def test_an_isotonic_step_of_one_class_is_no_certainty() -> None:
     given = np.repeat([0.1, 0.9], 1000)
     labels = np.arange(2000) > 1500
     fitted = calibration.fit_calibration("isotonic", given, labels)
-    assert pyfunc.calibrated(np.array([0.0, 0.1, 0.9, 1.0]), fitted).tolist() == [1 / 2002, 1 / 2002, 0.499, 0.499]
+    assert pyfunc.apply_calibration(np.array([0.0, 0.1, 0.9, 1.0]), fitted).tolist() == [1 / 2002, 1 / 2002, 0.499, 0.499]
 
 
 def test_probabilities_of_0_and_1_pass_a_sigmoid() -> None:
-    same = pyfunc.calibrated(np.array([0.0, 0.5, 1.0]), {"method": "sigmoid", "slope": 1.0, "intercept": 0.0})
+    same = pyfunc.apply_calibration(np.array([0.0, 0.5, 1.0]), {"method": "sigmoid", "slope": 1.0, "intercept": 0.0})
     np.testing.assert_allclose(same, [0, 0.5, 1], atol=1e-15)
 
 
@@ -122,7 +122,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_calibrated_row_scores_the_same_by_any_path(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     given = test_pyfunc.rows(1501, 4)
     whole = loaded.probabilities(given)
-    assert whole.tobytes() == pyfunc.calibrated(loaded.uncalibrated(given), loaded.calibration).astype("f4").tobytes()
+    assert whole.tobytes() == pyfunc.apply_calibration(loaded.uncalibrated(given), loaded.calibration).astype("f4").tobytes()
     assert whole.mean() == pytest.approx(loaded.uncalibrated(given).mean() / 2, abs=0.03)
     assert loaded.predict(given.to_pandas())["tip_probability"].to_numpy().tobytes() == whole.tobytes()
     edges = [0, 1, 9, 500, 1499, 1501]

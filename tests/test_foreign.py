@@ -199,7 +199,7 @@ def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
     ],
 )
 def test_one_float_a_row_is_what_counts_as_probabilities(given: Any, expected: list[float] | None) -> None:
-    scores = external.one_column(given)
+    scores = external.extract_scores(given)
     assert (None if scores is None else scores.tolist()) == expected
 
 

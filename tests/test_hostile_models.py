@@ -108,7 +108,7 @@ def copied(paths: Paths) -> Path:
     """The champion's files as MLflow logged them, for a test to change; a model with a digest of its own."""
     number = next(COUNT)
     folder = paths.root / "elsewhere" / str(number)
-    shutil.copytree(logged(paths), folder, ignore=shutil.ignore_patterns(loader.NOTE, loader.COMPILED))
+    shutil.copytree(logged(paths), folder, ignore=shutil.ignore_patterns(loader.MLFLOW_NOTE, loader.COMPILED))
     spec = folder / "artifacts" / pyfunc.SPEC
     spec.write_text(spec.read_text() + " " * number)
     return folder

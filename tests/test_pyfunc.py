@@ -78,7 +78,7 @@ def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logis
     trips = trips.set_column(trips.schema.get_field_index("airport_fee"), "airport_fee", pa.nulls(3000, pa.float64()))
     score = (
         (trips["passenger_count"].fill_null(0).to_numpy() > 4) * 1.0
-        + (pyfunc.hours(trips["pickup_datetime"]) > 12)
+        + (pyfunc.encode_hours(trips["pickup_datetime"]) > 12)
         + (pyfunc.category_codes(trips["payment_type"], ["credit"]) == 0)
         + trips["fare_amount"].fill_null(0).to_numpy() / 500
     )
@@ -196,12 +196,12 @@ def test_hours_are_those_of_the_day(unit: Any) -> None:
         "2098-09-11T02:23:31",
     ]
     column = pa.array([*(np.datetime64(time, unit) for time in times), None], pa.timestamp(unit))
-    assert pyfunc.hours(column).tolist() == [0, 0, 1, 23, 0, 23, 0, 13, 2, 24]
+    assert pyfunc.encode_hours(column).tolist() == [0, 0, 1, 23, 0, 23, 0, 13, 2, 24]
 
 
 def test_hours_take_times_with_nanoseconds() -> None:
     column = pa.array([np.datetime64("2009-01-01T05:59:59.999999999", "ns")])
-    assert pyfunc.hours(column).tolist() == [5]
+    assert pyfunc.encode_hours(column).tolist() == [5]
 
 
 def test_other_and_missing_categories_share_the_last_code() -> None:
@@ -213,8 +213,8 @@ def test_other_and_missing_categories_share_the_last_code() -> None:
 
 def test_numbers_are_moved_into_the_plausible_range() -> None:
     column = pa.array([-5, 0, 3, 9, 208, None], pa.int32())
-    np.testing.assert_array_equal(pyfunc.encode(column, PASSENGERS), [0, 0, 3, 9, 9, np.nan])
-    np.testing.assert_array_equal(pyfunc.encode(column, DISTANCE), [-5, 0, 3, 9, 208, np.nan])
+    np.testing.assert_array_equal(pyfunc.encode_feature(column, PASSENGERS), [0, 0, 3, 9, 9, np.nan])
+    np.testing.assert_array_equal(pyfunc.encode_feature(column, DISTANCE), [-5, 0, 3, 9, 208, np.nan])
 
 
 def test_the_matrix_has_codes_and_no_code_for_what_is_not_listed() -> None:

@@ -48,7 +48,7 @@ def check_month(month: object) -> str:
 
 
 def check_months(months: object) -> object:
-    """Raise ValueError for a `months` that is not a list; DVC refuses it, too, in words of its own."""
+    """Raise ValueError for a `months` that is not a list; DVC cannot expand dvc.yaml without one."""
     if not isinstance(months, list):
         message = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
         raise ValueError(message)  # noqa: TRY004 (pydantic turns a ValueError into its message)
@@ -167,7 +167,7 @@ class LearningCurve(Section):
 
 
 class Model(Section):
-    """What is predicted from what."""
+    """Target and features."""
 
     name: Annotated[str, AfterValidator(check_model_name)] = Field(description="the registered model's name in MLflow")
     target: str = Field(description="number of the schema; the model predicts whether it is above zero")
@@ -299,7 +299,7 @@ def load_settings(path: Path) -> Settings:
     """
     values = validation.read_mapping(path, "Change to the project's folder.")
     check_renamed_keys(values, path)
-    settings = validation.validate(values, Settings, path)
+    settings = validation.validate_values(values, Settings, path)
     check_columns(settings, load_schema(path.parent / settings.schema_), str(path))
     return settings
 

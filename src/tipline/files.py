@@ -188,7 +188,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
 
 
 def format_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
-    """Format a JSON value as it is written to files."""
+    """Format a JSON value for a file."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

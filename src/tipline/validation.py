@@ -58,7 +58,7 @@ POWER_OF_TEN = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", POWER_OF_TEN, list("-+.0123456789"))
 
 
-def validate(values: Mapping[str, Any], model: type[Model], path: Path) -> Model:
+def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -> Model:
     """Validate what a file holds.
 
     Raises
@@ -139,7 +139,7 @@ def explain_problem(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def format_value(value: object, kind: str) -> str:
-    """Show a value as it is in the file, and say so if its quotes are what is wrong."""
+    """Show a value as the file has it, and point out quotes that should not be there."""
     if isinstance(value, str) and kind in {"int_type", "float_type"} and re.fullmatch(r"[-+.0-9eE]*[0-9]", value):
         return f"the text {value!r}: take the quotes off"
     if kind == "string_type" and isinstance(value, bool | int | float):

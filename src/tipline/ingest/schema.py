@@ -291,4 +291,4 @@ def load_schema(path: Path | None = None) -> Schema:
     """
     path = path or Path(__file__).with_name("schema.yaml")
     values = validation.read_mapping(path, "Name the schema's file under `schema` in params.yaml.")
-    return validation.validate(values, Schema, path)
+    return validation.validate_values(values, Schema, path)

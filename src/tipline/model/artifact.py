@@ -1,10 +1,11 @@
-"""A model as files: their names, the digest that names it, and how it is loaded.
+"""The model as files: their names, the digest that identifies the model, and how it is loaded.
 
-Apart from `model`, because most of the pipeline needs no more than this, and scikit-learn takes seconds to import.
+Separate from `pipeline`, because most of tipline needs no more than this and scikit-learn takes a second to import.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,20 +22,22 @@ if TYPE_CHECKING:
 
     Model = pyfunc.Model | external.ExternalModel
 
+# The format of model.json. Models of tipline 0.1 have none.
+FORMAT = 2
 CODE = loader.CODE
-# What makes a model: estimator, features and baseline, and the code that computes the features.
+# The files that make up the model: estimator, features and baseline, and the code that computes the features.
 FILES = (pyfunc.ESTIMATOR, pyfunc.SPEC, CODE)
-# Told of the training, beside the model; not part of its digest.
+# Facts about the training, kept beside the model; not part of its digest.
 TRAINING = loader.TRAINING
 
 
 def read_artifact(folder: Path) -> dict[str, bytes]:
-    """The bytes of the model's files, by name; of a model that tipline did not make, all that MLflow logged.
+    """Return the model's files by name; for an external model, everything that MLflow logged.
 
     Raises
     ------
     TiplineError
-        Where one is missing.
+        A file is missing.
     """
     logged = sorted(path for path in (folder / external.FOLDER).rglob("*") if path.is_file())
     names = [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC] if logged else FILES
@@ -45,18 +48,24 @@ def read_artifact(folder: Path) -> dict[str, bytes]:
 
 
 def hash_artifact(files: Mapping[str, bytes]) -> str:
-    """The digest that names a model, from the bytes of its files; model.json is part of our own models alone."""
+    """Return the digest that identifies a model; model.json is not part of an external model's digest."""
     names = [name for name in files if name != pyfunc.SPEC] if external.is_external(files) else FILES
     return hash_json({name: hash_bytes(files[name]) for name in names})
 
 
 def read_digest(folder: Path) -> str:
-    """The digest of the model in a folder; TiplineError where one of its files is missing."""
+    """Return the digest of the model in a folder.
+
+    Raises
+    ------
+    TiplineError
+        A file of the model is missing.
+    """
     return hash_artifact(read_artifact(folder))
 
 
 def try_read_digest(folder: Path) -> str | None:
-    """The digest of the model in a folder, None where one of its files is missing."""
+    """Return the digest of the model in a folder, or None if a file is missing."""
     try:
         return read_digest(folder)
     except TiplineError:
@@ -64,51 +73,65 @@ def try_read_digest(folder: Path) -> str | None:
 
 
 def check_digest(files: Mapping[str, bytes], expected: str) -> None:
-    """Hold the model's files against the digest that they were registered with.
+    """Compare the model's files with the digest that was registered.
 
     Raises
     ------
     TiplineError
-        Where they differ.
+        They differ.
     """
     if hash_artifact(files) != expected:
         what = "The model's files are not those that were registered: their digest differs."
         raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
 
 
-def load_model(files: Mapping[str, bytes], expected: str) -> Model:
-    """The model, run by the code that it carries.
+def check_format(files: Mapping[str, bytes], where: str) -> None:
+    """Refuse a model of another version of tipline.
 
     Raises
     ------
     TiplineError
-        Where the files are not those that `expected` is the digest of, or are not to be loaded; nothing of them has run
-        then.
+        model.json has another format.
+    """
+    if external.is_external(files):
+        return
+    found = json.loads(files[pyfunc.SPEC]).get("format")
+    if found != FORMAT:
+        maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
+        what = f"This model was made by {maker}; this tipline reads format {FORMAT}."
+        todo = "Train it again with this tipline (dvc repro train register), then promote the new version."
+        raise TiplineError(what, where, todo)
+
+
+def load_model(files: Mapping[str, bytes], expected: str) -> Model:
+    """Load a model, with the code that it carries.
+
+    Raises
+    ------
+    TiplineError
+        The files do not have the digest `expected`, or may not be loaded. Nothing of them has run.
     """
     check_digest(files, expected)
     if external.is_external(files):
         return external.ExternalModel(files)
-    if not loader.is_linear(files):  # its estimator is loaded, by the list of types in its own code
+    check_format(files, f"digest {expected[:12]}")
+    if not loader.is_linear(files):
         loader.check_estimator(files, f"digest {expected[:12]}")
     module = ModuleType(f"tipline_model_{expected[:12]}")
-    # dataclasses look their module up by name
-    sys.modules[module.__name__] = module
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
     exec(compile(files[CODE], f"{expected[:12]}/{CODE}", "exec"), module.__dict__)  # noqa: S102 (digest checked above)
     loaded: pyfunc.Model = module.Model(files)
     return loaded
 
 
-# ---- what a person is told of a model ----
-
-
 def format_title(settings: Settings, rows: int) -> str:
-    """A model's name: rows x columns, then the parameters, then the estimator; MLflow's lists show 20 characters."""
-    chosen = [f"{name}={value}" for name, value in settings.train.params.items()]
-    calibrated = [settings.train.calibration] if settings.train.calibration else []
-    return " ".join([f"{rows:,}x{len(settings.model.columns)}", *chosen, settings.train.estimator, *calibrated])
+    """Name a model: rows x columns, parameters, estimator. MLflow's lists show the first 20 characters."""
+    params = [f"{name}={value}" for name, value in settings.train.params.items()]
+    calibration = [settings.train.calibration] if settings.train.calibration else []
+    return " ".join([f"{rows:,}x{len(settings.model.columns)}", *params, settings.train.estimator, *calibration])
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:
-    """What sets models apart, by the names that MLflow shows: estimator, its parameters, columns."""
-    chosen = {f"estimator.{name}": value for name, value in settings.train.params.items()}
-    return {"estimator": settings.train.estimator, **chosen, "columns": ", ".join(settings.model.columns)}
+    """Return the parameters that MLflow shows: estimator, its parameters, columns."""
+    params = {f"estimator.{name}": value for name, value in settings.train.params.items()}
+    return {"estimator": settings.train.estimator, **params, "columns": ", ".join(settings.model.columns)}

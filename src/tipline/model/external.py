@@ -1,7 +1,7 @@
-"""Models that tipline did not make: any MLflow pyfunc that takes columns of the schema and gives probabilities.
+"""Models that tipline did not make: any MLflow pyfunc that takes columns of the schema and returns probabilities.
 
-Such a model is scored through its own `predict`, on pandas. As files it is what MLflow logged, below `mlflow/`, and
-beside it a model.json of ours that says which columns it takes and by what its scores are counted.
+An external model is scored through its own `predict` on pandas frames. Its files are what MLflow logged, below
+`mlflow/`, and a model.json that tipline adds: the columns that the model takes and the baseline of its counts.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 FOLDER = "mlflow"
 BATCH_ROWS = 2**17
-# MLflow's type of a column -> the kinds of feature that it can be given. Whole numbers are doubles in prepared trips,
-# because a missing one has to be told.
+# MLflow column type -> kind of feature. Whole numbers are doubles, because an integer cannot be missing in pandas.
 KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": "number"}
-CONTRACT_KINDS = {"category": "category", "timestamp": "hour", "number": "number", "integer": "number"}
+SCHEMA_KINDS = {"category": "category", "timestamp": "hour", "number": "number", "integer": "number"}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
 CLASSES = 2
-# What the code of a model that does not fit the rows, or is not fit to be run here, may raise.
+# Errors that the code of a model may raise when it does not fit the rows or this machine.
 FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -44,45 +43,45 @@ def is_external(files: Mapping[str, bytes]) -> bool:
 
 
 def read_features(folder: Path, schema: Schema, where: str) -> list[dict[str, Any]]:
-    """What a logged model takes, by its signature, as model.json has it.
+    """Read the features of a logged model from its signature.
 
     Parameters
     ----------
     folder
-        The model as MLflow logged it, looked at by `trust`.
+        The model as MLflow logged it, already inspected by `loader`.
     where
-        The version's name, for the message.
+        The version, for the message.
 
     Raises
     ------
     UsageError
-        Where it has no signature, or one that prepared trips cannot be brought to; all reasons are named.
+        It has no signature, or one that prepared rows cannot fill. The message names every reason.
     """
     from mlflow.models import Model  # noqa: PLC0415 (MLflow takes seconds, and our own models do without)
 
     signature = Model.load(str(folder)).signature
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
-        what = "This version says not by name which columns it takes: it has no signature, or one of a bare array."
+        what = "This version does not name the columns that it takes: it has no signature, or one for a plain array."
         raise UsageError(what, where, TODO)
     taken = {column.name: getattr(column.type, "name", str(column.type)) for column in signature.inputs}
-    reasons = [reason for name, type_ in taken.items() if (reason := objection(name, type_, schema))]
+    reasons = [reason for name, type_ in taken.items() if (reason := find_objection(name, type_, schema))]
     if reasons:
-        raise UsageError(f"This version cannot be given prepared trips: {'; '.join(reasons)}.", where, TODO)
+        raise UsageError(f"This version cannot take prepared rows: {'; '.join(reasons)}.", where, TODO)
     return [
         {"name": name, "kind": KINDS[type_], "type": type_, "range": None, "categories": []}
         for name, type_ in taken.items()
     ]
 
 
-def objection(name: str, type_: str, schema: Schema) -> str | None:
-    """Why a column cannot be given to a model, None where it can."""
+def find_objection(name: str, type_: str, schema: Schema) -> str | None:
+    """Say why a column cannot be passed to a model, or return None."""
     column = schema.columns.get(name)
     if column is None:
-        return f"{name} is no column of the schema"
+        return f"{name} is not a column of the schema"
     if column.known_after_outcome:
-        return f"{name} is known only after payment"
-    if KINDS.get(type_) != CONTRACT_KINDS[column.type]:
-        wanted = {"category": "string", "hour": "datetime", "number": "double"}[CONTRACT_KINDS[column.type]]
+        return f"{name} is known only after the outcome"
+    if KINDS.get(type_) != SCHEMA_KINDS[column.type]:
+        wanted = {"category": "string", "hour": "datetime", "number": "double"}[SCHEMA_KINDS[column.type]]
         return f"{name} is declared {type_}, it has to be {wanted}"
     return None
 
@@ -93,13 +92,12 @@ class ExternalModel:
     Parameters
     ----------
     files
-        The bytes of what MLflow logged, by path below `mlflow/`, and of model.json. Their digest is to be checked
-        before.
+        What MLflow logged, by path below `mlflow/`, and model.json. The caller has checked their digest.
 
     Raises
     ------
     TiplineError
-        Where it is not to be loaded (see `trust`; nothing of it has run then), or MLflow cannot load it here.
+        It must not be loaded (see `loader`; nothing of it has run), or MLflow cannot load it here.
     """
 
     linear = None
@@ -111,7 +109,7 @@ class ExternalModel:
         self.features: list[dict[str, Any]] = self.spec["features"]
         logged = {name.removeprefix(f"{FOLDER}/"): data for name, data in files.items() if name != pyfunc.SPEC}
         loader.check_external_model(logged, self.spec["name"])
-        # Kept as long as the model: it may read files of its own when it is used first.
+        # Kept as long as the model, which may read files of its own later.
         folder = Path(tempfile.mkdtemp(prefix="tipline-model-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         for name, data in files.items():
@@ -119,18 +117,18 @@ class ExternalModel:
             (folder / name).write_bytes(data)
         try:
             self._model = load_model(str(folder / FOLDER))
-        except failures() as error:
+        except list_failures() as error:
             what = f"MLflow cannot load this model here: {type(error).__name__}: {join_lines(error)}."
-            todo = "Install what its requirements.txt names, here and on all workers; or promote another version."
+            todo = "Install its requirements.txt here and on all workers, or promote another version."
             raise TiplineError(what, self.spec["name"], todo) from error
 
     def probabilities(self, trips: pa.Table | pa.RecordBatch) -> pyfunc.Probabilities:
-        """Probability of a tip, float32, for each row of prepared trips.
+        """Return the probability of each prepared row, shape (rows,), float32.
 
         Raises
         ------
         TiplineError
-            Where `predict` fails, or gives something else than one probability a row.
+            `predict` fails or does not return one probability per row.
         """
         table = trips if isinstance(trips, pa.Table) else pa.Table.from_batches([trips])
         parts = [self._predict(table.slice(start, BATCH_ROWS)) for start in range(0, len(table), BATCH_ROWS)]
@@ -138,40 +136,40 @@ class ExternalModel:
 
     def _predict(self, table: pa.Table) -> pyfunc.Probabilities:
         try:
-            given = self._model.predict(frame(table, self.features))
-        except failures() as error:
+            given = self._model.predict(build_frame(table, self.features))
+        except list_failures() as error:
             what = f"Its predict fails: {type(error).__name__}: {join_lines(error)}."
             raise TiplineError(what, self.spec["name"], "Promote another version.") from error
-        scores = one_column(given)
+        scores = extract_scores(given)
         if scores is None or len(scores) != len(table):
-            gives = f"an array of {np.asarray(given).dtype} of shape {np.shape(given)}"
-            what = f"Its predict gives {gives} for {len(table):,} rows, not one probability a row."
+            returned = f"an array of {np.asarray(given).dtype} of shape {np.shape(given)}"
+            what = f"Its predict returns {returned} for {len(table):,} rows, not one probability per row."
             raise TiplineError(what, self.spec["name"], TODO)
-        if not ((scores >= 0) & (scores <= 1)).all():  # NaN is not, either
+        if not ((scores >= 0) & (scores <= 1)).all():  # NaN is refused, too
             worst = scores[~((scores >= 0) & (scores <= 1))][0]
-            raise TiplineError(f"Its predict gives {worst}, which is no probability.", self.spec["name"], TODO)
+            raise TiplineError(f"Its predict returns {worst}, which is not a probability.", self.spec["name"], TODO)
         return scores
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What such a model may raise here, and MLflow."""
+def list_failures() -> tuple[type[Exception], ...]:
+    """List the errors that such a model, or MLflow, may raise here."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (see above)
 
     return (MlflowException, OSError, *FAILURES)
 
 
-def frame(table: pa.Table, features: list[dict[str, Any]]) -> pd.DataFrame:
-    """The columns that a model takes, in its order and of the types that it declares."""
+def build_frame(table: pa.Table, features: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return the columns that a model takes, in its order and with its types."""
     types = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
     columns = {feature["name"]: table[feature["name"]].cast(types[feature["type"]], safe=False) for feature in features}
     given: pd.DataFrame = pa.table(columns).to_pandas()
     return given
 
 
-def one_column(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (whatever the model gives)
-    """One float a row: a column, or the second of two (as predict_proba gives them); None where it is neither.
+def extract_scores(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (whatever the model gives)
+    """Return one float per row: a single column, or the second of two as predict_proba returns them.
 
-    Whole numbers and truth values are classes, no probabilities.
+    Return None for anything else. Whole numbers and booleans are classes, not probabilities.
     """
     values = np.asarray(given)
     if values.ndim == CLASSES and values.shape[1] in {1, CLASSES}:

@@ -1,4 +1,4 @@
-"""The canary: rows that model.json keeps with their scores, which each worker has to score alike before all else."""
+"""Golden rows: rows kept in model.json with their scores, which every worker has to reproduce before it scores."""
 
 from __future__ import annotations
 
@@ -20,83 +20,92 @@ if TYPE_CHECKING:
     from tipline.model.artifact import Model
 
 ROWS = 32
+KEY = "golden_rows"
 
 
 def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
-    """The model's model.json, with the first of these prepared trips and their scores in it."""
+    """Return the model's model.json with the first of these prepared rows and their scores added."""
     rows = trips.slice(0, ROWS)
     values = {
-        name: rows[name].cast(in_json(type_)).to_pylist()
+        name: rows[name].cast(get_json_type(type_)).to_pylist()
         for name, type_ in list_feature_columns(model.features).items()
     }
     scores = model.probabilities(read_rows(values, model)).tolist()
-    return {**model.spec, "canary": {**values, pyfunc.OUTPUT: scores}}
+    return {**model.spec, KEY: {**values, pyfunc.OUTPUT: scores}}
 
 
-def with_golden_rows(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict[str, bytes]:
-    """The files of a model that tipline did not make, and so has no canary, with one of these rows, scored here.
-
-    This is also where a model that gives no probabilities is found out, before anything is scored.
+def score_golden_rows(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict[str, bytes]:
+    """Return the files of an external model, which has no golden rows, with some that are scored here and now.
 
     Raises
     ------
     TiplineError
-        Where it does not load here or gives no probabilities.
+        The model cannot be loaded here, or does not give probabilities.
     """
     return {**files, pyfunc.SPEC: json.dumps(add_golden_rows(ExternalModel(files), trips)).encode()}
 
 
 def check_golden_rows(model: Model, where: str) -> int:
-    """Score the canary; return by how many float32 steps the scores differ from those kept, 0 or 1.
+    """Score the golden rows and compare.
 
     Parameters
     ----------
     where
-        Who is asked, for the message.
+        The worker, for the message.
+
+    Returns
+    -------
+    int
+        The largest difference in float32 steps, 0 or 1.
 
     Raises
     ------
     TiplineError
-        Where they differ by more: this machine's arithmetic is not that of the machine that trained.
+        A score differs by more, so this machine computes differently from the one that trained.
     """
-    values = model.spec.get("canary")
+    values = model.spec.get(KEY)
     if values is None:
         return 0
     scores = model.probabilities(read_rows(values, model))
-    steps = float32_steps(scores, np.array(values[pyfunc.OUTPUT], dtype=np.float32))
+    steps = count_float32_steps(scores, np.array(values[pyfunc.OUTPUT], dtype=np.float32))
     if steps > 1:
-        what = f"This worker scores the model's canary rows differently from where it was trained, by {steps} steps."
-        todo = "Give it the processor and library versions of the training, or train again where it scores."
+        what = (
+            f"This worker scores the model's golden rows differently from the machine that trained it ({steps} steps)."
+        )
+        todo = "Use the same processor type and library versions as in training, or train again where you score."
         raise TiplineError(what, where, todo)
     return steps
 
 
 def read_rows(values: Mapping[str, Any], model: Model) -> pa.RecordBatch:
-    """Values of json, by feature, as prepared trips."""
+    """Convert JSON values, by feature, to prepared rows."""
     types = list_feature_columns(model.features)
-    schema = pa.schema([(name, in_json(type_)) for name, type_ in types.items()])
+    schema = pa.schema([(name, get_json_type(type_)) for name, type_ in types.items()])
     rows = zip(*(values[name] for name in types), strict=True)
     lines = "\n".join(json.dumps(dict(zip(types, row, strict=True))) for row in rows)
-    # Not `pa.array`: that imports pandas, half a second in every worker.
+    # Not `pa.array`, which imports pandas: half a second in every worker.
     options = pyarrow.json.ParseOptions(explicit_schema=schema)
     table = pyarrow.json.read_json(pa.BufferReader(lines.encode()), parse_options=options).combine_chunks()
-    columns = [as_prepared(table[name].chunk(0), type_) for name, type_ in types.items()]
+    columns = [convert_column(table[name].chunk(0), type_) for name, type_ in types.items()]
     return pa.RecordBatch.from_arrays(columns, list(types))
 
 
-def in_json(type_: pa.DataType) -> pa.DataType:
-    """The type of a column's values in json; times are microseconds since 1970."""
+def get_json_type(type_: pa.DataType) -> pa.DataType:
+    """Return the type of a column in JSON; timestamps are microseconds since 1970."""
     return pa.string() if pa.types.is_dictionary(type_) else pa.int64() if pa.types.is_timestamp(type_) else type_
 
 
-def as_prepared(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    """A column read from json as prepared trips have it."""
+def convert_column(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Convert a column read from JSON to its prepared type."""
     return column.dictionary_encode() if pa.types.is_dictionary(type_) else column.cast(type_)
 
 
-def float32_steps(one: pyfunc.Probabilities, other: pyfunc.Probabilities) -> int:
-    """The largest difference in representable numbers; probabilities are not negative, so their bits are in order."""
-    if not np.isfinite(one).all():
+def count_float32_steps(scores: pyfunc.Probabilities, expected: pyfunc.Probabilities) -> int:
+    """Return the largest difference in representable float32 numbers.
+
+    Probabilities are not negative, so their bit patterns are in the same order as their values.
+    """
+    if not np.isfinite(scores).all():
         return int(np.iinfo(np.int32).max)
-    difference = one.view(np.int32).astype(np.int64) - other.view(np.int32)
+    difference = scores.view(np.int32).astype(np.int64) - expected.view(np.int32)
     return int(np.abs(difference).max(initial=0))

@@ -1,7 +1,7 @@
-"""What of a registered model may run: its files are looked at before anything of it does, and nothing here runs them.
+"""Decide whether a registered model may be loaded by inspecting its files. Nothing here runs them.
 
-A model that was made here has to be what was registered, file by file, and built as tipline builds models. One that was
-not may use MLflow's loaders that read data or code in the open, never a pickle.
+A model that tipline made has to equal what was registered, file by file, and to be built as tipline builds models. An
+external model may use MLflow loaders that read data or plain code, never a pickle.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-# The tag of runs and versions with the digest of all files, as they were logged.
+# The tag of runs and versions that holds the digest of all logged files.
 FILES = "tipline.files"
 MODEL = "MLmodel"
-# MLflow's own, of the name and number that a version was fetched by; written into what is fetched, also in the store.
-NOTE = "registered_model_meta"
+# MLflow writes this file, with the name and number of a version, into what it downloads and into its own store.
+MLFLOW_NOTE = "registered_model_meta"
 COMPILED = "__pycache__"
 FLAVOR = "python_function"
 FROM_CODE = "mlflow.pyfunc.loaders.code_model"
@@ -42,7 +42,7 @@ OWN_FILES = {
     *("input_example.json", "serving_input_example.json"),
 }
 OWN_SETTINGS = {"artifacts", "cloudpickle_version", "code", "env", "loader_module", "model_code_path", "python_version"}
-# MLflow's loaders that may run, each with the setting, of which flavor, that keeps it from loading a pickle.
+# MLflow loaders that may run, each with the flavor, the setting and the value that keep it from loading a pickle.
 LOADERS = {
     FROM_CODE: (FLAVOR, "model_code_path", r".+\.py"),
     "mlflow.sklearn": ("sklearn", "serialization_format", "skops"),
@@ -52,45 +52,45 @@ LOADERS = {
     "mlflow.onnx": ("onnx", "data", r"[\w.-]+"),
 }
 ENDINGS = re.compile(r"\.(pkl|pickle|cloudpickle|joblib|dill|pt|pth|pyc|pyo)(\.\w+)?$", re.IGNORECASE)
-# Without one of these a pickle is data.
+# A pickle without any of these opcodes is plain data.
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 ARCHIVE = b"PK\x03\x04"
 SCHEMA = "schema.json"
-# What a file that is made to mislead may bring about in what reads it.
+# Errors that a malicious file may cause in the code that reads it.
 DAMAGE = (
     *(AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(zipfile.BadZipFile, zlib.error),
 )
-# What an archive may unpack to, whatever its size, and in sizes of its own.
+# An archive may unpack to this many bytes, or to this many times its own size.
 UNPACKED_BYTES, UNPACKED_TIMES = 1 << 26, 20
 TODO = "Promote another version; if you know who made this one, tell them."
 
 
 def refuse_model(reason: str, where: str) -> TiplineError:
-    """The error for a model of which nothing may run."""
-    return TiplineError(f"This model is refused, and nothing of it has run: {reason}.", where, TODO)
+    """Return the error for a model that must not be loaded."""
+    return TiplineError(f"This model is refused and was not loaded: {reason}.", where, TODO)
 
 
 def remove_leftovers(root: Path) -> None:
-    """Take out of a copy of a model's files what MLflow and Python leave beside them, also in the store.
+    """Remove what MLflow and Python write beside a model's files, in the store, too.
 
-    The note is of the version's number: the same model has another one elsewhere. Compiled code would be run in
-    place of the file that it stands for, whatever is in it.
+    MLflow's note holds the version number, which differs between registries. Python would run compiled code instead of
+    the file that was checked.
     """
-    (root / NOTE).unlink(missing_ok=True)
+    (root / MLFLOW_NOTE).unlink(missing_ok=True)
     for folder in sorted(root.rglob(COMPILED)):
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
 
 
 def read_files(root: Path, where: str) -> dict[str, bytes]:
-    """The bytes of all files below a folder that is tidy, by path.
+    """Return all files below a folder, by relative path.
 
     Raises
     ------
     TiplineError
-        Where one is a link: what it names need not be the model's.
+        One is a symbolic link, whose target may lie outside the model.
     """
     paths = sorted(root.rglob("*"))
     links = [path for path in paths if path.is_symlink()]
@@ -100,75 +100,75 @@ def read_files(root: Path, where: str) -> dict[str, bytes]:
 
 
 def hash_files(logged: Mapping[str, bytes]) -> str:
-    """The digest of all files of a logged model and of their names."""
+    """Return the digest of the names and contents of all files of a logged model."""
     return hash_json({name: hash_bytes(data) for name, data in logged.items()})
 
 
 def check_registered(logged: Mapping[str, bytes], expected: str | None, where: str) -> None:
-    """Hold the files of a version against the tag that it was registered with.
+    """Compare the files of a version with the digest in its tag.
 
     Raises
     ------
     TiplineError
-        Where they differ. Versions of an earlier tipline have no such tag: only their digest tells then.
+        They differ, or the version has no such tag.
     """
-    if expected is not None and hash_files(logged) != expected:
-        what = "The registry's files of this version are not those that were registered. Nothing of them has run."
+    if hash_files(logged) != expected:
+        what = "The files of this version are not those that were registered. They were not loaded."
         raise TiplineError(what, where, TODO)
 
 
 def check_own_model(logged: Mapping[str, bytes], where: str) -> None:
-    """Look at a model that was made here, as MLflow logged it.
+    """Inspect a model that tipline made, as MLflow logged it.
 
     Raises
     ------
     TiplineError
-        Where it is not built as tipline builds models, or its estimator is not to be loaded.
+        It is not built as tipline builds models, or its estimator must not be loaded.
     """
-    raise_first(own_objections(logged, flavors(logged, where)), where)
+    raise_first(find_own_objections(logged, read_flavors(logged, where)), where)
     check_estimator({name: logged[path] for name, path in OWN_ARTIFACTS.items()}, where)
 
 
 def check_external_model(logged: Mapping[str, bytes], where: str) -> None:
-    """Look at a model that tipline did not make, as MLflow logged it.
+    """Inspect an external model, as MLflow logged it.
 
     Raises
     ------
     TiplineError
-        Where it could run anything but MLflow's loaders on data, or code that everybody can read.
+        Loading it could run anything but MLflow's own loaders or readable code.
     """
-    raise_first(foreign_objections(logged, flavors(logged, where)), where)
+    raise_first(find_external_objections(logged, read_flavors(logged, where)), where)
 
 
 def check_estimator(own: Mapping[str, bytes], where: str) -> None:
-    """Look at the estimator of a model that was made here, given its model's files.
+    """Inspect the estimator among the files of a model that tipline made.
 
     Raises
     ------
     TiplineError
-        Where the estimator has types that tipline does not load, or is from another scikit-learn and is needed.
+        It has types that tipline does not load, or scoring needs it and it was made with another scikit-learn.
     """
-    raise_first(estimator_objections(own), where)
+    raise_first(find_estimator_objections(own), where)
 
 
-def estimator_objections(own: Mapping[str, bytes]) -> Iterator[str]:
-    """What in an estimator is not to be loaded.
+def find_estimator_objections(own: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield what forbids loading an estimator.
 
-    A linear model stands in model.json, too, and is scored from there, whatever scikit-learn is here: its canary holds.
+    A linear model is scored from model.json with any scikit-learn; its golden rows show that this is right.
     """
     dump = own[pyfunc.ESTIMATOR]
-    reason = unloadable(dump) or (None if is_linear(own) else find_other_sklearn(dump))
+    reason = explain_unloadable(dump) or (None if is_linear(own) else find_other_sklearn(dump))
     if reason:
         yield f"{pyfunc.ESTIMATOR} {reason}"
 
 
 def is_linear(own: Mapping[str, bytes]) -> bool:
-    """Whether a model that was made here is scored without its estimator."""
+    """Whether a model is scored from model.json alone."""
     return json.loads(own[pyfunc.SPEC]).get("linear") is not None
 
 
 def raise_first(reasons: Iterator[str], where: str) -> None:
-    """Refuse a model for the first of some reasons, if there is one."""
+    """Refuse a model for the first of the reasons, if there is one."""
     try:
         reason = next(reasons, None)
     except DAMAGE as error:
@@ -177,123 +177,123 @@ def raise_first(reasons: Iterator[str], where: str) -> None:
         raise refuse_model(reason, where)
 
 
-def own_objections(logged: Mapping[str, bytes], found: Mapping[str, Any]) -> Iterator[str]:
-    """What in a model is not as tipline builds it."""
-    yield from objections(logged, found)
-    strangers, missing = sorted(set(logged) - OWN_FILES), sorted({CODE, *OWN_ARTIFACTS.values()} - set(logged))
-    if strangers or missing:
-        yield (
-            f"it has no {missing[0]}" if missing else f"{shorten_text(strangers[0])} is no file of a model of tipline's"
-        )
+def find_own_objections(logged: Mapping[str, bytes], found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how a model differs from what tipline builds."""
+    yield from find_objections(logged, found)
+    extra, missing = sorted(set(logged) - OWN_FILES), sorted({CODE, *OWN_ARTIFACTS.values()} - set(logged))
+    if extra or missing:
+        yield (f"it has no {missing[0]}" if missing else f"tipline's models have no file {shorten_text(extra[0])}")
     settings = found[FLAVOR]
     if set(found) != {FLAVOR} or settings["loader_module"] != FROM_CODE:
-        yield f"MLmodel names another loader than tipline's models have: {named(found)}"
-    if name_of(settings["model_code_path"]) != CODE:
-        yield f"MLmodel names other code than {CODE}: {shorten_text(settings['model_code_path'])}"
+        yield f"MLmodel names a loader that tipline's models do not use: {format_flavors(found)}"
+    if get_file_name(settings["model_code_path"]) != CODE:
+        yield f"MLmodel names code other than {CODE}: {shorten_text(settings['model_code_path'])}"
     if {name: entry["path"] for name, entry in settings["artifacts"].items()} != OWN_ARTIFACTS:
-        yield "MLmodel names other artifacts than a model of tipline's has"
+        yield "MLmodel names artifacts that tipline's models do not have"
     others = sorted(str(key) for key, value in settings.items() if key not in OWN_SETTINGS and value)
     if others:
-        yield f"MLmodel has a setting that tipline's models have not: {shorten_text(others[0])}"
+        yield f"MLmodel has a setting that tipline's models do not have: {shorten_text(others[0])}"
 
 
-def flavors(logged: Mapping[str, bytes], where: str) -> dict[str, dict[str, Any]]:
-    """The flavors that MLmodel names, with their settings.
+def read_flavors(logged: Mapping[str, bytes], where: str) -> dict[str, dict[str, Any]]:
+    """Return the flavors in MLmodel with their settings.
 
     Raises
     ------
     UsageError
-        Where there is no MLmodel.
+        There is no MLmodel.
     TiplineError
-        Where it says nothing of how the model is loaded.
+        It has no flavor python_function.
     """
     if MODEL not in logged:
-        raise UsageError("The files of this version are no MLflow model.", where, "Name one that MLflow has logged.")
+        raise UsageError(
+            "The files of this version are not an MLflow model.", where, "Use a version that MLflow logged."
+        )
     try:
         found = yaml.safe_load(logged[MODEL])["flavors"]
         if isinstance(found[FLAVOR], dict) and all(isinstance(settings, dict) for settings in found.values()):
             return dict(found)
     except (yaml.YAMLError, *DAMAGE):
         pass
-    raise refuse_model("MLmodel says nothing of how it is loaded as python_function", where)
+    raise refuse_model("MLmodel does not say how it is loaded as python_function", where)
 
 
-def objections(logged: Mapping[str, bytes], found: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Why a model is not to be loaded by MLflow: by what MLmodel says, and by files that hide what they would run."""
+def find_objections(logged: Mapping[str, bytes], found: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield what forbids loading a model with MLflow: its settings in MLmodel, and files that could run code unseen."""
     loader = found[FLAVOR].get("loader_module")
     if loader not in LOADERS:
         yield f"MLmodel names the loader {shorten_text(loader)}, which is not one of {', '.join(LOADERS)}"
         return
     if any(settings.get("code") for settings in found.values()):
-        yield "it brings modules of its own (code_paths), which would stand in for others of the same name"
+        yield "it has modules of its own (code_paths), which would replace installed modules of the same name"
     flavor, setting, safe = LOADERS[loader]
     value = found.get(flavor, {}).get(setting)
     if not re.fullmatch(safe, str(value)):
-        yield f"MLmodel says {setting}: {shorten_text(value)} of {flavor}, by which {loader} may load a pickle"
-    opened, beside = [*artifacts(found), *loaded(found)], loaded(found)
-    outside = [path for path in opened if not within(path, logged) or (path in beside and "/" in path)]
+        yield f"MLmodel says {setting}: {shorten_text(value)} for {flavor}, which lets {loader} load a pickle"
+    opened, beside = [*list_artifacts(found), *list_opened_files(found)], list_opened_files(found)
+    outside = [path for path in opened if not is_within(path, logged) or (path in beside and "/" in path)]
     if outside:
-        yield f"MLmodel names {shorten_text(outside[0])}, which is not where MLflow puts a file of a model"
-    if [name for name in logged if name_of(name) == MODEL] != [MODEL]:
-        yield "it has another model in it"
+        yield f"MLmodel names {shorten_text(outside[0])}, which is not where MLflow puts files of a model"
+    if [name for name in logged if get_file_name(name) == MODEL] != [MODEL]:
+        yield "it contains a second model"
     for name, data in logged.items():
         if ENDINGS.search(name) or is_pickle(data):
             yield f"{shorten_text(name)} is a pickle or compiled code, which could run anything"
 
 
-def foreign_objections(logged: Mapping[str, bytes], found: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """`objections`, and what is in archives: estimators as skops writes them, pickles as torch does."""
-    yield from objections(logged, found)
+def find_external_objections(logged: Mapping[str, bytes], found: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield the same for an external model, and look into archives (skops files, pickles as torch writes them)."""
+    yield from find_objections(logged, found)
     for name, data in logged.items():
         if zipfile.is_zipfile(io.BytesIO(data)):
-            is_skops = SCHEMA in entries(data)
-            reason = unloadable(data) or find_other_sklearn(data) if is_skops else pickled_entry(data)
+            is_skops = SCHEMA in list_entries(data)
+            reason = explain_unloadable(data) or find_other_sklearn(data) if is_skops else explain_pickled_entry(data)
             if reason:
                 yield f"{shorten_text(name)} {reason}"
 
 
-def loaded(found: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The files that MLflow's loaders open; they look for another MLmodel beside those that are not beside this one."""
+def list_opened_files(found: Mapping[str, dict[str, Any]]) -> list[str]:
+    """List the files that MLflow's loaders open; in a subfolder they would read a second MLmodel there."""
     keys = ("data", "model_path", "pickled_model")
     named_so = [str(settings[key]) for settings in found.values() for key in keys if settings.get(key)]
     code = found[FLAVOR].get("model_code_path")
-    return [*named_so, name_of(code)] if code else named_so
+    return [*named_so, get_file_name(code)] if code else named_so
 
 
-def artifacts(found: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The files and folders that a model from code is given."""
+def list_artifacts(found: Mapping[str, dict[str, Any]]) -> list[str]:
+    """List the files and folders that a model logged from code receives."""
     return [str(entry.get("path")) for entry in (found[FLAVOR].get("artifacts") or {}).values()]
 
 
-def within(path: str, logged: Mapping[str, bytes]) -> bool:
-    """Whether a path is one of the model's files or folders."""
+def is_within(path: str, logged: Mapping[str, bytes]) -> bool:
+    """Whether a path names a file or folder of the model."""
     return any(name == path or name.startswith(f"{path}/") for name in logged)
 
 
-def name_of(path: object) -> str:
-    """The last part of a path."""
+def get_file_name(path: object) -> str:
+    """Return the last part of a path."""
     return str(path).rpartition("/")[2]
 
 
-def named(found: Mapping[str, dict[str, Any]]) -> str:
-    """The flavors and the loader of a model, for a message."""
+def format_flavors(found: Mapping[str, dict[str, Any]]) -> str:
+    """Format loader and flavors for a message."""
     return shorten_text(f"{found[FLAVOR].get('loader_module')} ({', '.join(str(flavor) for flavor in found)})")
 
 
-def entries(data: bytes) -> dict[str, int]:
-    """What is in an archive, with the bytes that it unpacks to."""
+def list_entries(data: bytes) -> dict[str, int]:
+    """Return the entries of an archive with their unpacked sizes in bytes."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {entry.filename: entry.file_size for entry in archive.infolist()}
 
 
-def pickled_entry(data: bytes) -> str | None:
-    """Whether an archive has a pickle in it, in words."""
-    return "has a pickle in it, which could run anything" if any(map(ENDINGS.search, entries(data))) else None
+def explain_pickled_entry(data: bytes) -> str | None:
+    """Say that an archive contains a pickle, or return None."""
+    return "contains a pickle, which could run anything" if any(map(ENDINGS.search, list_entries(data))) else None
 
 
 def is_pickle(data: bytes) -> bool:
-    """Whether bytes are a pickle that calls something; it is read instruction by instruction, and none is obeyed."""
-    if data.startswith(ARCHIVE):  # some of these happen to read like instructions; what is in them is looked at
+    """Whether bytes are a pickle that calls something; its opcodes are read and not executed."""
+    if data.startswith(ARCHIVE):  # may look like opcodes by chance; entries are inspected by name
         return False
     if PICKLE.match(data):
         return True
@@ -306,35 +306,33 @@ def is_pickle(data: bytes) -> bool:
     return calls
 
 
-def unloadable(dump: bytes) -> str | None:
-    """Why a skops file is not to be loaded, in words: by a list of types of ours, not the one that MLmodel carries."""
-    import skops.io  # noqa: PLC0415 (it looks at all of scikit-learn and scipy, which takes seconds)
+def explain_unloadable(dump: bytes) -> str | None:
+    """Say why a skops file must not be loaded, by tipline's own list of types, or return None."""
+    import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
 
     try:
-        if sum(entries(dump).values()) > max(UNPACKED_BYTES, UNPACKED_TIMES * len(dump)):
-            return "unpacks to far more than it is"
-        strangers = sorted(set(skops.io.get_untrusted_types(data=dump)) - set(pyfunc.TRUSTED))
+        if sum(list_entries(dump).values()) > max(UNPACKED_BYTES, UNPACKED_TIMES * len(dump)):
+            return "unpacks to far more than its size"
+        untrusted = sorted(set(skops.io.get_untrusted_types(data=dump)) - set(pyfunc.TRUSTED))
     except DAMAGE as error:
-        return f"is no skops file that can be read ({type(error).__name__})"
-    return (
-        f"has types that tipline does not load from a file: {shorten_text(', '.join(strangers))}" if strangers else None
-    )
+        return f"is not a readable skops file ({type(error).__name__})"
+    return f"has types that tipline does not load: {shorten_text(', '.join(untrusted))}" if untrusted else None
 
 
 def find_other_sklearn(dump: bytes) -> str | None:
-    """Of which scikit-learn a skops file is, in words, where that is not the one that is here."""
+    """Say that a skops file was made with another scikit-learn, or return None."""
     here = truncate_version(installed("scikit-learn"))
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         schema = archive.read(SCHEMA).decode(errors="replace")
-    # Each estimator of scikit-learn's keeps it, as json within json.
+    # Each scikit-learn estimator stores the version, as JSON within JSON.
     found = {
         truncate_version(text)
         for text in re.findall(r'"_sklearn_version":\s*\{[^{}]*?"content":\s*"\\"([^"\\]*)', schema)
     }
     others = sorted(found - {here})
-    return f"was made with scikit-learn {shorten_text(others[0])}, here is {here}" if others else None
+    return f"was made with scikit-learn {shorten_text(others[0])}, this is {here}" if others else None
 
 
 def truncate_version(version: str) -> str:
-    """The first two numbers of a version: within them scikit-learn's estimators keep their form."""
+    """Return major and minor version; scikit-learn's estimators keep their form within a minor version."""
     return ".".join(version.split(".")[:2])

@@ -1,8 +1,8 @@
-"""The model as MLflow carries it: prepared trips in, probabilities of a tip out.
+"""The model as MLflow logs it: prepared rows in, probabilities out.
 
-This one file, estimator.skops and model.json are the whole model. MLflow logs the file as code and runs it where the
-model is loaded, with or without tipline there; tipline itself imports it, so there is one copy of the features. It
-must import nothing of tipline.
+This file, estimator.skops and model.json are the whole model. MLflow logs this file as code and runs it wherever the
+model is loaded, with or without tipline; tipline imports the same file, so features are computed in one place. It must
+not import anything of tipline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sklearn.pipeline import Pipeline
 
-# MLflow reads the annotations of `predict`. Scoring has no use for pandas, and need not wait for its import.
+# MLflow reads the annotations of `predict`. Scoring does not use pandas and does not wait for its import.
 if TYPE_CHECKING or "mlflow" in sys.modules:
     import pandas as pd  # noqa: TC002 (read at run time, see above)
 
@@ -31,8 +31,8 @@ ESTIMATOR = "estimator.skops"
 SPEC = "model.json"
 OUTPUT = "tip_probability"
 
-# Beside what skops trusts by itself. The list that MLflow would use is read from the model it guards
-# (https://github.com/mlflow/mlflow/issues/25686); this one is ours.
+# Types beside those that skops trusts. The list that MLflow would use is read from the model that it guards
+# (https://github.com/mlflow/mlflow/issues/25686).
 TRUSTED = (
     "functools.partial",
     "numpy.dtype",
@@ -40,11 +40,11 @@ TRUSTED = (
     "sklearn.utils.validation.check_array",
 )
 
-# Rows that go through the arithmetic at a time: few enough that the columns stay in a core's cache.
+# Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
 CHUNK_ROWS = 2**15
 BATCH_ROWS = 2**20
 HOUR_MICROSECONDS = 3_600_000_000
-# The step from 1 to the double below it, half of it: what a probability is kept from 0 and 1 for its log-odds.
+# How far a probability is kept from 0 and 1, so that its log-odds are finite.
 EDGE = 2.0**-53
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -58,12 +58,12 @@ VIEWS: dict[pa.DataType, np.dtype[Any]] = {
     pa.float64(): np.dtype(np.float64),
 }
 if TYPE_CHECKING:
-    # Writes what a feature adds to the log-odds of some rows.
+    # Writes what a feature adds to the log-odds of a slice of rows.
     Term = Callable[[slice, Floats], None]
 
 
 def view_values(column: pa.Array) -> Values:
-    """The values of a column without nulls, not copied."""
+    """Return the values of a column without nulls, without a copy."""
     dtype = VIEWS.get(column.type)
     if dtype is None or not len(column):
         values: Values = column.to_numpy(zero_copy_only=False)
@@ -73,12 +73,12 @@ def view_values(column: pa.Array) -> Values:
 
 
 def fill_nulls(column: pa.Array, value: int) -> Values:
-    """A column's values, `value` for missing ones."""
+    """Return a column's values with `value` for nulls."""
     return view_values(column.fill_null(value) if column.null_count else column)
 
 
-def hours(column: pa.Array) -> Codes:
-    """Hour of the day, 24 for a missing time."""
+def encode_hours(column: pa.Array) -> Codes:
+    """Return the hour of the day, 24 for a missing timestamp."""
     times = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     codes = hour_of_day(fill_nulls(times, 0))
     if column.null_count:
@@ -87,15 +87,15 @@ def hours(column: pa.Array) -> Codes:
 
 
 def hour_of_day(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Codes:
-    """Hour of the day of microseconds since 1970."""
+    """Return the hour of the day of microseconds since 1970."""
     codes: Codes = (times // HOUR_MICROSECONDS).astype(np.int32)
     # Not `% 24`: numpy divides with vector instructions and takes remainders without.
     codes -= codes // 24 * 24
     return codes
 
 
-def indexed(column: pa.Array, categories: list[str]) -> tuple[Codes, Codes]:
-    """Each row's place in a short table, and the table: positions in `categories`, their number for any other value."""
+def index_values(column: pa.Array, categories: list[str]) -> tuple[Codes, Codes]:
+    """Return an index per row into a short table, and the table of positions in `categories` (their number: other)."""
     coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column.cast(pa.string()))
     position = {value: index for index, value in enumerate(categories)}
     other = len(categories)
@@ -104,46 +104,46 @@ def indexed(column: pa.Array, categories: list[str]) -> tuple[Codes, Codes]:
 
 
 def category_codes(column: pa.Array, categories: list[str]) -> Codes:
-    """Position of each value in `categories`, their number for any other value and for a missing one."""
-    places, table = indexed(column, categories)
+    """Return each value's position in `categories`; other and missing values get the number of categories."""
+    places, table = index_values(column, categories)
     codes: Codes = table.take(places)
     return codes
 
 
-def numbers(column: pa.Array, low: float, high: float) -> Floats:
-    """Values as doubles, moved into the plausible range, NaN for a missing one."""
+def clip_numbers(column: pa.Array, low: float, high: float) -> Floats:
+    """Return values as doubles, clipped to the plausible range, NaN for nulls."""
     values: Floats = np.clip(column.cast(pa.float64()).to_numpy(zero_copy_only=False), low, high)
     return values
 
 
-def encode(column: pa.Array, feature: Mapping[str, Any]) -> Codes | Floats:
-    """One feature: codes for a category or an hour, doubles for a number."""
+def encode_feature(column: pa.Array, feature: Mapping[str, Any]) -> Codes | Floats:
+    """Encode one feature: codes for a category or an hour, doubles for a number."""
     if feature["kind"] == "category":
         return category_codes(column, feature["categories"])
     if feature["kind"] == "hour":
-        return hours(column)
+        return encode_hours(column)
     low, high = feature["range"] or (-np.inf, np.inf)
-    return numbers(column, low, high)
+    return clip_numbers(column, low, high)
 
 
 def count_levels(feature: Mapping[str, Any]) -> int:
-    """How many values a feature tells apart, 0 for a number."""
+    """Return the number of values that a feature tells apart, 0 for a number."""
     return {"category": len(feature.get("categories", ())), "hour": 24}.get(feature["kind"], 0)
 
 
 def build_matrix(batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Matrix:
-    """The estimator's input, one column a feature: codes and numbers as doubles, NaN for other and missing values."""
+    """Return the estimator's input, shape (rows, features), as doubles; NaN stands for other and missing values."""
     result = np.empty((len(batch), len(features)), order="F")
     for index, feature in enumerate(features):
-        values = encode(batch[feature["name"]], feature)
+        values = encode_feature(batch[feature["name"]], feature)
         result[:, index] = values
         if count_levels(feature):
             result[values == count_levels(feature), index] = np.nan
     return result
 
 
-def of_codes(codes: Codes, table: Floats) -> Term:
-    """A term that is looked up."""
+def create_lookup_term(codes: Codes, table: Floats) -> Term:
+    """Return a term that is looked up by code."""
 
     def term(rows: slice, out: Floats) -> None:
         np.take(table, codes[rows], out=out, mode="clip")
@@ -151,16 +151,16 @@ def of_codes(codes: Codes, table: Floats) -> Term:
     return term
 
 
-def of_categories(column: pa.Array, categories: list[str], table: Floats) -> Term:
-    """A term that is looked up by category."""
-    places, positions = indexed(column, categories)
-    return of_codes(places, table[positions])
+def create_category_term(column: pa.Array, categories: list[str], table: Floats) -> Term:
+    """Return a term that is looked up by category."""
+    places, positions = index_values(column, categories)
+    return create_lookup_term(places, table[positions])
 
 
-def of_hours(column: pa.Array, table: Floats) -> Term:
-    """A term that is looked up by the hour of the day."""
+def create_hour_term(column: pa.Array, table: Floats) -> Term:
+    """Return a term that is looked up by the hour of the day."""
     if column.null_count or column.type != pa.timestamp("us"):
-        return of_codes(hours(column), table)
+        return create_lookup_term(encode_hours(column), table)
     times = view_values(column.cast(pa.int64()))
 
     def term(rows: slice, out: Floats) -> None:
@@ -169,8 +169,8 @@ def of_hours(column: pa.Array, table: Floats) -> Term:
     return term
 
 
-def of_numbers(column: pa.Array, feature: Mapping[str, Any], slope: float, median: float) -> Term:
-    """A term that is proportional to the value."""
+def create_number_term(column: pa.Array, feature: Mapping[str, Any], slope: float, median: float) -> Term:
+    """Return a term that is proportional to the value."""
     low, high = feature["range"] or (-np.inf, np.inf)
     doubles, missing = column.cast(pa.float64()), column.null_count > 0
     values = doubles.to_numpy(zero_copy_only=False) if missing else view_values(doubles)
@@ -186,17 +186,17 @@ def of_numbers(column: pa.Array, feature: Mapping[str, Any], slope: float, media
 
 @dataclass(frozen=True)
 class Linear:
-    """A fitted logistic regression and its preprocessing, folded into one table or one slope a feature.
+    """A fitted logistic regression and its preprocessing, folded into one table or one slope per feature.
 
-    The log-odds are `intercept` plus, for each feature, `tables[code]` or `slope * value`; a missing number counts as
-    the training rows' median. It does the pipeline's arithmetic in another order: equal to about 1e-15.
+    The log-odds are `intercept` plus, for each feature, `table[code]` or `slope * value`; a missing number counts as
+    the median of the training rows. The arithmetic runs in another order than the pipeline's and agrees to about 1e-15.
     """
 
     intercept: float
     terms: tuple[Floats | tuple[float, float], ...]
 
-    def of(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> list[Term]:
-        """The terms of the rows of a batch, one a feature, still to be computed."""
+    def build_terms(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> list[Term]:
+        """Return one term per feature, to be evaluated for slices of the batch."""
         return [
             self._term(batch[feature["name"]], feature, term)
             for term, feature in zip(self.terms, features, strict=True)
@@ -205,24 +205,24 @@ class Linear:
     @staticmethod
     def _term(column: pa.Array, feature: Mapping[str, Any], term: Floats | tuple[float, float]) -> Term:
         if isinstance(term, tuple):
-            return of_numbers(column, feature, *term)
+            return create_number_term(column, feature, *term)
         if feature["kind"] == "hour":
-            return of_hours(column, term)
-        return of_categories(column, feature["categories"], term)
+            return create_hour_term(column, term)
+        return create_category_term(column, feature["categories"], term)
 
     def contributions(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> list[Floats]:
-        """What each feature adds to the log-odds of each row."""
+        """Return what each feature adds to the log-odds of each row."""
         result = [np.empty(len(batch)) for _ in features]
-        for term, values in zip(self.of(batch, features), result, strict=True):
+        for term, values in zip(self.build_terms(batch, features), result, strict=True):
             term(slice(0, len(batch)), values)
         return result
 
     def probabilities(self, batch: pa.RecordBatch, features: list[dict[str, Any]]) -> Iterator[tuple[slice, Floats]]:
-        """Probabilities of the rows of a batch, some rows at a time; each depends on its own row alone.
+        """Yield the probabilities of slices of a batch; each depends on its own row alone.
 
-        They come in a buffer that the next ones overwrite.
+        They are in a buffer that the next slice overwrites.
         """
-        terms = self.of(batch, features)
+        terms = self.build_terms(batch, features)
         odds_buffer, term_buffer = np.empty(CHUNK_ROWS), np.empty(CHUNK_ROWS)
         for start in range(0, len(batch), CHUNK_ROWS):
             rows = slice(start, min(start + CHUNK_ROWS, len(batch)))
@@ -234,19 +234,19 @@ class Linear:
             yield rows, apply_logistic(odds)
 
     def to_json(self) -> dict[str, Any]:
-        """As model.json has it: a list is a table, the numbers are exact."""
+        """Return the form that model.json holds; the numbers are exact."""
         terms = [list(term) if isinstance(term, tuple) else {"table": term.tolist()} for term in self.terms]
         return {"intercept": self.intercept, "terms": terms}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Linear:
-        """The model that `to_json` wrote."""
+        """Read what `to_json` returned."""
         terms = (np.array(term["table"]) if isinstance(term, dict) else tuple(term) for term in value["terms"])
         return cls(value["intercept"], tuple(terms))
 
 
 def apply_logistic(odds: Floats) -> Floats:
-    """1 / (1 + exp(-odds)), in place."""
+    """Compute 1 / (1 + exp(-odds)) in place."""
     np.negative(odds, out=odds)
     with np.errstate(over="ignore"):
         np.exp(odds, out=odds)
@@ -255,14 +255,14 @@ def apply_logistic(odds: Floats) -> Floats:
 
 
 def log_odds(probabilities: Floats) -> Floats:
-    """log(p / (1 - p)), finite for probabilities of 0 and 1, too."""
+    """Compute log(p / (1 - p)), finite for probabilities of 0 and 1, too."""
     inside: Floats = np.clip(probabilities, EDGE, 1 - EDGE)
     odds: Floats = np.log(inside / (1 - inside))
     return odds
 
 
-def calibrated(probabilities: Floats, calibration: Mapping[str, Any] | None) -> Floats:
-    """Probabilities as the calibration in model.json corrects them; no two rows change places."""
+def apply_calibration(probabilities: Floats, calibration: Mapping[str, Any] | None) -> Floats:
+    """Correct probabilities by the calibration in model.json, which keeps the order of rows."""
     if calibration is None:
         return probabilities
     if calibration["method"] == "sigmoid":
@@ -277,34 +277,34 @@ class Model:
     Parameters
     ----------
     files
-        The bytes of estimator.skops and model.json. Their digest is to be checked before.
+        The bytes of estimator.skops and model.json. The caller has checked their digest.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.spec: dict[str, Any] = json.loads(files[SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
         self.columns = [feature["name"] for feature in self.features]
-        self.calibration: dict[str, Any] | None = self.spec.get("calibration")  # models of an earlier tipline have none
+        self.calibration: dict[str, Any] | None = self.spec["calibration"]
         self._dump = files[ESTIMATOR]
         self.linear = Linear.from_json(self.spec["linear"]) if self.spec["linear"] else None
         if self.linear is None:
-            self.estimator  # noqa: B018 (loaded now, not under the first rows)
+            self.estimator  # noqa: B018 (loaded now, not with the first rows)
 
     @functools.cached_property
     def estimator(self) -> Pipeline:
-        """The scikit-learn pipeline; a linear model is scored without it."""
-        import skops.io  # noqa: PLC0415 (it looks at all of scikit-learn and scipy, which takes seconds)
+        """The scikit-learn pipeline, which a linear model is scored without."""
+        import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
 
         return skops.io.loads(self._dump, trusted=list(TRUSTED))
 
     def probabilities(self, trips: pa.Table | pa.RecordBatch) -> Probabilities:
-        """Probability of a tip, float32, for each row of prepared trips."""
+        """Return the probability of each prepared row, shape (rows,), float32."""
         batches = trips.to_batches() if isinstance(trips, pa.Table) else [trips]
         parts = [self._score(batch) for batch in batches]
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.float32)])
 
     def uncalibrated(self, batch: pa.RecordBatch) -> Floats:
-        """Probabilities as the estimator gives them, in doubles."""
+        """Return the probabilities before calibration, as doubles."""
         result = np.empty(len(batch))
         for rows, scores in self._scored(batch):
             result[rows] = scores
@@ -313,8 +313,8 @@ class Model:
     def _score(self, batch: pa.RecordBatch) -> Probabilities:
         result = np.empty(len(batch), np.float32)
         for rows, scores in self._scored(batch):
-            # In doubles: where a calibration is steep, it would make more of what float32 has rounded off.
-            result[rows] = calibrated(scores, self.calibration)
+            # In doubles, because a steep calibration would amplify what float32 rounds off.
+            result[rows] = apply_calibration(scores, self.calibration)
         return result
 
     def _scored(self, batch: pa.RecordBatch) -> Iterator[tuple[slice, Floats]]:
@@ -326,14 +326,14 @@ class Model:
             yield slice(start, start + len(part)), self.estimator.predict_proba(build_matrix(part, self.features))[:, 1]
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """`probabilities` for a pandas frame with at least the model's columns; one column, tip_probability."""
+        """Score a pandas frame that has the model's columns; return a frame with the column tip_probability."""
         import pandas as pd  # noqa: PLC0415 (see above)
 
         trips = pa.RecordBatch.from_pandas(frame[self.columns], preserve_index=False)
         return pd.DataFrame({OUTPUT: self.probabilities(trips)}, index=frame.index)
 
 
-# MLflow runs this file to load the model. A dask worker, which has no MLflow in it, need not wait 3 s for the import.
+# MLflow runs this file to load the model. A dask worker does not use MLflow and does not wait 3 s for its import.
 if "mlflow" in sys.modules:
     from mlflow.models import set_model
     from mlflow.pyfunc import PythonModel, PythonModelContext
@@ -349,7 +349,7 @@ if "mlflow" in sys.modules:
         def predict(
             self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
         ) -> pd.DataFrame:
-            """Score a frame of prepared trips."""
+            """Score a frame of prepared rows."""
             del context, params
             return self.model.predict(model_input)
 
