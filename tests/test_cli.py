@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SLOW = ("pandas", "numpy", "pyarrow", "pydantic", "yaml", "mlflow", "sklearn", "dask", "distributed")
 
 
-def test_help_lists_every_stage_promote_and_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_stage_and_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -57,7 +57,7 @@ def test_outside_a_project_the_message_says_where_to_go(run_cli: Run, tmp_path: 
     assert "not a tipline project" in printed
 
 
-@pytest.mark.parametrize("month", ["2009-13", "2009-1", "January", "2009-01-01", "1999-01"])
+@pytest.mark.parametrize("month", ["2009-13", "2009-1", "January", "2009-01-01", "1999-01", "20٢٤-01"])
 def test_a_month_written_wrongly_is_a_usage_error(run_cli: Run, make_project: MakeProject, month: str) -> None:
     code, printed = run_cli(make_project().root, "download", month)
     assert code == 2

@@ -1,17 +1,18 @@
-"""What is published is whole or not there, whatever goes wrong on the way."""
+"""What is published is whole or missing, whatever goes wrong on the way."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import subprocess
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests import factory
+from tests import workbench
 from tests.conftest import missing
 from tipline import files
 from tipline.errors import TiplineError
@@ -19,6 +20,7 @@ from tipline.ingest import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tipline.paths import Paths
 
@@ -26,27 +28,6 @@ if TYPE_CHECKING:
     MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
-
-
-class Crash(BaseException):
-    """The process ends here."""
-
-
-@pytest.fixture
-def crash_at_second_rename(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the second rename of a folder never happen."""
-    rename, calls = Path.rename, []
-
-    def crashing(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == 2:
-            raise Crash
-        return rename(self, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", crashing)
-        yield
-    assert len(calls) == 2
 
 
 def publish(folder: Path, text: str) -> Path:
@@ -78,7 +59,7 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with files.replace_file(path) as temporary:
             temporary.write_text(text)
-    assert factory.contents(tmp_path) == {"new/file": b"new"}
+    assert workbench.read_tree(tmp_path) == {"new/file": b"new"}
 
 
 def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path: Path) -> None:
@@ -100,7 +81,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         path.write_bytes(before)
     with pytest.raises(error):
         half_write(path, error)
-    assert factory.contents(tmp_path) == ({"file": before} if before else {})
+    assert workbench.read_tree(tmp_path) == ({"file": before} if before else {})
 
 
 def test_equal_json_is_equal_bytes_and_comes_back(tmp_path: Path) -> None:
@@ -112,7 +93,7 @@ def test_equal_json_is_equal_bytes_and_comes_back(tmp_path: Path) -> None:
     assert list(files.read_json(tmp_path / "first", "")) == ["b", "a"]
 
 
-@pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("{", "not valid json")])
+@pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("{", "not valid JSON")])
 def test_json_that_is_not_there_or_broken_is_an_error_that_says_what_to_do(
     tmp_path: Path, text: str | None, what: str
 ) -> None:
@@ -143,7 +124,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "stale").touch()
     publish(folder, "new")
-    assert factory.contents(tmp_path) == {"deep/month/file": b"new"}
+    assert workbench.read_tree(tmp_path / "deep" / "month") == {"file": b"new"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -156,44 +137,65 @@ def test_a_failure_leaves_the_old_folder_and_nothing_staged(
         publish(folder, text)
     with pytest.raises(error):
         half_publish(folder, error)
-    assert factory.contents(tmp_path) == ({"month/file": b"old"} if text else {})
+    assert workbench.read_tree(folder) == ({"file": b"old"} if text else {})
     assert folder.exists() == bool(text)
+    assert not [path for path in (tmp_path / "staging").iterdir() if path.is_dir()]
 
 
-def test_what_a_killed_run_left_in_staging_is_not_published(tmp_path: Path) -> None:
-    left = tmp_path / "staging" / "month" / "half"
-    left.parent.mkdir(parents=True)
-    left.touch()
-    publish(tmp_path / "month", "new")
-    assert factory.contents(tmp_path) == {"month/file": b"new"}
+def test_two_writers_do_not_mix(tmp_path: Path) -> None:
+    folder, staging = tmp_path / "month", tmp_path / "staging"
+    with files.replace_folder(folder, staging) as one, files.replace_folder(folder, staging) as two:
+        for staged, text in ((one, "one"), (two, "two")):
+            (staged / text).write_text(text)
+    assert workbench.read_tree(folder) == {"one": b"one"}  # the one that ended last
+    assert not [path for path in staging.iterdir() if path.is_dir()]
 
 
-def test_a_crash_between_the_renames_leaves_the_old_folder_aside(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    folder = publish(tmp_path / "month", "old")
-    request.getfixturevalue("crash_at_second_rename")
-    with pytest.raises(Crash):
-        publish(folder, "new")
-    aside = files.get_backup_path(tmp_path / "staging" / "month")
-    assert factory.contents(aside) == {"file": b"old"}
-    assert not folder.exists()
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tipline import files
+rename, calls = Path.rename, []
+def dying(self, target):
+    calls.append(target)
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = dying
+folder = Path(sys.argv[1])
+with files.replace_folder(folder, folder.parent / "staging") as staged:
+    (staged / "file").write_text("new")
+"""
 
 
-def test_after_a_crash_between_the_renames_the_next_run_publishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = publish(tmp_path / "month", "old")
-    folder.rename(files.get_backup_path(tmp_path / "staging" / "month"))
-    publish(folder, "new")
-    assert factory.contents(tmp_path) == {"month/file": b"new"}
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
-        publish(folder, "newer")
-    # That run ended before it could remove what it had moved aside.
-    assert files.get_backup_path(tmp_path / "staging" / "month").is_dir()
-    publish(folder, "newest")
-    assert factory.contents(tmp_path) == {"month/file": b"newest"}
+@pytest.mark.parametrize("rename", [1, 2])
+def test_kill_during_a_swap_loses_nothing(tmp_path: Path, rename: int) -> None:
+    folder, staging = publish(tmp_path / "month", "old"), tmp_path / "staging"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(rename)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert folder.exists() == (rename == 1)
+    files.recover_folders(staging, tmp_path)
+    assert workbench.read_tree(folder) == {"file": b"old"}
+    publish(folder, "newer")
+    assert workbench.read_tree(folder) == {"file": b"newer"}
+    assert not [path for path in staging.iterdir() if path.is_dir()]  # the dead process's folder is removed, too
+
+
+def test_project_recovers_each_folder_that_is_swapped(make_project: MakeProject) -> None:
+    paths = make_project()
+    folders = {
+        "raw": paths.raw(MONTH),
+        "trips": paths.prepared(MONTH),
+        "predictions": paths.predictions / f"month={MONTH}",
+        "models": paths.champion,
+        "reports": paths.monitoring,
+    }
+    for staging, folder in folders.items():
+        aside = paths.staging / staging / f"{folder.name}{files.REPLACED}"
+        aside.mkdir(parents=True)
+        (aside / "file").touch()
+    paths.recover_folders()
+    assert all((folder / "file").is_file() for folder in folders.values())
 
 
 # ---- a full disk ----
@@ -230,13 +232,13 @@ def test_a_download_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
 ) -> None:
     paths = make_project(demo={"rows": 1000})
     assert run_cli(paths.root, "download", MONTH)[0] == 0
-    before = factory.contents(small_disk / "data")
+    before = workbench.read_tree(small_disk / "data")
     make_project(demo={"rows": 100_000})
     code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "No space left on device" in printed
     assert "Traceback" not in printed
-    assert factory.contents(small_disk / "data") == before
+    assert workbench.read_tree(small_disk / "data") == before
 
 
 def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
@@ -246,12 +248,12 @@ def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
     path = tmp_path / f"yellow_{MONTH}.parquet"
     simulate.simulate_month(path, MONTH, 1000, 1)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
-    before = factory.contents(small_disk / "data")
+    before = workbench.read_tree(small_disk / "data")
     simulate.simulate_month(path, MONTH, 100_000, 1)
     code, printed = run_cli(paths.root, "download", MONTH)
     assert code == 1
     assert "No space left on device" in printed
-    assert factory.contents(small_disk / "data") == before
+    assert workbench.read_tree(small_disk / "data") == before
 
 
 def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
@@ -260,13 +262,13 @@ def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
     paths = make_project(demo={"rows": 7000}, sample={"rows": 100})
     for command in ("download", "prepare", "sample"):
         assert run_cli(paths.root, command, MONTH)[0] == 0
-    before = factory.contents(small_disk / "data")
+    before = workbench.read_tree(small_disk / "data")
     make_project(demo={"rows": 7000}, sample={"rows": 6000})
     fill(small_disk, 20_000)
     code, printed = run_cli(paths.root, "sample", MONTH)
     assert code == 1
     assert "No space left on device" in printed
-    assert factory.contents(small_disk / "data") == before
+    assert workbench.read_tree(small_disk / "data") == before
     assert len(pq.read_table(paths.sample("train", MONTH))) == 100
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SCHEMES = ("", "file", "http", "https", "s3")
 
 Role = Literal["train", "validation", "test"]
+# Short names of estimators; anything else is `module:function`.
+ESTIMATORS = ("logistic_regression", "hist_gradient_boosting")
 
 # Keys of tipline 0.1 -> what they are now.
 RENAMED = {
@@ -52,6 +54,9 @@ def check_months(months: object) -> object:
     if not isinstance(months, list):
         message = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
         raise ValueError(message)  # noqa: TRY004 (pydantic turns a ValueError into its message)
+    if not months:
+        message = "has no month; add one per line, as `- 2009-01`"
+        raise ValueError(message)
     return tuple(map(check_month, months))
 
 
@@ -112,6 +117,16 @@ def check_model_name(name: str) -> str:
     """Return a name that MLflow can register and search for; raise ValueError otherwise."""
     if not name.strip() or set("/:'\"`") & set(name):
         message = f"{name!r} is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"
+        raise ValueError(message)
+    return name
+
+
+def check_estimator(name: str) -> str:
+    """Return a short name or `module:function`; raise ValueError otherwise."""
+    if name not in ESTIMATORS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        near = difflib.get_close_matches(name, ESTIMATORS, 1)
+        hint = f", did you mean {near[0]}?" if near else f"; use {', '.join(ESTIMATORS)} or module:function"
+        message = f"{name!r} is not an estimator{hint}"
         raise ValueError(message)
     return name
 
@@ -183,7 +198,7 @@ class Model(Section):
 class Train(Section):
     """The estimator and how it is fitted."""
 
-    estimator: str = Field(
+    estimator: Annotated[str, AfterValidator(check_estimator)] = Field(
         description="`logistic_regression`, `hist_gradient_boosting`, or `module:function`, in a file beside "
         "params.yaml or installed, that returns a scikit-learn classifier"
     )
@@ -231,7 +246,7 @@ class Settings(Section):
     """All of params.yaml."""
 
     months: Annotated[tuple[Month, ...], PlainValidator(check_months), AfterValidator(check_distinct)] = Field(
-        min_length=1, description="the months that are fetched, prepared and scored"
+        description="the months that are fetched, prepared and scored"
     )
     source: str = Field(
         description="`demo` simulates the months offline; anything else is an address with {month} in it: a path "

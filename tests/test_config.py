@@ -1,0 +1,288 @@
+"""A mistake in params.yaml is one clear message, before any stage does anything."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from tests.conftest import ROOT, settings_values
+from tipline import config
+from tipline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tipline.paths import Paths
+
+    Run = Callable[..., tuple[int, str]]
+    MakeProject = Callable[..., Paths]
+
+REMOVED = object()
+FIRST = ["2009-01", "2009-02", "2009-03"]
+NOT_A_MONTH = "is not a month written YYYY-MM, from 2000-01 on"
+ORDER = "the order is train, validation, test"
+
+
+def give_roles(*roles: str) -> dict[str, str]:
+    return {f"2009-{number:02d}": role for number, role in enumerate(roles, 1)}
+
+
+# Key, value (REMOVED: the key is taken out), message.
+MISTAKES: list[tuple[str, Any, str]] = [
+    ("sauce", "demo", "unknown key sauce, did you mean source?"),
+    ("demo.row", 1, "unknown key demo.row, did you mean rows?"),
+    ("model.nam", "x", "unknown key model.nam, did you mean name?"),
+    ("zzz", 1, "unknown key zzz"),
+    ("sample.seed", REMOVED, "the key sample.seed is missing"),
+    ("train", REMOVED, "the key train is missing"),
+    ("months", [*FIRST, "2009-13"], f"months: '2009-13' {NOT_A_MONTH}"),
+    ("months", [*FIRST, "20٢٤-01"], f"months: '20٢٤-01' {NOT_A_MONTH}"),
+    ("months", [*FIRST, dt.date(2009, 4, 1)], f"months: '2009-04-01' {NOT_A_MONTH}"),
+    ("months", [*FIRST, "1909-01"], f"months: '1909-01' {NOT_A_MONTH}"),
+    ("months", [*FIRST, 2009.04], f"months: 2009.04 {NOT_A_MONTH}"),
+    ("months", [*FIRST, "2009-01"], "months: 2009-01 is listed twice"),
+    ("months", [], "months: has no month; add one per line, as `- 2009-01`"),
+    ("months", "2009-01", "months: has to be a list with one month per line, as `- 2009-01`; "
+     "DVC cannot expand dvc.yaml without it"),
+    ("months", {"2009-01": None}, "months: has to be a list with one month per line, as `- 2009-01`; "
+     "DVC cannot expand dvc.yaml without it"),
+    ("sample.months", give_roles("train", "validation") | {"2009-12": "test"},
+     "sample.months: 2009-12 is not in the list `months`"),
+    ("sample.months", give_roles("train", "validation") | {"2009-13": "test"},
+     f"sample.months.2009-13: '2009-13' {NOT_A_MONTH}"),
+    ("sample.months", give_roles("validation", "train", "test"),
+     f"sample.months: train (2009-02) has to end before validation (2009-01) begins; {ORDER}"),
+    ("sample.months", give_roles("train", "test", "validation"),
+     f"sample.months: validation (2009-03) has to end before test (2009-02) begins; {ORDER}"),
+    ("sample.months", give_roles("train", "validation"),
+     "sample.months: no month has the role test; each of train, validation and test needs one"),
+    ("sample.months", give_roles("train", "holdout", "test"),
+     "sample.months.2009-02 has to be 'train', 'validation' or 'test', not 'holdout'"),
+    ("train.rows", "all", "train.rows: 'all' is neither 'auto' nor a positive whole number"),
+    ("train.rows", True, "train.rows: True is neither 'auto' nor a positive whole number"),
+    ("train.rows", 99_999, "train.rows: 99,999 rows are requested, the sample has at most 3,000"),
+    ("train.estimator", "logistic_regresion",
+     "train.estimator: 'logistic_regresion' is not an estimator, did you mean logistic_regression?"),
+    ("train.calibration", "isotinic", "train.calibration has to be 'sigmoid' or 'isotonic', not 'isotinic'"),
+    ("score.model", "latest", "score.model: 'latest' is neither 'champion' nor a positive whole number"),
+    ("score.model", 1.5, "score.model: 1.5 is neither 'champion' nor a positive whole number"),
+    ("source", "https://example.org/trips.parquet",
+     "source: 'https://example.org/trips.parquet' is not an address with {month} in it"),
+    ("source", "ftp://example.org/{month}.csv", "source: tipline does not fetch from ftp://; use a path, https or s3"),
+    ("source", 5, "source has to be text, not 5: put it in quotes"),
+    ("schema", "", "schema must not be empty"),
+    ("model.name", "team/tips",
+     "model.name: 'team/tips' is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"),
+    ("model.name", "o'brien",
+     "model.name: \"o'brien\" is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"),
+    ("model.columns", [], "model.columns must not be empty"),
+    ("model.columns", ["vendor", "vendor"], "model.columns: vendor is listed twice"),
+    ("model.columns", ["vendor", "payment_type", "fare"], "The schema has no column 'fare'."),
+    ("model.columns", ["vendor", "payment_type", "total_amount"], "total_amount is known only after"),
+    ("model.target", "payment_type", "payment_type is not a number of the schema."),
+    ("model.target", "fare_amount", "fare_amount is the target; as a feature it would give the answer away."),
+    ("model.categories", {"vendor": ["CMT"]},
+     "payment_type is a category in model.columns, but its values are not listed."),
+    ("model.categories", {"vendor": ["CMT"], "payment_type": ["cash"], "rate_code": ["JFK"]},
+     "rate_code has values here but is not a category in model.columns."),
+    ("model.categories.payment_type", ["cash", False],
+     "model.categories.payment_type has to be text, not false: put it in quotes"),
+    ("evaluate.baseline", ["fare_amount"], "fare_amount is not a category of the schema."),
+    ("evaluate.baseline", ["tip_amount"], "tip_amount is known only after"),
+    ("evaluate.segments", ["vendor", "fare_amount"], "fare_amount is not a category of the schema."),
+    ("evaluate.tolerance", float("inf"), "evaluate.tolerance has to be a finite number, not Infinity"),
+    ("demo", 5, "demo has to be a mapping of keys to values, not 5"),
+    ("demo", None, "demo has to be a mapping of keys to values, not empty"),
+    ("demo.rows", "many", "demo.rows has to be a whole number, not 'many'"),
+    ("demo.rows", "5000", "demo.rows has to be a whole number, not the text '5000': take the quotes off"),
+    ("demo.rows", True, "demo.rows has to be a whole number, not true"),
+    ("demo.rows", 0, "demo.rows has to be 1 or more, not 0"),
+    ("demo.rows", 10**9, "demo.rows has to be 50,000,000 at most, not 1000000000"),
+    ("learning_curve.min_gain", None, "learning_curve.min_gain has to be a number, not empty"),
+    ("learning_curve.min_gain", 1, "learning_curve.min_gain has to be below 1, not 1"),
+    ("learning_curve.max_rows", 100, "learning_curve: max_rows: 100 is less than `smallest`, 200"),
+    ("cluster.n_workers", 0, "cluster.n_workers has to be 1 or more, not 0"),
+    # Keys of tipline 0.1.
+    ("contract", "x.yaml", "The file has keys of tipline 0.1: `contract` is now `schema`."),
+    ("baseline", {"by": ["vendor"]}, "The file has keys of tipline 0.1: `baseline.by` is now `evaluate.baseline`."),
+    ("register", {"name": "x"}, "The file has keys of tipline 0.1: `register.name` is now `model.name`."),
+    ("score.version", 3, "The file has keys of tipline 0.1: `score.version` is now `score.model`."),
+    ("score.workers", 2, "The file has keys of tipline 0.1: `score.workers` is now `cluster.n_workers`."),
+    ("learning_curve.budget", {"rows": 1},
+     "The file has keys of tipline 0.1: `learning_curve.budget.rows` is now `learning_curve.max_rows`."),
+    ("sample.months", give_roles("fit", "size", "evaluate"),
+     "The file has keys of tipline 0.1: the role `fit` is now `train`; the role `size` is now `validation`; "
+     "the role `evaluate` is now `test`."),
+]  # fmt: skip
+
+
+def set_value(key: str, value: Any) -> dict[str, Any]:
+    """Return valid settings with one value changed, added or removed."""
+    values = settings_values()
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    if value is REMOVED:
+        del section[last]
+    return values
+
+
+def write(path: Path, values: object) -> Path:
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return path
+
+
+@pytest.mark.parametrize(("key", "value", "message"), MISTAKES, ids=lambda part: str(part)[:40])
+def test_mistake_has_one_clear_message(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    path = write(tmp_path / "params.yaml", set_value(key, value))
+    with pytest.raises(UsageError) as raised:
+        config.load_settings(path)
+    what, where, todo = raised.value.parts
+    assert what.startswith(message.removesuffix("."))
+    assert not what.endswith(("?.", ".."))
+    assert where.startswith(str(path))
+    assert todo
+
+
+@pytest.mark.parametrize("command", ["download 2009-01", "prepare 2009-01", "learning_curve", "score", "record"])
+def test_every_stage_validates_all_settings_first(run_cli: Run, make_project: MakeProject, command: str) -> None:
+    paths = make_project()
+    write(paths.params, set_value("evaluate.tolerance", "much"))
+    code, output = run_cli(paths.root, *command.split())
+    assert code == 2
+    assert "evaluate.tolerance has to be a number, not 'much'" in output
+    assert "Traceback" not in output
+    assert not (paths.root / "data").exists()
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    values = set_value("demo.row", 1)
+    values["score"]["model"] = "latest"
+    with pytest.raises(UsageError, match=r"demo\.row, did you mean rows\?; score\.model: 'latest'"):
+        config.load_settings(write(tmp_path / "params.yaml", values))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "todo"),
+    [
+        ("model.columns", ["vendor", "payment_type", "fare_amout"], "Did you mean fare_amount?"),
+        ("model.target", "tip", "Use one of: trip_distance, "),
+        ("evaluate.segments", ["payment"], "Use one of: vendor, rate_code, "),
+        ("model.categories", {"vendor": ["CMT"]}, "Add the values that the model tells apart: payment_type: [cash, "),
+    ],
+)
+def test_message_says_what_to_write_instead(tmp_path: Path, key: str, value: Any, todo: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        config.load_settings(write(tmp_path / "params.yaml", set_value(key, value)))
+    assert raised.value.parts[2].startswith(todo)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("months: [\n", "params.yaml, line 2, column 1"),
+        ("months:\n\t- x\n", "found character '\\t' that cannot start any token"),
+        ("months: [a]\nsource: x\nmonths: [b]\n", "the key 'months' is repeated"),
+        ("", "not a mapping of sections"),
+        ("- 2009-01\n", "not a mapping of sections"),
+        ("? [a, b]\n: 1\n", "a key is a list or a mapping"),
+        ("train: &loop\n  params: *loop\n", "The file cannot be read: Circular reference detected"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("<<<<<<< HEAD\nsource: a\n=======\nsource: b\n>>>>>>> b\n", "Does a merge conflict stand there?"),
+    ],
+)
+def test_file_that_is_not_settings_is_refused(
+    run_cli: Run, make_project: MakeProject, text: str, message: str
+) -> None:
+    paths = make_project()
+    paths.params.write_text(text)
+    code, output = run_cli(paths.root, "download", "2009-01")
+    assert code == 2
+    assert message in output
+    assert str(paths.params) in output
+    assert "defect of tipline" not in output
+
+
+def test_file_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(UsageError, match=r"no params\.yaml"):
+        config.load_settings(path)
+    path.write_bytes(b"source: \xff\n")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        config.load_settings(path)
+
+
+def test_own_settings_are_valid() -> None:
+    settings = config.load_settings(ROOT / "params.yaml")
+    assert settings.source == "demo"
+    assert set(settings.sample.months) <= set(settings.months)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.rows", 2000),
+        ("train.estimator", "mine.models:make"),
+        ("train.calibration", "sigmoid"),
+        ("train.params", {"C": 0.1, "max_iter": 50}),
+        ("score.model", 3),
+        ("source", "https://example.org/yellow_{month}.parquet"),
+        ("months", ["2009-03", "2009-01", "2009-02"]),
+        ("learning_curve.max_rows", 5000),
+    ],
+)
+def test_valid_values_are_kept(tmp_path: Path, key: str, value: Any) -> None:
+    found: Any = config.load_settings(write(tmp_path / "params.yaml", set_value(key, value)))
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert (list(found) if isinstance(value, list) else found) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("2E+1", 20.0), (".5e-2", 0.005), ("1.e1", 10.0)])
+def test_power_of_ten_is_a_number_as_in_dvc(tmp_path: Path, text: str, value: float) -> None:
+    path = write(tmp_path / "params.yaml", settings_values())
+    path.write_text(path.read_text().replace("C: 1.0", f"C: {text}"))
+    assert config.load_settings(path).train.params == {"C": value}
+
+
+def test_months_of_a_role_are_in_order_of_time(tmp_path: Path) -> None:
+    roles = {"2009-02": "train", "2009-05": "test", "2009-01": "train", "2009-03": "validation"}
+    settings = config.load_settings(write(tmp_path / "params.yaml", set_value("sample.months", roles)))
+    assert settings.sample.get_months("train") == ["2009-01", "2009-02"]
+
+
+def test_settings_are_frozen() -> None:
+    settings = config.load_settings(ROOT / "params.yaml")
+    for section in (settings, settings.demo, settings.train):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, next(iter(type(section).model_fields)), None)
+
+
+def test_partial_settings_of_a_valid_file(make_project: MakeProject) -> None:
+    found = config.load_partial_settings(make_project(months=FIRST).params)
+    assert found.settings is not None
+    assert (found.problem, found.months, found.model_name) == (None, tuple(FIRST), "tip-probability")
+
+
+@pytest.mark.parametrize(
+    ("text", "months", "name"),
+    [
+        ("months: [2009-01, x]\nmodel: {name: m}\n", ("2009-01",), "m"),
+        ("months: 2009-01\nmodel: 5\n", (), None),
+        ("a: [\n", (), None),
+    ],
+)
+def test_partial_settings_of_an_invalid_file(tmp_path: Path, text: str, months: tuple[str, ...], name: object) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    found = config.load_partial_settings(path)
+    assert found.settings is None
+    assert isinstance(found.problem, UsageError)
+    assert (found.months, found.model_name) == (months, name)
