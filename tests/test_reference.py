@@ -1,4 +1,4 @@
-"""docs/reference.md says what the code says."""
+"""docs/reference.md matches the code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.imports import PACKAGE
 from tipline.config import Settings
+
+PACKAGE = ROOT / "src" / "tipline"
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,22 +22,22 @@ ENVIRON = "os.environ"
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    """The script's names."""
+    """Return the names of the script."""
     return runpy.run_path(str(ROOT / "docs" / "reference.py"))
 
 
-def test_the_page_is_what_the_script_writes(reference: dict[str, Any]) -> None:
-    assert (ROOT / "docs" / "reference.md").read_text() == reference["page"](), "run: python docs/reference.py"
+def test_page_is_current(reference: dict[str, Any]) -> None:
+    assert (ROOT / "docs" / "reference.md").read_text() == reference["format_page"](), "run: python docs/reference.py"
 
 
-def test_every_key_has_a_line(reference: dict[str, Any]) -> None:
+def test_every_key_has_a_row(reference: dict[str, Any]) -> None:
     def keys(model: Any, prefix: str = "") -> Iterator[str]:
         for name, field in model.model_fields.items():
             key = prefix + (field.alias or name)
             below = hasattr(field.annotation, "model_fields")
             yield from keys(field.annotation, f"{key}.") if below else [key]
 
-    text = "\n".join(reference["settings"]())
+    text = "\n".join(reference["format_settings"]())
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     assert sorted(row[0] for row in rows) == sorted(keys(Settings))
     assert "None" not in {cell for row in rows for cell in row}
@@ -45,27 +46,25 @@ def test_every_key_has_a_line(reference: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "allowed", "again"),
     [
-        ("months", "list of months, not empty", "download, prepare, score, monitor"),
+        ("months", "list of months", "download, prepare, score, monitor"),
         ("demo.rows", "whole number, ≥ 1, ≤ 50,000,000", "download"),
         ("learning_curve.min_gain", "number, > 0, < 1", "learning_curve"),
-        ("sample.months", "mapping of month to `fit` or `size` or `evaluate`", None),
+        ("sample.months", "mapping of month to `train` or `validation` or `test`", None),
         ("train.rows", "whole number or `auto`", "train"),
         ("train.estimator", "text", "learning_curve, train"),
-        ("learning_curve.budget.rows", "whole number or empty, ≥ 1", "learning_curve"),
-        ("score.workers", "whole number, ≥ 0, ≤ 1,024", "none"),
+        ("learning_curve.max_rows", "whole number or null, ≥ 1", "learning_curve"),
+        ("cluster.n_workers", "whole number or null, ≥ 1, ≤ 1,024", "none"),
     ],
 )
-def test_a_line_tells_bounds_and_what_runs_again(
-    reference: dict[str, Any], key: str, allowed: str, again: str | None
-) -> None:
-    line = next(line for line in reference["settings"]() if line.startswith(f"| `{key}` |"))
+def test_row_shows_bounds_and_stages(reference: dict[str, Any], key: str, allowed: str, again: str | None) -> None:
+    line = next(line for line in reference["format_settings"]() if line.startswith(f"| `{key}` |"))
     cells = line.split(" | ")
     assert cells[2] == allowed
     assert again is None or cells[4] == f"{again} |"
 
 
-def variables(tree: ast.AST) -> Iterator[ast.expr]:
-    """What is looked up in os.environ."""
+def find_variables(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield the keys that are looked up in os.environ."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == ENVIRON:
             yield node.slice
@@ -75,11 +74,11 @@ def variables(tree: ast.AST) -> Iterator[ast.expr]:
             yield node.left
 
 
-def test_every_variable_that_is_read_has_a_line(reference: dict[str, Any]) -> None:
+def test_every_variable_has_a_row(reference: dict[str, Any]) -> None:
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     assigned = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assign)]
     constants = {ast.unparse(node.targets[0]): node.value for node in assigned}
-    found = [expression for tree in trees for expression in variables(tree)]
-    # A variable's name stands there itself, or as a constant of a module.
+    found = [expression for tree in trees for expression in find_variables(tree)]
+    # The name is a literal or a constant of a module.
     values = [constants.get(ast.unparse(expression).split(".")[-1], expression) for expression in found]
     assert {value.value for value in values if isinstance(value, ast.Constant)} == set(reference["VARIABLES"])
