@@ -48,7 +48,7 @@ VARIABLES = {
 # Variables that libraries read.
 OTHERS = {
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL": "keys and address of S3",
-    "FSSPEC_HTTP, FSSPEC_S3_ANON": "options of https sources as JSON, for example a token; `true` reads a public bucket without keys",
+    "FSSPEC_HTTP, FSSPEC_S3_ANON": "options of https sources as JSON; `true` reads a public bucket",
     "MLFLOW_TRACKING_PASSWORD": "the password for that user name",
 }
 
@@ -211,7 +211,7 @@ def get_body(stage: Mapping[str, Any]) -> Mapping[str, Any]:
 def format_stages() -> Iterator[str]:
     """Yield the table of what each stage reads and writes."""
     yield "\n## Stages\n"
-    yield "`dvc repro STAGE` runs a stage and everything that it needs; `dvc repro STAGE@2009-01` runs it for one month."
+    yield "`dvc repro STAGE` runs a stage and what it needs; `dvc repro STAGE@2009-01` runs it for one month."
     yield "dvc.yaml lists the code that a stage depends on.\n"
     found = load_stages().items()
     rows = [

@@ -1,4 +1,4 @@
-"""The registered version, served and run by MLflow in an environment of its own, gives what bulk scoring gave."""
+"""The registered version, served by MLflow in an environment of its own, gives the scores of bulk scoring."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import workbench
-from tests.conftest import missing
+from tests.conftest import forget_store, missing
 from tests.servers import free_port
 from tipline.registry import model_versions, store
 
@@ -37,26 +37,23 @@ ROWS = 500
 
 
 @pytest.fixture(scope="module")
-def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
+def project(scored_template: Paths, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A scored project with its champion registered."""
-    template = request.getfixturevalue("mlflow_template")
-    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("serving"))
-    shutil.copyfile(template, paths.root / "mlflow.db")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    workbench.run(paths, "register")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("serving"))
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+    with forget_store():
+        workbench.run(paths, "register")
     return paths
 
 
 @pytest.fixture(scope="module")
 def model(project: Paths) -> Path:
-    """The registered version's files, as somebody fetches them who has MLflow alone."""
-    with store.connect_store(project) as client:
+    """The registered version's files, fetched with MLflow alone."""
+    with forget_store(), store.connect_store(project) as client:
         version = model_versions.get_champion(client, NAME)
         assert version is not None
         folder = project.root / "fetched"
         mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{NAME}/{version.version}", dst_path=str(folder))
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     return folder
 
 

@@ -71,6 +71,16 @@ def check_source(source: str, *, needs_month: bool = True) -> None:
         raise ValueError(message)
 
 
+def check_no_secret(source: str) -> None:
+    """Raise ValueError for an address with a password or token, which DVC would write into dvc.lock."""
+    if hide_secrets(source) != source:
+        message = (
+            "source: has a password or token in it, which DVC would write into dvc.lock; put it into ~/.netrc, or into "
+            'the environment: FSSPEC_HTTP=\'{"headers": {"Authorization": "..."}}\' or \'{"params": {"token": "..."}}\''
+        )
+        raise ValueError(message)
+
+
 def accept_number_or(word: str) -> PlainValidator:
     """Accept a positive whole number or one word; pydantic's union would report one problem per alternative."""
 
@@ -279,6 +289,7 @@ class Settings(Section):
             raise ValueError(message)
         if self.source != "demo":
             check_source(self.source)
+            check_no_secret(self.source)
         return self
 
 

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from tipline.errors import TiplineError, UsageError
 from tipline.model import newton, pyfunc
-from tipline.model.artifact import CODE
+from tipline.model.artifact import CODE, FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +52,7 @@ WHERE = "params.yaml, train"
 def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
     """What model.json says of a model before it is fitted: of the baseline, only the columns."""
     return {
+        "format": FORMAT,
         "target": settings.model.target,
         "time": schema.time,
         "features": features(settings.model, schema),

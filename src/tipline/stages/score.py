@@ -95,7 +95,7 @@ def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str
     if first is None or not external.is_external(contents):
         return contents
     rows = worker.read_block(first, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
-    return golden_rows.with_golden_rows(contents, rows)
+    return golden_rows.score_golden_rows(contents, rows)
 
 
 def announce(ref: dict[str, Any], months: Sequence[Month], failed: Mapping[str, str]) -> None:

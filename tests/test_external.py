@@ -1,4 +1,4 @@
-"""A model that somebody else registered is scored through its own `predict`, or refused by name before anything is."""
+"""External models are scored through their own `predict`, or refused with a reason before anything is scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from tests import workbench
-from tipline import cluster, files
+from tipline import cluster
 from tipline.model import artifact, external
 from tipline.registry import model_versions, store
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tipline.paths import Paths
 
 pytestmark = [
-    *([workbench.MLFLOW_WARNINGS] if not isinstance(workbench.MLFLOW_WARNINGS, list) else workbench.MLFLOW_WARNINGS),
+    *workbench.MLFLOW_WARNINGS,
     pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
 ]
 NAME = "tip-probability"
@@ -42,33 +42,31 @@ COLUMNS = [str(spec.name) for spec in INPUTS]
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
-    """A scored project, its own champion registered as version 1."""
-    del mlflow_store
-    paths = workbench.copy_project(workbench.scored(request), tmp_path)
-    workbench.run(paths, "register")
-    return paths
+def project(scored_project: Paths) -> Paths:
+    """A scored project whose champion is registered as version 1."""
+    workbench.run(scored_project, "register")
+    return scored_project
 
 
 @pytest.fixture
 def empty_store(mlflow_template: Path, tmp_path: Path) -> Path:
-    """A second database, as a person has it after a loss."""
+    """A second database, as after the loss of the first."""
     return shutil.copyfile(mlflow_template, tmp_path / "fresh.db")
 
 
 @pytest.fixture
-def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+def on_cluster(dask_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
 
 
 def frame(paths: Paths, month: str) -> pd.DataFrame:
-    """A month as a person has it who reads data/trips with pandas."""
+    """Read a month as a user does with pandas."""
     read: pd.DataFrame = workbench.read_prepared(paths, month).select(COLUMNS).to_pandas()
     return read.astype({"payment_type": "str", "pickup_datetime": "datetime64[ns]"})
 
 
 def fitted(paths: Paths) -> Any:
-    """A scikit-learn pipeline of somebody's own."""
+    """Fit a scikit-learn pipeline without tipline."""
     trips = workbench.read_prepared(paths, "2009-01")
     one_hot = ColumnTransformer(
         [("kind", OneHotEncoder(handle_unknown="ignore"), ["payment_type"])], remainder="passthrough"
@@ -79,7 +77,7 @@ def fitted(paths: Paths) -> Any:
 
 
 def add_version(paths: Paths, model: Any, signature: ModelSignature | None, **logged: Any) -> int:
-    """Register a scikit-learn model as a colleague would who knows nothing of tipline; return its number."""
+    """Register a scikit-learn model with MLflow alone; return the version number."""
     with store.connect_store(paths) as client:
         experiment = client.create_experiment("elsewhere", (paths.root / "elsewhere").as_uri())
         with mlflow.start_run(experiment_id=experiment):
@@ -99,89 +97,89 @@ SIGNATURE = ModelSignature(Schema(INPUTS[:2]), Schema([TensorSpec(np.dtype("floa
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_a_version_of_somebody_elses_scores_all_months_and_comes_back_after_a_loss(
+def test_external_version_scores_all_months_and_survives_a_lost_registry(
     project: Paths, run_cli: Callable[..., tuple[int, str]], empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fitted(project)
     number = add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba")
     assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
     for stage in ("register", "evaluate", "score", "monitor", "record"):
-        code, printed = run_cli(project.root, stage)
-        assert code == 0, printed
+        code, output = run_cli(project.root, stage)
+        assert code == 0, output
     for month in workbench.MONTHS:
         expected = model.predict_proba(frame(project, month)[COLUMNS[:2]])[:, 1].astype(np.float32)
         written = pq.read_table(project.predictions / f"month={month}")["tip_probability"].to_numpy()
         assert written.tobytes() == expected.tobytes()
-    told = workbench.read_json(project.champion_ref)
-    assert (told["version"], told["digest"]) == (number, artifact.read_digest(project.champion))
+    ref = workbench.read_json(project.champion_ref)
+    assert (ref["version"], ref["digest"]) == (number, artifact.read_digest(project.champion))
     assert workbench.read_json(project.monitoring / "months.json")[0]["skill"] is not None
 
-    # A new, empty registry is given the same champion again; nothing is scored for that.
+    # A new, empty registry gets the same champion back; nothing is scored again.
     template = workbench.read_tree(project.predictions)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     shutil.rmtree(project.root / "elsewhere")
-    code, printed = run_cli(project.root, "register")
-    assert code == 0, printed
+    code, output = run_cli(project.root, "register")
+    assert code == 0, output
     with store.connect_store(project) as client:
         again = model_versions.get_champion(client, NAME)
         assert again is not None
-        assert model_versions.get_digest(again) == told["digest"]
+        assert model_versions.get_digest(again) == ref["digest"]
         shutil.rmtree(project.champion)
     assert run_cli(project.root, "register")[0] == 0
-    assert artifact.read_digest(project.champion) == told["digest"]
+    assert artifact.read_digest(project.champion) == ref["digest"]
     assert run_cli(project.root, "score")[0] == 0
     assert workbench.read_tree(project.predictions) == template
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "message"),
     [
-        ([ColSpec(DataType.double, "tip_amount")], "tip_amount is known only after payment"),
-        ([ColSpec(DataType.double, "weather")], "weather is no column of the schema"),
+        ([ColSpec(DataType.double, "tip_amount")], "tip_amount is known only after the outcome"),
+        ([ColSpec(DataType.double, "weather")], "weather is not a column of the schema"),
         ([ColSpec(DataType.long, "passenger_count")], "passenger_count is declared long, it has to be double"),
         ([ColSpec(DataType.double, "payment_type")], "payment_type is declared double, it has to be string"),
     ],
 )
-def test_a_signature_that_trips_cannot_be_brought_to_is_refused_by_name(
-    project: Paths, run_cli: Callable[..., tuple[int, str]], inputs: list[ColSpec], said: str
+def test_signature_that_prepared_rows_cannot_fill_is_refused(
+    project: Paths, run_cli: Callable[..., tuple[int, str]], inputs: list[ColSpec], message: str
 ) -> None:
     number = add_version(project, LogisticRegression(), ModelSignature(Schema(inputs)))
-    code, printed = run_cli(project.root, "promote", str(number))
+    code, output = run_cli(project.root, "promote", str(number))
     assert code == 2
-    assert said in printed
-    assert f"{NAME} version {number}" in printed
-    assert "Traceback" not in printed
+    assert message in output
+    assert f"{NAME} version {number}" in output
+    assert "Traceback" not in output
     with store.connect_store(project) as client:
         champion = model_versions.get_champion(client, NAME)
         assert champion is not None
         assert int(champion.version) == 1
 
 
-def test_a_version_without_a_signature_is_refused_also_when_its_alias_was_set_in_mlflow(
+def test_version_without_signature_is_refused_even_as_champion(
     project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
     number = add_version(project, LogisticRegression(), None)
     with store.connect_store(project) as client:
         client.set_registered_model_alias(NAME, model_versions.CHAMPION, str(number))
     before = workbench.read_tree(project.champion)
-    code, printed = run_cli(project.root, "register")
+    code, output = run_cli(project.root, "register")
     assert code == 2
-    assert "no signature" in printed
+    assert "no signature" in output
     assert workbench.read_tree(project.champion) == before
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
+def test_classes_are_not_probabilities_and_nothing_is_scored(
     project: Paths, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
-    number = add_version(project, fitted(project), SIGNATURE)  # its predict gives truth values
+    number = add_version(project, fitted(project), SIGNATURE)  # its predict returns booleans
     before = workbench.read_tree(project.predictions)
     assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
     assert run_cli(project.root, "register")[0] == 0
-    code, printed = run_cli(project.root, "score")
+    code, output = run_cli(project.root, "score")
     assert code == 1
-    assert "gives an array of bool" in printed
-    assert f"{NAME} version {number}" in printed
+    assert "returns an array of bool" in output
+    assert f"{NAME} version {number}" in output
     assert workbench.read_tree(project.predictions) == before
 
 
@@ -198,13 +196,12 @@ def test_classes_are_no_probabilities_and_nothing_is_scored_with_them(
         (np.zeros((2, 3)), None),
     ],
 )
-def test_one_float_a_row_is_what_counts_as_probabilities(given: Any, expected: list[float] | None) -> None:
+def test_one_float_per_row_counts_as_probabilities(given: Any, expected: list[float] | None) -> None:
     scores = external.extract_scores(given)
     assert (None if scores is None else scores.tolist()) == expected
 
 
-def test_ours_and_theirs_are_told_apart_by_their_files(project: Paths) -> None:
-    ours = artifact.read_artifact(project.champion)
+def test_external_models_are_recognised_by_their_files(trained_template: Paths) -> None:
+    ours = artifact.read_artifact(trained_template.challenger)
     assert not external.is_external(ours)
     assert external.is_external({f"{external.FOLDER}/MLmodel": b""})
-    assert files.hash_bytes(ours[artifact.CODE])

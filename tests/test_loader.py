@@ -1,6 +1,6 @@
-"""A hostile model in the registry is refused, with a reason and before anything of it has run.
+"""A hostile model in the registry is refused with a reason, before anything of it runs.
 
-Each model here would leave a file behind if it ran; where MLflow alone would run it, that is shown first.
+Each model here would leave a file behind if it ran. Where MLflow alone would run it, the test shows that first.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from tests import workbench
+from tests.conftest import forget_store
 from tipline import cluster
 from tipline.errors import TiplineError
 from tipline.model import artifact, golden_rows, loader, pipeline, pyfunc
@@ -49,7 +50,7 @@ pytestmark = [
 NAME = "tip-probability"
 TRACE = "TIPLINE_TEST_TRACE"
 LEAVE_TRACE = f"import os, pathlib\npathlib.Path(os.environ[{TRACE!r}]).touch()\n"
-UNCHANGED = "are not those that were registered"
+CHANGED = "are not those that were registered"
 COUNT = itertools.count(1)
 
 
@@ -70,96 +71,96 @@ def touch() -> None:
 
 
 @pytest.fixture(scope="module")
-def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
+def project(
+    trained_template: Paths, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Paths]:
     """A project with a champion; hostile versions are added to its registry, and no refusal changes it."""
-    template = request.getfixturevalue("mlflow_template")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    paths = workbench.copy_project(workbench.trained(request), tmp_path_factory.mktemp("hostile"))
-    shutil.copyfile(template, paths.root / "mlflow.db")
-    workbench.run(paths, "register")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    yield paths
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with forget_store():
+        paths = workbench.copy_project(trained_template, tmp_path_factory.mktemp("hostile"))
+        shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+        workbench.run(paths, "register")
+    with forget_store():
+        yield paths
 
 
 @pytest.fixture
 def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a hostile model would leave a file."""
+    """The file that a hostile model would leave behind."""
     monkeypatch.setenv(TRACE, str(tmp_path / "trace"))
     return tmp_path / "trace"
 
 
 @contextlib.contextmanager
-def connected(paths: Paths) -> Iterator[MlflowClient]:
+def connect(paths: Paths) -> Iterator[MlflowClient]:
     with store.connect_store(paths) as client:
         yield client
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-def logged(paths: Paths) -> Path:
-    """The champion as MLflow logged it."""
-    with connected(paths) as client:
+def get_logged(paths: Paths) -> Path:
+    """Return the champion as MLflow logged it."""
+    with connect(paths) as client:
         found = model_versions.get_champion(client, NAME)
         assert found is not None
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=found.source))
 
 
-def copied(paths: Paths) -> Path:
-    """The champion's files as MLflow logged them, for a test to change; a model with a digest of its own."""
+def copy_logged(paths: Paths) -> Path:
+    """Copy the champion's files as MLflow logged them, with a digest of their own, for a test to change."""
     number = next(COUNT)
     folder = paths.root / "elsewhere" / str(number)
-    shutil.copytree(logged(paths), folder, ignore=shutil.ignore_patterns(loader.MLFLOW_NOTE, loader.COMPILED))
+    shutil.copytree(get_logged(paths), folder, ignore=shutil.ignore_patterns(loader.MLFLOW_NOTE, loader.COMPILED))
     spec = folder / "artifacts" / pyfunc.SPEC
     spec.write_text(spec.read_text() + " " * number)
     return folder
 
 
 def digest_of(folder: Path) -> str:
-    """The digest that a model in this folder would be registered with."""
+    """Return the digest that a model in this folder would be registered with."""
     names = {artifact.CODE: artifact.CODE, **loader.OWN_ARTIFACTS}
     return artifact.hash_artifact({name: (folder / path).read_bytes() for name, path in names.items()})
 
 
-def consistent(folder: Path) -> dict[str, str]:
-    """The tags of somebody who knows how tipline registers a model."""
+def compute_tags(folder: Path) -> dict[str, str]:
+    """Return the tags that tipline would give the model, as an attacker can compute them."""
     loader.remove_leftovers(folder)
     return {store.DIGEST: digest_of(folder), loader.FILES: loader.hash_files(loader.read_files(folder, "here"))}
 
 
 def add(paths: Paths, folder: Path, tags: dict[str, str]) -> ModelVersion:
     """Register the files of a folder."""
-    with connected(paths) as client:
+    with connect(paths) as client:
         return client.create_model_version(NAME, source=folder.as_uri(), tags=tags)
 
 
-def assert_refused(paths: Paths, version: ModelVersion, run_cli: Cli, trace: Path, said: str) -> None:
-    """No command takes the version, forced or not, nor where its alias was set in MLflow's page."""
+def assert_refused(paths: Paths, version: ModelVersion, run_cli: Cli, trace: Path, message: str) -> None:
+    """No command accepts the version, forced or with its alias set in MLflow's page."""
     before = workbench.read_tree(paths.champion)
     for forced in ((), ("--force", "I know better")):
-        code, printed = run_cli(paths.root, "promote", str(version.version), *forced)
-        assert code in {1, 2}, printed
-        assert said in printed
-        assert f"version {version.version}" in printed
-    with connected(paths) as client:
+        code, output = run_cli(paths.root, "promote", str(version.version), *forced)
+        assert code in {1, 2}, output
+        assert message in output
+        assert f"version {version.version}" in output
+    with connect(paths) as client:
         champion = model_versions.get_champion(client, NAME)
         assert champion is not None
         assert int(champion.version) == 1
         client.set_registered_model_alias(NAME, model_versions.CHAMPION, str(version.version))
     try:
-        code, printed = run_cli(paths.root, "register")
+        code, output = run_cli(paths.root, "register")
     finally:
-        with connected(paths) as client:
+        with connect(paths) as client:
             client.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
-    assert code in {1, 2}, printed
-    assert said in printed
-    assert "Traceback" not in printed
-    assert "defect" not in printed
+    assert code in {1, 2}, output
+    assert message in output
+    assert "Traceback" not in output
+    assert "defect" not in output
     assert workbench.read_tree(paths.champion) == before
     assert not trace.exists()
 
 
 def assert_mlflow_alone_runs_it(folder: Path, trace: Path) -> None:
-    """What a test warns of does happen: MLflow loads the model, and the trace is there."""
+    """The attack works: MLflow loads the model and the trace appears."""
     with contextlib.suppress(Exception):
         mlflow.pyfunc.load_model(str(folder))
     assert trace.exists()
@@ -167,27 +168,27 @@ def assert_mlflow_alone_runs_it(folder: Path, trace: Path) -> None:
 
 
 def change_settings(folder: Path, **settings: Any) -> None:
-    """Change what MLmodel says of python_function; None takes a setting away."""
+    """Change the settings of python_function in MLmodel; None removes one."""
     mlmodel = yaml.safe_load((folder / "MLmodel").read_text())
     conf = mlmodel["flavors"]["python_function"] | settings
     mlmodel["flavors"]["python_function"] = {name: value for name, value in conf.items() if value is not None}
     (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel))
 
 
-# ---- changed after it was registered ----
+# ---- changed after registration ----
 
 LOGGED = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json", "pyfunc.py")
 ARTIFACTS = ("artifacts/estimator.skops", "artifacts/model.json", "artifacts/training.json")
 
 
 @pytest.mark.parametrize("name", [*LOGGED, "serving_input_example.json", *ARTIFACTS])
-def test_a_version_of_which_a_file_was_changed_is_refused(project: Paths, name: str) -> None:
-    folder = copied(project)
-    version = add(project, folder, consistent(folder))
-    with connected(project), model_versions.open_download(version) as root:  # as it is, it is taken
+def test_version_with_a_changed_file_is_refused(project: Paths, name: str) -> None:
+    folder = copy_logged(project)
+    version = add(project, folder, compute_tags(folder))
+    with connect(project), model_versions.open_download(version) as root:  # as it is, it is taken
         assert (root / name).read_bytes() == (folder / name).read_bytes()
     (folder / name).write_bytes((folder / name).read_bytes() + b" ")
-    with connected(project), pytest.raises(TiplineError, match=UNCHANGED), model_versions.open_download(version):
+    with connect(project), pytest.raises(TiplineError, match=CHANGED), model_versions.open_download(version):
         pass
 
 
@@ -203,30 +204,30 @@ def change_loader(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_code, change_loader])
-def test_code_that_was_put_into_a_registered_version_does_not_run(
+def test_code_added_to_a_registered_version_does_not_run(
     project: Paths, run_cli: Cli, trace: Path, change: Change
 ) -> None:
-    folder = copied(project)
-    version = add(project, folder, consistent(folder))
+    folder = copy_logged(project)
+    version = add(project, folder, compute_tags(folder))
     change(folder)
     assert_mlflow_alone_runs_it(folder, trace)
-    assert_refused(project, version, run_cli, trace, UNCHANGED)
+    assert_refused(project, version, run_cli, trace, CHANGED)
 
 
 @pytest.mark.parametrize("name", ["more.txt", "conda.yaml"])
-def test_a_file_that_was_added_or_taken_away_is_seen(project: Paths, name: str) -> None:
-    folder = copied(project)
-    version = add(project, folder, consistent(folder))
+def test_added_or_removed_file_is_noticed(project: Paths, name: str) -> None:
+    folder = copy_logged(project)
+    version = add(project, folder, compute_tags(folder))
     if (folder / name).exists():
         (folder / name).unlink()
     else:
         (folder / name).touch()
-    with connected(project), pytest.raises(TiplineError, match=UNCHANGED), model_versions.open_download(version):
+    with connect(project), pytest.raises(TiplineError, match=CHANGED), model_versions.open_download(version):
         pass
 
 
-def test_the_tag_is_written_with_the_run_and_the_version(project: Paths) -> None:
-    with connected(project) as client:
+def test_run_and_version_carry_the_digest_of_all_files(project: Paths) -> None:
+    with connect(project) as client:
         version = client.get_model_version(NAME, "1")
         run = client.get_run(version.run_id)
         with model_versions.open_download(version) as root:
@@ -237,21 +238,21 @@ def test_the_tag_is_written_with_the_run_and_the_version(project: Paths) -> None
             )
 
 
-def test_compiled_code_in_the_store_is_left_out_whoever_wrote_it(project: Paths) -> None:
+def test_compiled_code_in_the_store_is_left_out(project: Paths) -> None:
     """MLflow compiles a model's code where it lies; what is there could as well be something else."""
-    compiled_code_beside_the_code(logged(project))
-    with connected(project) as client:
+    compiled_code_beside_the_code(get_logged(project))
+    with connect(project) as client:
         champion = model_versions.get_champion(client, NAME)
         assert champion is not None
         with model_versions.open_download(champion) as root:
             assert not list(root.rglob("*.pyc"))
 
 
-# ---- built to mislead, and registered so ----
+# ---- built to mislead and registered like that ----
 
 
 def own_loader_named_only(folder: Path) -> None:
-    change_settings(folder, loader_module="tests.test_hostile_models")
+    change_settings(folder, loader_module="tests.test_loader")
 
 
 def _load_pyfunc(path: str) -> None:
@@ -309,27 +310,27 @@ def another_model_in_it(folder: Path) -> None:
 
 ANY: dict[Change, str] = {
     change_loader: "names the loader other_loader",
-    own_loader_named_only: "names the loader tests.test_hostile_models",
+    own_loader_named_only: "names the loader tests.test_loader",
     pickled_model: "names the loader mlflow.pyfunc.model",
     pickle_without_a_name: "data/weights.bin is a pickle",
     pickle_by_name: "scaler.joblib is a pickle",
     modules_of_its_own: "modules of its own",
     path_outside: "../../../../mlflow.db",
     path_of_the_machine: "/etc",
-    no_yaml: "says nothing of how it is loaded",
-    yaml_that_would_run: "says nothing of how it is loaded",
-    another_model_in_it: "another model in it",
+    no_yaml: "does not say how it is loaded",
+    yaml_that_would_run: "does not say how it is loaded",
+    another_model_in_it: "contains a second model",
 }
 
 
 @pytest.mark.parametrize("change", ANY)
 @pytest.mark.parametrize("whose", ["tipline's, by its tags", "somebody's"])
-def test_a_version_that_could_run_something_else_is_refused(
+def test_version_that_could_run_other_code_is_refused(
     project: Paths, run_cli: Cli, trace: Path, change: Change, whose: str
 ) -> None:
-    folder = copied(project)
+    folder = copy_logged(project)
     change(folder)
-    version = add(project, folder, {} if whose == "somebody's" else consistent(folder))
+    version = add(project, folder, {} if whose == "somebody's" else compute_tags(folder))
     if change in {own_loader_named_only, pickled_model}:
         assert_mlflow_alone_runs_it(folder, trace)
     assert_refused(project, version, run_cli, trace, ANY[change])
@@ -350,45 +351,45 @@ def zip_bomb(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (torch_zip, "weights.bin has a pickle in it"),
-        (skops_of_its_own_types, "extra.bin has types that tipline does not load from a file: tests.test_hostile"),
+        (torch_zip, "weights.bin contains a pickle"),
+        (skops_of_its_own_types, "extra.bin has types that tipline does not load: tests.test_loader"),
         (zip_bomb, "extra.bin unpacks to far more"),
     ],
 )
-def test_archives_of_somebodys_model_are_looked_into(
-    project: Paths, run_cli: Cli, trace: Path, change: Change, said: str
+def test_archives_of_external_models_are_inspected(
+    project: Paths, run_cli: Cli, trace: Path, change: Change, message: str
 ) -> None:
-    folder = copied(project)
+    folder = copy_logged(project)
     change(folder)
-    assert_refused(project, add(project, folder, {}), run_cli, trace, said)
+    assert_refused(project, add(project, folder, {}), run_cli, trace, message)
 
 
-def test_a_file_that_tiplines_models_have_not_is_refused_in_one(project: Paths, run_cli: Cli, trace: Path) -> None:
-    folder = copied(project)
+def test_extra_file_in_tiplines_model_is_refused(project: Paths, run_cli: Cli, trace: Path) -> None:
+    folder = copy_logged(project)
     (folder / "notes.txt").touch()
-    version = add(project, folder, consistent(folder))
-    assert_refused(project, version, run_cli, trace, "notes.txt is no file of a model of tipline's")
+    version = add(project, folder, compute_tags(folder))
+    assert_refused(project, version, run_cli, trace, "tipline's models have no file notes.txt")
 
 
-def test_a_link_is_not_followed(project: Paths, run_cli: Cli, trace: Path, tmp_path: Path) -> None:
+def test_link_is_not_followed(project: Paths, run_cli: Cli, trace: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("a key")
-    folder = copied(project)
+    folder = copy_logged(project)
     (folder / "notes.txt").symlink_to(tmp_path / "secret")
     version = add(project, folder, {})
-    code, printed = run_cli(project.root, "promote", str(version.version), "--force", "test")
+    code, output = run_cli(project.root, "promote", str(version.version), "--force", "test")
     assert code != 0
-    assert "a key" not in printed
+    assert "a key" not in output
     assert not trace.exists()
     with pytest.raises(TiplineError, match=r"notes\.txt is a link"):
         loader.read_files(folder, "here")
 
 
-# ---- scikit-learn's models of somebody's, as MLflow logs them ----
+# ---- external scikit-learn models ----
 
 
-def scikit_learn(paths: Paths, **options: Any) -> Path:
+def save_sklearn_model(paths: Paths, **options: Any) -> Path:
     """An estimator that runs when it is loaded, as a colleague's MLflow would write it."""
     folder = paths.root / "elsewhere" / str(next(COUNT))
     fitted = Intruder().fit([[0.0], [1.0]], [0, 1])
@@ -400,33 +401,33 @@ INTRUDER = f"{Intruder.__module__}.{Intruder.__name__}"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"serialization_format": "cloudpickle"}, "serialization_format: cloudpickle of sklearn"),
-        ({"serialization_format": "pickle"}, "serialization_format: pickle of sklearn"),
-        ({"serialization_format": "skops", "skops_trusted_types": [INTRUDER]}, f"from a file: {INTRUDER}"),
+        ({"serialization_format": "cloudpickle"}, "serialization_format: cloudpickle for sklearn"),
+        ({"serialization_format": "pickle"}, "serialization_format: pickle for sklearn"),
+        ({"serialization_format": "skops", "skops_trusted_types": [INTRUDER]}, f"does not load: {INTRUDER}"),
     ],
 )
-def test_an_estimator_that_runs_when_it_is_loaded_is_refused_whatever_mlmodel_trusts(
-    project: Paths, run_cli: Cli, trace: Path, options: dict[str, Any], said: str
+def test_estimator_that_runs_code_is_refused_whatever_mlmodel_trusts(
+    project: Paths, run_cli: Cli, trace: Path, options: dict[str, Any], message: str
 ) -> None:
-    folder = scikit_learn(project, **options)
+    folder = save_sklearn_model(project, **options)
     trace.unlink(missing_ok=True)  # MLflow loads what it has saved
     assert_mlflow_alone_runs_it(folder, trace)
-    assert_refused(project, add(project, folder, {}), run_cli, trace, said)
+    assert_refused(project, add(project, folder, {}), run_cli, trace, message)
 
 
 # ---- estimators of tipline's models ----
 
 
-def with_estimator(folder: Path, dump: bytes, **spec: Any) -> None:
+def replace_estimator(folder: Path, dump: bytes, **spec: Any) -> None:
     """Put another estimator into a model, and change what model.json says."""
     (folder / "artifacts" / pyfunc.ESTIMATOR).write_bytes(dump)
-    told = json.loads((folder / "artifacts" / pyfunc.SPEC).read_text())
-    (folder / "artifacts" / pyfunc.SPEC).write_text(json.dumps(told | spec))
+    spec_ = json.loads((folder / "artifacts" / pyfunc.SPEC).read_text())
+    (folder / "artifacts" / pyfunc.SPEC).write_text(json.dumps(spec_ | spec))
 
 
-def of_scikit_learn(dump: bytes, version: str) -> bytes:
+def set_sklearn_version(dump: bytes, version: str) -> bytes:
     """A skops file as another scikit-learn would have written it."""
     changed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(dump)) as before, zipfile.ZipFile(changed, "w") as after:
@@ -437,12 +438,10 @@ def of_scikit_learn(dump: bytes, version: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["linear", "not linear"])
-def test_an_estimator_with_a_type_that_is_not_on_tiplines_list_is_refused(
-    project: Paths, run_cli: Cli, trace: Path, kind: str
-) -> None:
-    folder = copied(project)
+def test_estimator_with_an_untrusted_type_is_refused(project: Paths, run_cli: Cli, trace: Path, kind: str) -> None:
+    folder = copy_logged(project)
     dump = pipeline.canonical(skops.io.dumps(Intruder()))
-    with_estimator(folder, dump, **({} if kind == "linear" else {"linear": None}))
+    replace_estimator(folder, dump, **({} if kind == "linear" else {"linear": None}))
     skops.io.loads(dump, trusted=[INTRUDER])
     assert trace.exists()
     trace.unlink()
@@ -451,36 +450,34 @@ def test_an_estimator_with_a_type_that_is_not_on_tiplines_list_is_refused(
     code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
     if kind != "linear":
         assert_mlflow_alone_runs_it(folder, trace)
-    assert_refused(project, add(project, folder, consistent(folder)), run_cli, trace, f"from a file: {INTRUDER}")
+    assert_refused(project, add(project, folder, compute_tags(folder)), run_cli, trace, f"does not load: {INTRUDER}")
 
 
-def test_an_estimator_of_another_scikit_learn_is_refused_where_it_is_needed(
-    project: Paths, run_cli: Cli, trace: Path
-) -> None:
-    folder = copied(project)
+def test_estimator_of_another_scikit_learn_is_refused_if_needed(project: Paths, run_cli: Cli, trace: Path) -> None:
+    folder = copy_logged(project)
     dump = (folder / "artifacts" / pyfunc.ESTIMATOR).read_bytes()
-    with_estimator(folder, of_scikit_learn(dump, "1.2.0"), linear=None)
-    version = add(project, folder, consistent(folder))
-    assert_refused(project, version, run_cli, trace, "was made with scikit-learn 1.2, here is")
+    replace_estimator(folder, set_sklearn_version(dump, "1.2.0"), linear=None)
+    version = add(project, folder, compute_tags(folder))
+    assert_refused(project, version, run_cli, trace, "was made with scikit-learn 1.2, this is")
 
 
-def test_a_linear_model_of_another_scikit_learn_is_scored_without_it(project: Paths, tmp_path: Path) -> None:
-    folder = copied(project)
+def test_linear_model_of_another_scikit_learn_is_scored(project: Paths, tmp_path: Path) -> None:
+    folder = copy_logged(project)
     dump = (folder / "artifacts" / pyfunc.ESTIMATOR).read_bytes()
-    with_estimator(folder, of_scikit_learn(dump, "1.2.0"))
-    version = add(project, folder, consistent(folder))
-    with connected(project):
+    replace_estimator(folder, set_sklearn_version(dump, "1.2.0"))
+    version = add(project, folder, compute_tags(folder))
+    with connect(project):
         (tmp_path / "model").mkdir()
         model_versions.download_files(version, tmp_path / "model")
     contents = artifact.read_artifact(tmp_path / "model")
     assert golden_rows.check_golden_rows(artifact.load_model(contents, artifact.hash_artifact(contents)), "here") == 0
 
 
-def test_another_patch_release_of_scikit_learn_will_do(project: Paths) -> None:
+def test_other_patch_release_of_scikit_learn_is_accepted(project: Paths) -> None:
     contents = artifact.read_artifact(project.champion)
     here = loader.truncate_version(installed("scikit-learn"))
     for version, refused in ((f"{here}.99", False), ("0.24.2", True), ("2.0.dev0", True)):
-        dump = of_scikit_learn(contents[pyfunc.ESTIMATOR], version)
+        dump = set_sklearn_version(contents[pyfunc.ESTIMATOR], version)
         assert bool(loader.find_other_sklearn(dump)) == refused
 
 
@@ -488,12 +485,12 @@ def test_another_patch_release_of_scikit_learn_will_do(project: Paths) -> None:
 
 
 @pytest.fixture
-def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
-    """A project whose models/champion was changed, with a ref.json that fits: what a poisoned remote would bring."""
-    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
-    paths = workbench.copy_project(workbench.scored(request), tmp_path)
-    told = json.loads((paths.champion / pyfunc.SPEC).read_text())
-    (paths.champion / pyfunc.SPEC).write_text(json.dumps(told | {"linear": None}))
+def poisoned(scored_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """A project with a changed models/champion and a matching ref.json, as a poisoned remote would bring it."""
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+    paths = scored_project
+    spec_ = json.loads((paths.champion / pyfunc.SPEC).read_text())
+    (paths.champion / pyfunc.SPEC).write_text(json.dumps(spec_ | {"linear": None}))
     (paths.champion / pyfunc.ESTIMATOR).write_bytes(pipeline.canonical(skops.io.dumps(Intruder())))
     code = paths.champion / "pyfunc.py"
     code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
@@ -502,27 +499,27 @@ def poisoned(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return paths
 
 
-def test_workers_look_at_the_estimator_too(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
+def test_workers_inspect_the_estimator(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
     before = workbench.read_tree(poisoned.predictions)
-    code, printed = run_cli(poisoned.root, "score")
+    code, output = run_cli(poisoned.root, "score")
     assert code == 1
-    assert f"from a file: {INTRUDER}" in printed
-    assert "Traceback" not in printed
+    assert f"does not load: {INTRUDER}" in output
+    assert "Traceback" not in output
     assert workbench.read_tree(poisoned.predictions) == before
     assert not trace.exists()
 
 
-def test_evaluate_does_not_load_it_and_says_why(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
-    code, printed = run_cli(poisoned.root, "evaluate")
-    assert INTRUDER in printed + json.dumps(workbench.read_json(poisoned.evaluation)), code
+def test_evaluate_does_not_load_it(poisoned: Paths, run_cli: Cli, trace: Path) -> None:
+    code, output = run_cli(poisoned.root, "evaluate")
+    assert INTRUDER in output + json.dumps(workbench.read_json(poisoned.evaluation)), code
     assert not trace.exists()
 
 
-def test_diff_scores_refuses_a_hostile_version(project: Paths, run_cli: Cli, trace: Path) -> None:
-    folder = copied(project)
-    version = add(project, folder, consistent(folder))
+def test_compare_refuses_a_hostile_version(project: Paths, run_cli: Cli, trace: Path) -> None:
+    folder = copy_logged(project)
+    version = add(project, folder, compute_tags(folder))
     change_code(folder)
-    code, printed = run_cli(project.root, "diff-scores", "champion", str(version.version), "2009-01")
+    code, output = run_cli(project.root, "compare", "champion", str(version.version), "2009-01")
     assert code == 1
-    assert UNCHANGED in printed
+    assert CHANGED in output
     assert not trace.exists()
