@@ -73,7 +73,12 @@ def test_an_isotonic_step_of_one_class_is_no_certainty() -> None:
     given = np.repeat([0.1, 0.9], 1000)
     labels = np.arange(2000) > 1500
     fitted = calibration.fit_calibration("isotonic", given, labels)
-    assert pyfunc.apply_calibration(np.array([0.0, 0.1, 0.9, 1.0]), fitted).tolist() == [1 / 2002, 1 / 2002, 0.499, 0.499]
+    assert pyfunc.apply_calibration(np.array([0.0, 0.1, 0.9, 1.0]), fitted).tolist() == [
+        1 / 2002,
+        1 / 2002,
+        0.499,
+        0.499,
+    ]
 
 
 def test_probabilities_of_0_and_1_pass_a_sigmoid() -> None:
@@ -122,7 +127,10 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_calibrated_row_scores_the_same_by_any_path(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     given = test_pyfunc.rows(1501, 4)
     whole = loaded.probabilities(given)
-    assert whole.tobytes() == pyfunc.apply_calibration(loaded.uncalibrated(given), loaded.calibration).astype("f4").tobytes()
+    assert (
+        whole.tobytes()
+        == pyfunc.apply_calibration(loaded.uncalibrated(given), loaded.calibration).astype("f4").tobytes()
+    )
     assert whole.mean() == pytest.approx(loaded.uncalibrated(given).mean() / 2, abs=0.03)
     assert loaded.predict(given.to_pandas())["tip_probability"].to_numpy().tobytes() == whole.tobytes()
     edges = [0, 1, 9, 500, 1499, 1501]
@@ -168,7 +176,9 @@ def test_training_calibrates_on_the_size_months(project: Paths, method: str) -> 
     assert artifact.hash_artifact(contents) != artifact.hash_artifact(before)
     loaded = pyfunc.Model(contents)
     assert golden_rows.check_golden_rows(loaded, "here") == 0
-    rows = sampling.read_role(workbench.load_settings(project), project, "size", columns.list_needed_columns(loaded.spec))
+    rows = sampling.read_role(
+        workbench.load_settings(project), project, "size", columns.list_needed_columns(loaded.spec)
+    )
     labels, _ = metrics.read_labels(rows, "tip_amount")
     # A calibrated model promises as many tips as there were; exactly so on the rows of the calibration.
     assert loaded.probabilities(rows).mean() == pytest.approx(labels.mean(), abs=1e-3)

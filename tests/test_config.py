@@ -199,9 +199,7 @@ def test_message_says_what_to_write_instead(tmp_path: Path, key: str, value: Any
         ("<<<<<<< HEAD\nsource: a\n=======\nsource: b\n>>>>>>> b\n", "Does a merge conflict stand there?"),
     ],
 )
-def test_file_that_is_not_settings_is_refused(
-    run_cli: Run, make_project: MakeProject, text: str, message: str
-) -> None:
+def test_file_that_is_not_settings_is_refused(run_cli: Run, make_project: MakeProject, text: str, message: str) -> None:
     paths = make_project()
     paths.params.write_text(text)
     code, output = run_cli(paths.root, "download", "2009-01")

@@ -394,7 +394,9 @@ def new_year(folder: Path) -> Paths:
     workbench.run(paths, "download", "prepare")
     before = [state(paths, month) for month in workbench.MONTHS[:3]]
     edit(paths.root, add_columns)
-    workbench.change_settings(paths, months=[*workbench.MONTHS[:3], NEW], model={"columns": columns, "categories": categories})
+    workbench.change_settings(
+        paths, months=[*workbench.MONTHS[:3], NEW], model={"columns": columns, "categories": categories}
+    )
     write_new_month(paths.raw(NEW) / "month.parquet")
     workbench.run(paths, "prepare")
     assert [state(paths, month) for month in workbench.MONTHS[:3]] == before

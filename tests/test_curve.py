@@ -139,7 +139,9 @@ def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> 
     assert math.isnan(figures["validation.auc"])
     assert figures["validation.log_loss"] == pytest.approx(-np.log1p(-scored.baseline).mean())
     assert all(math.isnan(figures[f"validation.segment.{figure}"]) for figure in ("log_loss", "auc", "brier"))
-    assert sum(figures[f"validation.day{day}"] for day in range(7)) == pytest.approx(100 * figures["validation.log_loss"])
+    assert sum(figures[f"validation.day{day}"] for day in range(7)) == pytest.approx(
+        100 * figures["validation.log_loss"]
+    )
 
 
 # ---- the bound ----

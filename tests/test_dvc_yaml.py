@@ -38,7 +38,9 @@ def test_stages_with_manifests_depend_on_their_file_and_formats(stage: str) -> N
 def test_plots_loaders_and_fast_paths_are_nobodys_dependency() -> None:
     deps = {dep for stage in STAGES for dep in get_body(stage).get("deps", []) if dep.startswith(CODE)}
     assert all((ROOT / dep).exists() for dep in deps)
-    assert not {dep for dep in deps if Path(dep).stem in {"plots", "page", "loader", "pyfunc", "external", "monitoring"}}
+    assert not {
+        dep for dep in deps if Path(dep).stem in {"plots", "page", "loader", "pyfunc", "external", "monitoring"}
+    }
 
 
 def test_only_stages_that_look_into_mlflow_always_run() -> None:

@@ -1,4 +1,4 @@
-"""Equal models are equal bytes, and nothing of a model runs before its digest is checked."""
+"""Equal models have equal bytes, and nothing of a model runs before its digest is checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import skops.io
 
 from tests import workbench
 from tests.conftest import ROOT
-from tipline.config import Model as ModelSettings
 from tipline.config import Train
 from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import metrics
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
     from tipline.paths import Paths
 
 ESTIMATORS = ("logistic_regression", "hist_gradient_boosting")
-BASELINE = {"by": "payment_type", "overall": 0.5, "rates": {}}
 # A classifier that is its own class: skops would have to import this module to load it.
 OWN_MODULE = """
+import sys
 from sklearn.linear_model import LogisticRegression
 
 class Own(LogisticRegression):
@@ -43,8 +42,14 @@ class Own(LogisticRegression):
 def stronger(C=10.0):
     return LogisticRegression(C=C, max_iter=500)
 
-def stranger():
+def untrusted():
     return Own()
+
+def leave():
+    sys.exit(0)
+
+def broken():
+    return {}["no such key"]
 
 def no_classifier():
     return "a string"
@@ -52,18 +57,22 @@ def no_classifier():
 
 
 @pytest.fixture(scope="module")
-def trips(request: pytest.FixtureRequest) -> pa.RecordBatch:
-    return workbench.as_batch(workbench.read_prepared(workbench.trained(request), "2009-01"))
+def trips(trained_template: Paths) -> pa.RecordBatch:
+    return workbench.as_batch(workbench.read_prepared(trained_template, "2009-01"))
 
 
 @pytest.fixture(scope="module")
-def features(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    settings = workbench.load_settings(workbench.trained(request))
-    return pipeline.features(settings.model, load_schema())
+def features(trained_template: Paths) -> list[dict[str, Any]]:
+    features: list[dict[str, Any]] = create_spec(trained_template)["features"]
+    return features
+
+
+def create_spec(paths: Paths) -> dict[str, Any]:
+    return pipeline.create_spec(workbench.load_settings(paths), load_schema())
 
 
 def train(estimator: str, **parameters: Any) -> Train:
-    return Train(rows="auto", estimator=estimator, params=parameters, calibration="none", seed=0)
+    return Train(rows="auto", estimator=estimator, params=parameters, calibration=None, seed=0)
 
 
 def fitted(trips: pa.RecordBatch, features: list[dict[str, Any]], wanted: Train, root: Path) -> Pipeline:
@@ -74,14 +83,15 @@ def fitted(trips: pa.RecordBatch, features: list[dict[str, Any]], wanted: Train,
 
 
 @pytest.fixture
-def save(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) -> Callable[..., dict[str, bytes]]:
-    """Give a function that fits and saves an estimator and returns the model's files."""
+def save(trips: pa.RecordBatch, trained_template: Paths, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
+    """A function that fits and saves an estimator and returns the model's files."""
 
     def saved(estimator: str = "logistic_regression", **parameters: Any) -> dict[str, bytes]:
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
-        fit = fitted(trips, features, train(estimator, **parameters), tmp_path)
-        pipeline.save_model(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})
+        spec = create_spec(trained_template)
+        fit = fitted(trips, spec["features"], train(estimator, **parameters), tmp_path)
+        pipeline.save_model(folder, fit, spec)
         return artifact.read_artifact(folder)
 
     return saved
@@ -98,32 +108,28 @@ FIT_AGAIN = """
 import sys
 from pathlib import Path
 from tests import workbench
-from tests.test_model import BASELINE, ESTIMATORS, fitted, train
-from tipline.models import model
-from tipline.months import schema
-from tipline.layout import Layout
+from tests.test_model import ESTIMATORS, create_spec, fitted, train
+from tipline.model import pipeline
+from tipline.paths import Paths
 
-layout = Layout(Path(sys.argv[1]))
-features = model.features(workbench.load_settings(layout).model, schema.load())
+paths, spec = Paths(Path(sys.argv[1])), create_spec(Paths(Path(sys.argv[1])))
+trips = workbench.as_batch(workbench.read_prepared(paths, "2009-01"))
 for estimator in ESTIMATORS:
-    fit = fitted(workbench.as_batch(workbench.read_prepared(layout, "2009-01")), features, train(estimator), layout.root)
     folder = Path(sys.argv[2]) / estimator
     folder.mkdir()
-    model.save(folder, fit, {"target": "tip_amount", "features": features, "baseline": BASELINE})
+    pipeline.save_model(folder, fitted(trips, spec["features"], train(estimator), paths.root), spec)
 """
 
 
-def test_a_fresh_process_gives_the_same_bytes(
-    save: Callable[..., dict[str, bytes]], request: pytest.FixtureRequest, tmp_path: Path
+def test_fresh_process_gives_the_same_bytes(
+    save: Callable[..., dict[str, bytes]], trained_template: Paths, tmp_path: Path
 ) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    arguments = [sys.executable, "-c", FIT_AGAIN, str(workbench.trained(request).root), str(folder)]
+    arguments = [sys.executable, "-c", FIT_AGAIN, str(trained_template.root), str(folder)]
     subprocess.run(arguments, cwd=ROOT, check=True)
     for estimator in ESTIMATORS:
-        assert artifact.hash_artifact(artifact.read_artifact(folder / estimator)) == artifact.hash_artifact(
-            save(estimator)
-        ), estimator
+        assert artifact.read_digest(folder / estimator) == artifact.hash_artifact(save(estimator)), estimator
 
 
 def test_another_parameter_gives_another_digest(save: Callable[..., dict[str, bytes]]) -> None:
@@ -145,7 +151,7 @@ def test_canonical_dumps_load_and_predict_the_same(
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_loaded_model_predicts_as_the_fitted_one(
+def test_loaded_model_predicts_like_the_fitted_one(
     save: Callable[..., dict[str, bytes]],
     trips: pa.RecordBatch,
     features: list[dict[str, Any]],
@@ -160,7 +166,7 @@ def test_a_loaded_model_predicts_as_the_fitted_one(
     np.testing.assert_allclose(loaded.probabilities(trips), expected, atol=1e-7)
 
 
-def test_the_spec_says_how_columns_become_features(save: Callable[..., dict[str, bytes]]) -> None:
+def test_spec_describes_the_features(save: Callable[..., dict[str, bytes]]) -> None:
     spec = json.loads(save()[pyfunc.SPEC])
     known = load_schema()
     assert spec["features"] == [
@@ -174,30 +180,12 @@ def test_the_spec_says_how_columns_become_features(save: Callable[..., dict[str,
     ]
 
 
-def test_the_columns_order_is_the_settings(features: list[dict[str, Any]]) -> None:
-    categories: dict[str, tuple[str, ...]] = {"vendor": ("CMT",)}
-    chosen = ModelSettings(target="tip_amount", columns=("fare_amount", "vendor"), categories=categories)
-    names = [feature["name"] for feature in pipeline.features(chosen, load_schema())]
-    assert names == ["fare_amount", "vendor"] != [feature["name"] for feature in features][:2]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "hint"),
-    [
-        ("logistic_regresion", "Did you mean logistic_regression?"),
-        ("xyz", "module:function"),
-        ("no_such_module_here:make", "module:function"),
-        ("json:no_such_function", "module:function"),
-        (":make", "module:function"),
-    ],
-)
-def test_an_unknown_estimator_is_refused(
-    features: list[dict[str, Any]], tmp_path: Path, estimator: str, hint: str
-) -> None:
+@pytest.mark.parametrize("estimator", ["no_such_module_here:make", "json:no_such_function"])
+def test_unknown_estimator_is_refused(features: list[dict[str, Any]], tmp_path: Path, estimator: str) -> None:
     with pytest.raises(UsageError, match="no estimator") as caught:
         pipeline.build_pipeline(features, train(estimator), tmp_path)
     assert caught.value.parts[1] == "params.yaml, train.estimator"
-    assert hint in caught.value.parts[2]
+    assert "module:function" in caught.value.parts[2]
     assert str(tmp_path) not in sys.path
 
 
@@ -209,7 +197,7 @@ def test_an_unknown_estimator_is_refused(
         ("logistic_regression", "zzz", "It has: C,"),
     ],
 )
-def test_an_unknown_parameter_is_refused_with_the_nearest(
+def test_unknown_parameter_is_refused_with_the_nearest(
     features: list[dict[str, Any]], tmp_path: Path, estimator: str, parameter: str, hint: str
 ) -> None:
     with pytest.raises(UsageError, match=f"no parameter '{parameter}'") as caught:
@@ -218,7 +206,7 @@ def test_an_unknown_parameter_is_refused_with_the_nearest(
 
 
 @pytest.mark.parametrize("parameters", [{"C": -1}, {"C": "much"}, {"solver": "none such"}])
-def test_a_bad_value_of_a_parameter_is_told_in_scikit_learns_words(
+def test_bad_parameter_value_is_reported_by_scikit_learn(
     trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path, parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(TiplineError, match=next(iter(parameters))) as caught:
@@ -226,7 +214,7 @@ def test_a_bad_value_of_a_parameter_is_told_in_scikit_learns_words(
     assert "train.params" in caught.value.parts[2]
 
 
-def test_a_fit_that_does_not_converge_is_refused(
+def test_fit_that_does_not_converge_is_refused(
     trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(TiplineError, match="max_iter=1") as caught:
@@ -234,15 +222,13 @@ def test_a_fit_that_does_not_converge_is_refused(
     assert "Raise max_iter" in caught.value.parts[2]
 
 
-def test_a_sample_of_one_class_is_refused(
-    trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_sample_of_one_class_is_refused(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) -> None:
     pipeline_ = pipeline.build_pipeline(features, train("logistic_regression"), tmp_path)
     with pytest.raises(TiplineError, match="class"):
         pipeline.fit_pipeline(pipeline_, pyfunc.build_matrix(trips, features), np.zeros(len(trips), dtype=bool))
 
 
-def test_a_function_of_ones_own_makes_the_estimator(
+def test_own_function_creates_the_estimator(
     trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "own_estimators.py").write_text(OWN_MODULE)
@@ -251,33 +237,33 @@ def test_a_function_of_ones_own_makes_the_estimator(
     assert str(tmp_path) not in sys.path
 
 
-def test_a_function_of_ones_own_gets_no_unknown_parameter(features: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_own_function_refuses_unknown_parameters(features: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "own_estimators_2.py").write_text(OWN_MODULE)
     with pytest.raises(UsageError, match=r"stronger cannot be made.*'depth'"):
         pipeline.build_pipeline(features, train("own_estimators_2:stronger", depth=3), tmp_path)
 
 
-def test_a_function_that_returns_no_classifier_is_refused(features: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_own_function_must_return_a_classifier(features: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "own_estimators_3.py").write_text(OWN_MODULE)
     with pytest.raises(UsageError, match="no scikit-learn classifier") as caught:
         pipeline.build_pipeline(features, train("own_estimators_3:no_classifier"), tmp_path)
     assert "predict_proba" in caught.value.parts[2]
 
 
-def test_an_estimator_of_a_class_that_would_not_load_is_not_saved(
+def test_estimator_that_would_not_load_is_not_saved(
     trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "own_estimators_4.py").write_text(OWN_MODULE)
-    fit = fitted(trips, features, train("own_estimators_4:stranger"), tmp_path)
+    fit = fitted(trips, features, train("own_estimators_4:untrusted"), tmp_path)
     folder = tmp_path / "model"
     folder.mkdir()
     with pytest.raises(UsageError, match=r"own_estimators_4\.Own"):
-        pipeline.save_model(folder, fit, {})
+        pipeline.save_model(folder, fit, {"features": features})
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("name", artifact.FILES)
-def test_changed_files_are_refused_before_anything_of_them_runs(
+def test_changed_files_are_refused_before_they_run(
     save: Callable[..., dict[str, bytes]], tmp_path: Path, name: str
 ) -> None:
     contents = save()
@@ -293,7 +279,7 @@ def test_changed_files_are_refused_before_anything_of_them_runs(
         assert trace.exists()
 
 
-def test_a_missing_file_is_named(save: Callable[..., dict[str, bytes]], tmp_path: Path) -> None:
+def test_missing_file_is_named(save: Callable[..., dict[str, bytes]], tmp_path: Path) -> None:
     save()
     (tmp_path / "model" / pyfunc.SPEC).unlink()
     with pytest.raises(TiplineError, match=r"model\.json") as caught:
@@ -315,9 +301,39 @@ def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, b
     assert not (before == 0.25).any()
 
 
-def test_the_challengers_digest_is_that_of_its_files(request: pytest.FixtureRequest) -> None:
-    paths: Paths = workbench.trained(request)
-    contents = artifact.read_artifact(paths.challenger)
+def test_digest_covers_every_file(trained_template: Paths) -> None:
+    contents = artifact.read_artifact(trained_template.challenger)
     assert contents[artifact.CODE] == Path(pyfunc.__file__).read_bytes()
     for name in artifact.FILES:
         assert artifact.hash_artifact(contents | {name: contents[name] + b" "}) != artifact.hash_artifact(contents)
+
+
+@pytest.mark.parametrize("version", [None, 3])
+def test_model_of_another_tipline_is_refused(trained_template: Paths, version: int | None) -> None:
+    contents = artifact.read_artifact(trained_template.challenger)
+    spec = json.loads(contents[pyfunc.SPEC]) | {"format": version}
+    contents[pyfunc.SPEC] = json.dumps(spec).encode()
+    with pytest.raises(TiplineError, match=r"made by.*this tipline reads format 2") as caught:
+        artifact.load_model(contents, artifact.hash_artifact(contents))
+    assert "Train it again" in caught.value.parts[2]
+
+
+@pytest.mark.parametrize("name", ["leave", "broken"])
+def test_error_in_a_function_of_ones_own_is_reported_as_such(
+    features: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / f"own_{name}.py").write_text(OWN_MODULE)
+    with pytest.raises(
+        UsageError, match=rf"own_{name}:{name} failed: (SystemExit: 0|KeyError: 'no such key')"
+    ) as caught:
+        pipeline.build_pipeline(features, train(f"own_{name}:{name}"), tmp_path)
+    assert "train.estimator" in caught.value.parts[1]
+
+
+def test_error_while_ones_own_module_is_imported_is_reported_as_such(
+    features: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "own_import.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UsageError, match="SystemExit"):
+        pipeline.build_pipeline(features, train("own_import:make"), tmp_path)
+    assert str(tmp_path) not in sys.path

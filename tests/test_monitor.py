@@ -79,7 +79,9 @@ def test_the_bounds_of_the_skill_are_those_of_the_days_losses(request: pytest.Fi
     frame = joined[["pickup_datetime"]].assign(
         loss=-np.log(np.where(labels, joined["tip_probability"], 1 - joined["tip_probability"])),
         rule=-np.log(
-            np.abs(1 - labels - baseline.predict_baseline(workbench.as_batch(workbench.read_prepared(paths, month)), rule)),
+            np.abs(
+                1 - labels - baseline.predict_baseline(workbench.as_batch(workbench.read_prepared(paths, month)), rule)
+            ),
         ),
     )
     inside = frame["pickup_datetime"].dt.strftime("%Y-%m") == month

@@ -148,9 +148,7 @@ TEXT_COLUMNS: dict[str, tuple[str, list[Any], list[Any]]] = {
 
 @pytest.mark.parametrize("type_", TEXTS, ids=str)
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
-def test_text_of_every_type_is_read_as_each_type_of_the_schema(
-    tmp_path: Path, column: str, type_: pa.DataType
-) -> None:
+def test_text_of_every_type_is_read_as_each_type_of_the_schema(tmp_path: Path, column: str, type_: pa.DataType) -> None:
     name, texts, expected = TEXT_COLUMNS[column]
     manifest, rows = tpep_of(tmp_path, [{column: text} for text in texts], {column: type_})
     found = values(rows, name)

@@ -48,7 +48,10 @@ NO_SKILL = {name: None for name in size(1) if ".skill" in name}
         ([size(500), size(2000), size(8000), size(20_000)], law(100_000)),
         ([size(500), size(2000), size(8000), size(20_000)], law(14_000_000)),
         ([size(500)], None),
-        ([size(100, **{"validation.skill": -4.0, "validation.skill_low": -9.0}), size(1_000_000, fit_seconds=300)], None),
+        (
+            [size(100, **{"validation.skill": -4.0, "validation.skill_low": -9.0}), size(1_000_000, fit_seconds=300)],
+            None,
+        ),
         ([size(100, **NO_SKILL), size(1000, **NO_SKILL)], None),
     ],
     ids=["near", "far", "one size", "far apart", "nothing to gain"],

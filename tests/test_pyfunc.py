@@ -1,4 +1,4 @@
-"""The model's own file: the same probability for a row, whatever the path that the row comes by."""
+"""The model's wrapper gives the same probability for a row, whichever way the row arrives."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from tipline.model import artifact, pipeline, pyfunc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tipline.paths import Paths
+
 VENDOR = {"name": "vendor", "kind": "category", "categories": ["CMT", "DDS", "VTS"]}
 PAYMENT = {"name": "payment_type", "kind": "category", "categories": ["cash", "credit"]}
 TIME = {"name": "pickup_datetime", "kind": "hour"}
@@ -40,7 +42,7 @@ SELECTIONS: dict[str, list[dict[str, Any]]] = {
     "one number": [DISTANCE],
     "a number that no training row has": [PAYMENT, EMPTY, FARE],
 }
-BASELINE = {"by": "payment_type", "overall": 0.5, "rates": {}}
+BASELINE = {"by": ["payment_type"], "overall": 0.5, "rates": {}}
 
 
 def rows(count: int, seed: int) -> pa.RecordBatch:
@@ -69,7 +71,7 @@ def rows(count: int, seed: int) -> pa.RecordBatch:
 
 
 def train(estimator: str = "logistic_regression", **parameters: Any) -> Train:
-    return Train(rows="auto", estimator=estimator, params=parameters, calibration="none", seed=0)
+    return Train(rows="auto", estimator=estimator, params=parameters, calibration=None, seed=0)
 
 
 def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logistic_regression") -> pyfunc.Model:
@@ -86,7 +88,11 @@ def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logis
     pipeline_ = pipeline.fit_pipeline(
         pipeline.build_pipeline(features, train(estimator), folder), pyfunc.build_matrix(trips, features), labels
     )
-    pipeline.save_model(folder, pipeline_, {"target": "tip_amount", "features": features, "baseline": BASELINE})
+    pipeline.save_model(
+        folder,
+        pipeline_,
+        {"format": artifact.FORMAT, "target": "tip_amount", "features": features, "baseline": BASELINE},
+    )
     return pyfunc.Model(artifact.read_artifact(folder))
 
 
@@ -96,7 +102,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_folded_arithmetic_is_the_estimators(tmp_path: Path, name: str) -> None:
+def test_folded_model_equals_the_pipeline(tmp_path: Path, name: str) -> None:
     features = SELECTIONS[name]
     loaded = fitted(tmp_path, features)
     assert loaded.linear is not None
@@ -107,7 +113,7 @@ def test_folded_arithmetic_is_the_estimators(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(loaded.probabilities(trips), expected, rtol=0, atol=2**-25)
 
 
-def test_only_tiplines_own_logistic_regression_is_folded(tmp_path: Path) -> None:
+def test_only_the_built_in_logistic_regression_is_folded(tmp_path: Path) -> None:
     boosted = fitted(tmp_path, ALL, "hist_gradient_boosting")
     assert boosted.linear is None
     trips = rows(500, 3)
@@ -115,7 +121,7 @@ def test_only_tiplines_own_logistic_regression_is_folded(tmp_path: Path) -> None
     np.testing.assert_array_equal(boosted.probabilities(trips), expected.astype(np.float32))
 
 
-def test_a_row_scores_the_same_in_any_batch(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_has_the_same_score_in_any_batch(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     trips = rows(1501, 4)
     whole = loaded.probabilities(trips)
     assert whole.dtype == np.float32
@@ -175,7 +181,7 @@ def test_pandas_and_arrow_give_the_same_bytes(loaded: pyfunc.Model, kind: str) -
     assert values.tobytes() == loaded.probabilities(trips).tobytes()
 
 
-def test_a_frame_of_missing_values_alone_is_scored(loaded: pyfunc.Model) -> None:
+def test_frame_of_missing_values_is_scored(loaded: pyfunc.Model) -> None:
     missing = pd.DataFrame({name: [None, None] for name in loaded.columns})
     values = loaded.predict(missing)["tip_probability"]
     assert values.between(0, 1).all()
@@ -199,7 +205,7 @@ def test_hours_are_those_of_the_day(unit: Any) -> None:
     assert pyfunc.encode_hours(column).tolist() == [0, 0, 1, 23, 0, 23, 0, 13, 2, 24]
 
 
-def test_hours_take_times_with_nanoseconds() -> None:
+def test_hours_accept_nanoseconds() -> None:
     column = pa.array([np.datetime64("2009-01-01T05:59:59.999999999", "ns")])
     assert pyfunc.encode_hours(column).tolist() == [5]
 
@@ -211,13 +217,13 @@ def test_other_and_missing_categories_share_the_last_code() -> None:
         assert codes == [1, 2, 2, 0, 2, 2][len(column) - len(same) :]
 
 
-def test_numbers_are_moved_into_the_plausible_range() -> None:
+def test_numbers_are_clipped_to_the_plausible_range() -> None:
     column = pa.array([-5, 0, 3, 9, 208, None], pa.int32())
     np.testing.assert_array_equal(pyfunc.encode_feature(column, PASSENGERS), [0, 0, 3, 9, 9, np.nan])
     np.testing.assert_array_equal(pyfunc.encode_feature(column, DISTANCE), [-5, 0, 3, 9, 208, np.nan])
 
 
-def test_the_matrix_has_codes_and_no_code_for_what_is_not_listed() -> None:
+def test_matrix_has_codes_and_nan_for_unlisted_values() -> None:
     trips = pa.RecordBatch.from_pydict(
         {
             "vendor": pa.array(["VTS", "Helix", None]).dictionary_encode(),
@@ -229,7 +235,7 @@ def test_the_matrix_has_codes_and_no_code_for_what_is_not_listed() -> None:
     np.testing.assert_array_equal(matrix, [[2, 17, 0], [np.nan, np.nan, 500], [np.nan, np.nan, np.nan]])
 
 
-def test_the_file_imports_nothing_of_tipline() -> None:
+def test_file_imports_nothing_of_tipline() -> None:
     tree = ast.parse(Path(pyfunc.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." * node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -237,8 +243,8 @@ def test_the_file_imports_nothing_of_tipline() -> None:
     assert not {name for name in imported if name.startswith((".", "tipline"))}
 
 
-def test_the_file_does_not_wait_for_mlflow_where_nobody_uses_it() -> None:
-    code = "import sys, tipline.pyfunc; sys.exit('mlflow' in sys.modules)"
+def test_file_does_not_import_mlflow() -> None:
+    code = "import sys, tipline.model.pyfunc; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -264,10 +270,8 @@ open(result, "wb").write(scores["tip_probability"].to_numpy().tobytes())
 """
 
 
-def test_a_registered_version_scores_elsewhere_as_bulk_scoring_does(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    paths = workbench.scored(request)
+def test_registered_version_scores_elsewhere_like_bulk_scoring(tmp_path: Path, scored_template: Paths) -> None:
+    paths = scored_template
     columns = [feature["name"] for feature in workbench.read_json(paths.champion / "model.json")["features"]]
     frame = workbench.read_prepared(paths, "2009-03").select(columns).to_pandas()
     frame = frame.astype({"vendor": "str", "payment_type": "str", "passenger_count": "float64"})

@@ -151,7 +151,9 @@ def test_a_clone_pulls_and_runs_only_what_it_has_to(
     assert cloned.repros["again"].code == 0, cloned.repros["again"].output
     assert cloned.repros["again"].stages == ["register", "record"]
     assert champion(cloned.root) == champion(writer.root)
-    assert workbench.read_tree(cloned.root / "data/predictions") == workbench.read_tree(writer.root / "data/predictions")
+    assert workbench.read_tree(cloned.root / "data/predictions") == workbench.read_tree(
+        writer.root / "data/predictions"
+    )
     assert (cloned.root / "mlflow.db").exists() != has_server
     if has_server:
         act_as(monkeypatch, server, "writer")
