@@ -45,29 +45,15 @@ def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> Non
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     assert code == 0, printed
     manifest = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)
+    made, part = manifest["made"], manifest["parts"][ROW // workbench.GROUP_ROWS]
     training = workbench.read_json(project.champion / artifact.TRAINING)
     source = workbench.read_json(project.raw_manifest("2009-02"))
-    for link in (
-        manifest["key"]["trips"],
-        manifest["key"]["model"],
-        manifest["parts"][ROW // workbench.GROUP_ROWS]["sha256"],
-        f"{manifest['made']['name']} version {manifest['made']['version']}",
-        manifest["made"]["run"],
-        manifest["made"]["git"],
-        training["name"],
-        training["data"],
-        source["address"],
-        source["sha256"],
-    ):
-        assert link in printed
+    links = [*manifest["key"].values(), part["sha256"], f"{made['name']} version {made['version']}", made["run"]]
+    links += [made["git"], training["name"], training["data"], source["address"], source["sha256"]]
+    assert [link for link in links if str(link) not in printed] == []
     trip = workbench.read_prepared(project, "2009-02").slice(ROW, 1).to_pylist()[0]
     assert read_section(printed, "prepared row")["trip_distance"] == str(trip["trip_distance"])
     assert read_section(printed, "published row")["Trip_Distance"] == str(trip["trip_distance"])
-
-
-def test_contributions_add_up_to_the_stored_probability(project: Paths, run_cli: Run) -> None:
-    code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
-    assert code == 0, printed
     stored = pq.read_table(project.predictions / "month=2009-02")["tip_probability"][ROW].as_py()
     assert f"tip_probability {stored!r}" in printed
     why = read_section(printed, "why (log-odds)")
@@ -96,23 +82,26 @@ def test_a_model_that_is_not_linear_has_no_contributions(
     assert "before sigmoid" in printed
 
 
-def test_a_model_that_is_not_in_the_project_comes_from_mlflow(project: Paths, run_cli: Run) -> None:
-    shutil.rmtree(project.champion)
-    shutil.rmtree(project.challenger)
+def test_a_model_comes_from_the_project_or_from_mlflow(
+    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = artifact.read_digest(project.champion)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        code, printed = run_cli(project.root, "explain", "2009-01", "0")
+        assert code == 0, printed
+        assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
+        assert "trained by git revision  unknown: " in printed
+        shutil.rmtree(project.root / "models")
+        code, printed = run_cli(project.root, "explain", "2009-01", "0")
+        assert code == 0, printed
+        assert "neither in the project nor in MLflow" in printed
+        assert read_section(printed, "model")["digest"] == digest
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, printed = run_cli(project.root, "explain", "2009-01", "0")
     assert code == 0, printed
     assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
-
-
-def test_a_model_is_explained_without_mlflow(
-    scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
-    assert code == 0, printed
-    assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
-    assert "trained by git revision  unknown: " in printed
 
 
 def test_the_reason_of_a_quarantined_row_is_printed(scored_project: Paths, run_cli: Run) -> None:
@@ -139,16 +128,6 @@ def test_a_row_without_a_prediction_is_refused(
     code, printed = run_cli(scored_template.root, "explain", month, row)
     assert code == 2
     assert message in printed
-
-
-def test_a_model_whose_files_are_lost_is_named(scored_project: Paths, run_cli: Run) -> None:
-    digest = artifact.read_digest(scored_project.champion)
-    shutil.rmtree(scored_project.champion)
-    shutil.rmtree(scored_project.challenger)
-    code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
-    assert code == 0, printed
-    assert "neither in the project nor in MLflow" in printed
-    assert read_section(printed, "model")["digest"] == digest
 
 
 @pytest.mark.parametrize(("name", "todo"), [("part-00000.parquet", "tipline verify 2009-01"), ("", "dvc repro score")])

@@ -518,11 +518,11 @@ def test_evaluate_does_not_load_it_and_says_why(poisoned: Paths, run_cli: Cli, t
     assert not trace.exists()
 
 
-def test_diff_scores_refuses_a_hostile_version(project: Paths, run_cli: Cli, trace: Path) -> None:
+def test_compare_refuses_a_hostile_version(project: Paths, run_cli: Cli, trace: Path) -> None:
     folder = copied(project)
     version = add(project, folder, consistent(folder))
     change_code(folder)
-    code, printed = run_cli(project.root, "diff-scores", "champion", str(version.version), "2009-01")
+    code, printed = run_cli(project.root, "compare", "champion", str(version.version), "2009-01")
     assert code == 1
     assert UNCHANGED in printed
     assert not trace.exists()

@@ -86,8 +86,18 @@ def write_text(text: bytes, name: str = files.MANIFEST) -> Damage:
     return lambda paths: get_file(paths, name).write_bytes(text)
 
 
+def write_text_as_part(paths: Paths) -> None:
+    get_file(paths, PART).write_bytes(b"no Parquet")
+    change_entry(paths, **files.describe_file(get_file(paths, PART)))
+
+
 def copy_part(name: str) -> Damage:
     return lambda paths: shutil.copy(get_file(paths, PART), get_file(paths, name))
+
+
+def list_copied_part(paths: Paths) -> None:
+    copy_part("copy.parquet")(paths)
+    change_manifest(paths, parts=[*list_parts(paths), list_parts(paths)[1] | {"name": "copy.parquet"}])
 
 
 def list_problems(paths: Paths, run_cli: Run, *arguments: str) -> list[str]:
@@ -129,17 +139,13 @@ def test_a_month_without_predictions_is_an_error_only_if_requested(scored_projec
 @pytest.mark.parametrize(
     ("text", "months"), [("months: ['2009-01', 2009-13]\n", ["2009-01"]), ("months: [", workbench.MONTHS)]
 )
-def test_it_works_while_params_yaml_is_invalid(
+def test_neither_model_nor_valid_settings_are_needed(
     scored_project: Paths, run_cli: Run, text: str, months: list[str]
 ) -> None:
+    shutil.rmtree(scored_project.root / "models")
     scored_project.params.write_text(text)
     code, printed = run_cli(scored_project.root, "verify")
     assert (code, printed.splitlines()) == (0, [f"{month}: {WHOLE}" for month in months])
-
-
-def test_no_model_is_needed(scored_project: Paths, run_cli: Run) -> None:
-    shutil.rmtree(scored_project.root / "models")
-    assert run_cli(scored_project.root, "verify")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,8 @@ def test_no_model_is_needed(scored_project: Paths, run_cli: Run) -> None:
         (change_value("tip_probability", 9, lambda score: 1 - score), "The probabilities add up to", files.MANIFEST),
         (rewrite_part(lambda table: table.rename_columns(["row", "score"])), "The part has other columns", PART),
         (lambda paths: change_manifest(paths, parts=list_parts(paths)[:2] * 2), "lists a part twice", files.MANIFEST),
+        (write_text_as_part, "This is not valid Parquet", PART),
+        (list_copied_part, "lists 4 parts, the prepared month has 3 row groups", files.MANIFEST),
         (copy_part("part-00003.parquet"), "The manifest does not list this", "part-00003.parquet"),
         (lambda paths: get_file(paths, "year=9").mkdir(), "The manifest does not list this", "year=9"),
         (lambda paths: change_manifest(paths, rows=4999), "has 4,999 rows, its parts 5,000", files.MANIFEST),
@@ -187,12 +195,6 @@ def test_damage_is_found(scored_project: Paths, run_cli: Run, damage: Damage, me
     assert problems[index + 2] == f"to do: Remove {folder} and score the month again: dvc repro score"
 
 
-def test_a_file_that_is_not_parquet_is_found_behind_its_hash(scored_project: Paths, run_cli: Run) -> None:
-    write_text(b"no Parquet", PART)(scored_project)
-    change_entry(scored_project, **files.describe_file(get_file(scored_project, PART)))
-    assert list_problems(scored_project, run_cli)[0].startswith("This is not valid Parquet")
-
-
 def test_the_advice_works(
     scored_project: Paths, run_cli: Run, dask_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,14 +212,6 @@ def test_every_problem_of_a_month_is_printed(scored_project: Paths, run_cli: Run
     copy_part("stray.parquet")(scored_project)
     places = [line for line in list_problems(scored_project, run_cli) if line.startswith("where: ")]
     assert [Path(place).name for place in places] == ["stray.parquet", PART, "part-00002.parquet"]
-
-
-def test_a_part_without_a_row_group_is_found(scored_project: Paths, run_cli: Run) -> None:
-    copy_part("part-00003.parquet")(scored_project)
-    parts = list_parts(scored_project)
-    change_manifest(scored_project, parts=[*parts, parts[1] | {"name": "part-00003.parquet"}])
-    problems = list_problems(scored_project, run_cli)
-    assert "The manifest lists 4 parts, the prepared month has 3 row groups." in problems
 
 
 def test_harmless_differences_are_ignored(scored_project: Paths, run_cli: Run) -> None:

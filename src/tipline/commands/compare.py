@@ -128,7 +128,8 @@ def run(
         path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
         files.write_json(path, report | {"failed": {month: join_lines(error) for month, error in failed.items()}})
         files.write_csv(path.with_suffix(".csv"), total.largest)
-        yield from [*format_table([*rows, summary]), "largest changes:", *format_table(total.largest)]
+        changes = [{**row, "row": str(row["row"])} for row in total.largest]  # to be copied: no separators
+        yield from [*format_table([*rows, summary]), "largest changes:", *format_table(changes)]
         yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
     yield from (f"{month} failed: {join_lines(error)}" for month, error in failed.items())
     if failed:

@@ -154,7 +154,7 @@ def describe_value(feature: Mapping[str, Any], value: Any) -> str:  # noqa: ANN4
 
 
 def read_published_row(paths: Paths, month: str, row: int) -> dict[str, Any]:
-    """Read the row as it was published: the line of a CSV file, the values of a Parquet file."""
+    """Read the published row: the line of a CSV file, the values of a Parquet file."""
     path = prepare.find_published_file(paths.raw(month), month)
     published = readers.open_month(path, month)
     text = readers.read_row(published, row)

@@ -78,9 +78,7 @@ def run(
         There are no predictions, or, at the end, some are not what their manifests say.
     """
     locations = plan.Locations.resolve(paths, trips, predictions)
-    published = [
-        name.removeprefix("month=") for name in locations.predictions.list_folders() if name.startswith("month=")
-    ]
+    published = [name.removeprefix("month=") for name in locations.predictions.list_folders() if "month=" in name]
     requested = list(dict.fromkeys(months or settings.months or published))
     missing = [month for month in requested if month not in published]
     if missing == requested or (months and missing):
