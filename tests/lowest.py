@@ -24,7 +24,7 @@ def test_all_stages_run_and_status_has_no_complaint(request: pytest.FixtureReque
     trips = pd.read_parquet(story.root / "data/trips", columns=["month", "row"])
     scores = pd.read_parquet(story.root / "data/predictions")
     assert len(trips.merge(scores, on=["month", "row"], validate="one_to_one")) == len(trips) == 3 * 2000
-    for command in ("verify", "status", "promote 1", "explain 2009-01 7", "diff-scores 1 champion 2009-01"):
+    for command in ("verify", "status", "promote 1", "explain 2009-01 7", "compare 1 champion 2009-01"):
         done = story.run("tipline", *command.split())
         assert done.returncode == 0, done.stdout + done.stderr
     # DVC writes the value into params.yaml; study, fit and version are made anew, and the copied store is mended.

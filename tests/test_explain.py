@@ -1,4 +1,4 @@
-"""From one prediction back to the published row, and to what made it."""
+"""`explain`: from one prediction back to the published row and to what made it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,7 +14,6 @@ from tests import workbench
 from tipline import files
 from tipline.ingest import readers
 from tipline.ingest.columns import QUARANTINE_FILE
-from tipline.ingest.conform import QUARANTINE
 from tipline.model import artifact
 
 if TYPE_CHECKING:
@@ -22,33 +22,41 @@ if TYPE_CHECKING:
 
     from tipline.paths import Paths
 
+    Run = Callable[..., tuple[int, str]]
+
 pytestmark = workbench.MLFLOW_WARNINGS
 ROW = 4321
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
-    """A scored project whose registry is its own."""
-    del mlflow_store
-    paths = workbench.copy_project(workbench.scored(request), tmp_path)
-    workbench.run(paths, "register")
-    return paths
+def project(scored_project: Paths) -> Paths:
+    """A scored project whose champion is registered."""
+    workbench.run(scored_project, "register")
+    return scored_project
 
 
-def values(printed: str, heading: str) -> dict[str, str]:
-    """The lines of a section."""
+def read_section(printed: str, heading: str) -> dict[str, str]:
+    """Read the lines of a section."""
     lines = printed.partition(f"\n{heading}\n")[2].partition("\n\n")[0].splitlines()
     return dict(line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
 
 
-def test_contributions_add_up_to_the_stored_probability(
-    project: Paths, run_cli: Callable[..., tuple[int, str]]
-) -> None:
+def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     assert code == 0, printed
+    manifest = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)
+    made, part = manifest["made"], manifest["parts"][ROW // workbench.GROUP_ROWS]
+    training = workbench.read_json(project.champion / artifact.TRAINING)
+    source = workbench.read_json(project.raw_manifest("2009-02"))
+    links = [*manifest["key"].values(), part["sha256"], f"{made['name']} version {made['version']}", made["run"]]
+    links += [made["git"], training["name"], training["data"], source["address"], source["sha256"]]
+    assert [link for link in links if str(link) not in printed] == []
+    trip = workbench.read_prepared(project, "2009-02").slice(ROW, 1).to_pylist()[0]
+    assert read_section(printed, "prepared row")["trip_distance"] == str(trip["trip_distance"])
+    assert read_section(printed, "published row")["Trip_Distance"] == str(trip["trip_distance"])
     stored = pq.read_table(project.predictions / "month=2009-02")["tip_probability"][ROW].as_py()
     assert f"tip_probability {stored!r}" in printed
-    why = values(printed, "why (log-odds)")
+    why = read_section(printed, "why (log-odds)")
     columns = list(workbench.load_settings(project).model.columns)
     assert set(why) == {"start", *columns, "sum", "probability"}
     odds = sum(float(why[name].split()[0]) for name in ("start", *columns))
@@ -56,67 +64,78 @@ def test_contributions_add_up_to_the_stored_probability(
     assert why["probability"].endswith("as stored")
 
 
-def test_every_link_of_the_chain_is_named(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
-    assert code == 0
-    told = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)
-    training = workbench.read_json(project.champion / artifact.TRAINING)
-    source = workbench.read_json(project.raw_manifest("2009-02"))
-    for link in (
-        told["key"]["trips"],
-        told["key"]["model"],
-        told["parts"][ROW // workbench.GROUP_ROWS]["sha256"],
-        f"{told['made']['name']} version {told['made']['version']}",
-        told["made"]["run"],
-        told["made"]["git"],
-        training["name"],
-        training["data"],
-        source["address"],
-        source["sha256"],
-    ):
-        assert link in printed
-    trip = workbench.read_prepared(project, "2009-02").slice(ROW, 1).to_pylist()[0]
-    assert values(printed, "prepared row")["trip_distance"] == str(trip["trip_distance"])
-    assert values(printed, "published row")["Trip_Distance"] == str(trip["trip_distance"])
-
-
-def test_a_version_that_is_here_no_more_comes_from_the_registry(
-    project: Paths, run_cli: Callable[..., tuple[int, str]]
+def test_a_model_that_is_not_linear_has_no_contributions(
+    project: Paths, run_cli: Run, dask_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree(project.champion)
-    shutil.rmtree(project.challenger)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
+    boosting = {"estimator": "hist_gradient_boosting", "params": {"max_iter": 5}, "calibration": "sigmoid"}
+    workbench.change_settings(project, train=boosting)
+    workbench.run(project, "train")
+    shutil.copytree(project.challenger, project.champion, dirs_exist_ok=True)
+    reference = workbench.read_json(project.champion_ref) | {"digest": artifact.read_digest(project.champion)}
+    files.write_json(project.champion_ref, reference)
+    workbench.run(project, "score")
+    code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
+    assert code == 0, printed
+    why = read_section(printed, "why (log-odds)")
+    assert why["probability"].endswith("as stored; no contributions, because the model is not linear")
+    assert "before sigmoid" in printed
+
+
+def test_a_model_comes_from_the_project_or_from_mlflow(
+    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = artifact.read_digest(project.champion)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        code, printed = run_cli(project.root, "explain", "2009-01", "0")
+        assert code == 0, printed
+        assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
+        assert "trained by git revision  unknown: " in printed
+        shutil.rmtree(project.root / "models")
+        code, printed = run_cli(project.root, "explain", "2009-01", "0")
+        assert code == 0, printed
+        assert "neither in the project nor in MLflow" in printed
+        assert read_section(printed, "model")["digest"] == digest
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, printed = run_cli(project.root, "explain", "2009-01", "0")
     assert code == 0, printed
-    assert values(printed, "why (log-odds)")["probability"].endswith("as stored")
+    assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
 
 
-def test_a_row_that_was_set_apart_is_explained_so(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    apart = pq.read_table(project.prepared("2009-01") / QUARANTINE_FILE).schema
-    assert apart.names == QUARANTINE.names
+def test_the_reason_of_a_quarantined_row_is_printed(scored_project: Paths, run_cli: Run) -> None:
+    path = scored_project.prepared("2009-01") / QUARANTINE_FILE
     row = {"row": 5000, "reason": "number of fields is not the header's"}
-    table = QUARANTINE.empty_table().from_pylist([row], schema=QUARANTINE)
-    pq.write_table(table, project.prepared("2009-01") / QUARANTINE_FILE)
-    code, printed = run_cli(project.root, "explain", "2009-01", "5000")
+    pq.write_table(pa.Table.from_pylist([row], schema=pq.read_schema(path)), path)
+    code, printed = run_cli(scored_project.root, "explain", "2009-01", "5000")
     assert code == 2
-    assert "set apart when the month was prepared: number of fields is not the header's" in printed
+    assert "quarantined by `prepare`: number of fields is not the header's" in printed
 
 
 @pytest.mark.parametrize(
-    ("month", "row", "said"),
+    ("month", "row", "message"),
     [
         ("2009-01", "5000", "no prediction for this row"),
-        ("2009-01", "-1", "There is no such row"),
-        ("2009-01", "9" * 30, "There is no such row"),
-        ("2031-01", "0", "not among `months`"),
+        ("2009-01", "-1", "out of range"),
+        ("2009-01", "9" * 30, "out of range"),
+        ("2031-01", "0", "not in `months`"),
     ],
 )
-def test_a_row_that_is_not_there_is_told(
-    project: Paths, run_cli: Callable[..., tuple[int, str]], month: str, row: str, said: str
+def test_a_row_without_a_prediction_is_refused(
+    scored_template: Paths, run_cli: Run, month: str, row: str, message: str
 ) -> None:
-    code, printed = run_cli(project.root, "explain", month, row)
+    code, printed = run_cli(scored_template.root, "explain", month, row)
     assert code == 2
-    assert said in printed
-    assert "Traceback" not in printed
+    assert message in printed
+
+
+@pytest.mark.parametrize(("name", "todo"), [("part-00000.parquet", "tipline verify 2009-01"), ("", "dvc repro score")])
+def test_missing_predictions_are_explained(scored_project: Paths, run_cli: Run, name: str, todo: str) -> None:
+    (scored_project.predictions / "month=2009-01" / (name or files.MANIFEST)).unlink()
+    code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
+    assert code == 1
+    assert todo in printed
 
 
 def test_a_published_row_of_csv_is_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

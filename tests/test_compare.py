@@ -1,0 +1,240 @@
+"""`compare`: two versions are compared over all rows, with the same report however the rows are cut up."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from sklearn.linear_model import LogisticRegression
+
+from tests import workbench
+from tests.conftest import forget_store
+from tipline import cluster, files
+from tipline.commands import compare
+from tipline.commands.compare import Difference
+from tipline.model import artifact
+from tipline.registry import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tipline.model.pyfunc import Probabilities
+    from tipline.paths import Paths
+
+    MakeProject = Callable[..., Paths]
+    Run = Callable[..., tuple[int, str]]
+
+pytestmark = workbench.MLFLOW_WARNINGS
+
+
+@pytest.fixture(scope="module")
+def registered_project(
+    scored_template: Paths, mlflow_template: Path, dask_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> Paths:
+    """A scored project with two versions; read it, do not change it."""
+    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("registered"))
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as monkeypatch, forget_store():
+        monkeypatch.setenv(cluster.ADDRESS, dask_address)
+        workbench.run(paths, "register")
+        shutil.copytree(paths.challenger, paths.root / "first")
+        workbench.change_settings(paths, train={"params": {"C": 0.001}})
+        workbench.run(paths, "train", "register")
+    return paths
+
+
+@pytest.fixture
+def project(registered_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
+    """The registered project, on the session's cluster; reports are removed after the test."""
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+    yield registered_project
+    shutil.rmtree(registered_project.root / "reports" / "compare", ignore_errors=True)
+
+
+def compare_versions(paths: Paths, *arguments: Any) -> dict[str, bytes]:
+    """Compare both versions; return the files of the report."""
+    list(compare.run(workbench.load_settings(paths), paths, ("1", "2"), *arguments))
+    return workbench.read_tree(paths.root / "reports" / "compare")
+
+
+def read_report(paths: Paths) -> Any:
+    return workbench.read_json(paths.root / "reports" / "compare" / "1-2.json")
+
+
+def read_changes(paths: Paths) -> list[dict[str, str]]:
+    with (paths.root / "reports" / "compare" / "1-2.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def score_exactly(paths: Paths, month: str) -> tuple[Probabilities, Probabilities]:
+    """Score a month with both versions."""
+    contents = [artifact.read_artifact(folder) for folder in (paths.root / "first", paths.challenger)]
+    a, b = (artifact.load_model(files, artifact.hash_artifact(files)) for files in contents)
+    trips = workbench.as_batch(workbench.read_prepared(paths, month))
+    return a.probabilities(trips), b.probabilities(trips)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_the_figures_are_those_of_the_exact_scores(project: Paths, threshold: float) -> None:
+    compare_versions(project, [], threshold)
+    report = read_report(project)
+    scores = [score_exactly(project, month) for month in workbench.MONTHS]
+    in_total = tuple(np.concatenate(model) for model in zip(*scores, strict=True))
+    for month, (a, b) in zip([*report["months"], report["all"]], [*scores, in_total], strict=True):
+        difference = b.astype(float) - a
+        assert month["rows"] == len(a)
+        assert month["mean_a"] == pytest.approx(a.mean(dtype=float), abs=1e-11)
+        assert month["mean_b"] == pytest.approx(b.mean(dtype=float), abs=1e-11)
+        assert month["mean_difference"] == pytest.approx(difference.mean(), abs=1e-11)
+        assert month["mean_absolute_difference"] == pytest.approx(np.abs(difference).mean(), abs=1e-11)
+        assert month["largest_difference"] == np.abs(difference).max()
+        assert month["crossed_up"] == ((a <= threshold) & (b > threshold)).sum()
+        assert month["crossed_down"] == ((a > threshold) & (b <= threshold)).sum()
+        assert month["crossed_share"] == ((a > threshold) != (b > threshold)).mean()
+    assert [month["month"] for month in report["months"]] == list(workbench.MONTHS)
+    assert report["all"]["crossed_up"] + report["all"]["crossed_down"] > 0
+
+
+def test_the_largest_changes_are_listed_with_the_columns_of_the_models(project: Paths) -> None:
+    compare_versions(project, [], 0.5, 7)
+    changes = read_changes(project)
+    expected = []
+    for month in workbench.MONTHS:
+        trips, (a, b) = workbench.read_prepared(project, month), score_exactly(project, month)
+        for position in np.argsort(-np.abs(b.astype(float) - a), kind="stable")[:7].tolist():
+            row = {"month": month, "row": trips["row"][position].as_py()}
+            row |= {"score_a": float(a[position]), "score_b": float(b[position])}
+            row |= {"difference": float(b[position]) - float(a[position])}
+            expected.append({**row, "payment_type": trips["payment_type"][position].as_py() or ""})
+    expected.sort(key=lambda row: (-abs(row["difference"]), row["month"], row["row"]))
+    assert [{name: row[name] for name in expected[0]} for row in changes] == [
+        {name: str(value) for name, value in row.items()} for row in expected[:7]
+    ]
+    assert {"vendor", "pickup_datetime", "trip_distance", "fare_amount"} < set(changes[0])
+
+
+def test_equal_comparisons_write_equal_files_and_nothing_else(
+    project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, months = workbench.read_tree(project.root / "data"), ["2009-01", "2024-01"]
+    first = compare_versions(project, months)
+    assert compare_versions(project, months) == first
+    assert workbench.read_tree(project.root / "data") == before
+    # Row groups of another size, on one local worker.
+    other = workbench.copy_project(project, tmp_path)
+    workbench.small_row_groups(monkeypatch, 731)
+    workbench.prepare_again(other, *months)
+    monkeypatch.delenv(cluster.ADDRESS)
+    assert compare_versions(project, months, 0.5, 10, str(other.root / "data" / "trips")) == first
+
+
+def test_the_report_is_printed(project: Paths, run_cli: Run) -> None:
+    code, printed = run_cli(project.root, "compare", "champion", "2", "--largest", "3", "--threshold", "0.4")
+    assert code == 0, printed
+    lines, report = printed.splitlines(), read_report(project)
+    assert re.fullmatch(r"A: version 1, [\d,]+x7 C=1.0 logistic_regression", lines[0])
+    assert re.fullmatch(r"B: version 2, [\d,]+x7 C=0.001 logistic_regression", lines[1])
+    assert [line.split()[0] for line in lines[3:8]] == [*workbench.MONTHS, "all"]
+    assert lines[9].split()[:5] == ["month", "row", "score_a", "score_b", "difference"]
+    assert lines[13:] == ["reports/compare/1-2.json; the largest changes: 1-2.csv"]
+    assert max(map(len, lines)) <= 160
+    digests = [artifact.read_digest(folder) for folder in (project.root / "first", project.challenger)]
+    assert [(report[letter]["version"], report[letter]["digest"]) for letter in "ab"] == [*enumerate(digests, 1)]
+    assert (report["threshold"], report["failed"]) == (0.4, {})
+
+
+def test_equal_versions_are_not_compared(project: Paths, run_cli: Run) -> None:
+    code, printed = run_cli(project.root, "compare", "champion", "1")
+    assert code == 0
+    assert "Both are the same model" in printed
+    assert not (project.root / "reports" / "compare").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("1", "7"), "tip-probability has no version 7; there are: 2, 1."),
+        (("latest", "2"), "has no version 'latest'"),
+        (("1", "2", "--threshold", "50"), "--threshold"),
+        (("1", "2", "--largest", "0"), "--largest"),
+        (("1", "2", "2009-13"), "'2009-13' is not a month"),
+    ],
+)
+def test_mistakes_are_usage_errors(project: Paths, run_cli: Run, arguments: tuple[str, ...], message: str) -> None:
+    code, printed = run_cli(project.root, "compare", *arguments)
+    assert code == 2
+    assert message in printed
+    assert "to do: " in printed
+
+
+def test_a_missing_champion_is_a_usage_error(mlflow_store: Path, run_cli: Run, make_project: MakeProject) -> None:
+    assert mlflow_store.is_file()
+    code, printed = run_cli(make_project().root, "compare", "champion", "2")
+    assert code == 2
+    assert "tip-probability has no version 'champion'" in printed
+
+
+@pytest.mark.parametrize("damage", ["not prepared", "truncated", "overwritten"])
+def test_a_damaged_month_is_left_out(project: Paths, run_cli: Run, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(project.root / "data" / "trips", tmp_path / "trips")
+    trips = tmp_path / "trips" / "month=2009-02" / "trips.parquet"
+    data = trips.read_bytes()
+    damaged = {"truncated": data[: len(data) // 2], "overwritten": data[:4] + b"\xff" * 20_000 + data[20_004:]}
+    trips.write_bytes(damaged.get(damage, data))
+    if damage == "not prepared":
+        (trips.parent / files.MANIFEST).unlink()
+    code, printed = run_cli(project.root, "compare", "1", "2", "--trips", str(tmp_path / "trips"))
+    assert code == 4, printed
+    assert "2009-02 failed: " in printed
+    assert "1 of 4 months failed" in printed
+    report, complete = read_report(project), [month for month in workbench.MONTHS if month != "2009-02"]
+    assert [month["month"] for month in report["months"]] == complete
+    assert list(report["failed"]) == ["2009-02"]
+    assert report["all"]["rows"] == 5000 * len(complete)
+
+
+@pytest.mark.filterwarnings("ignore:.*pickle.*")
+@pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*")
+def test_an_external_version_is_compared_before_it_is_promoted(
+    scored_project: Paths, run_cli: Run, dask_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+    workbench.run(scored_project, "register")
+    trips = workbench.read_prepared(scored_project, "2009-02")
+    given = trips.select(["fare_amount"]).to_pandas()
+    model = LogisticRegression().fit(given, trips["tip_amount"].to_numpy() > 0)
+    inputs, outputs = Schema([ColSpec(DataType.double, "fare_amount")]), TensorSpec(np.dtype("float64"), (-1, 2))
+    with store.connect_store(scored_project) as client:
+        experiment = client.create_experiment("elsewhere", (scored_project.root / "elsewhere").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            info = mlflow.sklearn.log_model(
+                model,
+                name="model",
+                signature=ModelSignature(inputs, Schema([outputs])),
+                serialization_format="skops",
+                skops_trusted_types=["numpy.dtype"],
+                pip_requirements=["scikit-learn"],
+                pyfunc_predict_fn="predict_proba",
+            )
+        number = mlflow.register_model(info.model_uri, "tip-probability").version
+    code, printed = run_cli(scored_project.root, "compare", "champion", str(number), "2009-02")
+    assert code == 0, printed
+    assert f"B: version {number}, not made by tipline" in printed
+    scores = model.predict_proba(given)[:, 1].astype(np.float32)
+    report = workbench.read_json(scored_project.root / "reports" / "compare" / f"1-{number}.json")
+    assert report["months"][0]["mean_b"] == pytest.approx(scores.mean(dtype=float), abs=1e-11)
+
+
+def test_equal_differences_are_sorted_by_month_and_row() -> None:
+    changes = [("2009-02", 1, 0.1), ("2009-01", 2, -0.1), ("2009-01", 1, 0.1), ("2009-03", 1, -0.2)]
+    rows = [{"month": month, "row": row, "difference": difference} for month, row, difference in changes]
+    kept = Difference(largest=rows[:2]).merge(Difference(largest=rows[2:]), 3).largest
+    assert [(row["month"], row["row"]) for row in kept] == [("2009-03", 1), ("2009-01", 1), ("2009-01", 2)]
