@@ -440,7 +440,7 @@ def set_sklearn_version(dump: bytes, version: str) -> bytes:
 @pytest.mark.parametrize("kind", ["linear", "not linear"])
 def test_estimator_with_an_untrusted_type_is_refused(project: Paths, run_cli: Cli, trace: Path, kind: str) -> None:
     folder = copy_logged(project)
-    dump = pipeline.canonical(skops.io.dumps(Intruder()))
+    dump = pipeline.make_canonical(skops.io.dumps(Intruder()))
     replace_estimator(folder, dump, **({} if kind == "linear" else {"linear": None}))
     skops.io.loads(dump, trusted=[INTRUDER])
     assert trace.exists()
@@ -491,7 +491,7 @@ def poisoned(scored_project: Paths, dask_address: str, monkeypatch: pytest.Monke
     paths = scored_project
     spec_ = json.loads((paths.champion / pyfunc.SPEC).read_text())
     (paths.champion / pyfunc.SPEC).write_text(json.dumps(spec_ | {"linear": None}))
-    (paths.champion / pyfunc.ESTIMATOR).write_bytes(pipeline.canonical(skops.io.dumps(Intruder())))
+    (paths.champion / pyfunc.ESTIMATOR).write_bytes(pipeline.make_canonical(skops.io.dumps(Intruder())))
     code = paths.champion / "pyfunc.py"
     code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
     ref = workbench.read_json(paths.champion_ref)

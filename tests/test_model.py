@@ -141,8 +141,8 @@ def test_canonical_dumps_load_and_predict_the_same(
     trips: pa.RecordBatch, features: list[dict[str, Any]], estimator: str, tmp_path: Path
 ) -> None:
     fit = fitted(trips, features, train(estimator), tmp_path)
-    dump = pipeline.canonical(skops.io.dumps(fit))
-    assert pipeline.canonical(dump) == dump
+    dump = pipeline.make_canonical(skops.io.dumps(fit))
+    assert pipeline.make_canonical(dump) == dump
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     loaded = skops.io.loads(dump, trusted=list(pyfunc.TRUSTED))
@@ -239,13 +239,13 @@ def test_own_function_creates_the_estimator(
 
 def test_own_function_refuses_unknown_parameters(features: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "own_estimators_2.py").write_text(OWN_MODULE)
-    with pytest.raises(UsageError, match=r"stronger cannot be made.*'depth'"):
+    with pytest.raises(UsageError, match=r"stronger cannot be called.*'depth'"):
         pipeline.build_pipeline(features, train("own_estimators_2:stronger", depth=3), tmp_path)
 
 
 def test_own_function_must_return_a_classifier(features: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "own_estimators_3.py").write_text(OWN_MODULE)
-    with pytest.raises(UsageError, match="no scikit-learn classifier") as caught:
+    with pytest.raises(UsageError, match="not a scikit-learn classifier") as caught:
         pipeline.build_pipeline(features, train("own_estimators_3:no_classifier"), tmp_path)
     assert "predict_proba" in caught.value.parts[2]
 

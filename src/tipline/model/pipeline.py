@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import inspect
 import io
 import json
 import re
@@ -24,12 +26,13 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from tipline.errors import TiplineError, UsageError
+from tipline.errors import TiplineError, UsageError, shorten_text, summarize_exception
 from tipline.model import newton, pyfunc
 from tipline.model.artifact import CODE, FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
 
     from tipline.config import Model as ModelSettings
     from tipline.config import Settings, Train
@@ -50,19 +53,19 @@ WHERE = "params.yaml, train"
 
 
 def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
-    """What model.json says of a model before it is fitted: of the baseline, only the columns."""
+    """Return what model.json holds before the fit; of the baseline, only its columns."""
     return {
         "format": FORMAT,
         "target": settings.model.target,
         "time": schema.time,
-        "features": features(settings.model, schema),
+        "features": create_features(settings.model, schema),
         "baseline": {"by": list(settings.evaluate.baseline)},
-        "months": months(settings),
+        "months": list_months(settings),
     }
 
 
-def months(settings: Settings) -> dict[str, list[str]]:
-    """The months that the model was made on, by role: no gate may judge it on one of them."""
+def list_months(settings: Settings) -> dict[str, list[str]]:
+    """Return the months that the model is made on, by role; the gate does not judge it on any of them."""
     sized = settings.train.rows == "auto" or settings.train.calibration
     return {
         "train": settings.sample.get_months("train"),
@@ -70,13 +73,13 @@ def months(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-def features(settings: ModelSettings, schema: Schema) -> list[dict[str, Any]]:
-    """How each column of the model becomes a feature, as model.json has it."""
-    return [feature(name, schema, settings.categories) for name in settings.columns]
+def create_features(settings: ModelSettings, schema: Schema) -> list[dict[str, Any]]:
+    """Return how each column of the model becomes a feature, as model.json holds it."""
+    return [create_feature(name, schema, settings.categories) for name in settings.columns]
 
 
-def feature(name: str, schema: Schema, categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """One feature: a category by its listed values, a time by its hour, a number within its plausible range."""
+def create_feature(name: str, schema: Schema, categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Describe a feature: a category by its values, a timestamp by its hour, a number by its plausible range."""
     column = schema.columns[name]
     if column.type == "category":
         return {"name": name, "kind": "category", "categories": list(categories[name])}
@@ -86,14 +89,14 @@ def feature(name: str, schema: Schema, categories: Mapping[str, Sequence[str]]) 
 
 
 def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) -> Pipeline:
-    """The unfitted pipeline: categories one-hot, numbers imputed and scaled, then the estimator.
+    """Build the unfitted pipeline: categories one-hot, numbers imputed and scaled, then the estimator.
 
     Histogram gradient boosting takes codes and missing values as they are.
 
     Raises
     ------
     UsageError
-        For an unknown estimator or an unknown parameter of it.
+        The estimator or one of its parameters is unknown, or the user's code fails.
     """
     classifier = create_classifier(train, root)
     if isinstance(classifier, HistGradientBoostingClassifier):
@@ -103,7 +106,7 @@ def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) 
     coded = [index for index, feature in enumerate(spec) if pyfunc.count_levels(feature)]
     values = [np.arange(pyfunc.count_levels(spec[index]), dtype=float) for index in coded]
     one_hot = OneHotEncoder(categories=values, handle_unknown="ignore", sparse_output=False)
-    # A column that no training row has is kept: a month of another era may have it, and `pyfunc.fold` counts on it.
+    # Keep a column that no training row has: a month of another era may have it, and `fold` expects it.
     impute = SimpleImputer(strategy="median", keep_empty_features=True)
     scaled = Pipeline([("impute", impute), ("scale", StandardScaler())])
     plain = [index for index in range(len(spec)) if index not in coded]
@@ -112,51 +115,73 @@ def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) 
     return Pipeline([("columns", columns), ("classifier", classifier)])
 
 
+class UserCode(contextlib.AbstractContextManager["UserCode"]):
+    """Report any error of the user's own code, SystemExit included, as a mistake in params.yaml."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, TiplineError):
+            what = f"{self.name} failed: {type(error).__name__}: {summarize_exception(error)}."
+            raise UsageError(what, f"{WHERE}.estimator", "Correct the function or its parameters.") from error
+
+
 def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whatever the user's function returns)
-    """The estimator that `train` names, with its parameters and the seed."""
-    factory = ESTIMATORS.get(train.estimator) or imported(train.estimator, root)
+    """Create the estimator that `train` names, with its parameters and the seed."""
+    factory = ESTIMATORS.get(train.estimator) or import_function(train.estimator, root)
     params = {**DEFAULTS.get(train.estimator, {}), **train.params}
-    try:
+    check_parameters(factory, params)
+    with UserCode(train.estimator):
         classifier = factory(**params)
-    except TypeError as error:
-        raise unknown_parameter(factory, params, error) from error
     if not hasattr(classifier, "predict_proba") or not hasattr(classifier, "get_params"):
-        what = f"{train.estimator} gave {classifier!r}, which is no scikit-learn classifier with probabilities."
+        what = f"{train.estimator} returned {shorten_text(repr(classifier))}, which is not a scikit-learn classifier."
         raise UsageError(what, f"{WHERE}.estimator", "Return one that has predict_proba.")
     if "random_state" in classifier.get_params() and classifier.random_state is None:
         classifier.set_params(random_state=train.seed)
     return classifier
 
 
-def imported(name: str, root: Path) -> Callable[..., Any]:
-    """The function that `module:function` names; modules in the project's folder count."""
+def import_function(name: str, root: Path) -> Callable[..., Any]:
+    """Import the function that `module:function` names; modules in the project's folder are found."""
     module, _, function = name.partition(":")
     sys.path.insert(0, str(root))
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, SyntaxError, NameError, TypeError) as error:
-        todo = meant(name, list(ESTIMATORS)) or f"Use {', '.join(ESTIMATORS)} or module:function."
-        raise UsageError(f"There is no estimator {name!r} ({error}).", f"{WHERE}.estimator", todo) from error
+        with UserCode(name):
+            imported = importlib.import_module(module)
+            return getattr(imported, function)  # type: ignore[no-any-return]
+    except UsageError as error:
+        cause = error.__cause__
+        is_missing = isinstance(cause, ModuleNotFoundError) and module.startswith(str(cause.name))
+        if not is_missing and not (isinstance(cause, AttributeError) and cause.name == function):
+            raise
+        todo = f"Use {', '.join(ESTIMATORS)} or module:function."
+        raise UsageError(f"There is no estimator {name!r} ({cause}).", f"{WHERE}.estimator", todo) from cause
     finally:
         sys.path.remove(str(root))
-    return found
 
 
-def unknown_parameter(factory: Callable[..., Any], params: Mapping[str, Any], error: TypeError) -> UsageError:
-    """The message for parameters that the estimator does not take, with the nearest that it does."""
+def check_parameters(factory: Callable[..., Any], params: Mapping[str, Any]) -> None:
+    """Refuse parameters that an estimator does not take.
+
+    Raises
+    ------
+    UsageError
+        The message names the nearest parameter that there is.
+    """
     name = getattr(factory, "__name__", str(factory))
     known = list(factory._get_param_names()) if hasattr(factory, "_get_param_names") else []  # noqa: SLF001
-    stranger = next((key for key in params if known and key not in known), None)
-    if stranger is None:
-        return UsageError(f"{name} cannot be made: {error}.", f"{WHERE}.params", "Correct the parameters.")
-    todo = meant(stranger, known) or f"It has: {', '.join(known)}."
-    return UsageError(f"{name} has no parameter {stranger!r}.", f"{WHERE}.params", todo)
-
-
-def meant(name: str, known: Sequence[str]) -> str:
-    """The nearest of the known names, as a question; empty where none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else ""
+    unknown = next((key for key in params if known and key not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known, n=1)
+        todo = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
+        raise UsageError(f"{name} has no parameter {unknown!r}.", f"{WHERE}.params", todo)
+    try:
+        inspect.signature(factory).bind(**params)
+    except TypeError as error:
+        raise UsageError(f"{name} cannot be called: {error}.", f"{WHERE}.params", "Correct the parameters.") from error
 
 
 def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> Pipeline:
@@ -195,7 +220,7 @@ def refines(pipeline: Pipeline) -> bool:
 
 
 def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.Linear | None:
-    """The fitted estimator as a `Linear`; None where it is no logistic regression behind tipline's preprocessing."""
+    """Fold a fitted logistic regression behind the built-in preprocessing; return None for anything else."""
     classifier = estimator[-1]
     if type(classifier).__name__ != "LogisticRegression" or "columns" not in estimator.named_steps:
         return None
@@ -216,18 +241,18 @@ def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.L
 
 
 def save_model(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
-    """Write the model's three files. A linear model stands in model.json, too, folded: scoring needs no more.
+    """Write the model's three files; model.json also holds a linear model in its folded form.
 
     Raises
     ------
     UsageError
-        Where the estimator has types in it that tipline would refuse to load.
+        The estimator has types that tipline would refuse to load.
     """
-    estimator = canonical(skops.io.dumps(pipeline))
-    strangers = sorted(set(skops.io.get_untrusted_types(data=estimator)) - set(pyfunc.TRUSTED))
-    if strangers:
-        what = f"The estimator has types that tipline does not load from a file: {', '.join(strangers)}."
-        raise UsageError(what, f"{WHERE}.estimator", "Use an estimator of scikit-learn's.")
+    estimator = make_canonical(skops.io.dumps(pipeline))
+    untrusted = sorted(set(skops.io.get_untrusted_types(data=estimator)) - set(pyfunc.TRUSTED))
+    if untrusted:
+        what = f"The estimator has types that tipline does not load: {', '.join(untrusted)}."
+        raise UsageError(what, f"{WHERE}.estimator", "Use another estimator of scikit-learn.")
     (folder / pyfunc.ESTIMATOR).write_bytes(estimator)
     linear = fold(pipeline, spec["features"])
     save_spec(folder, {**spec, "linear": linear and linear.to_json(), "calibration": None})
@@ -235,16 +260,16 @@ def save_model(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> Non
 
 
 def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:
-    """Write model.json, a line a key."""
+    """Write model.json with one line per key."""
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in spec.items())
     (folder / pyfunc.SPEC).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
-def canonical(dump: bytes) -> bytes:
-    """A skops dump without what differs from one dump of the same estimator to the next.
+def make_canonical(dump: bytes) -> bytes:
+    """Remove from a skops dump what differs between dumps of equal estimators.
 
-    skops names its nodes and array files by memory addresses, and zip entries carry the time: here they are numbered
-    in order of appearance, dated alike, and stored.
+    skops names nodes and array files by memory addresses, and zip entries hold the time. Here nodes and files are
+    numbered in order of appearance; entries have one date and no compression.
     """
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
