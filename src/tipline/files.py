@@ -7,6 +7,7 @@ import csv
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 # Parquet readers (pyarrow, dask, Spark) skip names that begin with an underscore.
 MANIFEST = "_manifest.json"
@@ -170,6 +173,22 @@ def hold_lock(path: Path, activity: str) -> Iterator[None]:
     except filelock.Timeout as error:
         todo = "Wait for it to end, or stop it. What it has finished is kept."
         raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path, message: str) -> Iterator[None]:
+    """Run the block when no other process is in it; `message` is logged if there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.info("%s", message)
+        lock.acquire()
     try:
         yield
     finally:

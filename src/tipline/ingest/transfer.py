@@ -1,438 +1,345 @@
-"""Bytes from an address (a path, http, https, s3) through fsspec: resumed, verified, or an error in words."""
+"""Bytes from an address (a path, http, https, s3) through fsspec: resumed, checked, retried."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import dataclasses
 import functools
 import hashlib
 import logging
-import random
-import re
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import aiohttp
 import fsspec
 import fsspec.asyn
-from botocore import exceptions as boto
+import tenacity
 
 from tipline import files, progress
 from tipline.errors import NotPublishedError, TiplineError, hide_secrets
+from tipline.storage import STORE_ERRORS, explain_store_error, find_cause, open_s3
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+CHUNK = 1 << 23
 TRIES = 5
-PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
-LONGEST_WISH_SECONDS = 60.0  # of a server that says when to come back
-CONNECT_SECONDS = 20.0
-READ_SECONDS = 60.0
-
-CHUNK = 1 << 20
-PARTIAL, FORBIDDEN, FAILED = 206, 403, 500
-GONE = {404, 410}
-STALE = {412, 416}  # the file is another one now, or ends before the part does
-PASSING = {FORBIDDEN, 408, 425, 429}  # forbidden: so says the TLC's network to those who are too fast
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+CONNECT_SECONDS, READ_SECONDS = 20.0, 60.0
+MISSING, FORBIDDEN, FAILED = {404, 410}, 403, 500
+# 403 is what the TLC's network answers to requests that come too fast.
+TEMPORARY = {FORBIDDEN, 408, 412, 416, 425, 429}
 ALGORITHMS = {"md5": "md5", "sha": "sha1", "sha-256": "sha256", "sha-512": "sha512"}
-ERRORS = (OSError, ValueError, aiohttp.ClientError, boto.BotoCoreError)
-CUT = (
-    *(ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError),
-    *(boto.ConnectionError, boto.HTTPClientError),
-)
-UNTRUSTED = (aiohttp.ClientSSLError, boto.SSLError)
-NO_KEYS = (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
+LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+UNTRUSTED = (aiohttp.ClientSSLError,)
 TODO = "Check `source` in params.yaml, or try again later."
-TODO_KEYS = (
-    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, and "
-    "AWS_ENDPOINT_URL for a server other than Amazon's; FSSPEC_S3_ANON=true reads a public bucket without keys."
-)
+
+cancelled = threading.Event()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Stated:
-    """What a source says of a file: bytes, ETag (else when it changed), hex digests by the names of hashlib."""
+    """What a source states about a file: size in bytes, version (ETag, or time of the last change), hex digests."""
 
     size: int | None
     version: str | None
-    checksums: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """Bytes of a file from `start` on, which need not be the place that was asked for; below 0: nobody knows."""
-
-    stated: Stated
-    start: int
-    read: Callable[[], bytes]
-    close: Callable[[], object]
+    checksums: dict[str, str] = field(default_factory=dict)
+    has_ranges: bool = True
 
 
 class NoRangeError(TiplineError):
     """The server sends whole files only."""
 
 
-class DamagedError(TiplineError):
-    """What arrived is not what the source states."""
+class TemporaryError(Exception):
+    """A failure that may pass; `final` is the error if it does not."""
+
+    def __init__(self, final: TiplineError) -> None:
+        super().__init__(str(final))
+        self.final = final
 
 
-class AgainError(Exception):
-    """A failure that may pass; `last` is the error if it does not, `wish` the seconds that the server asks for."""
-
-    def __init__(self, last: TiplineError, wish: float = 0.0) -> None:
-        super().__init__(str(last))
-        self.last, self.wish = last, wish
-
-
-class StaleError(AgainError):
-    """The bytes that are here are no beginning of the file that the source has now."""
-
-
-def peek_bytes(place: str, start: int, length: int) -> tuple[Stated, bytes]:
-    """At most `length` bytes from `start` on (below 0: of the last -start bytes); no more than those are sent.
+def peek_bytes(address: str, start: int, length: int) -> tuple[Stated, bytes]:
+    """Read at most `length` bytes from `start`, or the last -start bytes.
 
     Raises
     ------
     NoRangeError
-        Where the server sends the file from its beginning whatever is asked for.
+        The server sends whole files only and `start` is not 0.
     TiplineError
-        As `download`.
+        As `download_file`.
     """
 
-    def attempt() -> tuple[Stated, bytes]:
-        try:
-            with contextlib.closing(ask(place, start, length)) as answer:
-                return answer.stated, head(answer, start, length, hide_secrets(place))
-        except StaleError:
-            return Stated(None, None), b""  # the file is empty, or ends before `start`
+    def peek() -> tuple[Stated, bytes]:
+        stated = ask(address)
+        if stated.size == 0:
+            return stated, b""
+        begin = start if start >= 0 or stated.size is None else max(stated.size + start, 0)
+        if begin and (not stated.has_ranges or stated.size is None):
+            raise explain_missing_ranges(address)
+        with open_file(address, stated) as file:
+            file.seek(begin)
+            return stated, read(address, functools.partial(file.read, length))
 
-    return persist(attempt, hide_secrets(place))
-
-
-def head(answer: Answer, start: int, length: int, where: str) -> bytes:
-    """The first bytes of an answer, if they are those that were asked for."""
-    size = answer.stated.size
-    if answer.start != (start if start >= 0 or size is None else max(size + start, 0)):
-        what = "The server sends whole files only: the footer of a Parquet file does not come alone."
-        raise NoRangeError(what, where, "`tipline download` fetches the month and checks it.")
-    data = bytearray()
-    while len(data) < length and (piece := answer.read()):
-        data += piece
-    return bytes(data[:length])
+    return retry(peek, hide_secrets(address))
 
 
-def download_file(place: str, part: Path, label: str) -> Stated:
-    """Bring a file to `part`, going on where an earlier run ended if the source still has the same version.
+def download_file(address: str, part: Path, label: str) -> Stated:
+    """Download a file to `part`; resume an earlier download if the source still has the same version.
 
-    The part is kept where the network fails or the user interrupts, and removed where the disk is full or the bytes
-    are wrong. `label` is what the progress is called.
+    A failure of the network or an interrupt keeps the part. A full disk or a wrong checksum removes it.
+
+    Parameters
+    ----------
+    label
+        The name shown with the progress.
 
     Raises
     ------
     NotPublishedError
-        Where the source does not have the file.
+        The source does not have the file.
     TiplineError
-        Where it cannot be reached, refuses, or sends something else than it states.
+        The source cannot be reached, refuses, or sends something else than it states.
     """
     try:
-        stated = persist(lambda: fill(place, part, label), label, lambda: size_of(part))
-        verify(part, stated, hide_secrets(place))
-    except DamagedError:
-        forget(part)
-        raise
+        stated = retry(lambda: download_rest(address, part, label), label, lambda: get_size(part))
+        check_checksums(part, stated, hide_secrets(address))
     except OSError as error:
         if error.errno in files.DISK_FULL_ERRORS:
-            forget(part)  # the person needs the room
+            forget_part(part)
             error.filename = str(part)
         raise
-    note_of(part).unlink(missing_ok=True)
+    get_note(part).unlink(missing_ok=True)
     return stated
 
 
-def fill(place: str, part: Path, label: str) -> Stated:
-    """One attempt to bring the rest of a file; a part that does not fit any more is dropped."""
-    began = remembered(place, part)
-    try:
-        start = resume_at(part, began)
-        with contextlib.closing(ask(place, start, version=began.version if began else None)) as answer:
-            stated = joined(place, began, answer) if answer.start else answer.stated
-            pour(answer, place, part, stated, label)
-        if stated.size is not None and size_of(part) != stated.size:
-            kind = AgainError if size_of(part) < stated.size else StaleError
-            what = f"{size_of(part):,} bytes arrived, {stated.size:,} were stated."
-            raise kind(TiplineError(what, hide_secrets(place), TODO))
-    except StaleError:
-        forget(part)
-        raise
-    return stated
-
-
-def joined(place: str, began: Stated | None, answer: Answer) -> Stated:
-    """What is known of a file whose beginning is here, if the answer goes on with the very same one."""
-    now = answer.stated
-    if answer.start < 0 or began is None or now.version != began.version:
-        what = "The file changed at its source while it was fetched."
-        raise StaleError(TiplineError(what, hide_secrets(place), TODO))
-    return dataclasses.replace(began, checksums=began.checksums | now.checksums)
-
-
-def pour(answer: Answer, place: str, part: Path, stated: Stated, label: str) -> None:
-    """Write what arrives behind what is there."""
-    with part.open("r+b" if answer.start else "wb") as file:
-        file.seek(answer.start)
-        # After what does not fit is gone, before anything new arrives: a kill in between leaves nothing to mistake.
-        note_of(part).unlink(missing_ok=True)
-        if stated.version and not stated.version.startswith("W/"):  # a weak ETag may stay where bytes change
-            files.write_json(note_of(part), {"address": hide_secrets(place)} | dataclasses.asdict(stated))
-        if not sys.stderr.isatty():
-            size = "a file of unknown size" if stated.size is None else f"{stated.size / 1e6:,.1f} MB"
-            log.info(
-                "%s: %s %s", label, f"resumed at {answer.start / 1e6:,.1f} MB of" if answer.start else "fetching", size
-            )
-        with progress.show_progress(stated.size, "B", label, answer.start) as add:
-            while data := answer.read():
-                file.write(data)
+def download_rest(address: str, part: Path, label: str) -> Stated:
+    """Append what is missing to a part; start again if the source has another version."""
+    stated = ask(address)
+    if not is_resumable(address, part, stated):
+        forget_part(part)
+    start = get_size(part)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as target:
+        if stated.version and not stated.version.startswith("W/") and stated.has_ranges and stated.size:
+            files.write_json(get_note(part), {"address": hide_secrets(address), **asdict(stated)})
+        size = "a file of unknown size" if stated.size is None else f"{stated.size / 1e6:,.1f} MB"
+        log.info("%s: %s %s", label, f"resuming at {start / 1e6:,.1f} MB of" if start else "fetching", size)
+        with progress.show_progress(stated.size, "B", label, start) as add:
+            for data in read_chunks(address, stated, start):
+                target.write(data)
                 add(len(data))
+    arrived = get_size(part)
+    changed = ask(address).version != stated.version
+    if changed or arrived != (arrived if stated.size is None else stated.size):
+        if changed or arrived > (stated.size or 0):
+            forget_part(part)
+        what = (
+            "The file changed at its source during the download."
+            if changed
+            else f"{arrived:,} bytes arrived, the source states {stated.size:,}."
+        )
+        raise TemporaryError(TiplineError(what, hide_secrets(address), TODO))
+    return stated
 
 
-def verify(part: Path, stated: Stated, where: str) -> None:
-    """Hold the bytes against the checksums that the source states."""
+def read_chunks(address: str, stated: Stated, start: int) -> Iterator[bytes]:
+    """Yield the bytes of a file from `start`."""
+    if stated.size == start:
+        return
+    with open_file(address, stated) as file:
+        file.seek(start)
+        while data := read(address, functools.partial(file.read, CHUNK)):
+            yield data
+
+
+def check_checksums(part: Path, stated: Stated, where: str) -> None:
+    """Compare the bytes with the checksums that the source states; remove them if they differ.
+
+    Raises
+    ------
+    TiplineError
+        A checksum differs.
+    """
     for algorithm, expected in stated.checksums.items():
         with part.open("rb") as file:
             found = hashlib.file_digest(file, functools.partial(hashlib.new, algorithm, usedforsecurity=False))
         if found.hexdigest() != expected:
-            what = f"The bytes that arrived have another {algorithm} checksum than the source states."
-            raise DamagedError(what, where, "Try again; tell whoever publishes it if this stays.")
+            forget_part(part)
+            what = f"The downloaded bytes do not have the {algorithm} checksum that the source states."
+            raise TiplineError(what, where, "Try again; tell the publisher if it stays.")
 
 
-# ---- the part and the note beside it ----
+# ---- the part, and the note beside it ----
 
 
-def note_of(part: Path) -> Path:
-    """Where it is written what a part is the beginning of."""
+def get_note(part: Path) -> Path:
+    """Return the file that says which version a part is the beginning of."""
     return part.with_name(f"{part.name}.json")
 
 
-def remembered(place: str, part: Path) -> Stated | None:
-    """What the source stated when the part was begun, None where there is nothing to go on with."""
-    match files.try_read_json(note_of(part)):
-        case {"address": old, "size": int() | None as size, "version": str(version), "checksums": dict(checksums)}:
-            if old == hide_secrets(place) and part.is_file() and checksums.keys() <= set(ALGORITHMS.values()):
-                return Stated(size, version, checksums)
-    return None
+def is_resumable(address: str, part: Path, stated: Stated) -> bool:
+    """Whether a part is the beginning of the version that the source has now."""
+    note = files.try_read_json(get_note(part))
+    if not isinstance(note, dict) or not stated.version or not stated.has_ranges or stated.size is None:
+        return False
+    same = (note.get("address"), note.get("version"), note.get("size"))
+    return same == (hide_secrets(address), stated.version, stated.size) and get_size(part) <= stated.size
 
 
-def resume_at(part: Path, began: Stated | None) -> int:
-    """Where to go on: of a whole part the last byte is asked for again, to learn whether the file is still the same."""
-    if began is None:
-        return 0
-    return size_of(part) if began.size is None else max(min(size_of(part), began.size - 1), 0)
-
-
-def size_of(part: Path) -> int:
-    """Bytes that are here."""
+def get_size(part: Path) -> int:
+    """Return the bytes that have arrived."""
     return part.stat().st_size if part.exists() else 0
 
 
-def forget(part: Path) -> None:
+def forget_part(part: Path) -> None:
     """Remove a part and its note."""
-    note_of(part).unlink(missing_ok=True)
+    get_note(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
 
 
-# ---- one request ----
+# ---- the source ----
 
 
-def ask(place: str, start: int, length: int | None = None, version: str | None = None) -> Answer:
-    """Open a file at `start` (below 0: so far from its end), of the version that `start` belongs to."""
-    if place.startswith("/"):
-        return ask_here(place, start)
-    asked = {}
-    if start or length is not None:
-        asked["Range"] = f"bytes={start}" + ("" if start < 0 else f"-{'' if length is None else start + length - 1}")
-    s3 = place.startswith("s3:")
-    if start and version:
-        asked["IfMatch" if s3 else "If-Range"] = version
-    response = wait(place, (get_s3 if s3 else get_http)(place, asked))
-    stated, begin = understand(response.status, response.headers, s3=s3)
-    if "content-encoding" in response.headers:
-        response.content.set_read_chunk_size(CHUNK)  # aiohttp unpacks no more at once than its buffer holds
-    close = functools.partial(fsspec.asyn.get_loop().call_soon_threadsafe, response.close)
-    return Answer(stated, begin, lambda: wait(place, response.content.readany()), close)
+def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
+    """Return the fsspec filesystem of an address."""
+    if address.startswith("/"):
+        return fsspec.filesystem("file")
+    if address.startswith("s3:"):
+        return open_s3(retries=1)
+    # No limit on the transfer as a whole, but on each wait; trust_env: proxies and .netrc, as in curl and pip.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True})
 
 
-def ask_here(place: str, start: int) -> Answer:
-    """Open a file of this machine."""
-    with telling(place):
-        file = Path(place).open("rb")  # noqa: SIM115 (closed by the caller)
-    size = Path(place).stat().st_size
-    begin = file.seek(start if start >= 0 else max(size + start, 0))
-    return Answer(Stated(size, None), begin, functools.partial(file.read, CHUNK), file.close)
+def ask(address: str) -> Stated:
+    """Ask a source about a file."""
+    filesystem = open_filesystem(address)
+    info = read(address, functools.partial(filesystem.info, address))
+    if info["type"] == "directory":
+        raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file in `source`.")
+    changed = info.get("Last-Modified") or info.get("LastModified")
+    version = info.get("ETag") or (str(changed) if changed else None)
+    return Stated(info["size"], version, decode_checksums(info), info.get("partial", True))
 
 
-async def get_http(place: str, asked: Mapping[str, str]) -> aiohttp.ClientResponse:
-    """The answer of a web server, with fsspec's session and settings (FSSPEC_HTTP_...)."""
-    # aiohttp throws away what it holds when a connection is cut: with a buffer of 1 it takes nothing more in before
-    # what is there was read. trust_env: proxies and .netrc, as curl and pip do.
-    client = {"timeout": client_timeout(), "read_bufsize": 1, "trust_env": True}
-    filesystem = fsspec.filesystem("http", client_kwargs=client)
-    session = await filesystem.set_session()
-    # Of packed bytes neither length nor place could be compared.
-    headers = filesystem.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"} | asked
-    options = filesystem.kwargs | {"headers": headers}
-    response: aiohttp.ClientResponse = await session.get(filesystem.encode_url(place), **options)
-    response.raise_for_status()
-    return response
+def open_file(address: str, stated: Stated) -> Any:  # noqa: ANN401 (fsspec has no types)
+    """Open a file that is read in ranges, or as one stream if the server cannot send ranges."""
+    filesystem = open_filesystem(address)
+    options: dict[str, Any] = {} if address.startswith("/") else {"cache_type": "none", "block_size": CHUNK}
+    if address.startswith("http"):
+        headers = {**filesystem.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        options |= {"headers": headers, "size": stated.size}
+        if stated.size is None or not stated.has_ranges:
+            options["block_size"] = 0
+    return read(address, functools.partial(filesystem.open, address, "rb", **options))
 
 
-async def get_s3(place: str, asked: Mapping[str, str]) -> aiohttp.ClientResponse:
-    """The answer of an S3 server, with the keys and the endpoint that the environment names."""
-    # Trying again is done here, for all kinds of sources alike.
-    config = {"retries": {"max_attempts": 0}, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-    filesystem = fsspec.filesystem("s3", config_kwargs=config)
-    filesystem.retries = 1
-    bucket, key, _ = filesystem.split_path(place)
-    call = filesystem._call_s3  # noqa: SLF001 (fsspec's way to name coroutines)
-    answer = await call("get_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED", **asked)
-    # The bare stream: botocore's own check would tell of a wrong checksum when the bytes are in the part already.
-    response: aiohttp.ClientResponse = answer["Body"].raw_stream
-    return response
-
-
-def client_timeout() -> aiohttp.ClientTimeout:
-    """No limit on the whole transfer, which may be large, but on each wait within it."""
-    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-
-
-def wait(place: str, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run something on fsspec's loop; it ends early by Ctrl-C in the main thread, by `cancel` in the others."""
-    with telling(place):
-        return asyncio.run_coroutine_threadsafe(coroutine, fsspec.asyn.get_loop()).result()
+def decode_checksums(info: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests in Content-MD5 and Digest headers as hex, by the names of hashlib."""
+    fields = [item.partition("=") for item in str(info.get("Digest", "")).split(",")]
+    pairs = [(ALGORITHMS.get(name.strip().lower(), ""), value.strip()) for name, _, value in fields]
+    pairs.append(("md5", str(info.get("Content-MD5", ""))))
+    found = {}
+    for name, value in pairs:
+        try:
+            digest = base64.b64decode(value, validate=True)
+        except ValueError:
+            continue
+        if name and len(digest) == hashlib.new(name, usedforsecurity=False).digest_size:
+            found[name] = digest.hex()
+    return found
 
 
 def cancel_all() -> None:
-    """End all that waits for the network now, in whatever thread: CancelledError is raised there."""
+    """End all waiting for the network in all threads, which then raise KeyboardInterrupt."""
+    cancelled.set()
     loop = fsspec.asyn.get_loop()
     loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
 
 
-# ---- what a source states ----
+# ---- failures ----
 
 
-def understand(status: int, headers: Mapping[str, str], *, s3: bool) -> tuple[Stated, int]:
-    """What the headers of an answer state of the file, and where in it the answer begins; -1 if they do not say."""
-    start, size, version = 0, headers.get("content-length", ""), headers.get("etag") or headers.get("last-modified")
-    if status == PARTIAL:
-        found = re.match(r"bytes (\d+)-\d+/(\d+|\*)$", headers.get("content-range", ""))
-        start, size = (int(found[1]), found[2]) if found else (-1, "")
-    if not s3 and headers.get("content-encoding", "identity") != "identity":
-        return Stated(None, None), min(start, 0)  # aiohttp unpacks it: these are length and digests of other bytes
-    found_sums = checksums(headers, whole=status != PARTIAL) | (s3_md5(headers) if s3 else {})
-    return Stated(int(size) if size.isdigit() else None, version, found_sums), start
+def retry(attempt: Callable[[], T], label: str, get_progress: Callable[[], int] = lambda: 0) -> T:
+    """Repeat attempts until one succeeds; give up after TRIES of them without progress."""
+    best, failures = 0, 0
 
+    def has_failed(_: tenacity.RetryCallState) -> bool:
+        nonlocal best, failures
+        failures = 1 if get_progress() > best else failures + 1
+        best = max(best, get_progress())
+        return failures >= TRIES
 
-def checksums(headers: Mapping[str, str], *, whole: bool) -> dict[str, str]:
-    """The digests of the file: Digest and Repr-Digest are of all of it in any answer, the others of what is sent."""
-    fields = [field.partition("=") for name in ("digest", "repr-digest") for field in headers.get(name, "").split(",")]
-    pairs = [(ALGORITHMS.get(name.strip().lower(), ""), value.strip(" :")) for name, _, value in fields]
-    if whole:
-        pairs += [("md5", headers.get("content-md5", "")), ("sha256", headers.get("x-amz-checksum-sha256", ""))]
-    return {name: digest for name, value in pairs if name and (digest := hexadecimal(name, value))}
+    def announce(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, TemporaryError):
+            log.info("%s: %s Trying again in %.1f s.", label, error.final.parts[0], state.upcoming_sleep)
 
-
-def hexadecimal(algorithm: str, value: str) -> str:
-    """A digest in base64 as hex; empty for what is none, such as S3's checksums of checksums."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TemporaryError),
+        stop=has_failed,
+        wait=tenacity.wait_random_exponential(PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
+        before_sleep=announce,
+        sleep=wait_or_stop,
+        reraise=True,
+    )
     try:
-        digest = base64.b64decode(value, validate=True)
-    except ValueError:
-        return ""
-    return digest.hex() if len(digest) == hashlib.new(algorithm, usedforsecurity=False).digest_size else ""
+        return retrying(attempt)
+    except TemporaryError as error:
+        raise error.final from error
 
 
-def s3_md5(headers: Mapping[str, str]) -> dict[str, str]:
-    """The MD5 that S3's ETag is, but for objects that were sent in several parts or are kept under a key."""
-    found = re.fullmatch(r'"([0-9a-f]{32})"', headers.get("etag", ""))
-    kms = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-    customers = "x-amz-server-side-encryption-customer-algorithm" in headers
-    return {"md5": found[1]} if found and not kms and not customers else {}
+def wait_or_stop(seconds: float) -> None:
+    """Sleep; raise KeyboardInterrupt when all downloads are cancelled."""
+    if cancelled.wait(seconds):
+        raise KeyboardInterrupt
 
 
-# ---- trying again, and giving up ----
-
-
-def persist(attempt: Callable[[], T], label: str, reached: Callable[[], int] = lambda: 0) -> T:
-    """Make attempts until one ends well; give up after TRIES of them that got no further than any before."""
-    failures = best = 0
-    while True:
-        try:
-            return attempt()
-        except AgainError as error:
-            failures = 1 if reached() > best else failures + 1
-            best = max(best, reached())
-            if failures >= TRIES:
-                raise error.last from error
-            pause = min(PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
-            pause *= random.uniform(0.5, 1)  # noqa: S311 (only so that months do not come back all at once)
-            pause = max(pause, min(error.wish, LONGEST_WISH_SECONDS))
-            log.info("%s: %s Trying again in %.1f s.", label, error.last.parts[0], pause)
-        wait(label, asyncio.sleep(pause))
-
-
-@contextlib.contextmanager
-def telling(place: str) -> Iterator[None]:
-    """Turn what the libraries raise into what a person is told."""
+def read(address: str, call: Callable[[], T]) -> T:
+    """Call fsspec and translate its errors."""
     try:
-        yield
-    except ERRORS as error:
-        raise told(error, place) from error
+        result = call()
+    except (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS) as error:
+        if cancelled.is_set():
+            raise KeyboardInterrupt from error
+        raise_translated(error, address)
+    if result is None or cancelled.is_set():  # fsspec returns None for a task that was cancelled
+        raise KeyboardInterrupt
+    return result
 
 
-def told(error: Exception, place: str) -> TiplineError | AgainError:
-    """What went wrong, in words; an AgainError for what may pass."""
-    status, code, headers, words = read_facts(error)
-    where, words, s3 = hide_secrets(place), hide_secrets(words), place.startswith("s3:")
-    if isinstance(error, IsADirectoryError):
-        return TiplineError("This is a folder, not a file.", where, "Let `source` name the month's file.")
-    if code == "NoSuchBucket":
-        return TiplineError("The bucket does not exist.", where, "Check `source` in params.yaml.")
-    if status in GONE:
-        todo = "Check the month and `source` in params.yaml; a month appears about two months after it ends."
-        return NotPublishedError("The source does not have this month.", where, todo)
-    if s3 and (status == FORBIDDEN or isinstance(error, NO_KEYS)):
-        return TiplineError(f"S3 cannot be read with the keys at hand: {words}.", where, TODO_KEYS)
-    last = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
+def raise_translated(error: Exception, address: str) -> NoReturn:
+    """Raise the message for an error of fsspec, or a TemporaryError if it may pass."""
+    where, answer = hide_secrets(address), find_cause(error, aiohttp.ClientResponseError)
+    status = answer.status if isinstance(answer, aiohttp.ClientResponseError) else 0
+    if isinstance(error, ValueError) and "range requests" in str(error):
+        raise explain_missing_ranges(address) from error
+    connection = find_cause(error, *LOST_CONNECTION)
+    if isinstance(error, FileNotFoundError) and status in {0, *MISSING} and not connection:
+        todo = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
+        raise NotPublishedError("The source does not have this month.", where, todo) from error
+    if address.startswith("s3:"):
+        final, is_temporary = explain_store_error(error, address, "Check `source` in params.yaml.")
+        raise (TemporaryError(final) if is_temporary else final) from error
+    words = f"{status} {answer.message}" if isinstance(answer, aiohttp.ClientResponseError) else str(connection or error)
+    words = hide_secrets(words or repr(error)).rstrip(".")
+    final = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
     if status == FORBIDDEN:
-        todo = "The TLC's server says so of months that it has not got yet, and to those who ask too fast: try later."
-        last = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
-    if status in STALE:
-        return StaleError(last)
-    cut = isinstance(error, CUT) and not isinstance(error, UNTRUSTED)
-    wish = headers.get("retry-after", "")
-    passes = cut or status in PASSING or status >= FAILED
-    return AgainError(last, float(wish) if wish.isdigit() else 0.0) if passes else last
+        todo = "The TLC's server answers this for months that it does not have yet, and to fast requests: try again later."
+        final = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
+    is_lost = bool(connection) and not find_cause(error, *UNTRUSTED)
+    if is_lost or status in TEMPORARY or status >= FAILED:
+        raise TemporaryError(final) from error
+    raise final from error
 
 
-def read_facts(error: Exception) -> tuple[int, str, Mapping[str, str], str]:
-    """Status (0: none), S3's code and the headers of the answer behind an error; the error in words."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, aiohttp.ClientResponseError):
-            return link.status, "", link.headers or {}, f"{link.status} {link.message}"
-        if isinstance(link, boto.ClientError):
-            status, code = link.response["ResponseMetadata"]["HTTPStatusCode"], link.response["Error"].get("Code", "")
-            words = f"{status} {code} {link.response['Error'].get('Message', '')}"
-            return status, code, link.response["ResponseMetadata"]["HTTPHeaders"], words.strip(" .")
-        link = link.__cause__
-    words = str(error) or repr(error)
-    if isinstance(error, aiohttp.ClientPayloadError):
-        words = "the connection was cut before the end"
-    elif isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
-        words = error.strerror or words
-    return 404 if isinstance(error, FileNotFoundError) else 0, "", {}, words.rstrip(".")
+def explain_missing_ranges(address: str) -> NoRangeError:
+    """Return the error for a server that cannot send a part of a file."""
+    what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
+    return NoRangeError(what, hide_secrets(address), "`tipline download` fetches the month and checks it.")
