@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import workbench
+from tests import samples, workbench
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.evaluation import baseline, metrics, report
-from tipline.evaluation.report import Compared
+from tipline.evaluation import baseline, comparison, metrics
+from tipline.evaluation.comparison import Comparison, build_report
 from tipline.model import artifact
 from tipline.training import sampling
 
@@ -26,24 +26,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
+def project(trained_project: Paths) -> Paths:
     """A project whose champion is its challenger."""
-    paths = workbench.copy_project(workbench.trained(request), tmp_path)
-    shutil.copytree(paths.challenger, paths.champion)
-    return paths
+    shutil.copytree(trained_project.challenger, trained_project.champion)
+    return trained_project
 
 
-def folders(paths: Paths) -> dict[str, Path]:
-    return {"challenger": paths.challenger, "champion": paths.champion}
-
-
-def report_of(paths: Paths) -> Any:
+def evaluate(paths: Paths) -> Any:
     workbench.run(paths, "evaluate")
     return workbench.read_json(paths.evaluation)
 
 
 def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths) -> None:
-    found = report_of(project)
+    found = evaluate(project)
     assert found["challenger"] == found["champion"]
     assert found["verdict"].endswith("; it scores as the champion does.")
     assert found["gate"]["words"] == "The challenger is the champion: there is nothing to promote."
@@ -54,7 +49,7 @@ def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths)
 
 
 def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
-    found = report_of(project)
+    found = evaluate(project)
     trips = workbench.as_batch(sampling.read_pool([project.sample("test", "2009-03")]))
     labels, _ = metrics.read_labels(trips, "tip_amount")
     contents = artifact.read_artifact(project.challenger)
@@ -91,7 +86,7 @@ def constant(rows: int, challenger: float, champion: float) -> dict[str, Any]:
 def test_majority_and_baseline_are_those_by_hand() -> None:
     payments = pa.array(["cash", "cash", "credit", "credit", "other"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0, 3, 0, 2])})
-    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(5, 0.5, 0.3)))
+    found = build_report(Comparison(trips, "tip_amount", SPECS, constant(5, 0.5, 0.3)))
     # Of the rules' 0.4, overall, no row is above one half: right where there was no tip.
     assert found["majority"]["accuracy"] == pytest.approx(3 / 5)
     assert found["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
@@ -108,7 +103,7 @@ def test_majority_and_baseline_are_those_by_hand() -> None:
 def test_one_class_has_no_auc() -> None:
     payments = pa.array(["cash", "credit"]).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0.0])})
-    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(2, 0.5, 0.5)))
+    found = build_report(Comparison(trips, "tip_amount", SPECS, constant(2, 0.5, 0.5)))
     assert {found[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
     assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
 
@@ -118,7 +113,7 @@ def test_skill_by_payment_type_needs_a_thousand_rows(rows: int, why: str | None)
     payments = pa.array(["cash"] * 2000 + ["credit"] * rows).dictionary_encode()
     tips = pa.array([0.0] * 2000 + [1.0] * rows)
     trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": tips})
-    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(2000 + rows, 0.2, 0.8)))["groups"]
+    found = build_report(Comparison(trips, "tip_amount", SPECS, constant(2000 + rows, 0.2, 0.8)))["groups"]
     assert list(found) == ["cash", "credit"]
     assert (found["credit"]["rows"], found["credit"]["why"]) == (rows, why)
     assert found["cash"]["challenger"] == pytest.approx(0, abs=1e-6)
@@ -133,7 +128,7 @@ def test_expected_tips_stand_beside_those_that_there_were_with_an_interval_by_da
     payments = pa.array(["cash"] * 4000).dictionary_encode()
     trips = pa.RecordBatch.from_pydict({"pickup": times, "payment_type": payments, "tip_amount": tips})
     specs = {"challenger": SPEC | {"time": "pickup"}, "champion": SPEC}
-    found = report.build_report(Compared(trips, "tip_amount", specs, constant(4000, 0.25, 0.5)))["tips"]
+    found = build_report(Comparison(trips, "tip_amount", specs, constant(4000, 0.25, 0.5)))["tips"]
     assert found["challenger"]["expected"] == pytest.approx(1000)
     assert found["challenger"]["there"] == 1100
     assert found["challenger"]["ratio"] == pytest.approx(1.1)
@@ -144,11 +139,11 @@ def test_expected_tips_stand_beside_those_that_there_were_with_an_interval_by_da
 @pytest.mark.parametrize(
     ("challenger", "champion", "words"),
     [
-        (0.031, 0.011, "takes 3.1% off the log-loss of the tip rate by vendor; its skill is 0.0200 above the"),
-        (0.011, 0.031, "takes 1.1% off the log-loss of the tip rate by vendor; its skill is 0.0200 below the"),
-        (-0.01, -0.02, "adds nothing to the tip rate by vendor; its skill is 0.0100 above the champion's"),
-        (0.0, 0.0, "adds nothing to the tip rate by vendor; it scores as the champion does"),
-        (-0.5, 0.1, "adds nothing to the tip rate by vendor; its skill is 0.6000 below the champion's"),
+        (0.031, 0.011, "takes 3.1% off the log-loss of the rate by vendor; its skill is 0.0200 above the"),
+        (0.011, 0.031, "takes 1.1% off the log-loss of the rate by vendor; its skill is 0.0200 below the"),
+        (-0.01, -0.02, "adds nothing to the rate by vendor; its skill is 0.0100 above the champion's"),
+        (0.0, 0.0, "adds nothing to the rate by vendor; it scores as the champion does"),
+        (-0.5, 0.1, "adds nothing to the rate by vendor; its skill is 0.6000 below the champion's"),
         (None, 0.1, "leaves nothing to gain on these months; skill is not defined"),
         (None, None, "leaves nothing to gain on these months; skill is not defined"),
     ],
@@ -158,13 +153,13 @@ def test_the_verdict_is_in_words(challenger: float | None, champion: float | Non
         "challenger": {"log_loss": 0.1, "skill": challenger},
         "champion": {"log_loss": 0.1, "skill": champion},
     }
-    assert words in report.worth(figures["challenger"], "vendor") + report.against(figures)
+    assert words in comparison.describe_skill(figures["challenger"], "vendor") + comparison.describe_difference(figures)
 
 
 def test_a_worse_challenger_is_called_worse(project: Paths) -> None:
     workbench.change_settings(project, train={"rows": 100, "params": {"C": 0.0001}})
     workbench.run(project, "train")
-    found = report_of(project)
+    found = evaluate(project)
     assert found["challenger"]["skill"] < found["champion"]["skill"]
     assert "below the champion's" in found["verdict"]
     assert "adds nothing" in found["verdict"]
@@ -185,31 +180,38 @@ def test_a_better_challenger_is_called_better(project: Paths) -> None:
     shutil.copytree(project.challenger, project.champion)
     workbench.change_settings(project, train={"rows": 3000, "params": {"C": 1.0}})
     workbench.run(project, "train")
-    found = report_of(project)
+    found = evaluate(project)
     assert found["challenger"]["skill"] > found["champion"]["skill"]
     assert "above the champion's" in found["verdict"]
     assert found["gate"]["promote"]
     assert found["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
     assert "Judged on 2009-03; says nothing about months to come." in found["gate"]["words"]
-    made = {role: artifact.read_digest(folder) for role, folder in folders(project).items()}
-    assert {role: found["made"][role] for role in made} == made
+    assert found["made"]["challenger"] == artifact.read_digest(project.challenger)
+    assert found["made"]["champion"] == artifact.read_digest(project.champion)
+    assert workbench.read_json(project.metrics) == {
+        "log_loss": found["challenger"]["log_loss"],
+        "skill": found["challenger"]["skill"],
+        "auc": found["challenger"]["auc"],
+        "baseline_log_loss": found["baseline"]["log_loss"],
+        "gain_over_champion": found["gate"]["gain"]["value"],
+    }
 
 
 def test_a_model_whose_scores_are_no_numbers_is_refused_and_reported(project: Paths) -> None:
     spec = workbench.read_json(project.challenger / "model.json")
     spec["linear"]["intercept"] = float("nan")
     files.write_json(project.challenger / "model.json", spec)
-    found = report_of(project)
+    found = evaluate(project)
     assert found["challenger"]["log_loss"] is None
-    assert found["gate"]["reasons"] == ["the challenger cannot score these rows: it gives scores that are no number"]
+    assert found["gate"]["reasons"] == ["the challenger cannot score these rows: some of its scores are not finite"]
 
 
 def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(project: Paths) -> None:
-    before = report_of(project)
+    before = evaluate(project)
     spec = workbench.read_json(project.challenger / "model.json")
     spec["baseline"]["rates"] = dict.fromkeys(spec["baseline"]["rates"], 0.5)  # a bad rule makes any model look good
     files.write_json(project.challenger / "model.json", spec)
-    found = report_of(project)
+    found = evaluate(project)
     for name in ("challenger", "champion", "baseline"):
         assert found[name] == before[name]
 
@@ -219,32 +221,26 @@ def test_models_of_different_columns_are_compared(project: Paths) -> None:
         project, model={"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash"]}}
     )
     workbench.run(project, "train")
-    found = report_of(project)
+    found = evaluate(project)
     assert found["challenger"] != found["champion"]
     assert found["challenger"]["auc"] > 0.5
 
 
 def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> None:
-    path = project.sample("test", "2009-03")
-    sample = pq.read_table(path)
-    place = sample.schema.get_field_index("tip_amount")
-    pq.write_table(sample.set_column(place, "tip_amount", pa.nulls(len(sample), pa.float64())), path)
-    with pytest.raises(TiplineError, match="None of the sampled rows has a known tip_amount"):
+    samples.change_targets(project.sample("test", "2009-03"), lambda tips: [None] * len(tips))
+    with pytest.raises(TiplineError, match="No sampled row of the `test` months has a known tip_amount"):
         workbench.run(project, "evaluate")
     assert not project.evaluation.exists()
 
 
 def test_a_report_without_skill_is_still_written(project: Paths) -> None:
-    path = project.sample("test", "2009-03")
-    sample = pq.read_table(path)
-    # Only trips that never tip, by a rule that knows it.
+    samples.change_targets(project.sample("test", "2009-03"), lambda tips: [0.0] * len(tips))
+    # A baseline that knows it.
     spec = workbench.read_json(project.challenger / "model.json")
     spec["baseline"] |= {"overall": 0.0, "rates": {}}
     for folder in (project.challenger, project.champion):
         files.write_json(folder / "model.json", spec)
-    place = sample.schema.get_field_index("tip_amount")
-    pq.write_table(sample.set_column(place, "tip_amount", pa.array([0.0] * len(sample))), path)
-    found = report_of(project)
+    found = evaluate(project)
     assert found["challenger"]["skill"] is None
     assert "leaves nothing to gain" in found["verdict"]
 
@@ -255,11 +251,23 @@ def edit_spec(folder: Path, **values: Any) -> None:
     files.write_json(folder / "model.json", {name: value for name, value in spec.items() if value is not None})
 
 
+@pytest.mark.parametrize(("month", "reason"), [("2009-01", None), ("2009-03", "no month is left to judge on")])
+def test_months_of_a_champion_that_tipline_did_not_make_come_from_the_registry(
+    project: Paths, month: str, reason: str | None
+) -> None:
+    edit_spec(project.champion, months=None)
+    assert "which months the champion was made on" in evaluate(project)["gate"]["words"]
+    digest = artifact.read_digest(project.champion)
+    files.write_json(project.champion_ref, {"digest": digest, "months": {"train": [month], "validation": []}})
+    verdict = evaluate(project)["gate"]
+    assert verdict["reasons"] == ([reason] if reason else [])
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"months": None}, "which months the champion was made on"),
-        ({"months": {"fit": ["2009-03"], "size": []}}, "no month is left to judge on"),
+        ({"months": {"train": ["2009-03"], "validation": []}}, "no month is left to judge on"),
         ({"target": "tolls_amount"}, "the champion predicts tolls_amount, not tip_amount"),
         ({"features": [{"name": "weather", "kind": "number", "range": None}]}, "the champion cannot score these rows"),
     ],
@@ -268,7 +276,7 @@ def test_a_champion_that_cannot_be_compared_is_a_reason_to_refuse(
     project: Paths, values: dict[str, Any], words: str
 ) -> None:
     edit_spec(project.champion, **values)
-    found = report_of(project)
+    found = evaluate(project)
     assert not found["gate"]["promote"]
     assert words in found["gate"]["words"]
     assert found["challenger"]["skill"] is not None
@@ -278,7 +286,7 @@ def test_a_champion_that_cannot_be_compared_is_a_reason_to_refuse(
 
 def test_a_challenger_that_cannot_score_is_called_that(project: Paths) -> None:
     edit_spec(project.challenger, features=[{"name": "weather", "kind": "number", "range": None}])
-    found = report_of(project)
+    found = evaluate(project)
     assert found["worth"] == "The challenger cannot score these rows"
     assert not found["gate"]["promote"]
 
@@ -287,7 +295,7 @@ def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) ->
     edit_spec(project.champion, note="another digest")
     path = project.sample("test", "2009-03")
     pq.write_table(pq.read_table(path).drop_columns("vendor"), path)
-    verdict = report_of(project)["gate"]
+    verdict = evaluate(project)["gate"]
     assert verdict["promote"]
     vendors = [segment for segment in verdict["segments"] if segment["column"] == "vendor"]
     assert [(segment["value"], segment["why"]) for segment in vendors] == [("(missing)", "all rows are in it")]
@@ -295,7 +303,7 @@ def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) ->
 
 def test_a_missing_sample_says_what_to_run(project: Paths) -> None:
     project.sample("test", "2009-03").unlink()
-    with pytest.raises(TiplineError, match="There is no sample of 2009-03") as caught:
+    with pytest.raises(TiplineError, match="2009-03 has the role test, but its sample is missing") as caught:
         workbench.run(project, "evaluate")
     assert "dvc repro sample@2009-03" in str(caught.value)
 
@@ -303,5 +311,5 @@ def test_a_missing_sample_says_what_to_run(project: Paths) -> None:
 def test_a_trip_belongs_to_the_band_of_its_hour() -> None:
     hours = [0, 5, 6, 11, 12, 17, 18, 23]
     column = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
-    assert report.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    assert len(report.HOURS) == 5
+    assert comparison.assign_hours(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert len(comparison.HOURS) == 5
