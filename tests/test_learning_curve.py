@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from tests import samples, workbench
 from tipline import cluster
+from tipline.config import LearningCurve
 from tipline.errors import TiplineError, UsageError
 from tipline.training import learning_curve
 from tipline.training.learning_curve import Examples, Study, choose_rows
@@ -57,19 +58,21 @@ def replace_baseline(study: Study, **figures: float) -> Study:
 
 
 @pytest.mark.parametrize(
-    ("smallest", "largest", "count", "expected"),
+    ("smallest", "pool", "sizes", "max_rows", "expected"),
     [
-        (100, 10_000, 3, (100, 1000, 10_000)),
-        (500, 50_000, 7, (500, 1077, 2321, 5000, 10772, 23208, 50_000)),
-        (100, 103, 30, (100, 101, 102, 103)),
-        (100, 100, 5, (100,)),
-        (100, 10_000, 1, (100,)),
+        (100, 20_000, 3, None, (100, 1000, 10_000)),
+        (500, 100_001, 7, None, (500, 1077, 2321, 5000, 10772, 23208, 50_000)),
+        (100, 206, 30, None, (100, 101, 102, 103)),
+        (100, 20_000, 3, 400, (100, 200, 400)),
+        (100, 200, 5, None, (100,)),
+        (100, 20_000, 1, None, (100,)),
     ],
 )
-def test_sizes_are_evenly_spaced_on_a_log_scale(
-    smallest: int, largest: int, count: int, expected: tuple[int, ...]
+def test_sizes_are_evenly_spaced_on_a_log_scale_up_to_half_the_pool(
+    smallest: int, pool: int, sizes: int, max_rows: int | None, expected: tuple[int, ...]
 ) -> None:
-    assert learning_curve.choose_sizes(smallest, largest, count) == expected
+    settings = LearningCurve(min_gain=0.1, smallest=smallest, sizes=sizes, repeats=2, max_rows=max_rows)
+    assert learning_curve.choose_sizes(settings, pool) == expected
 
 
 def create_examples(rows: int, seed: int) -> Examples:
@@ -185,26 +188,23 @@ def test_a_curve_that_has_levelled_off_gives_the_smallest_size_that_is_enough() 
     assert decision["sizes"][1]["behind_largest_upper"] < 0.01 < decision["sizes"][0]["behind_largest_upper"]
 
 
-@pytest.mark.parametrize(("min_gain", "rows"), [(0.2, 100), (0.05, 200), (0.01, 400), (0.001, 5000)])
-def test_a_smaller_tolerance_takes_a_larger_size(min_gain: float, rows: int) -> None:
-    assert choose_rows(create_noisy_study([0.1, 0.02, 0.004]), min_gain, 5000)["rows"] == rows
-
-
-def test_a_curve_that_has_not_levelled_off_takes_all_rows_and_says_so() -> None:
-    decision = choose_rows(create_noisy_study([0.1, 0.05, 0.02]), 0.001, 5000)
-    assert (decision["rows"], decision["levelled_off"]) == (5000, False)
-    assert "has not levelled off" in decision["reason"]
-    assert "all 5,000 rows of the sample are used. A larger sample would help" in decision["reason"]
-
-
-def test_a_small_gain_that_is_uncertain_is_not_ruled_out() -> None:
-    assert choose_rows(create_noisy_study([0.0], noise=0.05), 0.001, 5000)["rows"] == 5000
-
-
-def test_a_smaller_size_that_is_better_is_enough() -> None:
-    decision = choose_rows(create_noisy_study([-0.05, -0.02]), 0.001, 5000)
-    assert decision["rows"] == 100
-    assert "at most 0.00000" in decision["reason"]
+@pytest.mark.parametrize(
+    ("behind", "noise", "min_gain", "rows", "reason"),
+    [
+        ([0.1, 0.02, 0.004], 0.001, 0.2, 100, "100 rows: "),
+        ([0.1, 0.02, 0.004], 0.001, 0.05, 200, "200 rows: "),
+        ([0.1, 0.02, 0.004], 0.001, 0.01, 400, "400 rows: "),
+        ([0.1, 0.02, 0.004], 0.001, 0.001, 5000, "The curve has not levelled off: no smaller size is shown"),
+        ([0.0], 0.05, 0.001, 5000, "all 5,000 rows of the sample are used. A larger sample would help"),
+        ([-0.05, -0.02], 0.001, 0.001, 100, "(at most 0.00000)"),
+    ],
+)
+def test_a_size_is_enough_if_a_larger_gain_is_ruled_out(
+    behind: list[float], noise: float, min_gain: float, rows: int, reason: str
+) -> None:
+    decision = choose_rows(create_noisy_study(behind, noise=noise), min_gain, 5000)
+    assert (decision["rows"], decision["levelled_off"]) == (rows, rows != 5000)
+    assert reason in decision["reason"]
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,6 @@ def test_all_parts_of_a_month_are_equally_likely(trips: Path, month: str, seed: 
         assert ((seen - 500) ** 2 / 500).sum() / (1 - 5000 / ROWS) < 27.9
 
 
-def test_the_order_within_a_sample_says_nothing_about_the_row(trips: Path) -> None:
-    assert abs(np.corrcoef(sample_rows(trips, ROWS), np.arange(ROWS))[0, 1]) < 4 / ROWS**0.5
-
-
 def test_no_more_than_two_samples_are_held_beside_a_row_group(
     trips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

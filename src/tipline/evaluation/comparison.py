@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,44 +38,34 @@ TWO_SIDED = 0.975
 HOURS = ("0 to 5", "6 to 11", "12 to 17", "18 to 23", rule.MISSING)
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """The scores of `challenger` and `champion` on the same prepared rows, whose target is known."""
+    """The scores of `challenger` and `champion` on the same prepared rows, whose target is known.
 
-    rows: pa.RecordBatch
-    target: str
-    specs: Mapping[str, Mapping[str, Any]]  # model.json of each model
-    results: Mapping[str, Probabilities | str]  # the scores of each model, or why it cannot score the rows
+    Parameters
+    ----------
+    specs
+        model.json of each model.
+    results
+        The scores of each model, or why it cannot score the rows.
+    """
 
-    @cached_property
-    def labels(self) -> Labels:
-        """The labels of the rows."""
-        return metrics.read_labels(self.rows, self.target)[0]
-
-    @cached_property
-    def scores(self) -> dict[str, Probabilities]:
-        """The scores of the models that can score the rows."""
-        return {role: result for role, result in self.results.items() if not isinstance(result, str)}
-
-    @cached_property
-    def probabilities(self) -> dict[str, Probabilities | Floats]:
-        """The scores, and the probabilities of `majority` and of the champion's `baseline`.
-
-        A challenger trained on fewer rows has a worse baseline, so its skill over that would look better.
-        """
-        baseline = self.specs["champion"]["baseline"]
-        majority = np.full(len(self.rows), baseline["overall"])
-        return {**self.scores, "baseline": rule.predict_baseline(self.rows, baseline), "majority": majority}
-
-    @cached_property
-    def losses(self) -> dict[str, Probabilities | Floats]:
-        """The log-losses of all `probabilities`."""
-        return {name: metrics.compute_log_loss(values, self.labels) for name, values in self.probabilities.items()}
-
-    @property
-    def time(self) -> str | None:
-        """The column that says on which day a row was."""
-        return next((str(spec["time"]) for spec in self.specs.values() if "time" in spec), None)
+    def __init__(
+        self,
+        rows: pa.RecordBatch,
+        target: str,
+        specs: Mapping[str, Mapping[str, Any]],
+        results: Mapping[str, Probabilities | str],
+    ) -> None:
+        self.rows, self.target, self.specs, self.results = rows, target, specs, results
+        self.labels: Labels = metrics.read_labels(rows, target)[0]
+        self.time: str | None = next((spec["time"] for spec in specs.values() if "time" in spec), None)
+        self.scores = {role: result for role, result in results.items() if not isinstance(result, str)}
+        # The champion's: a challenger trained on fewer rows has a worse baseline, which would flatter its skill.
+        baseline = specs["champion"]["baseline"]
+        self.by = columns.get_baseline_columns(baseline)
+        rules = {"baseline": rule.predict_baseline(rows, baseline), "majority": np.full(len(rows), baseline["overall"])}
+        self.probabilities: dict[str, Probabilities | Floats] = {**self.scores, **rules}
+        self.losses = {name: metrics.compute_log_loss(of, self.labels) for name, of in self.probabilities.items()}
 
 
 def load_specs(contents: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, Any]]:
@@ -90,15 +78,7 @@ def compare_models(
 ) -> tuple[dict[str, Any], Comparison]:
     """Return the report on `challenger` and `champion`, given as files, and what it is made from.
 
-    Parameters
-    ----------
-    made_on
-        As in `gate.decide_promotion`.
-
-    Raises
-    ------
-    TiplineError
-        No row of the months has a known target, or a sample is missing.
+    `made_on` is that of `gate.decide_promotion`. Raises TiplineError if a sample is missing or no target is known.
     """
     specs, months = load_specs(contents), settings.sample.get_months("test")
     types = {name: type_ for spec in specs.values() for name, type_ in columns.list_needed_columns(spec).items()}
@@ -168,16 +148,15 @@ def build_report(compared: Comparison) -> dict[str, Any]:
     The figures of a model that cannot score the rows are None.
     """
     figures = {name: compute_figures(compared, name) for name in (*ROLES, "baseline", "majority")}
-    by = columns.get_baseline_columns(compared.specs["champion"]["baseline"])
-    worth = describe_skill(figures["challenger"], " and ".join(by))
+    worth, verdict = describe_skills(figures, " and ".join(compared.by))
     return {
         "rows": len(compared.rows),
         "tip_rate": float(compared.labels.mean()),
         **figures,
-        "groups": compute_group_skills(compared, by),
+        "groups": compute_group_skills(compared),
         "tips": {role: compare_expected(compared, role) for role in ROLES},
         "worth": worth,
-        "verdict": worth + describe_difference(figures),
+        "verdict": verdict,
     }
 
 
@@ -195,9 +174,9 @@ def compute_figures(compared: Comparison, name: str) -> Figures:
     }
 
 
-def compute_group_skills(compared: Comparison, by: Sequence[str]) -> dict[str, dict[str, Any]]:
+def compute_group_skills(compared: Comparison) -> dict[str, dict[str, Any]]:
     """Return rows and both models' skill in each of the baseline's groups; None, and `why`, if it is not judged."""
-    names, codes = rule.group_rows(compared.rows, by)
+    names, codes = rule.group_rows(compared.rows, compared.by)
     groups = {}
     for code in np.unique(codes):
         inside = codes == code
@@ -227,22 +206,19 @@ def compare_expected(compared: Comparison, role: str) -> Figures | None:
     return {name: float(value) if np.isfinite(value) else None for name, value in figures.items()}
 
 
-def describe_skill(figures: Figures, by: str) -> str:
-    """Say in words what the challenger's skill is."""
-    if figures["log_loss"] is None:
-        return "The challenger cannot score these rows"
-    if figures["skill"] is None:
-        return f"The rate by {by} leaves nothing to gain on these months; skill is not defined"
-    adds = "adds nothing to" if figures["skill"] <= 0 else f"takes {figures['skill']:.1%} off the log-loss of"
-    return f"The challenger {adds} the rate by {by}"
-
-
-def describe_difference(figures: Mapping[str, Figures]) -> str:
-    """Say in words how the challenger compares to the champion."""
+def describe_skills(figures: Mapping[str, Figures], by: str) -> tuple[str, str]:
+    """Return a sentence about the challenger's skill, and one that also compares it to the champion's."""
     challenger, champion = (figures[role]["skill"] for role in ROLES)
+    if figures["challenger"]["log_loss"] is None:
+        worth = "The challenger cannot score these rows"
+    elif challenger is None:
+        worth = f"The rate by {by} leaves nothing to gain on these months; skill is not defined"
+    else:
+        adds = "adds nothing to" if challenger <= 0 else f"takes {challenger:.1%} off the log-loss of"
+        worth = f"The challenger {adds} the rate by {by}"
     if challenger is None or champion is None:
-        return "."
+        return worth, f"{worth}."
     if challenger == champion:
-        return "; it scores as the champion does."
+        return worth, f"{worth}; it scores as the champion does."
     word = "above" if challenger > champion else "below"
-    return f"; its skill is {abs(challenger - champion):.4f} {word} the champion's."
+    return worth, f"{worth}; its skill is {abs(challenger - champion):.4f} {word} the champion's."

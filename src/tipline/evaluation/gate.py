@@ -68,7 +68,7 @@ class Rows:
 
     @cached_property
     def by(self) -> str:
-        """What the blocks are, `day` or `month`."""
+        """Return what the blocks are, `day` or `month`."""
         return "month" if len(np.unique(self.month)) >= MIN_MONTHS else "day"
 
     def estimate_gain(self, units: Floats, inside: Labels) -> Ratio | str:
@@ -97,15 +97,15 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
     tolerance
         In skill points. The one-sided 95% lower bound of the gain has to be above -tolerance.
     segment_tolerance
-        The same for segments. A segment vetoes if its upper bound is below -segment_tolerance. Its unit is the
-        baseline's mean log-loss over all rows, because the segment's own can be close to zero (cash). The bounds hold
-        for all judged segments together (Bonferroni).
+        A segment vetoes if its upper bound is below -segment_tolerance. Its unit is the baseline's mean log-loss over
+        all rows, because the segment's own can be close to zero (cash). The bounds hold for all judged segments
+        together (Bonferroni).
 
     Returns
     -------
     dict
-        `promote`, `words`, `months` judged on, `dropped` months with the reason, `gain`, `power` (how often equal
-        models would pass), `segments`, `tolerated`, and `reasons` against a promotion.
+        The verdict: `promote` and the `reasons` against it, `words` for a person, the `months` judged on and those
+        `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
     """
     empty = [name for code, name in enumerate(rows.names) if not (rows.month == code).any()]
     dropped = dict.fromkeys(empty, "it has no row with a known target") | find_used_months(rows.names, made_on)

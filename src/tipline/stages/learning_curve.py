@@ -9,7 +9,6 @@ import joblib
 import numpy as np
 
 from tipline import cluster, files
-from tipline.errors import UsageError
 from tipline.evaluation import baseline, metrics, times
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
@@ -41,13 +40,11 @@ def run(settings: Settings, paths: Paths) -> None:
     pool = train.slice(0, len(train) - len(train) // HELD_OUT)
     parts = {"pool": pool, "held_out": train.slice(len(pool)), "validation": validation}
     segment, examples = build_examples(spec, settings.evaluate.baseline, parts)
-    sizes, fitted_on = choose_sizes(settings, len(pool)), examples.pop("pool")
+    fitted_on, sizes = examples.pop("pool"), learning_curve.choose_sizes(curve, len(pool))
     orders = learning_curve.shuffle_rows(fitted_on.labels, curve.repeats, curve.smallest, settings.sample.seed)
     pipeline = build_pipeline(spec["features"], settings.train, paths.root)
-    with (
-        cluster.connect_client(settings.cluster.n_workers),
-        joblib.parallel_config("dask", scatter=[fitted_on, examples]),
-    ):
+    client = cluster.connect_client(settings.cluster.n_workers)
+    with client, joblib.parallel_config("dask", scatter=[fitted_on, examples]):
         study = learning_curve.run_study(pipeline, fitted_on, examples, sizes, orders)
     available = sampling.count_available(sampling.list_samples(settings, paths, "train"))
     decision = {
@@ -61,17 +58,6 @@ def run(settings: Settings, paths: Paths) -> None:
     plots.plot_learning_curve(paths.learning_curve.with_suffix(".png"), decision)
     files.write_json(paths.sample_size, {"rows": decision["rows"]})
     log.info("%s", decision["reason"])
-
-
-def choose_sizes(settings: Settings, pool: int) -> tuple[int, ...]:
-    """Return the sizes to study. The largest is half the pool, so that the repeats differ."""
-    curve = settings.learning_curve
-    largest = min(pool // 2, curve.max_rows or pool)
-    if largest < curve.smallest:
-        what = f"The largest sample to study has {largest:,} rows, fewer than `smallest`, {curve.smallest:,}."
-        todo = "Lower it or raise sample.rows; the largest sample studied is two fifths of the sampled rows."
-        raise UsageError(what, "params.yaml, learning_curve.smallest", todo)
-    return learning_curve.choose_sizes(curve.smallest, largest, curve.sizes)
 
 
 def build_examples(

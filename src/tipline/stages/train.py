@@ -65,11 +65,11 @@ def train_model(
     settings: Settings, paths: Paths, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path
 ) -> dict[str, Any]:
     """Fit the model, save its files in the folder, and return a description of the training."""
-    features, by = spec["features"], settings.evaluate.baseline
+    features = spec["features"]
     labels, _ = metrics.read_labels(rows, spec["target"])
     pipeline = model_pipeline.build_pipeline(features, settings.train, paths.root)
     model_pipeline.fit_pipeline(pipeline, pyfunc.build_matrix(rows, features), labels)
-    baseline = fit_baseline(rows, spec["target"], by)
+    baseline = fit_baseline(rows, spec["target"], settings.evaluate.baseline)
     model_pipeline.save_model(folder, pipeline, spec | {"baseline": baseline})
     if settings.train.calibration:
         calibrate_model(settings, paths, folder)

@@ -26,17 +26,9 @@ WRONG_ORDER = "Set it to null, and see validation.auc in reports/learning_curve.
 def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[str, Any]:
     """Fit the correction that `pyfunc.calibrated` applies.
 
-    Parameters
-    ----------
-    method
-        `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002).
-    probabilities
-        Uncalibrated, of rows that the model was not fitted on.
-
-    Returns
-    -------
-    dict
-        `method`, and either `slope` and `intercept` of the log-odds, or the points `x` and `y`, linear in between.
+    `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). The rows must not be
+    those that the model was fitted on. The result has `method`, and either `slope` and `intercept` of the log-odds or
+    the points `x` and `y`, linear in between.
 
     Raises
     ------

@@ -26,10 +26,10 @@ SMOOTHING = 1.0  # rows of the overall rate that the rate of each bin is mixed w
 def measure_columns_alone(
     rows: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabilities | Floats
 ) -> list[dict[str, Any]]:
-    """Return `feature` and `share`: how much of the model's gain over the overall rate the feature reaches alone.
+    """Return each `feature` and the `share` of the model's gain over the overall rate that it reaches alone.
 
-    A feature alone predicts the rate of its bin in the model's `reference`. `losses` are the model's log-losses on the
-    rows that it is fitted on. The list is sorted, largest share first, and empty if the model gains nothing.
+    A feature alone predicts the rate of its bin in the model's `reference`. `losses` are the model's. The largest share
+    comes first; the list is empty if the model gains nothing.
     """
     labels, _ = read_labels(rows, spec["target"])
     rate = labels.mean()

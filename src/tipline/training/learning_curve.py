@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from sklearn.pipeline import Pipeline
 
+    from tipline.config import LearningCurve
     from tipline.evaluation.metrics import Labels
     from tipline.model.pyfunc import Codes, Floats, Matrix
 
@@ -41,6 +42,7 @@ BAND = (0.05, 0.95)
 EXPONENTS = np.linspace(0.3, 1.5, 49)
 POINTS = 40
 MIN_SIZES = 4  # a power law has three parameters
+WHERE = "params.yaml, learning_curve"
 
 
 @dataclass(frozen=True)
@@ -65,26 +67,25 @@ class Study:
     baseline: Mapping[str, float]  # the baseline's figures
 
 
-def choose_sizes(smallest: int, largest: int, count: int) -> tuple[int, ...]:
-    """Return at most `count` sizes, evenly spaced on a log scale, both ends among them."""
-    return tuple(int(size) for size in np.unique(np.geomspace(smallest, largest, count).round()))
+def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
+    """Return sizes evenly spaced on a log scale. The largest is half the pool, so that the repeats differ."""
+    largest = min(pool // 2, settings.max_rows or pool)
+    if largest < settings.smallest:
+        what = f"The largest sample to study has {largest:,} rows, fewer than `smallest`, {settings.smallest:,}."
+        todo = "Lower it or raise sample.rows; the largest sample studied is two fifths of the sampled rows."
+        raise UsageError(what, f"{WHERE}.smallest", todo)
+    return tuple(int(size) for size in np.unique(np.geomspace(settings.smallest, largest, settings.sizes).round()))
 
 
 def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list[Order]:
-    """Return a random order of the rows for each repeat. Its first n rows are a sample of size n, so samples nest.
-
-    Raises
-    ------
-    UsageError
-        The smallest sample of a repeat has one class only, so nothing can be fitted on it.
-    """
+    """Return a random order of the rows for each repeat. Its first n rows are a sample of size n, so samples nest."""
     generator = np.random.default_rng(seed)
     orders = [generator.permutation(len(labels)) for _ in range(repeats)]
     for order in orders:
         sample = labels[order[:smallest]]
         if sample.all() or not sample.any():
             what = f"All {smallest:,} rows of a sample have the label {bool(sample[0])}, so no model can be fitted."
-            raise UsageError(what, "params.yaml, learning_curve.smallest", "Raise it, or choose another target.")
+            raise UsageError(what, f"{WHERE}.smallest", "Raise it, or choose another target.")
     return orders
 
 
@@ -125,10 +126,9 @@ def fit_and_score(
 
 def measure_scores(scores: Floats, examples: Examples) -> Scored:
     """Return the figures of all rows and of the segment, and the sums of log-losses by day."""
-    labels, segment = examples.labels, examples.segment
-    figures = compute_figures(scores, labels) | {
-        f"segment.{name}": value for name, value in compute_figures(scores[segment], labels[segment]).items()
-    }
+    labels, inside = examples.labels, examples.segment
+    segment = compute_figures(scores[inside], labels[inside])
+    figures = compute_figures(scores, labels) | {f"segment.{name}": value for name, value in segment.items()}
     losses: Floats = np.bincount(examples.days, compute_log_loss(scores, labels)).astype(float)
     return figures, losses
 
@@ -151,13 +151,8 @@ def merge_figures(scored: Mapping[str, Scored]) -> dict[str, float]:
 def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | None = None) -> dict[str, Any]:
     """Choose the smallest size that the largest one beats by less than `min_gain` skill points, with 95% confidence.
 
-    If no smaller size is enough, all `available` rows are chosen, up to `max_rows`.
-
-    Returns
-    -------
-    dict
-        rows, levelled_off, reason (one sentence), min_gain, baseline (figures), and sizes: a list with the figures of
-        each size, None where they are not defined.
+    If no smaller size is enough, all `available` rows are chosen, up to `max_rows`. The result has rows, levelled_off,
+    reason, min_gain, the figures of the baseline, and a list `sizes` with the figures of each size, None if undefined.
     """
     mean, upper = bound_excess(study)
     problem = find_problem(study)
@@ -268,12 +263,9 @@ def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
 def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     """Fit a power law to the skill on the `validation` rows, and extend it to `available` rows.
 
-    Returns
-    -------
-    dict or None
-        limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses; with any, it is
-        no power law), and the lists rows, skill, low and high (90% interval). None with fewer than four sizes, with one
-        repeat or day, or if the baseline leaves nothing to gain.
+    The result has limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses; with
+    any, it is no power law), and lists rows, skill, low and high (90% interval). It is None with fewer than four sizes,
+    with one repeat or day, or if the baseline leaves nothing to gain.
     """
     losses = study.losses["validation"]
     mean, draws = bootstrap_ratio(losses, get_unit(study, "validation"))

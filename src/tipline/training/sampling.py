@@ -45,13 +45,9 @@ def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
 def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
     """Return the rows of a prepared month with the smallest keys, ordered by key, ties by row number.
 
-    The first n of them are the sample of size n, so a larger sample contains the smaller. Reads one row group at a time
-    and holds at most three samples. A month with fewer rows than asked for is returned whole.
-
-    Returns
-    -------
-    pa.Table
-        The prepared columns and `sample_key` (uint64); the schema's metadata holds the number of rows of the month.
+    The first n of them are the sample of size n, so a larger sample contains the smaller. A month with fewer rows is
+    returned whole. Reads one row group at a time and holds at most three samples. The table has the prepared columns
+    and `sample_key` (uint64), and in the metadata of its schema the number of rows of the month.
     """
     with pq.ParquetFile(trips) as file:
         sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
@@ -92,13 +88,7 @@ def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
 
 
 def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
-    """Return the samples of the months of a role, in order of time.
-
-    Raises
-    ------
-    TiplineError
-        One is missing.
-    """
+    """Return the samples of the months of a role, in order of time; raise TiplineError if one is missing."""
     samples = [paths.sample(role, month) for month in settings.sample.get_months(role)]
     for path in samples:
         if not path.is_file():
@@ -118,19 +108,16 @@ def read_pool(samples: Sequence[Path]) -> pa.Table:
     Its column `sample_month` has the position of each row's month in order of time.
     """
     tables = [pq.read_table(path) for path in sorted(samples)]
-    codes = [pa.array(np.full(len(table), code, np.int32)) for code, table in enumerate(tables)]
-    tables = [table.append_column(MONTH, code) for table, code in zip(tables, codes, strict=True)]
+    for code, table in enumerate(tables):
+        tables[code] = table.append_column(MONTH, pa.array(np.full(len(table), code, np.int32)))
     pool = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     return pool.take(np.argsort(pool[KEY].to_numpy(), kind="stable"))
 
 
 def read_role(settings: Settings, paths: Paths, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
-    """Read the pool of a role, the rows whose target is known. Columns of `types` that no month has are null.
+    """Read the rows of a role's pool whose target is known. Columns of `types` that no month has are null.
 
-    Raises
-    ------
-    TiplineError
-        No row has a known target, or a sample is missing.
+    Raises TiplineError if a sample is missing or no target is known.
     """
     pool = add_missing_columns(read_pool(list_samples(settings, paths, role)), types)
     return drop_unlabelled(pool, settings.model.target, role)
