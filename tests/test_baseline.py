@@ -1,4 +1,4 @@
-"""The one-line rule: tip rates by one category or by several together."""
+"""The baseline: rates by one category or by several together."""
 
 from __future__ import annotations
 
@@ -30,30 +30,29 @@ def batch(payments: Sequence[str | None], tips: Sequence[float | None], **more: 
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
-def test_rates_are_smoothed_with_rows_of_the_overall_rate() -> None:
-    fitted = baseline.fit_baseline(
-        batch(["cash", "cash", "cash", "credit", None], [0.0, 0.0, 1.0, 2.0, 0.0]), TARGET, [BY], 2
-    )
-    assert (fitted["by"], fitted["smoothing"]) == ([BY], 2)
-    assert fitted["overall"] == pytest.approx(0.4)
-    assert fitted["rates"] == {
-        baseline.MISSING: pytest.approx((0 + 2 * 0.4) / (1 + 2)),
-        "cash": pytest.approx((1 + 2 * 0.4) / (3 + 2)),
-        "credit": pytest.approx((1 + 2 * 0.4) / (1 + 2)),
+def test_rates_are_smoothed_with_ten_rows_of_the_overall_rate() -> None:
+    trips = batch(["cash", "cash", "cash", "credit", None], [0.0, 0.0, 1.0, 2.0, 0.0])
+    assert baseline.fit_baseline(trips, TARGET, [BY]) == {
+        "by": [BY],
+        "smoothing": 10,
+        "overall": pytest.approx(0.4),
+        "rates": {
+            baseline.MISSING: pytest.approx((0 + 10 * 0.4) / (1 + 10)),
+            "cash": pytest.approx((1 + 10 * 0.4) / (3 + 10)),
+            "credit": pytest.approx((1 + 10 * 0.4) / (1 + 10)),
+        },
     }
-
-
-def test_without_smoothing_it_is_the_plain_rate() -> None:
-    fitted = baseline.fit_baseline(batch(["cash", "cash", "credit"], [0.0, 1.0, 1.0]), TARGET, [BY], 0)
-    assert fitted["rates"] == {"cash": 0.5, "credit": 1.0}
 
 
 def test_two_columns_make_groups_of_their_pairs() -> None:
     vendors = coded(["CMT", "VTS", None, "CMT"], ["CMT", "VTS"])
     trips = batch(["cash", "cash", "credit", "cash"], [0.0, 1.0, 1.0, 1.0], vendor=vendors)
-    fitted = baseline.fit_baseline(trips, TARGET, [BY, "vendor"], 0)
-    assert fitted["rates"] == {"cash | CMT": 0.5, "cash | VTS": 1.0, "credit | (missing)": 1.0}
-    np.testing.assert_array_equal(baseline.predict_baseline(trips, fitted), [0.5, 1.0, 1.0, 0.5])
+    rates = {"cash | CMT": 0.5, "cash | VTS": 1.0, "credit | (missing)": 0.75}
+    names, codes = baseline.group_rows(trips, [BY, "vendor"])
+    assert [names[code] for code in codes] == ["cash | CMT", "cash | VTS", "credit | (missing)", "cash | CMT"]
+    assert set(baseline.fit_baseline(trips, TARGET, [BY, "vendor"])["rates"]) == set(rates)
+    rule = {"by": [BY, "vendor"], "overall": 0.4, "rates": rates}
+    np.testing.assert_array_equal(baseline.predict_baseline(trips, rule), [0.5, 1.0, 0.75, 0.5])
 
 
 def test_an_unseen_or_missing_category_has_the_overall_rate() -> None:
@@ -64,11 +63,6 @@ def test_an_unseen_or_missing_category_has_the_overall_rate() -> None:
 def test_a_missing_category_that_was_seen_has_its_own_rate() -> None:
     seen = RULE | {"rates": {"cash": 0.1, baseline.MISSING: 0.7}}
     np.testing.assert_array_equal(baseline.predict_baseline(batch([None, "cash"], [1.0, 0.0]), seen), [0.7, 0.1])
-
-
-def test_a_model_of_an_earlier_tipline_names_one_column() -> None:
-    earlier = RULE | {"by": BY}
-    np.testing.assert_array_equal(baseline.predict_baseline(batch(["cash"], [0.0]), earlier), [0.1])
 
 
 def test_groups_without_rows_have_no_rate() -> None:

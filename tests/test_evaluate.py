@@ -1,4 +1,4 @@
-"""Challenger and champion are compared on the same rows, and the verdict says it in words."""
+"""Challenger and champion are compared on the same rows, and the verdict says so."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import workbench
+from tests import samples, workbench
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.evaluation import baseline, metrics, report
-from tipline.evaluation.report import Compared
+from tipline.evaluation import baseline, comparison, metrics
+from tipline.evaluation.comparison import Comparison, build_report
 from tipline.model import artifact
 from tipline.training import sampling
 
@@ -24,229 +24,24 @@ if TYPE_CHECKING:
 
     from tipline.paths import Paths
 
+WEAK = {"rows": 100, "params": {"C": 0.0001}}
+
 
 @pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
+def project(trained_project: Paths) -> Paths:
     """A project whose champion is its challenger."""
-    paths = workbench.copy_project(workbench.trained(request), tmp_path)
-    shutil.copytree(paths.challenger, paths.champion)
-    return paths
+    shutil.copytree(trained_project.challenger, trained_project.champion)
+    return trained_project
 
 
-def folders(paths: Paths) -> dict[str, Path]:
-    return {"challenger": paths.challenger, "champion": paths.champion}
-
-
-def report_of(paths: Paths) -> Any:
+def evaluate(paths: Paths) -> Any:
     workbench.run(paths, "evaluate")
     return workbench.read_json(paths.evaluation)
 
 
-def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths) -> None:
-    found = report_of(project)
-    assert found["challenger"] == found["champion"]
-    assert found["verdict"].endswith("; it scores as the champion does.")
-    assert found["gate"]["words"] == "The challenger is the champion: there is nothing to promote."
-    assert not found["gate"]["promote"]
-    assert found["months"] == ["2009-03"]
-    assert found["rows"] == 3000
-    assert project.evaluation.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
-    found = report_of(project)
-    trips = workbench.as_batch(sampling.read_pool([project.sample("test", "2009-03")]))
-    labels, _ = metrics.read_labels(trips, "tip_amount")
-    contents = artifact.read_artifact(project.challenger)
-    loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
-    scores = loaded.probabilities(trips)
-    of_baseline = log_loss(labels, baseline.predict_baseline(trips, loaded.spec["baseline"]))
-    loss = log_loss(labels, scores.astype(float))
-    assert found["tip_rate"] == pytest.approx(labels.mean())
-    assert found["challenger"] == {
-        "log_loss": pytest.approx(loss, rel=1e-5),
-        "skill": pytest.approx(1 - loss / of_baseline, abs=1e-4),
-        "auc": pytest.approx(roc_auc_score(labels, scores)),
-        "accuracy": pytest.approx(((scores > 0.5) == labels).mean()),
-    }
-    assert found["baseline"]["log_loss"] == pytest.approx(of_baseline, rel=1e-6)
-    assert found["baseline"]["skill"] == 0
-
-
-SPEC = {
-    "target": "tip_amount",
-    "baseline": {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}},
-}
-SPECS = {"challenger": SPEC, "champion": SPEC}
-
-
-def constant(rows: int, challenger: float, champion: float) -> dict[str, Any]:
-    """Make the scores of models that give every row the same probability."""
-    return {
-        "challenger": np.full(rows, challenger, np.float32),
-        "champion": np.full(rows, champion, np.float32),
-    }
-
-
-def test_majority_and_baseline_are_those_by_hand() -> None:
-    payments = pa.array(["cash", "cash", "credit", "credit", "other"]).dictionary_encode()
-    trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0, 3, 0, 2])})
-    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(5, 0.5, 0.3)))
-    # Of the rules' 0.4, overall, no row is above one half: right where there was no tip.
-    assert found["majority"]["accuracy"] == pytest.approx(3 / 5)
-    assert found["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
-    assert found["majority"]["auc"] == pytest.approx(0.5)
-    # By payment: 0.2 0.2 0.8 0.8, and the overall 0.4 for what was not seen.
-    of_rule = -(2 * np.log(0.8) + np.log(0.8) + np.log(0.2) + np.log(0.4)) / 5
-    assert found["baseline"]["log_loss"] == pytest.approx(of_rule)
-    assert found["baseline"]["accuracy"] == pytest.approx(3 / 5)
-    assert found["baseline"]["auc"] == pytest.approx((2 + 0.5 + 2) / 6)
-    assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
-    assert found["challenger"]["skill"] == pytest.approx(1 - np.log(2) / of_rule)
-
-
-def test_one_class_has_no_auc() -> None:
-    payments = pa.array(["cash", "credit"]).dictionary_encode()
-    trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": pa.array([0.0, 0.0])})
-    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(2, 0.5, 0.5)))
-    assert {found[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
-    assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
-
-
-@pytest.mark.parametrize(("rows", "why"), [(999, "not judged: fewer than 1,000 rows"), (1000, None)])
-def test_skill_by_payment_type_needs_a_thousand_rows(rows: int, why: str | None) -> None:
-    payments = pa.array(["cash"] * 2000 + ["credit"] * rows).dictionary_encode()
-    tips = pa.array([0.0] * 2000 + [1.0] * rows)
-    trips = pa.RecordBatch.from_pydict({"payment_type": payments, "tip_amount": tips})
-    found = report.build_report(Compared(trips, "tip_amount", SPECS, constant(2000 + rows, 0.2, 0.8)))["groups"]
-    assert list(found) == ["cash", "credit"]
-    assert (found["credit"]["rows"], found["credit"]["why"]) == (rows, why)
-    assert found["cash"]["challenger"] == pytest.approx(0, abs=1e-6)
-    assert found["cash"]["champion"] == pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6)
-    assert found["credit"]["challenger"] == (None if why else pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6))
-
-
-def test_expected_tips_stand_beside_those_that_there_were_with_an_interval_by_day() -> None:
-    day = 86_400_000_000
-    times = pa.array([day * (place % 20) for place in range(4000)], pa.timestamp("us"))
-    tips = pa.array([float(place % 4 == 0 or place % 40 == 1) for place in range(4000)])
-    payments = pa.array(["cash"] * 4000).dictionary_encode()
-    trips = pa.RecordBatch.from_pydict({"pickup": times, "payment_type": payments, "tip_amount": tips})
-    specs = {"challenger": SPEC | {"time": "pickup"}, "champion": SPEC}
-    found = report.build_report(Compared(trips, "tip_amount", specs, constant(4000, 0.25, 0.5)))["tips"]
-    assert found["challenger"]["expected"] == pytest.approx(1000)
-    assert found["challenger"]["there"] == 1100
-    assert found["challenger"]["ratio"] == pytest.approx(1.1)
-    assert found["challenger"]["lower"] < 1.1 < found["challenger"]["upper"]
-    assert found["champion"]["ratio"] == pytest.approx(0.55)
-
-
-@pytest.mark.parametrize(
-    ("challenger", "champion", "words"),
-    [
-        (0.031, 0.011, "takes 3.1% off the log-loss of the tip rate by vendor; its skill is 0.0200 above the"),
-        (0.011, 0.031, "takes 1.1% off the log-loss of the tip rate by vendor; its skill is 0.0200 below the"),
-        (-0.01, -0.02, "adds nothing to the tip rate by vendor; its skill is 0.0100 above the champion's"),
-        (0.0, 0.0, "adds nothing to the tip rate by vendor; it scores as the champion does"),
-        (-0.5, 0.1, "adds nothing to the tip rate by vendor; its skill is 0.6000 below the champion's"),
-        (None, 0.1, "leaves nothing to gain on these months; skill is not defined"),
-        (None, None, "leaves nothing to gain on these months; skill is not defined"),
-    ],
-)
-def test_the_verdict_is_in_words(challenger: float | None, champion: float | None, words: str) -> None:
-    figures = {
-        "challenger": {"log_loss": 0.1, "skill": challenger},
-        "champion": {"log_loss": 0.1, "skill": champion},
-    }
-    assert words in report.worth(figures["challenger"], "vendor") + report.against(figures)
-
-
-def test_a_worse_challenger_is_called_worse(project: Paths) -> None:
-    workbench.change_settings(project, train={"rows": 100, "params": {"C": 0.0001}})
-    workbench.run(project, "train")
-    found = report_of(project)
-    assert found["challenger"]["skill"] < found["champion"]["skill"]
-    assert "below the champion's" in found["verdict"]
-    assert "adds nothing" in found["verdict"]
-    verdict = found["gate"]
-    assert not verdict["promote"]
-    assert "its gain over the champion may be as low as" in verdict["reasons"][0]
-    assert verdict["gain"]["upper"] < 0
-    assert verdict["gain"]["value"] == pytest.approx(
-        found["challenger"]["skill"] - found["champion"]["skill"], abs=1e-4
-    )
-    assert {segment["column"] for segment in verdict["segments"]} == {"payment_type", "vendor", "hour"}
-
-
-def test_a_better_challenger_is_called_better(project: Paths) -> None:
-    workbench.change_settings(project, train={"rows": 100, "params": {"C": 0.0001}})
-    workbench.run(project, "train")
-    shutil.rmtree(project.champion)
-    shutil.copytree(project.challenger, project.champion)
-    workbench.change_settings(project, train={"rows": 3000, "params": {"C": 1.0}})
-    workbench.run(project, "train")
-    found = report_of(project)
-    assert found["challenger"]["skill"] > found["champion"]["skill"]
-    assert "above the champion's" in found["verdict"]
-    assert found["gate"]["promote"]
-    assert found["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
-    assert "Judged on 2009-03; says nothing about months to come." in found["gate"]["words"]
-    made = {role: artifact.read_digest(folder) for role, folder in folders(project).items()}
-    assert {role: found["made"][role] for role in made} == made
-
-
-def test_a_model_whose_scores_are_no_numbers_is_refused_and_reported(project: Paths) -> None:
-    spec = workbench.read_json(project.challenger / "model.json")
-    spec["linear"]["intercept"] = float("nan")
-    files.write_json(project.challenger / "model.json", spec)
-    found = report_of(project)
-    assert found["challenger"]["log_loss"] is None
-    assert found["gate"]["reasons"] == ["the challenger cannot score these rows: it gives scores that are no number"]
-
-
-def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(project: Paths) -> None:
-    before = report_of(project)
-    spec = workbench.read_json(project.challenger / "model.json")
-    spec["baseline"]["rates"] = dict.fromkeys(spec["baseline"]["rates"], 0.5)  # a bad rule makes any model look good
-    files.write_json(project.challenger / "model.json", spec)
-    found = report_of(project)
-    for name in ("challenger", "champion", "baseline"):
-        assert found[name] == before[name]
-
-
-def test_models_of_different_columns_are_compared(project: Paths) -> None:
-    workbench.change_settings(
-        project, model={"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash"]}}
-    )
-    workbench.run(project, "train")
-    found = report_of(project)
-    assert found["challenger"] != found["champion"]
-    assert found["challenger"]["auc"] > 0.5
-
-
-def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> None:
-    path = project.sample("test", "2009-03")
-    sample = pq.read_table(path)
-    place = sample.schema.get_field_index("tip_amount")
-    pq.write_table(sample.set_column(place, "tip_amount", pa.nulls(len(sample), pa.float64())), path)
-    with pytest.raises(TiplineError, match="None of the sampled rows has a known tip_amount"):
-        workbench.run(project, "evaluate")
-    assert not project.evaluation.exists()
-
-
-def test_a_report_without_skill_is_still_written(project: Paths) -> None:
-    path = project.sample("test", "2009-03")
-    sample = pq.read_table(path)
-    # Only trips that never tip, by a rule that knows it.
-    spec = workbench.read_json(project.challenger / "model.json")
-    spec["baseline"] |= {"overall": 0.0, "rates": {}}
-    for folder in (project.challenger, project.champion):
-        files.write_json(folder / "model.json", spec)
-    place = sample.schema.get_field_index("tip_amount")
-    pq.write_table(sample.set_column(place, "tip_amount", pa.array([0.0] * len(sample))), path)
-    found = report_of(project)
-    assert found["challenger"]["skill"] is None
-    assert "leaves nothing to gain" in found["verdict"]
+def train(paths: Paths, settings: dict[str, Any]) -> None:
+    workbench.change_settings(paths, train=settings)
+    workbench.run(paths, "train")
 
 
 def edit_spec(folder: Path, **values: Any) -> None:
@@ -255,20 +50,223 @@ def edit_spec(folder: Path, **values: Any) -> None:
     files.write_json(folder / "model.json", {name: value for name, value in spec.items() if value is not None})
 
 
+# ---- figures ----
+
+
+def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths) -> None:
+    found = evaluate(project)
+    assert found["challenger"] == found["champion"]
+    assert found["verdict"].endswith("; it scores as the champion does.")
+    assert found["gate"]["words"] == "The challenger is the champion: there is nothing to promote."
+    assert not found["gate"]["promote"]
+    assert (found["months"], found["rows"]) == (["2009-03"], 3000)
+    assert project.evaluation.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
+    found = evaluate(project)
+    trips = workbench.as_batch(sampling.read_pool([project.sample("test", "2009-03")]))
+    labels, _ = metrics.read_labels(trips, "tip_amount")
+    contents = artifact.read_artifact(project.challenger)
+    model = artifact.load_model(contents, artifact.hash_artifact(contents))
+    scores = model.probabilities(trips)
+    baseline_loss = log_loss(labels, baseline.predict_baseline(trips, model.spec["baseline"]))
+    loss = log_loss(labels, scores.astype(float))
+    assert found["tip_rate"] == pytest.approx(labels.mean())
+    assert found["challenger"] == {
+        "log_loss": pytest.approx(loss, rel=1e-5),
+        "skill": pytest.approx(1 - loss / baseline_loss, abs=1e-4),
+        "auc": pytest.approx(roc_auc_score(labels, scores)),
+        "accuracy": pytest.approx(((scores > 0.5) == labels).mean()),
+    }
+    assert found["baseline"]["log_loss"] == pytest.approx(baseline_loss, rel=1e-6)
+    assert found["baseline"]["skill"] == 0
+
+
+SPEC = {
+    "target": "tip_amount",
+    "baseline": {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}},
+}
+
+
+def report_constant(
+    payments: list[str], tips: list[float], challenger: float, champion: float, **columns: pa.Array
+) -> dict[str, Any]:
+    """Report on models that give every row the same probability."""
+    values = {"payment_type": pa.array(payments).dictionary_encode(), "tip_amount": pa.array(tips, pa.float64())}
+    trips = pa.RecordBatch.from_pydict(values | columns)
+    scores = {"challenger": challenger, "champion": champion}
+    results = {role: np.full(len(tips), score, np.float32) for role, score in scores.items()}
+    specs = {"challenger": SPEC | ({"time": "pickup"} if columns else {}), "champion": SPEC}
+    return build_report(Comparison(trips, "tip_amount", specs, results))
+
+
+def test_majority_and_baseline_are_those_by_hand() -> None:
+    found = report_constant(["cash", "cash", "credit", "credit", "other"], [0, 0, 3, 0, 2], 0.5, 0.3)
+    # The overall rate, 0.4, is below one half: right for the three rows without a tip.
+    assert found["majority"]["accuracy"] == pytest.approx(3 / 5)
+    assert found["majority"]["log_loss"] == pytest.approx(-(3 * np.log(0.6) + 2 * np.log(0.4)) / 5)
+    assert found["majority"]["auc"] == pytest.approx(0.5)
+    # By payment: 0.2 0.2 0.8 0.8, and the overall 0.4 for the value that was not seen.
+    baseline_loss = -(2 * np.log(0.8) + np.log(0.8) + np.log(0.2) + np.log(0.4)) / 5
+    assert found["baseline"]["log_loss"] == pytest.approx(baseline_loss)
+    assert found["baseline"]["accuracy"] == pytest.approx(3 / 5)
+    assert found["baseline"]["auc"] == pytest.approx((2 + 0.5 + 2) / 6)
+    assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
+    assert found["challenger"]["skill"] == pytest.approx(1 - np.log(2) / baseline_loss)
+
+
+def test_one_class_has_no_auc() -> None:
+    found = report_constant(["cash", "credit"], [0, 0], 0.5, 0.5)
+    assert {found[name]["auc"] for name in ("challenger", "champion", "baseline", "majority")} == {None}
+    assert found["challenger"]["log_loss"] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(("rows", "why"), [(999, "not judged: fewer than 1,000 rows"), (1000, None)])
+def test_skill_by_group_needs_a_thousand_rows(rows: int, why: str | None) -> None:
+    payments, tips = ["cash"] * 2000 + ["credit"] * rows, [0.0] * 2000 + [1.0] * rows
+    found = report_constant(payments, tips, 0.2, 0.8)["groups"]
+    assert list(found) == ["cash", "credit"]
+    assert (found["credit"]["rows"], found["credit"]["why"]) == (rows, why)
+    assert found["cash"]["challenger"] == pytest.approx(0, abs=1e-6)
+    assert found["cash"]["champion"] == pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6)
+    assert found["credit"]["challenger"] == (None if why else pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6))
+
+
+def test_expected_and_observed_tips_have_an_interval_by_day() -> None:
+    times = pa.array([86_400_000_000 * (place % 20) for place in range(4000)], pa.timestamp("us"))
+    tips = [float(place % 4 == 0 or place % 40 == 1) for place in range(4000)]
+    found = report_constant(["cash"] * 4000, tips, 0.25, 0.5, pickup=times)["tips"]
+    assert found["challenger"]["expected"] == pytest.approx(1000)
+    assert found["challenger"]["there"] == 1100
+    assert found["challenger"]["lower"] < found["challenger"]["ratio"] == pytest.approx(1.1)
+    assert found["challenger"]["upper"] > 1.1
+    assert found["champion"]["ratio"] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "words"),
+    [
+        (0.031, 0.011, "takes 3.1% off the log-loss of the rate by vendor; its skill is 0.0200 above the champion's."),
+        (-0.5, 0.1, "adds nothing to the rate by vendor; its skill is 0.6000 below the champion's."),
+        (0.0, 0.0, "adds nothing to the rate by vendor; it scores as the champion does."),
+        (None, 0.1, "leaves nothing to gain on these months; skill is not defined."),
+    ],
+)
+def test_the_verdict_says_what_the_skills_are(challenger: float | None, champion: float | None, words: str) -> None:
+    figures = {
+        "challenger": {"log_loss": 0.1, "skill": challenger},
+        "champion": {"log_loss": 0.1, "skill": champion},
+    }
+    worth, verdict = comparison.describe_skills(figures, "vendor")
+    assert words in verdict
+    assert verdict.startswith(worth)
+
+
+def test_hours_are_in_bands_of_six() -> None:
+    hours = [0, 5, 6, 11, 12, 17, 18, 23]
+    column = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
+    assert comparison.assign_hours(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+
+
+# ---- the stage ----
+
+
+def test_a_worse_challenger_is_called_worse(project: Paths) -> None:
+    train(project, WEAK)
+    found = evaluate(project)
+    challenger, champion, verdict = found["challenger"]["skill"], found["champion"]["skill"], found["gate"]
+    assert challenger < champion
+    assert "adds nothing" in found["verdict"]
+    assert "below the champion's" in found["verdict"]
+    assert not verdict["promote"]
+    assert "its gain over the champion may be as low as" in verdict["reasons"][0]
+    assert verdict["gain"]["upper"] < 0
+    assert verdict["gain"]["value"] == pytest.approx(challenger - champion, abs=1e-4)
+    assert {segment["column"] for segment in verdict["segments"]} == {"payment_type", "vendor", "hour"}
+
+
+def test_a_better_challenger_is_called_better(project: Paths) -> None:
+    train(project, WEAK)
+    shutil.rmtree(project.champion)
+    shutil.copytree(project.challenger, project.champion)
+    train(project, {"rows": 3000, "params": {"C": 1.0}})
+    found = evaluate(project)
+    assert "above the champion's" in found["verdict"]
+    assert found["gate"]["promote"]
+    assert found["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
+    assert found["made"]["challenger"] == artifact.read_digest(project.challenger)
+    assert found["made"]["champion"] == artifact.read_digest(project.champion)
+    assert workbench.read_json(project.metrics) == {
+        **{name: found["challenger"][name] for name in ("log_loss", "skill", "auc")},
+        "baseline_log_loss": found["baseline"]["log_loss"],
+        "gain_over_champion": found["gate"]["gain"]["value"],
+    }
+
+
+def test_skill_is_over_the_champions_baseline_whatever_the_challengers_is(project: Paths) -> None:
+    before = evaluate(project)
+    spec = workbench.read_json(project.challenger / "model.json")["baseline"]
+    edit_spec(project.challenger, baseline=spec | {"rates": dict.fromkeys(spec["rates"], 0.5)})  # flatters any model
+    found = evaluate(project)
+    assert {name: found[name] for name in ("challenger", "champion", "baseline")} == {
+        name: before[name] for name in ("challenger", "champion", "baseline")
+    }
+
+
+def test_models_with_different_columns_are_compared(project: Paths) -> None:
+    columns = {"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash"]}}
+    workbench.change_settings(project, model=columns)
+    workbench.run(project, "train")
+    found = evaluate(project)
+    assert found["challenger"] != found["champion"]
+    assert found["challenger"]["auc"] > 0.5
+
+
+def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> None:
+    samples.change_targets(project.sample("test", "2009-03"), lambda tips: [None] * len(tips))
+    with pytest.raises(TiplineError, match="No sampled row of the `test` months has a known tip_amount"):
+        workbench.run(project, "evaluate")
+    assert not project.evaluation.exists()
+
+
+def test_a_report_without_skill_is_still_written(project: Paths) -> None:
+    samples.change_targets(project.sample("test", "2009-03"), lambda tips: [0.0] * len(tips))
+    for folder in (project.challenger, project.champion):
+        edit_spec(folder, baseline={"by": ["payment_type"], "overall": 0.0, "rates": {}})
+    found = evaluate(project)
+    assert found["challenger"]["skill"] is None
+    assert "leaves nothing to gain" in found["verdict"]
+
+
+@pytest.mark.parametrize(("month", "reasons"), [("2009-01", []), ("2009-03", ["no month is left to judge on"])])
+def test_months_of_a_champion_that_tipline_did_not_make_come_from_its_ref(
+    project: Paths, month: str, reasons: list[str]
+) -> None:
+    edit_spec(project.champion, months=None)
+    assert "which months the champion was made on" in evaluate(project)["gate"]["words"]
+    digest = artifact.read_digest(project.champion)
+    files.write_json(project.champion_ref, {"digest": digest, "months": {"train": [month], "validation": []}})
+    assert evaluate(project)["gate"]["reasons"] == reasons
+
+
+WEATHER = [{"name": "weather", "kind": "number", "range": None}]
+FARE = [{"name": "fare_amount", "kind": "number", "range": None}]
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"months": None}, "which months the champion was made on"),
-        ({"months": {"fit": ["2009-03"], "size": []}}, "no month is left to judge on"),
+        ({"months": {"train": ["2009-03"], "validation": []}}, "no month is left to judge on"),
         ({"target": "tolls_amount"}, "the champion predicts tolls_amount, not tip_amount"),
-        ({"features": [{"name": "weather", "kind": "number", "range": None}]}, "the champion cannot score these rows"),
+        ({"features": WEATHER}, "the champion cannot score these rows"),
     ],
 )
 def test_a_champion_that_cannot_be_compared_is_a_reason_to_refuse(
     project: Paths, values: dict[str, Any], words: str
 ) -> None:
     edit_spec(project.champion, **values)
-    found = report_of(project)
+    found = evaluate(project)
     assert not found["gate"]["promote"]
     assert words in found["gate"]["words"]
     assert found["challenger"]["skill"] is not None
@@ -276,18 +274,26 @@ def test_a_champion_that_cannot_be_compared_is_a_reason_to_refuse(
     assert project.evaluation.with_suffix(".png").is_file()
 
 
-def test_a_challenger_that_cannot_score_is_called_that(project: Paths) -> None:
-    edit_spec(project.challenger, features=[{"name": "weather", "kind": "number", "range": None}])
-    found = report_of(project)
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"features": WEATHER}, "the challenger cannot score these rows: "),
+        ({"features": FARE, "linear": {"intercept": float("nan"), "terms": [[0, 0]]}}, "its scores are not finite"),
+    ],
+)
+def test_a_challenger_that_cannot_score_is_refused(project: Paths, values: dict[str, Any], reason: str) -> None:
+    edit_spec(project.challenger, **values)
+    found = evaluate(project)
     assert found["worth"] == "The challenger cannot score these rows"
-    assert not found["gate"]["promote"]
+    assert found["challenger"]["log_loss"] is None
+    assert reason in found["gate"]["reasons"][0]
 
 
-def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) -> None:
+def test_a_segment_column_that_no_month_has_is_not_judged(project: Paths) -> None:
     edit_spec(project.champion, note="another digest")
     path = project.sample("test", "2009-03")
     pq.write_table(pq.read_table(path).drop_columns("vendor"), path)
-    verdict = report_of(project)["gate"]
+    verdict = evaluate(project)["gate"]
     assert verdict["promote"]
     vendors = [segment for segment in verdict["segments"] if segment["column"] == "vendor"]
     assert [(segment["value"], segment["why"]) for segment in vendors] == [("(missing)", "all rows are in it")]
@@ -295,13 +301,6 @@ def test_a_column_of_segments_that_no_month_has_is_not_judged(project: Paths) ->
 
 def test_a_missing_sample_says_what_to_run(project: Paths) -> None:
     project.sample("test", "2009-03").unlink()
-    with pytest.raises(TiplineError, match="There is no sample of 2009-03") as caught:
+    with pytest.raises(TiplineError, match="2009-03 has the role test, but its sample is missing") as caught:
         workbench.run(project, "evaluate")
-    assert "dvc repro sample@2009-03" in str(caught.value)
-
-
-def test_a_trip_belongs_to_the_band_of_its_hour() -> None:
-    hours = [0, 5, 6, 11, 12, 17, 18, 23]
-    column = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
-    assert report.hour_bands(column).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    assert len(report.HOURS) == 5
+    assert caught.value.parts[2] == "Run: dvc repro sample@2009-03"

@@ -1,16 +1,18 @@
-"""Samples are exact, the same on any partitioning, nested, uniform, and lie in one role's folder."""
+"""Samples are exact, the same on any partitioning, nested and uniform, and are in the folder of their role."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+import shutil
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import factory
+from tests import workbench
+from tipline import cluster
 from tipline.ingest import prepare, simulate
 from tipline.ingest.schema import load_schema
 from tipline.training import sampling
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str]]
     MakeProject = Callable[..., Paths]
+    MakeSamples = Callable[[int], list[Path]]
 
 MONTH = "2009-01"
 ROWS = 20_000
@@ -37,13 +40,13 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "trips.parquet"
 
 
-def rows_of(table: pa.Table) -> list[int]:
-    found: list[int] = table["row"].to_pylist()
-    return found
+def sample_rows(trips: Path, count: int, month: str = MONTH, seed: int = 1) -> list[int]:
+    rows: list[int] = sampling.sample_month(trips, month, count, seed)["row"].to_pylist()
+    return rows
 
 
-def mixed(row: int, month: str, seed: int) -> int:
-    """SplitMix64 of a row number in Python's own whole numbers."""
+def mix(row: int, month: str, seed: int) -> int:
+    """SplitMix64 of a row number in Python's own integers."""
     start = int.from_bytes(hashlib.sha256(f"{month} {seed}".encode()).digest()[:8], "little")
     z = (row * 0x9E3779B97F4A7C15 + start) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -51,101 +54,61 @@ def mixed(row: int, month: str, seed: int) -> int:
     return z ^ (z >> 31)
 
 
-def numbers_and_hashes(*pairs: tuple[int, int]) -> tuple[Any, Any]:
-    """Hashes and row numbers as `smallest` takes them, from pairs of them."""
-    hashes, rows = zip(*pairs, strict=True)
-    return np.array(hashes, np.uint64), np.array(rows, np.int64)
-
-
 # ---- one month ----
 
 
-@pytest.mark.parametrize("count", [1, 2, 100, 7777, ROWS - 1, ROWS])
+@pytest.mark.parametrize("count", [1, 2, 7777, ROWS - 1, ROWS, ROWS + 1, 10**9])
 def test_a_sample_has_as_many_rows_as_asked_each_once(trips: Path, count: int) -> None:
-    rows = rows_of(sampling.sample_month(trips, MONTH, count, 1))
-    assert len(rows) == count
-    assert len(set(rows)) == count
+    rows = sample_rows(trips, count)
+    assert len(rows) == len(set(rows)) == min(count, ROWS)
     assert set(rows) <= set(range(ROWS))
 
 
 def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path) -> None:
     sample = sampling.sample_month(trips, MONTH, 500, 1)
-    expected = sorted(range(ROWS), key=lambda row: (mixed(row, MONTH, 1), row))[:500]
-    assert rows_of(sample) == expected
-    assert sample[sampling.KEY].to_pylist() == [mixed(row, MONTH, 1) for row in expected]
-    assert sample[sampling.KEY].type == pa.uint64()
-
-
-def test_a_sampled_row_is_the_prepared_row(trips: Path) -> None:
-    whole = pq.read_table(trips)
-    sample = sampling.sample_month(trips, MONTH, 300, 1)
-    assert sample.schema.names == [*whole.schema.names, sampling.KEY]
-    same = whole.take(rows_of(sample))
-    assert sample.drop_columns([sampling.KEY]).to_pylist() == same.to_pylist()
-
-
-def test_the_same_month_and_seed_give_the_same_sample(trips: Path) -> None:
-    first, second = (sampling.sample_month(trips, MONTH, 1000, 1) for _ in range(2))
-    assert first.equals(second)
+    expected = sorted(range(ROWS), key=lambda row: (mix(row, MONTH, 1), row))[:500]
+    assert sample["row"].to_pylist() == expected
+    assert sample[sampling.KEY].to_pylist() == [mix(row, MONTH, 1) for row in expected]
+    assert sample.drop_columns([sampling.KEY]).to_pylist() == pq.read_table(trips).take(expected).to_pylist()
 
 
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(trips: Path) -> None:
-    largest = sampling.sample_month(trips, MONTH, 8000, 1)
+    largest = sample_rows(trips, 8000)
     for count in (1, 500, 4000):
-        assert sampling.sample_month(trips, MONTH, count, 1).to_pylist() == largest.slice(0, count).to_pylist()
+        assert sample_rows(trips, count) == largest[:count]
 
 
 @pytest.mark.parametrize("row_group_size", [31, 400, 997, 2999])
-def test_the_sample_is_the_same_on_any_partitioning(trips: Path, tmp_path: Path, row_group_size: int) -> None:
+@pytest.mark.parametrize("step", [1, -1])
+def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
+    trips: Path, tmp_path: Path, row_group_size: int, step: int
+) -> None:
     head = pq.read_table(trips).slice(0, 3000)
-    for name, size in (("whole", 3000), ("parts", row_group_size)):
-        pq.write_table(head, tmp_path / name, row_group_size=size)
+    pq.write_table(head, tmp_path / "whole")
+    pq.write_table(head.take(np.arange(3000)[::step]), tmp_path / "parts", row_group_size=row_group_size)
     whole, parts = (sampling.sample_month(tmp_path / name, MONTH, 400, 1) for name in ("whole", "parts"))
-    assert rows_of(whole) == rows_of(parts)
     assert whole.to_pylist() == parts.to_pylist()
 
 
-def test_the_order_of_the_prepared_rows_does_not_matter(trips: Path, tmp_path: Path) -> None:
-    whole = pq.read_table(trips)
-    pq.write_table(whole.take(np.arange(ROWS)[::-1]), tmp_path / "backwards", row_group_size=999)
-    backwards = sampling.sample_month(tmp_path / "backwards", MONTH, 700, 1)
-    assert rows_of(backwards) == rows_of(sampling.sample_month(trips, MONTH, 700, 1))
-
-
-def test_rows_keep_their_numbers_where_some_were_set_apart(trips: Path, tmp_path: Path) -> None:
-    whole = pq.read_table(trips)
-    pq.write_table(whole.slice(100), tmp_path / "rest")
-    assert min(rows_of(sampling.sample_month(tmp_path / "rest", MONTH, ROWS, 1))) == 100
-    all_rows = rows_of(sampling.sample_month(trips, MONTH, ROWS, 1))
-    rest = rows_of(sampling.sample_month(tmp_path / "rest", MONTH, 5000, 1))
-    assert rest == [row for row in all_rows if row >= 100][:5000]
+def test_rows_keep_their_numbers_if_some_were_quarantined(trips: Path, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(trips).slice(100), tmp_path / "rest")
+    expected = [row for row in sample_rows(trips, ROWS) if row >= 100][:5000]
+    assert sample_rows(tmp_path / "rest", 5000) == expected
 
 
 def test_another_month_or_seed_gives_another_sample(trips: Path) -> None:
     keys = [(MONTH, 1), ("2009-02", 1), (MONTH, 2), (MONTH, 12), ("2009-011", 2)]
-    samples = {tuple(rows_of(sampling.sample_month(trips, month, 50, seed))) for month, seed in keys}
-    assert len(samples) == len(keys)
+    assert len({tuple(sample_rows(trips, 50, month, seed)) for month, seed in keys}) == len(keys)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("month", [MONTH, "2024-01"])
-def test_all_parts_of_a_month_are_as_likely(trips: Path, month: str, seed: int) -> None:
-    rows = np.array(rows_of(sampling.sample_month(trips, month, 5000, seed)))
+def test_all_parts_of_a_month_are_equally_likely(trips: Path, month: str, seed: int) -> None:
+    rows = np.array(sample_rows(trips, 5000, month, seed))
     for parts in (rows * 10 // ROWS, rows % 10):
         seen = np.bincount(parts, minlength=10)
-        # Drawn without putting back; 27.9 is passed once in a thousand times with nine degrees of freedom.
-        chi_square = ((seen - 500) ** 2 / 500).sum() / (1 - 5000 / ROWS)
-        assert chi_square < 27.9
-
-
-def test_the_order_within_a_sample_says_nothing_of_the_row(trips: Path) -> None:
-    rows = rows_of(sampling.sample_month(trips, MONTH, ROWS, 1))
-    assert abs(np.corrcoef(rows, np.arange(ROWS))[0, 1]) < 4 / ROWS**0.5
-
-
-@pytest.mark.parametrize("count", [ROWS, ROWS + 1, 10**9])
-def test_a_month_with_fewer_rows_gives_them_all(trips: Path, count: int) -> None:
-    assert sorted(rows_of(sampling.sample_month(trips, MONTH, count, 1))) == list(range(ROWS))
+        # Drawn without replacement; 27.9 is exceeded once in a thousand times with nine degrees of freedom.
+        assert ((seen - 500) ** 2 / 500).sum() / (1 - 5000 / ROWS) < 27.9
 
 
 def test_no_more_than_two_samples_are_held_beside_a_row_group(
@@ -153,54 +116,47 @@ def test_no_more_than_two_samples_are_held_beside_a_row_group(
 ) -> None:
     pq.write_table(pq.read_table(trips), tmp_path / "parts", row_group_size=1000)
     held = []
-    first = sampling.first
+    take_smallest = sampling.take_smallest
 
-    def watched(table: pa.Table, count: int) -> pa.Table:
+    def watch(table: pa.Table, count: int) -> pa.Table:
         held.append(len(table))
-        return first(table, count)
+        return take_smallest(table, count)
 
-    monkeypatch.setattr(sampling, "first", watched)
+    monkeypatch.setattr(sampling, "take_smallest", watch)
     sampling.sample_month(tmp_path / "parts", MONTH, 100, 1)
     assert max(held) == 200
 
 
-def test_a_month_without_rows_gives_an_empty_sample(tmp_path: Path) -> None:
-    pq.write_table(load_schema().schema.empty_table(), tmp_path / "trips.parquet")
+def test_a_month_without_rows_gives_an_empty_sample(trips: Path, tmp_path: Path) -> None:
+    pq.write_table(pq.read_schema(trips).empty_table(), tmp_path / "trips.parquet")
     sample = sampling.sample_month(tmp_path / "trips.parquet", MONTH, 10, 1)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
 
 
-# ---- smallest ----
-
-
-def test_ties_are_broken_by_row_number() -> None:
-    hashes, rows = numbers_and_hashes((5, 9), (5, 3), (1, 7), (5, 1), (9, 0))
-    assert sampling.smallest(hashes, rows, 3).tolist() == [2, 3, 1]
-    assert sampling.smallest(hashes, rows, 2).tolist() == [2, 3]
-
-
-def test_all_hashes_equal_gives_the_first_rows() -> None:
-    hashes, rows = numbers_and_hashes(*[(7, row) for row in (4, 2, 0, 3, 1)])
-    assert rows[sampling.smallest(hashes, rows, 3)].tolist() == [0, 1, 2]
-
-
-def test_the_largest_hashes_are_no_trouble() -> None:
-    hashes, rows = numbers_and_hashes((2**64 - 1, 0), (2**63, 1), (2**63 - 1, 2))
-    assert sampling.smallest(hashes, rows, 3).tolist() == [2, 1, 0]
-
-
-@pytest.mark.parametrize("count", [3, 4])
-def test_more_than_there_are_gives_all_in_order(count: int) -> None:
-    hashes, rows = numbers_and_hashes((3, 0), (1, 1), (2, 2))
-    assert sampling.smallest(hashes, rows, count).tolist() == [1, 2, 0]
+@pytest.mark.parametrize(
+    ("pairs", "count", "expected"),
+    [
+        ([(5, 9), (5, 3), (1, 7), (5, 1), (9, 0)], 3, [2, 3, 1]),
+        ([(5, 9), (5, 3), (1, 7), (5, 1), (9, 0)], 2, [2, 3]),
+        ([(7, 4), (7, 2), (7, 0), (7, 3), (7, 1)], 3, [2, 4, 1]),
+        ([(2**64 - 1, 0), (2**63, 1), (2**63 - 1, 2)], 3, [2, 1, 0]),
+        ([(3, 0), (1, 1), (2, 2)], 4, [1, 2, 0]),
+    ],
+    ids=["ties", "cut in a tie", "all equal", "largest keys", "fewer rows"],
+)
+def test_smallest_keys_are_found_in_order_ties_by_row(
+    pairs: list[tuple[int, int]], count: int, expected: list[int]
+) -> None:
+    keys, rows = zip(*pairs, strict=True)
+    assert sampling.find_smallest(np.array(keys, np.uint64), np.array(rows, np.int64), count).tolist() == expected
 
 
 # ---- several months ----
 
 
 @pytest.fixture
-def samples(trips: Path, tmp_path: Path) -> Callable[[int], list[Path]]:
-    """Give a function that samples so many rows of three months into a folder."""
+def make_samples(trips: Path, tmp_path: Path) -> MakeSamples:
+    """A function that writes samples of three months with the given number of rows."""
 
     def make(count: int) -> list[Path]:
         folder = tmp_path / str(count)
@@ -212,51 +168,43 @@ def samples(trips: Path, tmp_path: Path) -> Callable[[int], list[Path]]:
     return make
 
 
-def test_a_pool_has_all_rows_in_the_order_of_their_keys(samples: Callable[[int], list[Path]]) -> None:
-    pool = sampling.read_pool(samples(500))
+def test_a_pool_has_all_rows_in_the_order_of_their_keys_with_their_months(make_samples: MakeSamples) -> None:
+    paths = make_samples(500)
+    pool = sampling.read_pool(paths)
     keys = pool[sampling.KEY].to_pylist()
     assert len(pool) == 1500
     assert keys == sorted(keys)
+    for code, path in enumerate(paths):
+        rows = pool.filter(pool[sampling.MONTH].to_numpy() == code)["row"]
+        assert rows.to_pylist() == pq.read_table(path)["row"].to_pylist()
+    assert sampling.read_pool(paths[::-1]).equals(pool)
 
 
-def test_a_pool_does_not_depend_on_the_order_of_its_files(samples: Callable[[int], list[Path]]) -> None:
-    paths = samples(500)
-    assert sampling.read_pool(paths).equals(sampling.read_pool(paths[::-1]))
-
-
-def test_the_beginning_of_a_pool_is_the_same_in_a_pool_of_larger_samples(
-    samples: Callable[[int], list[Path]],
-) -> None:
-    paths = samples(500)
-    small, large = (sampling.read_pool(samples(count)) for count in (500, 1000))
+def test_the_beginning_of_a_pool_is_the_same_in_a_pool_of_larger_samples(make_samples: MakeSamples) -> None:
+    small, large = (sampling.read_pool(make_samples(count)) for count in (500, 1000))
     # The pool nests up to where the first of its months runs out.
-    bound = min(max(pq.read_table(path)[sampling.KEY].to_pylist()) for path in paths)
+    bound = min(max(pq.read_table(path)[sampling.KEY].to_pylist()) for path in make_samples(500))
     shared = sum(key <= bound for key in small[sampling.KEY].to_pylist())
     assert 1000 < shared <= 1500
     assert small.slice(0, shared).to_pylist() == large.slice(0, shared).to_pylist()
 
 
-def test_the_beginning_of_a_pool_mixes_the_months(samples: Callable[[int], list[Path]]) -> None:
-    paths = samples(2000)
-    keys = {path: set(pq.read_table(path)[sampling.KEY].to_pylist()) for path in paths}
-    first = sampling.read_pool(paths).slice(0, 1500)[sampling.KEY].to_pylist()
-    shares = [sum(key in keys[path] for key in first) for path in paths]
-    assert sum(shares) == 1500
-    assert min(shares) > 400
+def test_the_beginning_of_a_pool_mixes_the_months(make_samples: MakeSamples) -> None:
+    months = sampling.read_pool(make_samples(2000)).slice(0, 1500)[sampling.MONTH].to_numpy()
+    assert np.bincount(months, minlength=3).min() > 400
 
 
 def test_equal_keys_in_a_pool_are_in_order_of_their_months(tmp_path: Path) -> None:
     paths = [tmp_path / f"{month}.parquet" for month in ("2009-02", "2009-01")]
+    keys = np.arange(1000, dtype=np.uint64) // np.uint64(10)
     for path in paths:
-        keys = np.arange(1000, dtype=np.uint64) // np.uint64(10)
-        pq.write_table(pa.table({"row": np.arange(1000), "month": [path.stem] * 1000, sampling.KEY: keys}), path)
-    expected = sorted((row // 10, month, row) for row in range(1000) for month in ("2009-01", "2009-02"))
-    for order in (paths, paths[::-1]):
-        pool = sampling.read_pool(order).select([sampling.KEY, "month", "row"])
-        assert [tuple(row.values()) for row in pool.to_pylist()] == expected
+        pq.write_table(pa.table({"row": np.arange(1000), sampling.KEY: keys}), path)
+    pool = sampling.read_pool(paths).select([sampling.KEY, sampling.MONTH, "row"])
+    expected = sorted((row // 10, month, row) for row in range(1000) for month in (0, 1))
+    assert [tuple(row.values()) for row in pool.to_pylist()] == expected
 
 
-def test_months_of_different_spellings_make_one_pool(tmp_path: Path) -> None:
+def test_months_with_different_categories_make_one_pool(tmp_path: Path) -> None:
     for month, words in (("2009-01", ["a", "b"]), ("2009-02", ["c", "a"])):
         codes = pa.array(words).dictionary_encode()
         table = pa.table({"row": [0, 1], "kind": codes, sampling.KEY: pa.array([int(month[-1]), 9], pa.uint64())})
@@ -264,13 +212,6 @@ def test_months_of_different_spellings_make_one_pool(tmp_path: Path) -> None:
     kinds = sampling.read_pool(list(tmp_path.iterdir()))["kind"]
     assert kinds.to_pylist() == ["a", "c", "b", "a"]
     assert len({tuple(chunk.dictionary.to_pylist()) for chunk in kinds.chunks}) == 1
-
-
-def test_rows_without_a_target_are_left_out(trips: Path) -> None:
-    table = pq.read_table(trips).slice(0, 4)
-    place = table.schema.names.index("tip_amount")
-    holed = table.set_column(place, "tip_amount", pa.array([1.0, None, 0.0, None]))
-    assert rows_of(sampling.labelled(holed, "tip_amount")) == [0, 2]
 
 
 # ---- the stage ----
@@ -285,23 +226,16 @@ def prepared_project(run_cli: Run, make_project: MakeProject) -> Paths:
 
 
 def test_the_stage_writes_the_sample_that_the_settings_ask_for(run_cli: Run, prepared_project: Paths) -> None:
-    paths = prepared_project
-    assert run_cli(paths.root, "sample", MONTH)[0] == 0
-    sample = pq.read_table(paths.sample("train", MONTH))
-    assert sample.equals(sampling.sample_month(paths.prepared_file(MONTH), MONTH, 3000, 1))
-
-
-def test_the_stage_writes_the_same_bytes_each_time(run_cli: Run, prepared_project: Paths) -> None:
-    written = []
+    path, written = prepared_project.sample("train", MONTH), []
     for _ in range(2):
         assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
-        written.append(factory.contents(prepared_project.root / "data" / "sample"))
+        written.append(path.read_bytes())
     assert written[0] == written[1]
-    assert list(written[0]) == [f"fit/{MONTH}.parquet"]
+    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, 3000, 1))
 
 
 @pytest.mark.parametrize(("rows", "notices"), [(5000, 0), (5001, 1)])
-def test_fewer_rows_than_asked_for_are_noticed(
+def test_fewer_rows_than_asked_for_are_reported(
     run_cli: Run,
     make_project: MakeProject,
     prepared_project: Paths,
@@ -312,27 +246,42 @@ def test_fewer_rows_than_asked_for_are_noticed(
     make_project(sample={"rows": rows})
     assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
     assert pq.read_metadata(prepared_project.sample("train", MONTH)).num_rows == 5000
-    assert f"{MONTH}: 5,000 rows for fit" in caplog.text
-    assert caplog.text.count(f"fewer than the {rows:,} asked for") == notices
+    assert f"{MONTH}: 5,000 rows for train" in caplog.text
+    assert caplog.text.count(f"sample.rows asks for {rows:,}") == notices
 
 
-@pytest.mark.parametrize("role", ["size", "evaluate"])
+@pytest.mark.parametrize("role", ["validation", "test"])
 def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(
     run_cli: Run, make_project: MakeProject, prepared_project: Paths, role: str
 ) -> None:
     paths = prepared_project
     assert run_cli(paths.root, "sample", MONTH)[0] == 0
     roles = {
-        "size": {"2001-01": "train", MONTH: "size", "2009-03": "test"},
-        "evaluate": {"2001-01": "train", "2001-02": "validation", MONTH: "evaluate"},
+        "validation": {"2001-01": "train", MONTH: "validation", "2009-03": "test"},
+        "test": {"2001-01": "train", "2001-02": "validation", MONTH: "test"},
     }[role]
     make_project(months=list(roles), sample={"months": roles})
-    bystander = paths.sample("train", "2009-02")
-    bystander.touch()
+    listed = paths.sample("train", "2001-01")
+    for path in (listed, paths.sample("train", "2009-02"), listed.with_name(".2001-01.parquet.host-1-ab.tmp")):
+        path.touch()
+    (listed.parent / ".gitignore").touch()  # DVC writes it
     assert run_cli(paths.root, "sample", MONTH)[0] == 0
-    assert sorted(factory.contents(paths.root / "data" / "sample")) == sorted(
-        [f"{role}/{MONTH}.parquet", "fit/2009-02.parquet"]
-    )
+    left = {"train/.gitignore", "train/2001-01.parquet", f"{role}/{MONTH}.parquet"}
+    assert set(workbench.read_tree(paths.root / "data" / "sample")) == left
+
+
+@pytest.mark.parametrize("stage", ["learning_curve", "train", "evaluate"])
+def test_stages_remove_the_samples_of_months_without_a_role(
+    trained_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+    shutil.copytree(trained_project.challenger, trained_project.champion)
+    removed = [trained_project.sample(role, "2008-12") for role in ("train", "validation", "test")]
+    for path in removed:
+        path.touch()
+    workbench.run(trained_project, stage)
+    assert not any(path.exists() for path in removed)
+    assert trained_project.sample("train", "2009-01").is_file()
 
 
 def test_a_month_without_a_role_is_a_usage_error(run_cli: Run, prepared_project: Paths) -> None:

@@ -1,4 +1,4 @@
-"""Training takes the rows that it is told to, and the same inputs make the same files."""
+"""Training takes the rows that the settings ask for, and equal inputs make equal files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss
 
-from tests import workbench
+from tests import samples, workbench
 from tipline import files
 from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import baseline, metrics
@@ -21,69 +19,51 @@ from tipline.training import sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from tipline.paths import Paths
 
-
-@pytest.fixture
-def project(request: pytest.FixtureRequest, tmp_path: Path) -> Paths:
-    return workbench.copy_project(workbench.trained(request), tmp_path)
+    Run = Callable[..., tuple[int, str]]
 
 
-def digest(paths: Paths) -> str:
-    return artifact.hash_artifact(artifact.read_artifact(paths.challenger))
+def read_training(paths: Paths) -> Any:
+    return workbench.read_json(paths.challenger / artifact.TRAINING)
 
 
-def rows(paths: Paths) -> int:
-    return int(workbench.read_json(paths.challenger / artifact.TRAINING)["params"]["rows"])
+def train(paths: Paths, **settings: object) -> None:
+    workbench.change_settings(paths, train=settings)
+    workbench.run(paths, "train")
 
 
-def test_auto_takes_the_learning_curves_size(project: Paths) -> None:
-    files.write_json(project.sample_size, {"rows": 777})
-    workbench.run(project, "train")
-    assert rows(project) == 777
+def test_auto_takes_the_learning_curves_size_and_a_number_overrules_it(trained_project: Paths) -> None:
+    files.write_json(trained_project.sample_size, {"rows": 777})
+    train(trained_project)
+    assert read_training(trained_project)["params"]["rows"] == 777
+    train(trained_project, rows=2999)
+    assert read_training(trained_project)["params"]["rows"] == 2999
 
 
-def test_a_number_overrules_the_learning_curve(project: Paths) -> None:
-    files.write_json(project.sample_size, {"rows": 777})
-    workbench.change_settings(project, train={"rows": 2999})
-    workbench.run(project, "train")
-    assert rows(project) == 2999
-
-
-def test_a_number_needs_no_learning_curve(project: Paths) -> None:
-    project.sample_size.unlink()
-    workbench.change_settings(project, train={"rows": 500})
-    workbench.run(project, "train")
-    assert rows(project) == 500
-
-
-def test_auto_without_a_learning_curve_says_what_to_run(project: Paths) -> None:
-    project.sample_size.unlink()
+def test_only_auto_needs_a_learning_curve(trained_project: Paths) -> None:
+    trained_project.sample_size.unlink()
+    train(trained_project, rows=500)
+    assert read_training(trained_project)["params"]["rows"] == 500
     with pytest.raises(TiplineError) as caught:
-        workbench.run(project, "train")
+        train(trained_project, rows="auto")
     assert caught.value.parts[2] == "Run: dvc repro learning_curve"
 
 
-@pytest.mark.parametrize("told_by", ["params", "learning curve"])
-def test_more_rows_than_the_sample_has_is_a_usage_error(
-    project: Paths, run_cli: Callable[..., tuple[int, str]], told_by: str
-) -> None:
-    before = workbench.read_tree(project.challenger)
-    if told_by == "params":
-        workbench.change_settings(project, train={"rows": 3001})
-    else:
-        files.write_json(project.sample_size, {"rows": 3001})
-    code, printed = run_cli(project.root, "train")
+def test_more_rows_than_the_sample_has_is_a_usage_error(trained_project: Paths, run_cli: Run) -> None:
+    before = workbench.read_tree(trained_project.challenger)
+    files.write_json(trained_project.sample_size, {"rows": 3001})
+    code, printed = run_cli(trained_project.root, "train")
     assert code == UsageError.exit_code == 2
-    assert "asks for 3,001 rows, the sample has 3,000" in printed
+    assert "3,001 training rows are requested, but the sample has 3,000" in printed
     assert "train.rows" in printed
-    assert workbench.read_tree(project.challenger) == before
-    assert not list((project.staging / "models").glob("*"))
+    assert workbench.read_tree(trained_project.challenger) == before
 
 
 @pytest.mark.parametrize(
-    ("train", "code"),
+    ("settings", "code"),
     [
         ({"params": {"max_iter": 1}}, 1),
         ({"params": {"C": -1}}, 1),
@@ -92,97 +72,86 @@ def test_more_rows_than_the_sample_has_is_a_usage_error(
     ],
 )
 def test_a_failed_training_leaves_the_earlier_challenger(
-    project: Paths, run_cli: Callable[..., tuple[int, str]], train: dict[str, object], code: int
+    trained_project: Paths, run_cli: Run, settings: dict[str, object], code: int
 ) -> None:
-    before = workbench.read_tree(project.challenger)
-    workbench.change_settings(project, train=train)
-    found, printed = run_cli(project.root, "train")
+    before = workbench.read_tree(trained_project.challenger)
+    workbench.change_settings(trained_project, train=settings)
+    found, printed = run_cli(trained_project.root, "train")
     assert found == code, printed
     assert "params.yaml, train" in printed
     assert "defect" not in printed
-    assert workbench.read_tree(project.challenger) == before
-    assert not list((project.staging / "models").glob("*"))
+    assert workbench.read_tree(trained_project.challenger) == before
+    assert not list((trained_project.staging / "models").glob("challenger*"))
 
 
-def test_the_same_inputs_make_the_same_files_in_another_process(project: Paths) -> None:
-    here = workbench.read_tree(project.challenger)
+def test_the_same_inputs_make_the_same_files_in_another_process(trained_project: Paths) -> None:
+    here = workbench.read_tree(trained_project.challenger)
     assert set(here) == {*artifact.FILES, artifact.TRAINING}
     command = Path(sys.executable).with_name("tipline")
-    subprocess.run([str(command), "train"], cwd=project.root, capture_output=True, check=True)
-    assert workbench.read_tree(project.challenger) == here
+    subprocess.run([str(command), "train"], cwd=trained_project.root, capture_output=True, check=True)
+    assert workbench.read_tree(trained_project.challenger) == here
 
 
-def test_boosting_makes_the_same_files_again(project: Paths) -> None:
-    before = workbench.read_tree(project.challenger)
-    workbench.change_settings(project, train={"estimator": "hist_gradient_boosting", "params": {}})
-    workbench.run(project, "train")
-    first = workbench.read_tree(project.challenger)
+def test_boosting_makes_the_same_files_again(trained_project: Paths) -> None:
+    before = workbench.read_tree(trained_project.challenger)
+    train(trained_project, estimator="hist_gradient_boosting", params={})
+    first = workbench.read_tree(trained_project.challenger)
     assert first["estimator.skops"] != before["estimator.skops"]
-    workbench.run(project, "train")
-    assert workbench.read_tree(project.challenger) == first
+    train(trained_project)
+    assert workbench.read_tree(trained_project.challenger) == first
 
 
-def test_only_the_first_rows_of_the_sample_are_used(project: Paths) -> None:
-    workbench.change_settings(project, train={"rows": 1000})
-    workbench.run(project, "train")
-    before = artifact.read_artifact(project.challenger)
-    path = project.sample("train", "2009-01")
-    sample = pq.read_table(path)
-    tips = [*sample["tip_amount"].to_pylist()[:1000], *([5.0] * (len(sample) - 1000))]
-    place = sample.schema.get_field_index("tip_amount")
-    pq.write_table(sample.set_column(place, "tip_amount", pa.array(tips, pa.float64())), path)
-    workbench.run(project, "train")
-    assert artifact.read_artifact(project.challenger) == before
-    workbench.change_settings(project, train={"rows": 1001})
-    workbench.run(project, "train")
-    assert artifact.read_artifact(project.challenger) != before
+def test_only_the_first_rows_of_the_sample_are_used(trained_project: Paths) -> None:
+    train(trained_project, rows=1000)
+    before = artifact.read_artifact(trained_project.challenger)
+    path = trained_project.sample("train", "2009-01")
+    samples.change_targets(path, lambda tips: [*tips[:1000], *([5.0] * (len(tips) - 1000))])
+    train(trained_project)
+    assert artifact.read_artifact(trained_project.challenger) == before
+    train(trained_project, rows=1001)
+    assert artifact.read_artifact(trained_project.challenger) != before
 
 
-def test_rows_without_a_target_are_not_trained_on(project: Paths) -> None:
-    path = project.sample("train", "2009-01")
-    sample = pq.read_table(path)
-    tips = [None if place % 3 == 0 else tip for place, tip in enumerate(sample["tip_amount"].to_pylist())]
-    place = sample.schema.get_field_index("tip_amount")
-    pq.write_table(sample.set_column(place, "tip_amount", pa.array(tips, pa.float64())), path)
-    workbench.change_settings(project, train={"rows": 2001})
+def test_rows_without_a_target_are_not_trained_on(trained_project: Paths) -> None:
+    def hide_every_third(tips: list[float | None]) -> list[float | None]:
+        return [None if place % 3 == 0 else tip for place, tip in enumerate(tips)]
+
+    samples.change_targets(trained_project.sample("train", "2009-01"), hide_every_third)
     with pytest.raises(UsageError, match="the sample has 2,000 with a known target"):
-        workbench.run(project, "train")
-    workbench.change_settings(project, train={"rows": 2000})
-    workbench.run(project, "train")
-    assert rows(project) == 2000
+        train(trained_project, rows=2001)
+    train(trained_project, rows=2000)
+    assert read_training(trained_project)["params"]["rows"] == 2000
 
 
-def test_the_training_is_told_beside_the_model(project: Paths) -> None:
-    training = workbench.read_json(project.challenger / artifact.TRAINING)
-    count = rows(project)
-    trips = workbench.as_batch(sampling.read_pool([project.sample("train", "2009-01")]).slice(0, count))
-    contents = artifact.read_artifact(project.challenger)
-    loaded = artifact.load_model(contents, digest(project))
+def test_the_training_is_described_beside_the_model(trained_template: Paths) -> None:
+    training = read_training(trained_template)
+    count = training["params"]["rows"]
+    trips = workbench.as_batch(sampling.read_pool([trained_template.sample("train", "2009-01")]).slice(0, count))
+    contents = artifact.read_artifact(trained_template.challenger)
+    model = artifact.load_model(contents, artifact.hash_artifact(contents))
     labels, _ = metrics.read_labels(trips, "tip_amount")
-    loss = log_loss(labels, loaded.probabilities(trips).astype(float))
+    loss = log_loss(labels, model.probabilities(trips).astype(float))
     assert training["name"] == f"{count:,}x7 C=1.0 logistic_regression"
     assert training["metrics"]["train.log_loss"] == pytest.approx(loss, rel=1e-5)
-    assert training["params"]["months"] == "2009-01"
-    assert training["params"]["estimator.C"] == 1.0
+    assert (training["params"]["months"], training["params"]["estimator.C"]) == ("2009-01", 1.0)
     assert len(training["example"]) == 5
-    assert list(training["example"][0]) == [feature["name"] for feature in loaded.features]
-    spec = workbench.read_json(project.challenger / "model.json")
-    assert spec["baseline"] == baseline.fit_baseline(trips, "tip_amount", ["payment_type"], 10)
+    assert list(training["example"][0]) == [feature["name"] for feature in model.features]
+    assert training["warnings"] == []
+    spec = workbench.read_json(trained_template.challenger / "model.json")
+    assert spec["baseline"] == baseline.fit_baseline(trips, "tip_amount", ["payment_type"])
 
 
-def test_the_data_digest_follows_sample_and_rows(project: Paths) -> None:
-    seen = {workbench.read_json(project.challenger / artifact.TRAINING)["data"]}
-    workbench.change_settings(project, train={"rows": 1234})
-    workbench.run(project, "train")
-    seen.add(workbench.read_json(project.challenger / artifact.TRAINING)["data"])
-    workbench.change_settings(project, sample={"seed": 2})
-    workbench.run(project, "sample", "train")
-    seen.add(workbench.read_json(project.challenger / artifact.TRAINING)["data"])
+def test_the_data_digest_follows_sample_and_rows(trained_project: Paths) -> None:
+    seen = {read_training(trained_project)["data"]}
+    train(trained_project, rows=1234)
+    seen.add(read_training(trained_project)["data"])
+    workbench.change_settings(trained_project, sample={"seed": 2})
+    workbench.run(trained_project, "sample", "train")
+    seen.add(read_training(trained_project)["data"])
     assert len(seen) == 3
 
 
-def test_a_challenger_holds_no_time_path_or_machine(project: Paths) -> None:
-    held = b"".join(workbench.read_tree(project.challenger).values())
-    for told in (str(project.root), str(Path.home()), sys.prefix):
-        if told != "/":
-            assert told.encode() not in held, told
+def test_a_challenger_holds_no_path_of_this_machine(trained_template: Paths) -> None:
+    content = b"".join(workbench.read_tree(trained_template.challenger).values())
+    for path in {str(trained_template.root), str(Path.home()), sys.prefix} - {"/"}:
+        assert path.encode() not in content, path

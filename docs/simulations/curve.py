@@ -17,8 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tipline.config import Budget
-from tipline.training import fits, learning_curve
+from tipline.training import learning_curve
 
 if TYPE_CHECKING:
     from tipline.evaluation.metrics import Labels
@@ -85,7 +84,7 @@ def month(case: Case, days: int, rows: int, moved: float, draws: Draws) -> tuple
 
 
 def pipeline() -> Pipeline:
-    """The model: no penalty, so that theory's p / (2n) holds."""
+    """The model, almost without a penalty."""
     return Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(C=1e6, max_iter=1000))])
 
 
@@ -124,17 +123,17 @@ def one_study(case: Case, repeats: int, seed: int) -> learning_curve.Study:
     following, likely, day = month(case, DAYS, ROWS_A_DAY, case.moved, draws)
     answers = draws.random(len(likely)) < likely
     nothing = np.zeros(POOL, dtype=bool)
-    fit = fits.Examples(inputs, labels, nothing.astype(np.int32), nothing, nothing.astype(float))
+    fit = learning_curve.Examples(inputs, labels, nothing.astype(np.int32), nothing, nothing.astype(float))
     rate = np.full(len(likely), labels.mean())
-    size = fits.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
-    orders = fits.shuffle_rows(labels, repeats, SIZES[0], seed)
+    size = learning_curve.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
+    orders = learning_curve.shuffle_rows(labels, repeats, SIZES[0], seed)
     with joblib.parallel_config("sequential"):
-        return fits.run_study(pipeline(), fit, {"size": size}, SIZES, orders)
+        return learning_curve.run_study(pipeline(), fit, {"validation": size}, SIZES, orders)
 
 
 def on_own_rows(made: learning_curve.Study, seed: int) -> Matrix:
     """Loss of each size and shuffle, each shuffle scored on a fifth of the days: scikit-learn's ShuffleSplit."""
-    sums, baseline = made.sums["size"], made.baseline["size"]
+    sums, baseline = made.losses["validation"], made.baseline_losses["validation"]
     draws = np.random.default_rng([3, seed]).random((sums.shape[1], len(baseline)))
     days = draws.argsort(axis=1) < len(baseline) / 5
     return np.stack([(sums[:, index] @ of) / (baseline @ of) for index, of in enumerate(days)], axis=1)
@@ -150,9 +149,8 @@ def plain(losses: Matrix, min_gain: float) -> int:
 def of_seed(case: Case, repeats: int, seed: int) -> tuple[int, Floats, int]:
     """The choice, the bounds, and what plain standard errors choose."""
     made = one_study(case, repeats, seed)
-    bound = learning_curve.Bound.of(EVERYTHING, Budget(rows=None, megabytes=None), 1)
-    chosen = learning_curve.choose_size(made, case.min_gain, bound, None)["rows"]
-    return chosen, learning_curve.excess(made)[1], plain(on_own_rows(made, seed), case.min_gain)
+    chosen = learning_curve.choose_rows(made, case.min_gain, EVERYTHING)["rows"]
+    return chosen, learning_curve.bound_excess(made)[1], plain(on_own_rows(made, seed), case.min_gain)
 
 
 def percent(share: float) -> str:

@@ -2,7 +2,7 @@
 
 Usage: python docs/simulations/gate.py [--runs N] [--into docs/gate.md]
 
-Each run simulates what two models' losses come to and asks `tipline.statistics.gate`. A day's gain is the true gain,
+Each run simulates what two models' losses come to and asks `tipline.evaluation.gate`. A day's gain is the true gain,
 the month's effect, the day's effect, which is serially correlated (AR(1)), and what its rows add, one by one. Months
 scatter as those of 2009 do (docs/simulations/real_gate.py), days as between models of 50,000 and 100,000 rows on the
 demo's.
@@ -33,7 +33,7 @@ TOLERANCE, SEGMENT_TOLERANCE = 0.005, 0.02
 # Skill points: of a day's effect, of a month's, and of the rows of a day (3,200 of 0.43 each).
 DAY, MONTH, ROWS = 0.006, 0.005, 0.0076
 LOSS = 0.05
-MADE_ON = {role: {"fit": ["2009-01"]} for role in ("challenger", "champion")}
+MADE_ON = {role: {"train": ["2009-01"]} for role in ("challenger", "champion")}
 FIRST = np.datetime64("2010-01-01")
 
 
@@ -92,12 +92,12 @@ def passes(rows: gate.Rows) -> bool:
 def passes_by(days: Codes, rows: gate.Rows) -> bool:
     """Ask the gate's interval with other blocks than the gate's."""
     gains, units = (np.bincount(days, weights).astype(float) for weights in (rows.gain, rows.baseline))
-    return Ratio.of(gains, units).lower() > -TOLERANCE
+    return Ratio.estimate(gains, units).lower() > -TOLERANCE
 
 
 def by_row(rows: gate.Rows) -> bool:
     """Take every row as independent."""
-    return Ratio.of(rows.gain, rows.baseline).lower() > -TOLERANCE
+    return Ratio.estimate(rows.gain, rows.baseline).lower() > -TOLERANCE
 
 
 def by_week(rows: gate.Rows) -> bool:
@@ -167,10 +167,10 @@ def vetoed(rows: gate.Rows) -> bool:
 
 def vetoed_each(rows: gate.Rows) -> bool:
     """Ask it with a bound for each segment alone."""
-    blocks, units = gate.Blocks.of(rows), np.full(len(rows.gain), rows.baseline.mean())
+    units = np.full(len(rows.gain), rows.baseline.mean())
     names, codes = rows.segments["kind"]
-    gains = (gate.judged(rows, blocks, units, codes == place) for place in range(len(names)))
-    return any(gate.bounded(gain, CONFIDENCE, SEGMENT_TOLERANCE)["veto"] for gain in gains)
+    gains = (rows.estimate_gain(units, codes == code) for code in range(len(names)))
+    return any(gate.bound_segment(gain, CONFIDENCE, SEGMENT_TOLERANCE)["veto"] for gain in gains)
 
 
 def spoilt(by: float) -> Asked:

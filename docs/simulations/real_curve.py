@@ -28,7 +28,7 @@ ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 HEAD = (
     "| model | rows | skill on held-out rows of January | skill on February | AUC on February, all | in `segment` | "
-    "behind the largest (bound) | p/(2n), skill points |\n|---|---|---|---|---|---|---|---|"
+    "behind the largest (bound) |\n|---|---|---|---|---|---|---|"
 )
 
 
@@ -66,27 +66,21 @@ def lines(short: str, found: dict[str, Any]) -> list[str]:
         return f"{mean:.1f}% ({low:.1f} to {high:.1f})"
 
     return [
-        f"| {short} | {size['rows']:,} | {skill(size, 'held_out')} | {skill(size, 'size')} | {size['size.auc']:.4f} | "
-        f"{size['size.segment.auc']:.3f} | {size['behind_largest']:.4f} ({size['behind_largest_upper']:.4f}) | "
-        f"{points(size, found)} |"
+        f"| {short} | {size['rows']:,} | {skill(size, 'held_out')} | {skill(size, 'validation')} | "
+        f"{size['validation.auc']:.4f} | {size['validation.segment.auc']:.3f} | "
+        f"{size['behind_largest']:.4f} ({size['behind_largest_upper']:.4f}) |"
         for size in found["sizes"]
     ]
-
-
-def points(size: dict[str, Any], found: dict[str, Any]) -> str:
-    """What theory says that a sample of this size costs."""
-    nats = size["well_specified_nats"]
-    return "-" if nats is None else f"{nats / found['baseline']['validation.log_loss']:.4f}"
 
 
 def words(short: str, found: dict[str, Any]) -> str:
     """What the study says of a model."""
     law = found["power_law"]
     return (
-        f"- {ESTIMATORS[short][0]}: {found['reason']} {found['sanity'] or ''} A power law with exponent "
+        f"- {ESTIMATORS[short][0]}: {found['reason']} A power law with exponent "
         f"{law['exponent']:.2f} (misses {law['misses']} of the sizes) has a skill of {law['skill'][-1]:.1%} "
         f"({law['low'][-1]:.1%} to {law['high'][-1]:.1%}) at {law['rows'][-1]:,} rows."
-    ).replace("  ", " ")
+    )
 
 
 def main() -> None:

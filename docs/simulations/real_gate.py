@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from tipline import config
-from tipline.evaluation import baseline, gate, metrics, report, times
+from tipline.evaluation import baseline, comparison, gate, metrics, times
 from tipline.evaluation.intervals import Ratio
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
@@ -77,7 +77,7 @@ def main() -> None:
         paths = project(Path(folder), given.months.resolve())
         settings = config.load_settings(paths.params)
         spec = pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
-        rows = sampling.read_role_by_month(settings, paths, "test", columns.list_needed_columns(spec))
+        rows = sampling.read_role(settings, paths, "test", columns.list_needed_columns(spec))
         scores = {name: scored(settings, paths, spec, rows, **choice) for name, choice in MODELS.items()}
         spec["baseline"] = rule(settings, pool(paths, spec, 1))
         lines = [line(settings, rows, spec, scores, *pair) for pair in PAIRS]
@@ -89,7 +89,7 @@ def project(folder: Path, months: Path) -> Paths:
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values |= {"months": MONTHS, "source": f"{months}/yellow_{{month}}.parquet"}
     values["schema"] = str(ROOT / values["schema"])
-    values["sample"] |= {"rows": 20_000, "months": dict.fromkeys(MONTHS, "evaluate") | ROLES}
+    values["sample"] |= {"rows": 20_000, "months": dict.fromkeys(MONTHS, "test") | ROLES}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
     paths = Paths(folder)
@@ -102,14 +102,14 @@ def project(folder: Path, months: Path) -> Paths:
 
 def pool(paths: Paths, spec: Mapping[str, Any], months: int) -> pa.RecordBatch:
     """The rows of the first months."""
-    found = [paths.sample(ROLES.get(month, "evaluate"), month) for month in MONTHS[:months]]
+    found = [paths.sample(ROLES.get(month, "test"), month) for month in MONTHS[:months]]
     table = columns.add_missing_columns(sampling.read_pool(found), columns.list_needed_columns(spec))
-    return sampling.labelled(table, spec["target"]).combine_chunks().to_batches()[0]
+    return sampling.drop_unlabelled(table, spec["target"], "train")
 
 
 def rule(settings: config.Settings, rows: pa.RecordBatch) -> dict[str, Any]:
     """The baseline of a training sample."""
-    return baseline.fit_baseline(rows, settings.model.target, settings.evaluate.baseline, SMOOTHING)
+    return baseline.fit_baseline(rows, settings.model.target, settings.evaluate.baseline)
 
 
 def scored(
@@ -142,12 +142,11 @@ def line(
 ) -> list[str]:
     """What the months say of one pair."""
     pair = {"challenger": scores[challenger], "champion": scores[champion]}
-    compared = report.Compared(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
-    place, segments = rows[sampling.MONTH].to_numpy(), settings.evaluate.segments
-    judged = report.build_gate_rows(compared, settings.sample.get_months("test"), place, segments)
-    judged = judged.where(judged.month >= judged.names.index(MONTHS[FITTED]))
+    compared = comparison.Comparison(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
+    judged = comparison.build_gate_rows(compared, settings.sample.get_months("test"), settings.evaluate.segments)
+    judged = judged.select(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
-    months = [judged.where(judged.month == month) for month in np.unique(judged.month)]
+    months = [judged.select(judged.month == month) for month in np.unique(judged.month)]
     passed = [decide(one, settings)["promote"] for one in months]
     bounds = f"{verdict['gain']['value']:+.4f} ({verdict['gain']['lower']:+.4f} to {verdict['gain']['upper']:+.4f})"
     scatter = [f"{value:.4f}" for value in (*of_days(judged), between(months))]
@@ -157,7 +156,7 @@ def line(
 
 def decide(rows: gate.Rows, settings: config.Settings) -> dict[str, Any]:
     """Ask the gate."""
-    made_on = {role: {"fit": MONTHS[:FITTED]} for role in report.ROLES}
+    made_on = {role: {"train": MONTHS[:FITTED]} for role in comparison.ROLES}
     return gate.decide_promotion(rows, made_on, settings.evaluate.tolerance, settings.evaluate.segment_tolerance)
 
 
@@ -170,14 +169,14 @@ def sums(rows: gate.Rows, codes: Codes) -> tuple[Floats, Floats]:
 
 def residuals(rows: gate.Rows) -> Floats:
     """Each day's gain less that of all days, in skill points of a mean day."""
-    gains, units = sums(rows, rows.days())
+    gains, units = sums(rows, rows.days)
     left: Floats = (gains - gains.sum() / units.sum() * units) / units.mean()
     return left
 
 
 def of_days(rows: gate.Rows) -> tuple[float, float]:
     """The standard deviation of a day's gain, and what it would be if rows were independent."""
-    _, counts = np.unique(rows.days(), return_counts=True)
+    _, counts = np.unique(rows.days, return_counts=True)
     return float(residuals(rows).std()), float(rows.gain.std() / rows.baseline.mean() / np.sqrt(counts.mean()))
 
 
@@ -189,7 +188,7 @@ def correlation(rows: gate.Rows) -> float:
 
 def between(months: Sequence[gate.Rows]) -> float:
     """The standard deviation of the months' true gains: of the gains seen, less the part that their days explain."""
-    seen = [Ratio.of(*sums(one, one.days())) for one in months]
+    seen = [Ratio.estimate(*sums(one, one.days)) for one in months]
     variance = float(np.var([one.value for one in seen], ddof=1) - np.mean([one.error**2 for one in seen]))
     return math.sqrt(max(variance, 0.0))
 

@@ -142,7 +142,11 @@ class Storage(ABC):
         TiplineError
             The file cannot be read, or is no longer in this state.
         """
-        with self._translate(name, state), self.open_file(name) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        with (
+            self._translate(name, state),
+            self.open_file(name) as file,
+            pq.ParquetFile(file, pre_buffer=True) as parquet,
+        ):
             table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
         self._check_state(name, state)
         return table
@@ -401,7 +405,9 @@ def explain_store_error(error: Exception, address: str, todo: str) -> tuple[Tipl
     where, words = hide_secrets(address), hide_secrets(words)
     if code == "NoSuchBucket":
         return TiplineError("The bucket does not exist.", where, todo), False
-    if status == FORBIDDEN or find_cause(error, PermissionError, NoCredentialsError, PartialCredentialsError, ProfileNotFound):
+    if status == FORBIDDEN or find_cause(
+        error, PermissionError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+    ):
         return TiplineError(f"S3 refuses these keys: {words}.", where, TODO_KEYS), False
     if status in CHANGED:
         return TiplineError("This file changed while it was being used.", where, "Run the command again."), True

@@ -1,4 +1,4 @@
-"""The one-line rule that a model has to beat: the tip rate by a category, or by several together."""
+"""The rule that a model has to beat: the rate of positive labels by the values of some categories."""
 
 from __future__ import annotations
 
@@ -18,70 +18,60 @@ if TYPE_CHECKING:
 
     from tipline.model.pyfunc import Codes, Floats
 
-# Rows of the overall rate that each group's own rate is mixed with.
-SMOOTHING = 10.0
+SMOOTHING = 10.0  # rows of the overall rate that the rate of each group is mixed with
 MISSING = "(missing)"
-BETWEEN = " | "
+SEPARATOR = " | "
 
 
 def group_rows(trips: pa.RecordBatch, by: Sequence[str]) -> tuple[list[str], Codes]:
-    """The groups of the rows, by name, and each row's place among them.
+    """Return the names of all groups, and the group of each row as a position among them.
 
-    A group is named by its values, ` | ` between them; a missing one is `(missing)`. There are names without rows.
+    A group is named by its values, with ` | ` between them and `(missing)` for a missing one. Not all names have rows.
     """
     values = [[*trips[column].dictionary.to_pylist(), MISSING] for column in by]
-    codes = [fill_nulls(trips[column].indices, len(names) - 1) for column, names in zip(by, values, strict=True)]
-    together = codes[0]
-    for more, names in zip(codes[1:], values[1:], strict=True):
-        together = together * np.int32(len(names)) + more
-    return [BETWEEN.join(parts) for parts in itertools.product(*values)], together
+    first, *more = (fill_nulls(trips[column].indices, len(names) - 1) for column, names in zip(by, values, strict=True))
+    codes: Codes = first
+    for column_codes, names in zip(more, values[1:], strict=True):
+        codes = codes * np.int32(len(names)) + column_codes
+    return [SEPARATOR.join(parts) for parts in itertools.product(*values)], codes
 
 
-def fit_baseline(trips: pa.RecordBatch, target: str, by: Sequence[str], smoothing: float = SMOOTHING) -> dict[str, Any]:
-    """The tip rate by group, mixed with `smoothing` rows of the overall rate.
-
-    Parameters
-    ----------
-    trips
-        Prepared trips whose target is known.
-    by
-        The categories' columns.
+def fit_baseline(trips: pa.RecordBatch, target: str, by: Sequence[str]) -> dict[str, Any]:
+    """Fit the smoothed rates on prepared trips whose target is known.
 
     Returns
     -------
     dict
-        `by`, `smoothing`, `overall`, and `rates`; a group that is not among them has the overall rate.
+        `by`, `smoothing`, `overall`, and `rates`; a group without a rate gets the overall rate.
     """
     labels, _ = read_labels(trips, target)
     names, codes = group_rows(trips, by)
-    rows, tips = (np.bincount(codes, weights, len(names)) for weights in (None, labels))
-    rates = compute_rates(
-        {name: (int(of), int(tip)) for name, of, tip in zip(names, rows, tips, strict=True)}, smoothing
-    )
-    return {"by": list(by), "smoothing": smoothing, **rates}
+    rows, positive = np.bincount(codes, None, len(names)), np.bincount(codes, labels, len(names))
+    counts = {name: (int(row), int(yes)) for name, row, yes in zip(names, rows, positive, strict=True)}
+    return {"by": list(by), "smoothing": SMOOTHING, **compute_rates(counts, SMOOTHING)}
 
 
-def compute_rates(rows_and_tips: Mapping[str, tuple[int, int]], smoothing: float) -> dict[str, Any]:
-    """`overall` and `rates` of rows and tips by group; of groups without rows there is no rate."""
-    there = {name: counted for name, counted in sorted(rows_and_tips.items()) if counted[0]}
-    overall = sum(tips for _, tips in there.values()) / max(sum(rows for rows, _ in there.values()), 1)
-    rates = {name: (tips + smoothing * overall) / (rows + smoothing) for name, (rows, tips) in there.items()}
+def compute_rates(counts: Mapping[str, tuple[int, int]], smoothing: float) -> dict[str, Any]:
+    """Compute `overall` and `rates` from rows and positive rows by group; groups without rows have no rate."""
+    counts = {name: counted for name, counted in sorted(counts.items()) if counted[0]}
+    overall = sum(positive for _, positive in counts.values()) / max(sum(rows for rows, _ in counts.values()), 1)
+    rates = {name: (yes + smoothing * overall) / (rows + smoothing) for name, (rows, yes) in counts.items()}
     return {"overall": overall, "rates": rates}
 
 
 def get_rate(baseline: Mapping[str, Any], name: str) -> float:
-    """The tip rate of a group."""
+    """Return the rate of a group."""
     return float(baseline["rates"].get(name, baseline["overall"]))
 
 
-def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, tips: float) -> float:
-    """Sum of the baseline's log-losses over so many rows of a group, of which so many tipped."""
+def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive: float) -> float:
+    """Return the sum of the baseline's log-losses over rows of a group."""
     yes, no = compute_log_loss(np.full(2, get_rate(baseline, name)), np.array([True, False]))
-    return float(tips * yes + (rows - tips) * no)
+    return float(positive * yes + (rows - positive) * no)
 
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:
-    """The baseline's probability of each row."""
+    """Return the baseline's probability for each row."""
     names, codes = group_rows(trips, get_baseline_columns(baseline))
-    values: Floats = np.array([get_rate(baseline, name) for name in names]).take(codes)
-    return values
+    rates: Floats = np.array([get_rate(baseline, name) for name in names]).take(codes)
+    return rates

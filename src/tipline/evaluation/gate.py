@@ -1,13 +1,13 @@
-"""The gate: may a challenger take the champion's place? Decided from both models' log-losses on the same rows.
+"""The gate: may a challenger replace the champion? Decided from the log-losses of both on the same rows.
 
-A gain is in skill points: what the challenger takes off the champion's log-loss, over the log-loss of the champion's
-baseline, which stays the same from challenger to challenger. Rows of one day go together. docs/gate.md has the rule,
-and how often it is wrong.
+A gain is in skill points: the log-loss that the challenger takes off the champion's, divided by the log-loss of the
+champion's baseline, which stays the same from challenger to challenger. docs/gate.md has the rule and its error rates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,148 +25,124 @@ if TYPE_CHECKING:
 
     MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
+RULE = 1  # raised when the rule changes; a verdict of another rule is not used
 MIN_MONTHS = 6
-NAMED_SEGMENTS = 3
-# What a block may have of all weight. Around its own mean a block does not scatter: of one that has nearly all, the
-# error would be next to nothing.
-MOST_OF_ONE = 0.25
-# How often equal models have to pass for a refusal to say much.
-TELLING = 0.5
-A_MONTH = np.timedelta64(1, "M")
-# Raised when the rule changes: a verdict of another rule is not used.
-RULE = 1
+# A block does not scatter around its own mean, so the error would be far too small if one had nearly all the weight.
+MAX_WEIGHT = 0.25
+MIN_POWER = 0.5  # below this, a refusal says little
+MAX_NAMED_SEGMENTS = 3
 PURPOSES = {"train": "trained", "validation": "sized or calibrated"}
-# The tag of a version whose model.json does not say which months it was made on.
+# The tag of a version whose model.json does not have the months that it was made on.
 MONTHS_TAG = "tipline.months"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the gate looks at, row by row.
+    """The rows that the gate judges on. Days are independent blocks; with six months or more, months are."""
 
-    Attributes
-    ----------
-    names
-        The months, in order of time; each row's `month` is a place among them.
-    day
-        Days since 1970.
-    gain
-        The champion's log-loss less the challenger's.
-    baseline
-        The log-loss of the champion's baseline.
-    segments
-        By column: the names of its segments, and each row's place among them.
-    """
-
-    names: Sequence[str]
-    month: Codes
-    day: Codes
-    gain: Floats
-    baseline: Floats
+    names: Sequence[str]  # the months in order of time
+    month: Codes  # positions in `names`
+    day: Codes  # days since 1970
+    gain: Floats  # the champion's log-loss less the challenger's
+    baseline: Floats  # the log-loss of the champion's baseline
     labels: Labels
-    segments: Mapping[str, tuple[Sequence[str], Codes]]
+    segments: Mapping[str, tuple[Sequence[str], Codes]]  # by column: names of its segments, positions among them
 
-    def where(self, keep: Labels) -> Rows:
-        """Some of the rows."""
+    def select(self, keep: Labels) -> Rows:
+        """Return some of the rows."""
         kept: Any = {name: getattr(self, name)[keep] for name in ("month", "day", "gain", "baseline", "labels")}
         segments = {column: (names, codes[keep]) for column, (names, codes) in self.segments.items()}
         return replace(self, **kept, segments=segments)
 
+    @cached_property
     def days(self) -> Codes:
-        """Each row's day; one outside of its month counts as the nearest that has rows: no wrong clock adds a day."""
+        """Days, moved to the nearest day of their month that has rows, so that wrong clocks add no days."""
         days = self.day.copy()
-        months = np.array(self.names, dtype="datetime64[M]")
-        firsts, afters = (edge.astype("datetime64[D]").astype(np.int32) for edge in (months, months + A_MONTH))
-        for place, (first, after) in enumerate(zip(firsts, afters, strict=True)):
-            rows = self.month == place
+        for code, name in enumerate(self.names):
+            rows = self.month == code
+            first, after = ((np.datetime64(name, "M") + add).astype("datetime64[D]").astype(np.int32) for add in (0, 1))
             inside = self.day[rows & (self.day >= first) & (self.day < after)]
             low, high = (inside.min(), inside.max()) if len(inside) else (first, first)
             days[rows] = np.clip(self.day[rows], low, high)
         return days
 
+    @cached_property
+    def by(self) -> str:
+        """Return what the blocks are, `day` or `month`."""
+        return "month" if len(np.unique(self.month)) >= MIN_MONTHS else "day"
 
-@dataclass(frozen=True)
-class Blocks:
-    """What is taken as independent: `by` day, from six months on by month. `codes` is each row's, in order of time."""
-
-    by: str
-    days: Codes
-    codes: Codes
-
-    @classmethod
-    def of(cls, rows: Rows) -> Blocks:
-        """The blocks of rows."""
-        days = rank_values(rows.days())
-        if len(np.unique(rows.month)) >= MIN_MONTHS:
-            return cls("month", days, rank_values(rows.month))
-        return cls("day", days, days)
-
-    def gain(self, rows: Rows, units: Floats, inside: Labels) -> Ratio | str:
-        """The gain on some of the rows, or why they are too few."""
-        there = [len(np.unique(codes[inside])) for codes in (self.days, self.codes)]
-        if there[0] < MIN_DAYS:
-            return f"only {format_count(there[0], 'day')} to judge on, {MIN_DAYS} are needed"
-        if self.by == "month" and there[1] < MIN_MONTHS:
-            return f"only {format_count(there[1], 'month')} to judge on, {MIN_MONTHS} are needed"
-        codes = rank_values(self.codes[inside])
-        gains, of_units = (np.bincount(codes, weights[inside]).astype(float) for weights in (rows.gain, units))
-        share = of_units.max() / of_units.sum()
-        if share > MOST_OF_ONE:
-            return f"one {self.by} has {share:.0%} of the weight: the others do not show how much it scatters"
-        return Ratio.estimate(gains, of_units)
+    def estimate_gain(self, units: Floats, inside: Labels) -> Ratio | str:
+        """Estimate the gain on some of the rows, or return why they are too few."""
+        blocks = rank_values((self.month if self.by == "month" else self.days)[inside])
+        days, count = len(np.unique(self.days[inside])), len(np.unique(blocks))
+        if days < MIN_DAYS:
+            return f"only {format_count(days, 'day')} to judge on, {MIN_DAYS} are needed"
+        if self.by == "month" and count < MIN_MONTHS:
+            return f"only {format_count(count, 'month')} to judge on, {MIN_MONTHS} are needed"
+        gains, weights = (np.bincount(blocks, values[inside]).astype(float) for values in (self.gain, units))
+        share = weights.max() / weights.sum()
+        if share > MAX_WEIGHT:
+            return f"one {self.by} has {share:.0%} of the weight, so the scatter between {self.by}s is not known"
+        return Ratio.estimate(gains, weights)
 
 
 def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: float) -> dict[str, Any]:
-    """The verdict.
+    """Decide whether the challenger may replace the champion.
 
     Parameters
     ----------
     made_on
-        By `challenger` and `champion`: the months that it was fitted and sized on, as model.json has them; None, or
-        none to fit on, where that is not known.
+        For `challenger` and `champion`: the months by purpose, `train` and `validation`, as in model.json; None if they
+        are not known.
     tolerance
-        Skill points that the challenger may be worse by: the one-sided 95% lower bound of its gain has to be above
-        -tolerance.
+        In skill points. The one-sided 95% lower bound of the gain has to be above -tolerance.
     segment_tolerance
-        The same of a segment, which vetoes where the challenger is shown to be worse: where its upper bound is below
-        -segment_tolerance. The unit is the baseline's mean log-loss over all rows, because a segment's own can be
-        next to nothing (cash). The bounds hold for all judged segments together (Bonferroni).
+        A segment vetoes if its upper bound is below -segment_tolerance. Its unit is the baseline's mean log-loss over
+        all rows, because the segment's own can be close to zero (cash). The bounds hold for all judged segments
+        together (Bonferroni).
 
     Returns
     -------
     dict
-        `promote`, `reasons` against it, `gain`, `power` (how often equal models would pass), the `months` judged on,
-        those `dropped` with the reason, `segments`, and all that in `words`.
+        The verdict: `promote` and the `reasons` against it, `words` for a person, the `months` judged on and those
+        `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
     """
-    empty = [name for place, name in enumerate(rows.names) if not (rows.month == place).any()]
-    dropped = dict.fromkeys(empty, "it has no row with a known target") | used(rows.names, made_on)
+    empty = [name for code, name in enumerate(rows.names) if not (rows.month == code).any()]
+    dropped = dict.fromkeys(empty, "it has no row with a known target") | find_used_months(rows.names, made_on)
     months = [name for name in rows.names if name not in dropped]
-    kept = rows.where(np.isin(rows.month, [rows.names.index(name) for name in months]))
-    reasons = list(obstacles(kept, made_on))
-    if reasons:
+    kept = rows.select(np.isin(rows.month, [rows.names.index(name) for name in months]))
+    if reasons := list(find_obstacles(kept, made_on)):
         return build_refusal(reasons, months, dropped)
-    blocks = Blocks.of(kept)
-    gain = blocks.gain(kept, kept.baseline, np.ones(len(kept.gain), bool))
+    gain = kept.estimate_gain(kept.baseline, np.ones(len(kept.gain), bool))
     if isinstance(gain, str):
         return build_refusal([gain], months, dropped)
-    segments = segments_of(kept, blocks, segment_tolerance)
-    figures = {"gain": shown(gain, blocks.by), "power": gain.power(tolerance), "segments": segments}
-    figures["tolerated"] = {"gain": tolerance, "segment": segment_tolerance}
-    return worded(
-        {"months": months, "dropped": dropped, **figures, "reasons": [*too_low(gain, tolerance), *vetoes(segments)]}
+    lower, segments = gain.lower(), judge_segments(kept, segment_tolerance)
+    if not lower > -tolerance:
+        reasons = [f"its gain over the champion may be as low as {lower:+.4f}, which is not above {-tolerance:+.4f}"]
+    figures = {"value": gain.value, "lower": lower, "upper": gain.upper(), "error": gain.error}
+    return add_words(
+        {
+            "months": months,
+            "dropped": dropped,
+            "gain": {**figures, "blocks": gain.blocks, "by": kept.by},
+            "power": gain.power(tolerance),
+            "segments": segments,
+            "tolerated": {"gain": tolerance, "segment": segment_tolerance},
+            "reasons": reasons + explain_vetoes(segments),
+        }
     )
 
 
 def build_refusal(
     reasons: Sequence[str], months: Sequence[str] = (), dropped: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The verdict where nothing could be compared."""
+    """Return the verdict if the models could not be compared."""
     nothing: dict[str, Any] = {"gain": None, "power": None, "segments": []}
-    return worded({"months": list(months), "dropped": dict(dropped or {}), **nothing, "reasons": list(reasons)})
+    return add_words({"months": list(months), "dropped": dict(dropped or {}), **nothing, "reasons": list(reasons)})
 
 
-def used(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
-    """The months that a model was made on, with the reason why they cannot judge it."""
+def find_used_months(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
+    """Return the months that a model was made on, with the reason why they cannot judge it."""
     return {
         name: f"the {role} was {PURPOSES[purpose]} on it"
         for role, months in made_on.items()
@@ -176,10 +152,11 @@ def used(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
     }
 
 
-def obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
-    """Why these rows cannot judge."""
-    for role in (role for role, months in made_on.items() if not (months or {}).get("train")):
-        yield f"it is not known which months the {role} was made on: tag its version {MONTHS_TAG}=2009-01,2009-02"
+def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
+    """Yield reasons why these rows cannot judge."""
+    for role, months in made_on.items():
+        if not (months or {}).get("train"):
+            yield f"it is not known which months the {role} was made on: tag its version {MONTHS_TAG}=2009-01,2009-02"
     if not len(rows.gain):
         yield "no month is left to judge on"
         return
@@ -188,81 +165,60 @@ def obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     elif rows.baseline.mean() < NEXT_TO_NOTHING:
         yield "the baseline leaves nothing to gain on these rows"
     if rows.labels.all() or not rows.labels.any():
-        yield f"{'all' if rows.labels.all() else 'none'} of the rows tipped"
+        yield "all rows have the same label"
 
 
-def too_low(gain: Ratio, tolerance: float) -> Iterator[str]:
-    """The reason of a gain that could be lower than is tolerated."""
-    if not gain.lower() > -tolerance:
-        yield f"its gain over the champion may be as low as {gain.lower():+.4f}, which is not above {-tolerance:+.4f}"
-
-
-def vetoes(segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The reason of the segments in which the challenger is worse; the worst of them are named."""
-    worse = sorted((segment for segment in segments if segment["veto"]), key=lambda segment: segment["upper"])
-    named = [f"{one['column']} {one['value']} (gain below {one['upper']:+.4f})" for one in worse[:NAMED_SEGMENTS]]
-    more = f" and {len(worse) - len(named)} more" if len(worse) > len(named) else ""
-    if worse:
-        segments_are = "the segment" if len(worse) == 1 else f"{len(worse)} segments:"
-        yield f"it is worse on {segments_are} {', '.join(named)}{more}"
-
-
-def segments_of(rows: Rows, blocks: Blocks, tolerance: float) -> list[dict[str, Any]]:
-    """The segments: rows, days, gain with its bounds, or `why` there are none."""
+def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
+    """Return rows, days and gain of each segment with its bounds, or `why` it is not judged."""
     units = np.full(len(rows.gain), rows.baseline.mean())
-    found = []
+    segments: list[tuple[dict[str, Any], Ratio | str]] = []
     for column, (names, codes) in rows.segments.items():
-        for place in np.unique(codes):
-            inside = codes == place
-            rows_and_days = {"rows": int(inside.sum()), "days": len(np.unique(blocks.days[inside]))}
-            named = {"column": column, "value": names[place], **rows_and_days}
-            found.append((named, judged(rows, blocks, units, inside)))
-    # All bounds together hold in 95 of 100 cases: a dozen segments at 5% each would stop every other equal model.
-    confidence = 1 - (1 - CONFIDENCE) / max(sum(isinstance(gain, Ratio) for _, gain in found), 1)
-    return [{**named, **bounded(gain, confidence, tolerance)} for named, gain in found]
+        for code in np.unique(codes):
+            inside = codes == code
+            count, days = int(inside.sum()), len(np.unique(rows.days[inside]))
+            if inside.all():
+                gain: Ratio | str = "all rows are in it"
+            elif count < MIN_ROWS:
+                gain = f"fewer than {MIN_ROWS:,} rows"
+            else:
+                gain = rows.estimate_gain(units, inside)
+            segments.append(({"column": column, "value": names[code], "rows": count, "days": days}, gain))
+    # All bounds together hold in 95 of 100 cases. With 5% each, a dozen segments would stop every other equal model.
+    confidence = 1 - (1 - CONFIDENCE) / max(sum(isinstance(gain, Ratio) for _, gain in segments), 1)
+    return [{**segment, **bound_segment(gain, confidence, tolerance)} for segment, gain in segments]
 
 
-def judged(rows: Rows, blocks: Blocks, units: Floats, inside: Labels) -> Ratio | str:
-    """A segment's gain, or why it is not judged."""
-    if inside.all():
-        return "all rows are in it"
-    if inside.sum() < MIN_ROWS:
-        return f"fewer than {MIN_ROWS:,} rows"
-    return blocks.gain(rows, units, inside)
-
-
-def bounded(gain: Ratio | str, confidence: float, tolerance: float) -> dict[str, Any]:
-    """A segment's gain, its bounds and whether it vetoes."""
+def bound_segment(gain: Ratio | str, confidence: float, tolerance: float) -> dict[str, Any]:
+    """Return the gain on a segment, its bounds, and whether it vetoes."""
     if isinstance(gain, str):
         return {"gain": None, "lower": None, "upper": None, "veto": False, "why": gain}
     lower, upper = gain.lower(confidence), gain.upper(confidence)
     return {"gain": gain.value, "lower": lower, "upper": upper, "veto": upper < -tolerance, "why": None}
 
 
-def shown(gain: Ratio, by: str) -> dict[str, Any]:
-    """The gain as json."""
-    bounds = {"lower": gain.lower(), "upper": gain.upper()}
-    return {"value": gain.value, **bounds, "error": gain.error, "blocks": gain.blocks, "by": by}
+def explain_vetoes(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the reason if segments veto; it names the worst of them."""
+    worse = sorted((segment for segment in segments if segment["veto"]), key=lambda segment: segment["upper"])
+    if not worse:
+        return []
+    worst = worse[:MAX_NAMED_SEGMENTS]
+    names = ", ".join(f"{one['column']} {one['value']} (gain below {one['upper']:+.4f})" for one in worst)
+    more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
+    return [f"it is worse on {format_count(len(worse), 'segment')}: {names}{more}"]
 
 
-def worded(verdict: dict[str, Any]) -> dict[str, Any]:
-    """The verdict with `promote` and with what it says, in words."""
+def add_words(verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return the verdict with `promote`, and with `words` for a person."""
     reasons, gain = verdict["reasons"], verdict["gain"]
     words = [f"The gate refuses it: {'; '.join(reasons)}." if reasons else "The gate lets it pass."]
     if gain:
-        words.append(f"Its gain over the champion is {told(gain)}.")
-        unsure = reasons and verdict["power"] < TELLING and gain["upper"] > 0
-        little = ", so a refusal says little: raise sample.rows" if unsure else ""
-        words.append(f"Of equal models {verdict['power']:.0%} would pass{little}.")
+        bound = f"with 95% confidence above {gain['lower']:+.4f}, by {gain['blocks']} {gain['by']}s"
+        words.append(f"Its gain over the champion is {gain['value']:+.4f} skill points ({bound}).")
+        weak = reasons and verdict["power"] < MIN_POWER and gain["upper"] > 0
+        advice = ", so a refusal says little; raise sample.rows" if weak else ""
+        words.append(f"Equal models would pass in {verdict['power']:.0%} of cases{advice}.")
         unjudged = sum(segment["why"] is not None for segment in verdict["segments"])
-        were = "was" if unjudged == 1 else "were"
-        words += [f"{unjudged} of {len(verdict['segments'])} segments {were} not judged."] if unjudged else []
+        words += [f"{unjudged} of {len(verdict['segments'])} segments could not be judged."] if unjudged else []
         words.append(f"Judged on {', '.join(verdict['months'])}; says nothing about months to come.")
-    words += [f"Not on {month}: {why}." for month, why in verdict["dropped"].items()]
+    words += [f"Not judged on {month}: {why}." for month, why in verdict["dropped"].items()]
     return {"promote": not reasons, "words": " ".join(words), **verdict}
-
-
-def told(gain: Mapping[str, Any]) -> str:
-    """A gain in words."""
-    bound = f"with 95% confidence above {gain['lower']:+.4f}, by {gain['blocks']} {gain['by']}s"
-    return f"{gain['value']:+.4f} skill points ({bound})"

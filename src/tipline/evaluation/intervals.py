@@ -1,4 +1,4 @@
-"""How sure a ratio of sums is: rows of one day go together, so days (or months) are what is counted as independent."""
+"""Confidence intervals of ratios of sums. Rows of one day go together; days (or months) count as independent."""
 
 from __future__ import annotations
 
@@ -14,34 +14,24 @@ if TYPE_CHECKING:
     from tipline.model.pyfunc import Floats
 
 CONFIDENCE = 0.95
-# Of fewer days nothing is judged, and of a group with fewer rows neither.
+# Nothing is judged on fewer days, and no group on fewer rows.
 MIN_DAYS, MIN_ROWS = 14, 1000
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The sum of numerators by the sum of denominators, over blocks that are taken as independent.
+    """A ratio of two sums over blocks that are taken as independent, such as days."""
 
-    Attributes
-    ----------
-    value
-        The ratio; NaN where the denominators sum up to nothing.
-    error
-        Its standard error, NaN of fewer than two blocks.
-    blocks
-        How many there are; the bounds use Student's t with one degree of freedom less.
-    """
-
-    value: float
-    error: float
-    blocks: int
+    value: float  # NaN if the denominators sum to zero
+    error: float  # standard error; NaN with fewer than two blocks
+    blocks: int  # the bounds use Student's t with blocks - 1 degrees of freedom
 
     @classmethod
     def estimate(cls, numerators: Floats, denominators: Floats) -> Ratio:
-        """Estimate from one sum a block.
+        """Estimate from one numerator and one denominator per block.
 
         The error is that of the ratio estimator (Cochran 1977, "Sampling Techniques", 2.11), with blocks / (blocks - 1)
-        for the estimated ratio.
+        because the ratio itself is estimated.
         """
         blocks, total = len(numerators), float(np.sum(denominators))
         if total == 0:
@@ -53,15 +43,15 @@ class Ratio:
         return cls(value, math.sqrt(blocks / (blocks - 1) * float(residuals @ residuals)) / total, blocks)
 
     def lower(self, confidence: float = CONFIDENCE) -> float:
-        """The one-sided lower bound; NaN where there is none."""
+        """Return the one-sided lower bound, or NaN."""
         return self.value - self._quantile(confidence) * self.error
 
     def upper(self, confidence: float = CONFIDENCE) -> float:
-        """The one-sided upper bound; NaN where there is none."""
+        """Return the one-sided upper bound, or NaN."""
         return self.value + self._quantile(confidence) * self.error
 
     def power(self, margin: float, confidence: float = CONFIDENCE) -> float:
-        """How often the lower bound would be above -margin if the true ratio were 0, with this error."""
+        """Return how often the lower bound would exceed -margin if the true ratio were 0, given this error."""
         if math.isnan(self.error):
             return 0.0
         if self.error == 0:

@@ -327,11 +327,15 @@ def raise_translated(error: Exception, address: str) -> NoReturn:
     if address.startswith("s3:"):
         final, is_temporary = explain_store_error(error, address, "Check `source` in params.yaml.")
         raise (TemporaryError(final) if is_temporary else final) from error
-    words = f"{status} {answer.message}" if isinstance(answer, aiohttp.ClientResponseError) else str(connection or error)
+    words = (
+        f"{status} {answer.message}" if isinstance(answer, aiohttp.ClientResponseError) else str(connection or error)
+    )
     words = hide_secrets(words or repr(error)).rstrip(".")
     final = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
     if status == FORBIDDEN:
-        todo = "The TLC's server answers this for months that it does not have yet, and to fast requests: try again later."
+        todo = (
+            "The TLC's server answers this for months that it does not have yet, and to fast requests: try again later."
+        )
         final = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
     is_lost = bool(connection) and not find_cause(error, *UNTRUSTED)
     if is_lost or status in TEMPORARY or status >= FAILED:

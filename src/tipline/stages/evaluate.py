@@ -1,4 +1,4 @@
-"""evaluate: challenger and champion on the `test` months, beside majority and baseline; the gate's verdict."""
+"""evaluate: challenger and champion on the `test` months, and the gate's verdict."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tipline import files
 from tipline.evaluation import comparison
 from tipline.model import artifact
 from tipline.monitoring import plots
+from tipline.training import sampling
 
 if TYPE_CHECKING:
     from tipline.config import Settings
@@ -18,26 +19,20 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Write reports/evaluation.json and its picture."""
-    contents = {
-        "challenger": artifact.read_artifact(paths.challenger),
-        "champion": artifact.read_artifact(paths.champion),
-    }
-    if ref := files.try_read_json(paths.champion_ref):
+    """Write the report, its picture, and the five numbers of `dvc metrics show`."""
+    sampling.remove_unlisted_samples(settings, paths)
+    contents = {role: artifact.read_artifact(getattr(paths, role)) for role in comparison.ROLES}
+    ref = files.try_read_json(paths.champion_ref) or {}
+    if ref:
         artifact.check_digest(contents["champion"], ref["digest"])
     made_on = {role: spec.get("months") for role, spec in comparison.load_specs(contents).items()}
+    if made_on["champion"] is None:  # a model that tipline did not make; `register` reads its months from MLflow
+        made_on["champion"] = ref.get("months")
     report, compared = comparison.compare_models(settings, paths, contents, made_on)
-    files.write_json(paths.evaluation, report)
     figures, gain = report["challenger"], report["gate"]["gain"]
-    files.write_json(
-        paths.metrics,
-        {
-            "log_loss": figures["log_loss"],
-            "skill": figures["skill"],
-            "auc": figures["auc"],
-            "baseline_log_loss": report["baseline"]["log_loss"],
-            "gain_over_champion": gain and gain["value"],
-        },
-    )
+    numbers = {name: figures[name] for name in ("log_loss", "skill", "auc")}
+    numbers |= {"baseline_log_loss": report["baseline"]["log_loss"], "gain_over_champion": gain and gain["value"]}
+    files.write_json(paths.evaluation, report)
+    files.write_json(paths.metrics, numbers)
     plots.plot_evaluation(paths.evaluation.with_suffix(".png"), report, compared.scores, compared.labels)
     log.info("%s\n%s", report["verdict"], report["gate"]["words"])

@@ -1,4 +1,4 @@
-"""Calibration: the probabilities corrected by what happened in the `validation` months, as a part of the model."""
+"""Fit a calibration on the `validation` months. It becomes part of the model."""
 
 from __future__ import annotations
 
@@ -18,69 +18,61 @@ if TYPE_CHECKING:
     from tipline.evaluation.metrics import Labels
     from tipline.model.pyfunc import Floats
 
-# With fewer rows the correction is as uncertain as what it corrects.
-LEAST_ROWS = 1000
+MIN_ROWS = 1000  # with fewer, the correction is as uncertain as what it corrects
 WHERE = "params.yaml, train.calibration"
-MEND = "Set it to none, and see what the model is worth: validation.auc in reports/learning_curve.csv."
-TODO = "Set it to none, raise sample.rows, or give the role size to other months."
+WRONG_ORDER = "Set it to null, and see validation.auc in reports/learning_curve.csv for what the model is worth."
 
 
 def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """What `pyfunc.calibrated` applies, as model.json has it.
+    """Fit the correction that `pyfunc.calibrated` applies.
 
-    Parameters
-    ----------
-    method
-        sigmoid (Platt 1999, without a penalty) or isotonic (Zadrozny and Elkan 2002).
-    probabilities
-        Uncalibrated ones, of rows that the model was not fitted on.
-
-    Returns
-    -------
-    dict
-        `method`, and `slope` and `intercept` of the log-odds; or `x` and `y`, between which it is linear.
+    `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). The rows must not be
+    those that the model was fitted on. The result has `method`, and either `slope` and `intercept` of the log-odds or
+    the points `x` and `y`, linear in between.
 
     Raises
     ------
     UsageError
-        Where the rows are too few, of one class, all of one probability, or give a sigmoid no slope.
+        The rows are too few, have one label or one probability, or are separable, which leaves a sigmoid no slope.
     TiplineError
-        Where the model ranks the rows the wrong way round.
+        The model ranks the rows the wrong way round.
     """
-    rows, tips = len(labels), int(labels.sum())
-    if rows < LEAST_ROWS:
-        raise UsageError(f"{rows:,} rows are too few to calibrate on ({LEAST_ROWS:,} at least).", WHERE, TODO)
-    if tips in {0, rows}:
-        raise UsageError(f"{'All' if tips else 'None'} of the {rows:,} rows to calibrate on tipped.", WHERE, TODO)
+    rows, positive = len(labels), int(labels.sum())
+    todo = "Set it to null, raise sample.rows, or give the role validation to other months."
+    if rows < MIN_ROWS:
+        raise UsageError(f"{rows:,} rows are too few to calibrate on; {MIN_ROWS:,} are needed.", WHERE, todo)
+    if positive in {0, rows}:
+        raise UsageError(f"All {rows:,} rows to calibrate on have the label {positive > 0}.", WHERE, todo)
     if np.ptp(probabilities) == 0:
-        todo = "Set it to none, or give the model other columns."
-        raise UsageError("The model gives all rows the same probability: no calibration helps.", WHERE, todo)
-    return {"method": method, **{"sigmoid": sigmoid, "isotonic": isotonic}[method](probabilities, labels)}
+        todo = "Set it to null, or give the model other columns."
+        raise UsageError("The model gives all rows the same probability; calibration cannot help.", WHERE, todo)
+    fit = fit_sigmoid if method == "sigmoid" else fit_isotonic
+    return {"method": method, **fit(probabilities, labels)}
 
 
-def sigmoid(probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Slope and intercept on the log-odds."""
+def fit_sigmoid(probabilities: Floats, labels: Labels) -> dict[str, Any]:
+    """Fit slope and intercept on the log-odds."""
     regression = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
     try:
         with warnings.catch_warnings(action="error"):
             regression.fit(log_odds(probabilities)[:, np.newaxis], labels)
     except (ConvergenceWarning, LinAlgWarning) as error:
-        what = "One threshold on the probability parts the rows that tipped from all others: no sigmoid is so steep."
-        raise UsageError(what, WHERE, "Set it to isotonic or none.") from error
+        what = "A threshold on the probability separates the two labels, so a sigmoid would be infinitely steep."
+        raise UsageError(what, WHERE, "Set it to isotonic or null.") from error
     slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
     if slope < 0:
         what = f"The model ranks the rows to calibrate on the wrong way round (slope {slope:.3g})."
-        raise TiplineError(what, WHERE, MEND)
+        raise TiplineError(what, WHERE, WRONG_ORDER)
     return {"slope": slope, "intercept": intercept}
 
 
-def isotonic(probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """The increasing step function that is nearest, at the ends of its steps."""
-    # Rows without a tip at one end would give a probability of 0, and the first tip there an endless loss. The bound
-    # is what so many rows of one class would tell (rule of succession).
+def fit_isotonic(probabilities: Floats, labels: Labels) -> dict[str, Any]:
+    """Fit the nearest increasing step function, given by the ends of its steps."""
+    # A step of one label only would give probability 0 or 1, and the first exception an infinite loss. The bounds are
+    # the rule of succession for this many rows.
     least = 1 / (len(labels) + 2)
     regression = IsotonicRegression(y_min=least, y_max=1 - least).fit(probabilities, labels)
     if len(set(regression.y_thresholds_.tolist())) == 1:
         what = "The model ranks the rows to calibrate on the wrong way round, or not at all."
-        raise TiplineError(what, WHERE, MEND)
+        raise TiplineError(what, WHERE, WRONG_ORDER)
     return {"x": regression.X_thresholds_.tolist(), "y": regression.y_thresholds_.tolist()}

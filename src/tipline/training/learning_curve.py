@@ -1,269 +1,306 @@
-"""How much a larger sample still gains, from a study of several sizes: paired differences to the largest size."""
+"""Study how skill grows with the number of training rows, and choose that number. docs/learning-curve.md has the rule.
+
+The pipeline is fitted on nested samples of several sizes, several times each, and scored on the same validation rows.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from scipy.stats import norm
 from scipy.stats import t as student
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
-from tipline.errors import format_count
-from tipline.evaluation import metrics
+from tipline.errors import UsageError, format_count
 from tipline.evaluation.intervals import CONFIDENCE
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
+from tipline.model.pipeline import fit_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tipline.model.pyfunc import Floats, Matrix
+    from sklearn.pipeline import Pipeline
 
+    from tipline.config import LearningCurve
+    from tipline.evaluation.metrics import Labels
+    from tipline.model.pyfunc import Codes, Floats, Matrix
+
+    Order = np.ndarray[tuple[int], np.dtype[np.int64]]
     Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
+    Scored = tuple[dict[str, float], Floats]
 
 DRAWS = 2000
 SEED = 2009
 BAND = (0.05, 0.95)
 EXPONENTS = np.linspace(0.3, 1.5, 49)
 POINTS = 40
-FEWEST_SIZES = 4  # a power law has three parameters
+MIN_SIZES = 4  # a power law has three parameters
 WHERE = "params.yaml, learning_curve"
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Rows to fit on or to score."""
+
+    inputs: Matrix  # shape (rows, features)
+    labels: Labels
+    days: Codes  # codes from 0
+    segment: Labels  # whether the row is in the segment that is also scored by itself
+    baseline: Floats  # the baseline's probabilities
+
+
+@dataclass(frozen=True)
 class Study:
-    """What was measured on each set of validation rows, `held_out` and `size`.
+    """The scores of all fits, and of the baseline, on the sets of validation rows, `held_out` and `validation`."""
 
-    Attributes
-    ----------
-    sizes
-        Rows of the samples studied, ascending.
-    sums
-        By set, shape (sizes, repeats, days): sum of the log-losses, in nats.
-    baseline
-        By set, shape (days,): that of the baseline.
-    figures
-        By name, shape (sizes, repeats): the figures of `Scorer`, and `fit_seconds`.
-    of_baseline
-        By name: the figures of the baseline.
+    sizes: tuple[int, ...]  # rows of the samples, ascending
+    losses: Mapping[str, Cube]  # by set, shape (sizes, repeats, days): sums of log-losses, in nats
+    baseline_losses: Mapping[str, Floats]  # by set, shape (days,)
+    figures: Mapping[str, Matrix]  # shape (sizes, repeats): `validation.segment.auc` and so on, `fit_seconds`
+    baseline: Mapping[str, float]  # the baseline's figures
+
+
+def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
+    """Return sizes evenly spaced on a log scale. The largest is half the pool, so that the repeats differ."""
+    largest = min(pool // 2, settings.max_rows or pool)
+    if largest < settings.smallest:
+        what = f"The largest sample to study has {largest:,} rows, fewer than `smallest`, {settings.smallest:,}."
+        todo = "Lower it or raise sample.rows; the largest sample studied is two fifths of the sampled rows."
+        raise UsageError(what, f"{WHERE}.smallest", todo)
+    return tuple(int(size) for size in np.unique(np.geomspace(settings.smallest, largest, settings.sizes).round()))
+
+
+def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list[Order]:
+    """Return a random order of the rows for each repeat. Its first n rows are a sample of size n, so samples nest."""
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(len(labels)) for _ in range(repeats)]
+    for order in orders:
+        sample = labels[order[:smallest]]
+        if sample.all() or not sample.any():
+            what = f"All {smallest:,} rows of a sample have the label {bool(sample[0])}, so no model can be fitted."
+            raise UsageError(what, f"{WHERE}.smallest", "Raise it, or choose another target.")
+    return orders
+
+
+def run_study(
+    pipeline: Pipeline,
+    pool: Examples,
+    validation: Mapping[str, Examples],
+    sizes: Sequence[int],
+    orders: Sequence[Order],
+) -> Study:
+    """Fit the pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
+    results = Parallel(n_jobs=-1)(
+        delayed(fit_and_score)(pipeline, pool, validation, order[:rows]) for rows in sizes for order in orders
+    )
+    baseline = {name: measure_scores(examples.baseline, examples) for name, examples in validation.items()}
+    figures = [merge_figures(scored) | {"fit_seconds": seconds} for seconds, scored in results]
+    shape = len(sizes), len(orders)
+    return Study(
+        tuple(sizes),
+        {name: np.reshape([scored[name][1] for _, scored in results], (*shape, -1)) for name in validation},
+        {name: losses for name, (_, losses) in baseline.items()},
+        {name: np.reshape([found[name] for found in figures], shape) for name in figures[0]},
+        merge_figures(baseline),
+    )
+
+
+def fit_and_score(
+    pipeline: Pipeline, pool: Examples, validation: Mapping[str, Examples], rows: Order
+) -> tuple[float, dict[str, Scored]]:
+    """Fit on some rows of the pool; return the seconds that it took, and the scores of each set."""
+    with threadpool_limits(1):
+        started = time.perf_counter()
+        fitted = fit_pipeline(clone(pipeline), pool.inputs[rows], pool.labels[rows])
+        seconds = time.perf_counter() - started
+        scores = {name: fitted.predict_proba(examples.inputs)[:, 1] for name, examples in validation.items()}
+    return seconds, {name: measure_scores(scores[name], examples) for name, examples in validation.items()}
+
+
+def measure_scores(scores: Floats, examples: Examples) -> Scored:
+    """Return the figures of all rows and of the segment, and the sums of log-losses by day."""
+    labels, inside = examples.labels, examples.segment
+    segment = compute_figures(scores[inside], labels[inside])
+    figures = compute_figures(scores, labels) | {f"segment.{name}": value for name, value in segment.items()}
+    losses: Floats = np.bincount(examples.days, compute_log_loss(scores, labels)).astype(float)
+    return figures, losses
+
+
+def compute_figures(scores: Floats, labels: Labels) -> dict[str, float]:
+    """Compute log-loss, AUC and Brier score; NaN if they are not defined."""
+    both = labels.any() and not labels.all()
+    return {
+        "log_loss": float(compute_log_loss(scores, labels).mean(dtype=float)) if len(labels) else math.nan,
+        "auc": float(roc_auc_score(labels, scores)) if both else math.nan,
+        "brier": float(np.square(scores - labels).mean()) if len(labels) else math.nan,
+    }
+
+
+def merge_figures(scored: Mapping[str, Scored]) -> dict[str, float]:
+    """Return the figures of all sets by `set.figure`."""
+    return {f"{name}.{figure}": value for name, (figures, _) in scored.items() for figure, value in figures.items()}
+
+
+def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | None = None) -> dict[str, Any]:
+    """Choose the smallest size that the largest one beats by less than `min_gain` skill points, with 95% confidence.
+
+    If no smaller size is enough, all `available` rows are chosen, up to `max_rows`. The result has rows, levelled_off,
+    reason, min_gain, the figures of the baseline, and a list `sizes` with the figures of each size, None if undefined.
     """
+    mean, upper = bound_excess(study)
+    problem = find_problem(study)
+    if problem:
+        upper = np.full_like(upper, np.nan)
+    smaller = zip(study.sizes[:-1], upper[:-1].tolist(), strict=True)
+    size, bound = next(((size, bound) for size, bound in smaller if bound < min_gain), (None, math.nan))
+    limit = min(available, max_rows or available)
+    allowed = f"the {limit:,} rows that learning_curve.max_rows allows"
+    words = f"all {limit:,} rows of the sample" if limit == available else allowed
+    if problem:
+        reason = f"{problem}, so {words} are used."
+    elif size is None:
+        reason = (
+            f"The curve has not levelled off: no smaller size is shown to be within {min_gain:g} skill points of "
+            f"{study.sizes[-1]:,} rows, so {words} are used. A larger sample would help."
+        )
+    else:
+        reason = (
+            f"{size:,} rows: with 95% confidence, {study.sizes[-1]:,} rows add less than {min_gain:g} skill points "
+            f"(at most {max(bound, 0):.5f})."
+        )
+    table = summarize_sizes(study)
+    for row, behind, at_most in zip(table, mean.tolist(), upper.tolist(), strict=True):
+        row.update(behind_largest=behind, behind_largest_upper=at_most)
+    return {
+        "rows": size or limit,
+        "levelled_off": size is not None,
+        "reason": reason,
+        "min_gain": min_gain,
+        "baseline": replace_nan(study.baseline),
+        "sizes": [replace_nan(row) for row in table],
+    }
 
-    sizes: tuple[int, ...]
-    sums: Mapping[str, Cube]
-    baseline: Mapping[str, Floats]
-    figures: Mapping[str, Matrix]
-    of_baseline: Mapping[str, float]
+
+def find_problem(study: Study) -> str | None:
+    """Return why the study cannot judge smaller sizes, or None."""
+    _, repeats, days = study.losses["validation"].shape
+    if study.baseline["validation.log_loss"] < NEXT_TO_NOTHING:
+        return "The baseline leaves nothing to gain on the `validation` rows"
+    if math.isnan(study.baseline["validation.auc"]):
+        return "All `validation` rows have the same label, so they cannot tell a good model from an overconfident one"
+    if len(study.sizes) == 1:
+        return "Only one size was studied"
+    if min(repeats, days) < 2:  # noqa: PLR2004 (one has no spread)
+        return f"{format_count(repeats, 'repeat')} and {format_count(days, 'day')} are too few to bound the gain"
+    return None
 
 
-def nothing_to_gain(study: Study, name: str = "validation") -> bool:
-    """Whether the baseline's log-loss is next to nothing: what is divided by it says nothing."""
-    return study.of_baseline[f"{name}.log_loss"] < metrics.NEXT_TO_NOTHING
+def bound_excess(study: Study) -> tuple[Floats, Floats]:
+    """Return the skill of the largest size above each size on the `validation` rows, and its 95% upper bound.
 
-
-def against(study: Study, name: str) -> Floats:
-    """The baseline's sums by day, which make skill of sums of losses; NaN where they leave nothing to gain."""
-    return np.full_like(study.baseline[name], np.nan) if nothing_to_gain(study, name) else study.baseline[name]
-
-
-def bootstrap(sums: Cube, baseline: Floats) -> tuple[Floats, Matrix]:
-    """Sums by the baseline's, shape (sizes,), and the same of resampled repeats and days, shape (draws, sizes).
-
-    Both are resampled, each by itself. Deviations are widened by sqrt(k / (k - 1)), k the smaller number of repeats or
-    days, as a resample varies less than what it is drawn from, and by Student's t with k - 1 degrees of freedom over
-    the normal quantile. Of a single repeat or day there is no telling: NaN.
+    Differences are paired: same rows, same repeat. Given the pool, the repeats are independent. They share rows, but
+    that shifts the loss of all sizes alike and cancels in the difference (docs/learning-curve.md).
     """
-    count, repeats, days = sums.shape
-    centre: Floats = sums.mean(axis=1).sum(axis=1) / baseline.sum()
-    fewest = min(repeats, days)
-    if fewest < 2:  # noqa: PLR2004 (one has no spread)
-        return centre, np.full((DRAWS, count), np.nan)
-    generator = np.random.default_rng(SEED)
-    of_repeats = generator.multinomial(repeats, np.full(repeats, 1 / repeats), DRAWS) / repeats
-    of_days = generator.multinomial(days, np.full(days, 1 / days), DRAWS)
-    totals = np.einsum("skb,bk->bs", sums @ of_days.T, of_repeats)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = totals / (of_days @ baseline)[:, None]
-    return centre, centre + (draws - centre) * widening(fewest)
-
-
-def widening(count: int) -> float:
-    """How much farther than a bootstrap of so many independent parts says its 95% quantile has to be."""
-    return math.sqrt(count / (count - 1)) * float(student.ppf(CONFIDENCE, count - 1) / norm.ppf(CONFIDENCE))
-
-
-def excess(study: Study) -> tuple[Floats, Floats]:
-    """Skill of the largest size above that of each on the `validation` rows, and its one-sided 95% upper bound.
-
-    Paired: same rows, same repeat. Given the pool, repeats are independent; that they share rows moves the loss of all
-    sizes alike, so it is not in the difference (docs/learning-curve.md).
-    """
-    mean, draws = bootstrap(study.sums["validation"] - study.sums["validation"][-1], against(study, "validation"))
+    losses = study.losses["validation"]
+    mean, draws = bootstrap_ratio(losses - losses[-1], get_unit(study, "validation"))
     return mean, np.quantile(draws, CONFIDENCE, axis=0)
 
 
-def power_law(of_sizes: Sequence[int], losses: Matrix, spread: Floats) -> tuple[Floats, Floats, Floats]:
-    """The inverse power laws a + b * rows ** -c closest to some curves, c in 0.3..1.5 and b not negative.
+def get_unit(study: Study, name: str) -> Floats:
+    """Return the baseline's losses by day, in which skill is measured; NaN if they are too small to divide by."""
+    too_small = study.baseline[f"{name}.log_loss"] < NEXT_TO_NOTHING
+    return np.where(too_small, np.nan, study.baseline_losses[name])
 
-    Parameters
-    ----------
-    losses
-        Shape (curves, sizes).
-    spread
-        Shape (sizes,): standard errors, for the weights.
 
-    Returns
-    -------
-    tuple
-        a, b and c of each curve. Linear least squares of a and b for each c on a grid: the same result each time.
+def bootstrap_ratio(losses: Cube, unit: Floats) -> tuple[Floats, Matrix]:
+    """Return losses in units of the baseline's, shape (sizes,), and resampled, shape (draws, sizes).
+
+    Repeats and days are resampled independently. A resample varies less than the sample it is drawn from, so deviations
+    are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles of
+    Student's t with k - 1 degrees of freedom and the normal distribution. With one repeat or day they are NaN.
     """
-    # Next to no spread would let one size alone decide.
+    count, repeats, days = losses.shape
+    center: Floats = losses.mean(axis=1).sum(axis=1) / unit.sum()
+    smaller = min(repeats, days)
+    if smaller < 2:  # noqa: PLR2004 (one has no spread)
+        return center, np.full((DRAWS, count), np.nan)
+    generator = np.random.default_rng(SEED)
+    repeat_weights = generator.multinomial(repeats, np.full(repeats, 1 / repeats), DRAWS) / repeats
+    day_weights = generator.multinomial(days, np.full(days, 1 / days), DRAWS)
+    totals = np.einsum("skb,bk->bs", losses @ day_weights.T, repeat_weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = totals / (day_weights @ unit)[:, None]
+    quantiles = float(student.ppf(CONFIDENCE, smaller - 1) / norm.ppf(CONFIDENCE))
+    return center, center + (draws - center) * math.sqrt(smaller / (smaller - 1)) * quantiles
+
+
+def summarize_sizes(study: Study) -> list[dict[str, float]]:
+    """Return rows, mean figures, and skill with its 90% interval on both sets, for each size."""
+    table = [
+        {"rows": size, **{name: float(values[index].mean()) for name, values in study.figures.items()}}
+        for index, size in enumerate(study.sizes)
+    ]
+    for name, losses in study.losses.items():
+        mean, draws = bootstrap_ratio(losses, get_unit(study, name))
+        columns = np.vstack([1 - mean, np.quantile(1 - draws, BAND, axis=0)])
+        for row, values in zip(table, columns.T.tolist(), strict=True):
+            row.update(zip((f"{name}.skill", f"{name}.skill_low", f"{name}.skill_high"), values, strict=True))
+    return table
+
+
+def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace NaN, which JSON does not have, by None."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
+    """Fit a power law to the skill on the `validation` rows, and extend it to `available` rows.
+
+    The result has limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses; with
+    any, it is no power law), and lists rows, skill, low and high (90% interval). It is None with fewer than four sizes,
+    with one repeat or day, or if the baseline leaves nothing to gain.
+    """
+    losses = study.losses["validation"]
+    mean, draws = bootstrap_ratio(losses, get_unit(study, "validation"))
+    if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
+        return None
+    spread = losses.sum(axis=2).std(axis=1)
+    limits, slopes, exponents = fit_power_law(study.sizes, np.vstack([mean, draws]), spread)
+    rows = np.geomspace(study.sizes[0], max(available, study.sizes[-1]), POINTS).round()
+    skill = 1 - limits[:, None] - slopes[:, None] * rows ** -exponents[:, None]
+    low, high = np.quantile(skill[1:], BAND, axis=0)
+    fitted = limits[0] + slopes[0] * np.asarray(study.sizes, float) ** -exponents[0]
+    lowest, highest = np.quantile(draws, BAND, axis=0)
+    lists = {"rows": rows.astype(int), "skill": skill[0], "low": low, "high": high}
+    return {
+        "limit": 1 - float(limits[0]),
+        "exponent": float(exponents[0]),
+        "misses": int(((fitted < lowest) | (fitted > highest)).sum()),
+        **{name: values.tolist() for name, values in lists.items()},
+    }
+
+
+def fit_power_law(sizes: Sequence[int], losses: Matrix, spread: Floats) -> tuple[Floats, Floats, Floats]:
+    """Fit a + b * rows ** -c to curves, shape (curves, sizes), with b >= 0 and c in 0.3..1.5; return a, b and c.
+
+    Least squares for a and b at each c of a grid, so the result is always the same. `spread` has the standard errors,
+    shape (sizes,), for the weights.
+    """
+    # Without a floor, one size with almost no spread would decide alone.
     weights = 1 / np.maximum(spread, max(spread.max(), np.finfo(float).tiny) / 100) ** 2
     weights /= weights.sum()
-    powers = np.asarray(of_sizes, float) ** -EXPONENTS[:, None]
-    centred, level = powers - (powers @ weights)[:, None], losses @ weights
-    variance = centred**2 @ weights
-    covariance = ((losses - level[:, None]) * weights) @ centred.T
+    powers = np.asarray(sizes, float) ** -EXPONENTS[:, None]
+    centered, level = powers - (powers @ weights)[:, None], losses @ weights
+    variance = centered**2 @ weights
+    covariance = ((losses - level[:, None]) * weights) @ centered.T
     slopes = np.maximum(covariance / variance, 0)
     best = np.argmin(slopes * (slopes * variance - 2 * covariance), axis=1)
     slope = slopes[np.arange(len(best)), best]
     return level - slope * (powers @ weights)[best], slope, EXPONENTS[best]
-
-
-def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
-    """A power law through the skill on the `validation` rows, with its 90% interval, up to the rows available.
-
-    Returns
-    -------
-    dict or None
-        limit (skill of endless rows), exponent, misses (sizes whose own interval the law is not in: it is no law
-        then), and lists rows, skill, low, high. None of fewer than four sizes, of a single repeat or day, or without a
-        baseline to gain on.
-    """
-    mean, draws = bootstrap(study.sums["validation"], against(study, "validation"))
-    if len(study.sizes) < FEWEST_SIZES or not np.isfinite(draws).all():
-        return None
-    spread = study.sums["validation"].sum(axis=2).std(axis=1)
-    limits, slopes, exponents = power_law(study.sizes, np.vstack([mean, draws]), spread)
-    rows = np.geomspace(study.sizes[0], max(available, study.sizes[-1]), POINTS).round()
-    laws = 1 - limits[:, None] - slopes[:, None] * rows ** -exponents[:, None]
-    low, high = np.quantile(laws[1:], BAND, axis=0)
-    drawn = limits[0] + slopes[0] * np.asarray(study.sizes, float) ** -exponents[0]
-    ends = np.quantile(draws, BAND, axis=0)
-    misses = int(((drawn < ends[0]) | (drawn > ends[1])).sum())
-    values = {"rows": rows.astype(int), "skill": laws[0], "low": low, "high": high}
-    lists = {name: value.tolist() for name, value in values.items()}
-    return {"limit": 1 - float(limits[0]), "exponent": float(exponents[0]), "misses": misses, **lists}
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The most rows to train on, and what sets this bound, in words."""
-
-    rows: int
-    words: str
-
-    @classmethod
-    def of(cls, there: int, max_rows: int | None) -> Bound:
-        """The least of the sample's rows and what the budget allows."""
-        bounds = [cls(there, f"all {there:,} rows of the sample")]
-        if max_rows is not None:
-            bounds.append(cls(max_rows, f"the {max_rows:,} rows that learning_curve.max_rows allows"))
-        return min(bounds, key=lambda bound: bound.rows)
-
-
-def choose_size(study: Study, min_gain: float, most: Bound, parameters: int | None) -> dict[str, Any]:
-    """Choose the smallest size that the largest studied does not beat by `min_gain` skill points, with 95% confidence.
-
-    Parameters
-    ----------
-    most
-        What is used where no smaller size will do.
-    parameters
-        Of a well-specified model, for the sanity line p / (2n); None: no such line.
-
-    Returns
-    -------
-    dict
-        rows, levelled_off, reason (one sentence), sanity (one more, or None), figures of the baseline, and a list
-        `sizes` with the figures of each size, None where they are not defined.
-    """
-    mean, upper = excess(study)
-    if unknown(study):
-        upper = np.full_like(upper, np.nan)
-    enough = [index for index in range(len(study.sizes) - 1) if upper[index] < min_gain]
-    rows = study.sizes[enough[0]] if enough else most.rows
-    table = [
-        figures
-        | {"behind_largest": float(behind), "behind_largest_upper": float(at_most)}
-        | {"well_specified_nats": parameters / (2 * size) if parameters else math.nan}
-        for size, figures, behind, at_most in zip(study.sizes, of_sizes(study), mean, upper, strict=True)
-    ]
-    return {
-        "rows": rows,
-        "levelled_off": bool(enough),
-        "reason": reason(study, min_gain, float(upper[enough[0]]) if enough else None, most, rows),
-        "sanity": parameters and sanity(study, parameters, rows),
-        "min_gain": min_gain,
-        "baseline": defined(study.of_baseline),
-        "sizes": [defined(figures) for figures in table],
-    }
-
-
-def of_sizes(study: Study) -> list[dict[str, float]]:
-    """Of each size its rows, the means of its figures, and skill with its interval on both sets."""
-    bands = {name: bootstrap(study.sums[name], against(study, name)) for name in study.sums}
-    return [
-        {"rows": size}
-        | {name: float(values[index].mean()) for name, values in study.figures.items()}
-        | {f"{name}.{figure}": value for name, band in bands.items() for figure, value in of_band(band, index).items()}
-        for index, size in enumerate(study.sizes)
-    ]
-
-
-def of_band(band: tuple[Floats, Matrix], index: int) -> dict[str, float]:
-    """Skill of one size, with the ends of its 90% interval."""
-    losses, draws = band
-    low, high = np.quantile(1 - draws[:, index], BAND)
-    return {"skill": float(1 - losses[index]), "skill_low": float(low), "skill_high": float(high)}
-
-
-def defined(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures with None for NaN, as json has no other word for it."""
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}
-
-
-def unknown(study: Study) -> str | None:
-    """Why nothing can be said of smaller sizes; None where something can."""
-    _, repeats, days = study.sums["validation"].shape
-    if nothing_to_gain(study):
-        return "The baseline leaves nothing to gain on the `validation` rows"
-    if math.isnan(study.of_baseline["validation.auc"]):  # of one class, nothing has an AUC
-        return "All of the `validation` rows tipped, or none: they cannot tell a good model from a bold one"
-    if len(study.sizes) == 1:
-        return "One size alone says nothing about smaller ones"
-    if min(repeats, days) < 2:  # noqa: PLR2004 (one has no spread)
-        return f"Of {format_count(repeats, 'repeat')} and {format_count(days, 'day')} there is no telling how sure the curve is"
-    return None
-
-
-def reason(study: Study, min_gain: float, upper: float | None, most: Bound, rows: int) -> str:
-    """Why so many rows, in one sentence; `upper` is None where no size below the largest is enough."""
-    largest, untold = study.sizes[-1], unknown(study)
-    if untold:
-        return f"{untold}, so {most.words} are used."
-    if upper is None:
-        return (
-            f"The curve has not levelled off: no smaller size is shown to be within {min_gain:g} skill points of "
-            f"{largest:,} rows, so {most.words} are used, and a larger sample would help."
-        )
-    return (
-        f"{rows:,} rows: with 95% confidence, {largest:,} rows add less than {min_gain:g} skill points "
-        f"(at most {max(upper, 0):.5f})."
-    )
-
-
-def sanity(study: Study, parameters: int, rows: int) -> str:
-    """What theory says of so many rows: a well-specified model loses p / (2n) nats (Akaike 1974)."""
-    nats = parameters / (2 * rows)
-    of_skill = "" if nothing_to_gain(study) else f", {nats / study.of_baseline['validation.log_loss']:.5f} skill points"
-    return f"To compare: a well-specified model of {parameters} parameters loses p/(2n) = {nats:.6f} nats{of_skill}."

@@ -1,4 +1,4 @@
-"""Exact random samples that nest: the rows with the smallest hash of month, row number and seed."""
+"""Draw random samples that nest: the rows with the smallest hashes of month, row number and seed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tipline.errors import TiplineError
 from tipline.ingest.columns import add_missing_columns
+from tipline.paths import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,18 +20,16 @@ if TYPE_CHECKING:
     from tipline.config import Settings
     from tipline.paths import Paths
 
-KEY = "sample_key"
-# In a sample's schema: how many rows the month has.
-OF_ROWS = b"tipline.rows"
-# The column of each row's place among the months.
-MONTH = "month"
+    Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
+    Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
-Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
-Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+KEY = "sample_key"  # column of a sample: the hash of each row
+MONTH = "sample_month"  # column of a pool: which of its months each row is from, as a code
+AVAILABLE = b"tipline.rows"  # in the metadata of a sample: the number of rows of its month
 
 
-def keys(rows: Numbers, month: str, seed: int) -> Keys:
-    """Uniform 64-bit hashes of row numbers, other ones for each month and seed.
+def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
+    """Return uniform 64-bit hashes of row numbers, different ones for each month and seed.
 
     SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number,
     started at a digest of month and seed.
@@ -44,101 +43,90 @@ def keys(rows: Numbers, month: str, seed: int) -> Keys:
 
 
 def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
-    """The `rows` rows of a prepared month with the smallest keys, in the order of their keys, ties by row number.
+    """Return the rows of a prepared month with the smallest keys, ordered by key, ties by row number.
 
-    The first n of them are the sample of size n, so a larger sample contains the smaller. Reads a row group at a
-    time and holds at most three samples. A month with fewer rows gives them all.
-
-    Returns
-    -------
-    pa.Table
-        The prepared columns and `sample_key` (uint64); the month's rows stand in the schema's metadata.
+    The first n of them are the sample of size n, so a larger sample contains the smaller. A month with fewer rows is
+    returned whole. Reads one row group at a time and holds at most three samples. The table has the prepared columns
+    and `sample_key` (uint64), and in the metadata of its schema the number of rows of the month.
     """
-    kept: pa.Table | None = None
     with pq.ParquetFile(trips) as file:
+        sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            of_group = keys(table["row"].to_numpy(), month, seed)
-            # The smallest of all are among the smallest of each group: most rows go before they are copied.
-            places = smallest(of_group, table["row"].to_numpy(), rows)
-            chosen = table.take(places).append_column(KEY, pa.array(of_group[places]))
-            kept = chosen if kept is None else first(pa.concat_tables([kept, chosen]), rows)
-        empty = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
-        of_rows = {OF_ROWS: str(file.metadata.num_rows).encode()}
-    return (empty if kept is None else first(kept, rows)).replace_schema_metadata(of_rows)
+            keys = compute_keys(table["row"].to_numpy(), month, seed)
+            # Most rows are dropped here, before they are copied.
+            smallest = find_smallest(keys, table["row"].to_numpy(), rows)
+            chosen = table.take(smallest).append_column(KEY, pa.array(keys[smallest]))
+            sample = take_smallest(pa.concat_tables([sample, chosen]), rows)
+        return sample.replace_schema_metadata({AVAILABLE: str(file.metadata.num_rows)})
 
 
-def smallest(hashes: Keys, rows: Numbers, count: int) -> Numbers:
-    """Places of the `count` smallest hashes, ties by row number."""
-    places = np.arange(len(hashes))
-    if len(hashes) > count:
-        places = np.flatnonzero(hashes <= np.partition(hashes, count - 1)[count - 1])
-    return places[np.lexsort((rows[places], hashes[places]))][:count]
+def find_smallest(keys: Keys, rows: Numbers, count: int) -> Numbers:
+    """Return the indices of the smallest keys, in order; ties by row number."""
+    candidates = np.arange(len(keys))
+    if len(keys) > count:
+        candidates = np.flatnonzero(keys <= np.partition(keys, count - 1)[count - 1])
+    return candidates[np.lexsort((rows[candidates], keys[candidates]))][:count]
 
 
-def first(table: pa.Table, count: int) -> pa.Table:
-    """The `count` rows of a table with the smallest keys, in their order."""
-    return table.take(smallest(table[KEY].to_numpy(), table["row"].to_numpy(), count))
+def take_smallest(table: pa.Table, count: int) -> pa.Table:
+    """Return the rows of a table with the smallest keys, in order."""
+    return table.take(find_smallest(table[KEY].to_numpy(), table["row"].to_numpy(), count))
+
+
+def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
+    """Remove samples of months that do not have the role of their folder any more, and what a killed run left there.
+
+    DVC keeps the output of a month that is removed from `sample.months`. Stages that depend on the folder of a role
+    would then see other files than in a clone.
+    """
+    for role in ROLES:
+        listed = {paths.sample(role, month) for month in settings.sample.get_months(role)}
+        for path in paths.sample(role, "").parent.glob("*"):
+            if path not in listed and path.suffix in {".parquet", ".tmp"}:
+                path.unlink()
+
+
+def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
+    """Return the samples of the months of a role, in order of time; raise TiplineError if one is missing."""
+    samples = [paths.sample(role, month) for month in settings.sample.get_months(role)]
+    for path in samples:
+        if not path.is_file():
+            what = f"{path.stem} has the role {role}, but its sample is missing."
+            raise TiplineError(what, str(path), f"Run: dvc repro sample@{path.stem}")
+    return samples
+
+
+def count_available(samples: Sequence[Path]) -> int:
+    """Return how many rows the months of these samples have."""
+    return sum(int(pq.read_metadata(path).metadata[AVAILABLE]) for path in samples)
 
 
 def read_pool(samples: Sequence[Path]) -> pa.Table:
-    """The samples of several months, named by month, as one that nests: ordered by key, ties by month."""
+    """Read the samples of several months, named by month, as one that nests: ordered by key, ties by month.
+
+    Its column `sample_month` has the position of each row's month in order of time.
+    """
     tables = [pq.read_table(path) for path in sorted(samples)]
+    for code, table in enumerate(tables):
+        tables[code] = table.append_column(MONTH, pa.array(np.full(len(table), code, np.int32)))
     pool = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     return pool.take(np.argsort(pool[KEY].to_numpy(), kind="stable"))
 
 
-def count_available(samples: Sequence[Path]) -> int:
-    """How many rows the months of these samples have; of a sample that does not say so, its own rows."""
-    files = [pq.read_metadata(path) for path in samples]
-    return sum(int((file.metadata or {}).get(OF_ROWS, file.num_rows)) for file in files)
-
-
-def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
-    """The samples of a role's months, in order of time.
-
-    Raises
-    ------
-    TiplineError
-        Where one is missing.
-    """
-    found = [paths.sample(role, month) for month in settings.sample.get_months(role)]
-    for path in found:
-        if not path.is_file():
-            raise TiplineError(f"There is no sample of {path.stem}.", str(path), f"Run: dvc repro sample@{path.stem}")
-    return found
-
-
 def read_role(settings: Settings, paths: Paths, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
-    """The pool of a role's months, the rows whose target is known; columns of `types` that no month has are null.
+    """Read the rows of a role's pool whose target is known. Columns of `types` that no month has are null.
 
-    Raises
-    ------
-    TiplineError
-        Where there is no such row, or a sample is missing.
+    Raises TiplineError if a sample is missing or no target is known.
     """
-    return known(settings, role, add_missing_columns(read_pool(list_samples(settings, paths, role)), types))
+    pool = add_missing_columns(read_pool(list_samples(settings, paths, role)), types)
+    return drop_unlabelled(pool, settings.model.target, role)
 
 
-def read_role_by_month(settings: Settings, paths: Paths, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
-    """`of_role` in order of the months, with each row's place among them in the column `month`."""
-    tables = [add_missing_columns(pq.read_table(path), types) for path in list_samples(settings, paths, role)]
-    placed = [
-        table.append_column(MONTH, pa.array(np.full(len(table), at, np.int32))) for at, table in enumerate(tables)
-    ]
-    return known(settings, role, pa.concat_tables(placed, promote_options="default").unify_dictionaries())
-
-
-def known(settings: Settings, role: str, trips: pa.Table) -> pa.RecordBatch:
-    """The rows whose target is known, as one batch."""
-    batches = labelled(trips, settings.model.target).combine_chunks().to_batches()
+def drop_unlabelled(pool: pa.Table, target: str, role: str) -> pa.RecordBatch:
+    """Return the rows whose target is known as one batch."""
+    batches = pool.filter(pool[target].is_valid()).combine_chunks().to_batches()
     if not batches:
-        what = f"None of the sampled rows has a known {settings.model.target}."
-        todo = f"Give the role {role} to other months in params.yaml."
-        raise TiplineError(what, ", ".join(settings.sample.get_months(role)), todo)
+        what = f"No sampled row of the `{role}` months has a known {target}."
+        raise TiplineError(what, "params.yaml, sample.months", f"Give the role {role} to other months.")
     return batches[0]
-
-
-def labelled(trips: pa.Table, target: str) -> pa.Table:
-    """The rows whose target is known."""
-    return trips.filter(trips[target].is_valid())
