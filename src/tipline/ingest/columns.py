@@ -36,7 +36,7 @@ def get_baseline_columns(baseline: Mapping[str, Any]) -> list[str]:
 
 
 def add_missing_columns(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Add columns of nulls: a month is not prepared again for a column that only later months have."""
+    """Add columns of nulls, because months are not prepared again for a column that only later ones have."""
     for name, type_ in types.items():
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), type_))

@@ -105,7 +105,7 @@ class Conformer:
         if name not in self.names:
             return self._create_nulls(len(batch.rows), TYPES[column.type]), []
         published = batch.values.column(self.names[name])
-        return self._encode(name, published) if name in self.aliases else cast(published, TYPES[column.type])
+        return self._encode(name, published) if name in self.aliases else cast_column(published, TYPES[column.type])
 
     def _encode(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
         """Encode a category by its distinct values: first the schema's values, then others as the month has them."""
@@ -166,7 +166,7 @@ def count_outside(array: pa.Array, low: float, high: float) -> int:
     return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
 
 
-def cast(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
+def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
     """Cast an array; return it and the indices of values that cannot be read, which are null in it.
 
     A float's NaN counts as missing, because pandas writes it for null.

@@ -78,11 +78,11 @@ class Column(BaseModel):
         fill, (low, high) = self.fill, self.range or (0, 1)
         is_suitable = isinstance(fill, float) and math.isfinite(fill) and (self.type == "number" or fill.is_integer())
         problems = {
-            f"aliases: a {self.type} cannot have any": aliases and not is_category,
+            "aliases: only a category has them": aliases and not is_category,
             f"aliases: {repeated} is listed twice": repeated is not None,
-            f"range: a {self.type} cannot have one": self.range and not is_number,
+            "range: only a number or an integer has one": self.range and not is_number,
             f"range: {low:g} is not below {high:g}": not low < high,
-            f"fill: {fill} is not a {self.type}": not (fill is None or is_category or (is_number and is_suitable)),
+            f"fill: {fill} does not suit the type {self.type}": not (fill is None or is_category or (is_number and is_suitable)),
         }
         for problem in (text for text, is_so in problems.items() if is_so):
             raise ValueError(problem)
@@ -193,7 +193,7 @@ class Schema(BaseModel):
             type_ = self.columns[key].type
             if not self.columns[key].is_readable(field.type):
                 what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}; "
-                what += f"the schema's {key} is a {type_} and expects {READABLE[type_][2]}."
+                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][2]}."
                 raise TiplineError(what, where, "Check the file, and the column's type in the schema.")
         known = {normalize_name(name) for name in self.ignored} | set(keys)
         return Match(
@@ -205,10 +205,10 @@ class Schema(BaseModel):
         )
 
     def describe_mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-        """Return the part of the schema that affects a month with these columns and aliases.
+        """Return the part of the schema that matters to a month with these columns and aliases.
 
-        A month is out of date if the digest of this changes. What is added to the schema for another month, and columns
-        that the month lacks, do not change it.
+        A month is out of date if the digest of this changes. Additions for other months, and columns that the month
+        lacks, do not change it.
         """
         return {
             key: {

@@ -50,7 +50,7 @@ ZONES = np.where(np.isin(np.arange(266), BUSY), 60, np.arange(266) > 0)
 # Before a month: dollars at the start, per unit of distance or time, flat from JFK, per toll.
 TARIFFS = {"2012-09": (2.5, 0.4, 45.0, 4.57), "2023-01": (2.5, 0.5, 52.0, 5.33), "9999-99": (3.0, 0.7, 70.0, 6.94)}
 
-# name:kind, where no kind is double and a month is double from that month on, and published as untyped nulls before.
+# name:kind. Without a kind: double. With a month: double from that month on, untyped nulls before.
 YEAR_2009 = """vendor_name:text Trip_Pickup_DateTime:text Trip_Dropoff_DateTime:text Passenger_Count:integer
     Trip_Distance Start_Lon Start_Lat Rate_Code store_and_forward End_Lon End_Lat Payment_Type:text Fare_Amt surcharge
     mta_tax Tip_Amt Tolls_Amt Total_Amt"""
