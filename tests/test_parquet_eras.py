@@ -16,6 +16,7 @@ import pytest
 
 from tests import factory
 from tests.factory import COLUMNS, DOUBLE, INT32, INT64, RAW_TPEP, SCHEMA, TYPES_TPEP, prepare_file, prepare_tpep
+from tests.fuzzing import encode_number
 from tipline.ingest import prepare
 
 if TYPE_CHECKING:
@@ -451,15 +452,6 @@ def test_a_month_of_other_data_is_refused(
     check_refused(run_cli, paths, *words)
 
 
-def encode_varint(number: int) -> bytes:
-    """A number in Thrift's compact form: zigzag, seven bits per byte."""
-    left, found = number * 2, bytearray()
-    while left >= 128:
-        found.append(left % 128 + 128)
-        left //= 128
-    return bytes([*found, left])
-
-
 @pytest.mark.parametrize("rows", [2, 4, 1_000_000])
 @pytest.mark.parametrize("places", [1, 2], ids=["file", "file and row group"])
 def test_a_footer_with_a_wrong_number_of_rows_is_refused(
@@ -472,8 +464,8 @@ def test_a_footer_with_a_wrong_number_of_rows_is_refused(
     begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     footer = data[begin:-8]
     for end in (b"\x19\x1c", b"\x26\x08")[:places]:
-        assert footer.count(b"\x16" + encode_varint(3) + end) == 1
-        footer = footer.replace(b"\x16" + encode_varint(3) + end, b"\x16" + encode_varint(rows) + end)
+        assert footer.count(b"\x16" + encode_number(3) + end) == 1
+        footer = footer.replace(b"\x16" + encode_number(3) + end, b"\x16" + encode_number(rows) + end)
     path.write_bytes(data[:begin] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     assert pq.read_metadata(path).num_rows == rows
     check_refused(run_cli, paths, "cannot be read", "month.parquet")
