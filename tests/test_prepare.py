@@ -130,7 +130,7 @@ def test_new_columns_and_aliases_are_kept_counted_and_logged(
     run_cli: Run, make_project: MakeProject, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = make_project()
-    rows = [{"weather": "rain", "payment_type": 9}, {"payment_type": 9}, {}]
+    rows: list[dict[str, Any]] = [{"weather": "rain", "payment_type": 9}, {"payment_type": 9}, {}]
     factory.write_tpep(paths.raw(MONTH) / "m.parquet", *rows, weather=pa.string())
     with caplog.at_level(logging.INFO):
         assert run_cli(paths.root, "prepare", MONTH)[0] == 0

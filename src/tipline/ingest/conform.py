@@ -129,7 +129,7 @@ class Conformer:
     def _quarantine(self, batch: Batch, reasons: Mapping[int, str]) -> pa.RecordBatch:
         indices = sorted(reasons)
         rows = zip(
-            batch.rows[indices].tolist(), (reasons[index] for index in indices), batch.format_rows(indices), strict=True
+            batch.rows[indices].tolist(), map(reasons.__getitem__, indices), batch.format_rows(indices), strict=True
         )
         found = sorted([*rows, *batch.malformed])  # in the order of the file
         self.quarantined.update(reason for _, reason, _ in found)

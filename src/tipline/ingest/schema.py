@@ -50,11 +50,6 @@ def wrap_name(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-def get_value_type(type_: pa.DataType) -> pa.DataType:
-    """Return the type of the values, also if they are dictionary-encoded."""
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
 class Column(BaseModel):
     """A column of the schema; schema.yaml explains the keys."""
 
@@ -82,7 +77,9 @@ class Column(BaseModel):
             f"aliases: {repeated} is listed twice": repeated is not None,
             "range: only a number or an integer has one": self.range and not is_number,
             f"range: {low:g} is not below {high:g}": not low < high,
-            f"fill: {fill} does not suit the type {self.type}": not (fill is None or is_category or (is_number and is_suitable)),
+            f"fill: {fill} does not suit the type {self.type}": not (
+                fill is None or is_category or (is_number and is_suitable)
+            ),
         }
         for problem in (text for text, is_so in problems.items() if is_so):
             raise ValueError(problem)
@@ -108,12 +105,14 @@ class Column(BaseModel):
 
     def is_natural(self, type_: pa.DataType) -> bool:
         """Whether a published type is the usual one for this column."""
-        return bool(READABLE[self.type][0](get_value_type(type_)))
+        return bool(READABLE[self.type][0](type_.value_type if pa.types.is_dictionary(type_) else type_))
 
     def is_readable(self, type_: pa.DataType) -> bool:
         """Whether values of a published type can be read as this column."""
-        natural, others, _ = READABLE[self.type]
-        return any(test(get_value_type(type_)) for test in (is_text_type, pa.types.is_null, natural, *others))
+        type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
+        return self.is_natural(type_) or any(
+            test(type_) for test in (is_text_type, pa.types.is_null, *READABLE[self.type][1])
+        )
 
 
 @dataclass(frozen=True)
