@@ -123,7 +123,7 @@ def footer(place: str) -> bytes:
 def estimated(size: int | None, header: int, rest: bytes) -> int | None:
     """Rows of a CSV file of so many bytes, were all its lines as long as the first ones."""
     whole = rest if size is not None and size <= header + len(rest) else rest[: rest.rfind(b"\n") + 1]
-    rows = len(readers.Lines(whole, 0).all())
+    rows = len(readers.split_lines(whole))
     if size is None or not rows:
         return None if size is None else 0
     return round((size - header) * rows / len(whole))

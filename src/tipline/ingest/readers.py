@@ -1,12 +1,11 @@
-"""A published month as a stream of Arrow batches, each row with its number in the file."""
+"""Read a published month, Parquet or CSV, as Arrow batches whose rows are numbered as in the file."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,151 +22,108 @@ if TYPE_CHECKING:
 
 MAGIC = b"PAR1"
 BATCH_ROWS = 2**17
-BLOCK_BYTES = 2**24
-# Column chunks are read through buffers of this size: without, a huge row group is held in memory, all its bytes.
-BUFFER_BYTES = 2**20
-# No published line has 1 kB; where no line ends for so long, it is no CSV.
-HEADER_BYTES, LINE_BYTES = 2**20, 2**26
-# The TLC's rows have up to two fields more than the header, all of them blank.
-SURPLUS_FIELDS = 20
-LONGEST_RAW = 1000  # bytes of a value that are kept where a row of Parquet is set apart
-# Nulls take next to no room: a file of a kilobyte can hold billions of rows of nothing.
-FEW_ROWS, ROWS_A_BYTE = 2**20, 8
-LONGEST_REPEATED = 200  # bytes; published times have 19
-RAGGED = "number of fields is not the header's"
-NOT_UTF8 = "not UTF-8"
+BLOCK_BYTES = 2**21  # of CSV that are parsed at a time; a malformed line becomes a Python object
+BUFFER_BYTES = 2**20  # column chunks are read through buffers; without them, a whole row group is held in memory
+MAX_HEADER_BYTES, MAX_LINE_BYTES = 2**20, 2**26  # published lines have less than 1 kB
+MAX_SURPLUS_FIELDS = 20  # TLC lines have up to two blank fields more than the header
+MAX_RAW_BYTES = 1000  # kept of each value of a quarantined row of Parquet
+# Nulls take almost no space: a file of a kilobyte can claim billions of rows.
+MIN_ROW_LIMIT, MAX_ROWS_PER_BYTE = 2**20, 8
+MAX_REPEATED_BYTES = 200  # published times have 19
+RAGGED, NOT_UTF8 = "number of fields is not the header's", "not UTF-8"
 LINE_END = re.compile(rb"\r\n|\r|\n")
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
-class Apart(NamedTuple):
-    """A line that cannot even be split into fields."""
-
-    row: int
-    reason: str
-    text: str
+QuarantinedRow = tuple[int, str, str]  # row number, reason, published text
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a published month: the columns that were asked for."""
+    """Some rows of a published month."""
 
-    rows: Rows  # their numbers in the file
-    values: pa.RecordBatch  # as published
-    apart: Sequence[Apart] = ()  # lines among them that could not be split; `rows` and `values` go without these
-    lines: Lines | None = None  # the text that the rows were read from, where there was one
+    rows: Rows  # their numbers in the file, from 0
+    values: pa.RecordBatch  # the requested columns as published
+    malformed: Sequence[QuarantinedRow] = ()  # lines of the same block that cannot be split into fields
+    block: bytes | None = None  # the text that the rows were read from; None for Parquet
+    first: int = 0  # the row number of the block's first line
 
-    def raw(self, places: Sequence[int]) -> list[str]:
-        """The published text of rows, or their values as json where they were not published as text."""
-        if self.lines is not None:
-            return [self.lines.text(int(self.rows[place])) for place in places]
-        taken = self.values.take(pa.array(places, pa.int64()))
-        columns = [plain_values(column) for column in taken.columns]
+    def format_rows(self, indices: Sequence[int]) -> list[str]:
+        """Return the published text of rows; for Parquet, their values as JSON."""
+        if not indices:
+            return []
+        if self.block is not None:
+            lines = split_lines(self.block)
+            return [decode_text(lines[row - self.first]) for row in self.rows[indices].tolist()]
+        taken = self.values.take(pa.array(indices, pa.int64()))
+        columns = [convert_to_json(column) for column in taken.columns]
         rows = (dict(zip(taken.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
         return [json.dumps(row, default=str, ensure_ascii=False) for row in rows]
 
 
-def longest(coded: pa.DictionaryArray) -> int:
-    """The bytes of the longest text of a dictionary."""
-    return pc.max(pc.binary_length(coded.dictionary.cast(pa.large_binary()))).as_py() or 0
+def convert_to_json(array: pa.Array) -> list[Any]:
+    """Convert values to what JSON can hold; cut long text.
 
-
-def plain_values(array: pa.Array) -> list[Any]:
-    """Values that json can hold, long text cut.
-
-    Arrow's times reach further than Python's, and Parquet may call text what is not UTF-8.
+    Arrow's times reach further than Python's, and Parquet may declare as text what is not UTF-8.
     """
     if pa.types.is_dictionary(array.type):
-        values = plain_values(array.dictionary)
+        values = convert_to_json(array.dictionary)
         return [None if index is None else values[index] for index in array.indices.to_pylist()]
     if is_text_type(array.type):
-        cut = pc.binary_slice(array.cast(pa.large_binary()), 0, LONGEST_RAW)
-        return [None if value is None else value.decode(errors="backslashreplace") for value in cut.to_pylist()]
-    found: list[Any] = (array.cast(pa.string()) if pa.types.is_temporal(array.type) else array).to_pylist()
-    return found
-
-
-class Lines:
-    """The lines of a block of text that are not blank, split when they are first asked for; rows count from `first`."""
-
-    def __init__(self, data: bytes, first: int) -> None:
-        self._data, self._first = data, first
-        self._split: list[bytes] | None = None
-
-    def all(self) -> list[bytes]:
-        """Each line without its end."""
-        if self._split is None:
-            self._split = [line for line in LINE_END.split(self._data) if line]
-        return self._split
-
-    def text(self, row: int) -> str:
-        """A line as text."""
-        return self.all()[row - self._first].decode(errors="backslashreplace")
+        texts = pc.binary_slice(array.cast(pa.large_binary()), 0, MAX_RAW_BYTES).to_pylist()
+        return [None if text is None else decode_text(text) for text in texts]
+    return list((array.cast(pa.string()) if pa.types.is_temporal(array.type) else array).to_pylist())
 
 
 class ParquetMonth:
-    """A month in Parquet. Rows are numbered from 0 in the order of the file."""
+    """A month in Parquet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
-            self.schema = file.schema_arrow
-            self.rows = file.metadata.num_rows
-        if self.rows > FEW_ROWS + ROWS_A_BYTE * path.stat().st_size:
-            message = f"the footer says {self.rows:,} rows, in {path.stat().st_size:,} bytes"
-            raise pa.ArrowInvalid(message)
+            self.schema, self.rows = file.schema_arrow, file.metadata.num_rows
+        size = path.stat().st_size
+        if self.rows > MIN_ROW_LIMIT + MAX_ROWS_PER_BYTE * size:
+            raise pa.ArrowInvalid(f"the footer says {self.rows:,} rows, in {size:,} bytes")
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
-        """Yield the columns `names`, at most BATCH_ROWS rows at a time, whatever the row groups are.
+        """Yield the columns `names`, at most BATCH_ROWS rows at a time, however large the row groups are.
 
-        Text columns among `categories` come dictionary-coded, as they lie in the file: decoding them costs more than
-        all the rest.
+        Text columns among `categories` stay dictionary-encoded: decoding them takes longer than everything else.
         """
-        texts = [name for name in names if is_text_type(self.schema.field(name).type)]
-        coded = self._coded(texts, categories) if texts else []
-        first = 0
-        with pq.ParquetFile(self.path, read_dictionary=coded, buffer_size=BUFFER_BYTES) as file:
+        encoded, first = self._choose_encoded(names, categories), 0
+        with pq.ParquetFile(self.path, read_dictionary=encoded, buffer_size=BUFFER_BYTES) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
-                yield Batch(np.arange(first, first + len(batch)), without_views(batch.select(list(names))))
+                yield Batch(np.arange(first, first + len(batch)), batch.select(list(names)))
                 first += len(batch)
-            # Last: Arrow ends the process where it is asked about a chunk that reading has not found to be sound.
+            # Only now: Arrow aborts the process if asked about a column chunk that is damaged.
             check_counts(file.metadata, names)
         if first != self.rows:
-            message = f"the footer says {self.rows:,} rows, there are {first:,}"
-            raise pa.ArrowInvalid(message)
+            raise pa.ArrowInvalid(f"the footer says {self.rows:,} rows, there are {first:,}")
 
-    def _coded(self, texts: Sequence[str], categories: Sequence[str]) -> list[str]:
-        """Which text columns to read dictionary-coded: the categories, but all where a dictionary holds a long text.
+    def _choose_encoded(self, names: Sequence[str], categories: Sequence[str]) -> list[str]:
+        """Choose the text columns to read dictionary-encoded.
 
-        No batch could hold that in each of its rows. None in an encoding that Arrow cannot read so; the TLC uses none.
+        These are the categories, and text views, for which Arrow has few functions: all text columns if there is a long
+        text, which may be in every row, and none if Arrow cannot read the encoding this way.
         """
-        with pq.ParquetFile(self.path, read_dictionary=list(texts), buffer_size=BUFFER_BYTES) as file:
-            try:
-                long = any(longest(column) > LONGEST_REPEATED for column in heads(file, texts))
-            except (pa.ArrowNotImplementedError, OSError):  # where the pages are damaged, reading them says so
-                return []
-        return [name for name in texts if long or name in categories]
-
-
-def heads(file: pq.ParquetFile, texts: Sequence[str]) -> Iterator[pa.DictionaryArray]:
-    """The first row of each row group, text column after text column, with its dictionary.
-
-    A row group after the other: what reads it holds the pages of its columns until it is gone.
-    """
-    for group in range(file.num_row_groups):
-        for batch in itertools.islice(file.iter_batches(1, [group], columns=list(texts), use_threads=False), 1):
-            yield from batch.columns
+        types = {name: self.schema.field(name).type for name in names}
+        texts = [name for name, type_ in types.items() if is_text_type(type_)]
+        longest = 0
+        with pq.ParquetFile(self.path, read_dictionary=texts, buffer_size=BUFFER_BYTES) as file:
+            for group in range(file.num_row_groups if texts else 0):
+                try:
+                    # Row group by row group, because an iterator holds the pages of its columns until it is deleted.
+                    head = next(file.iter_batches(1, [group], columns=texts, use_threads=False), None)
+                except (pa.ArrowNotImplementedError, OSError):  # damaged pages are reported when they are read
+                    return []
+                for array in head.columns if head else ():
+                    longest = max(longest, *pc.binary_length(array.dictionary.cast(pa.large_binary())).to_pylist(), 0)
+        views = [name for name in texts if pa.types.is_string_view(types[name])]
+        return texts if longest > MAX_REPEATED_BYTES else [name for name in texts if name in {*categories, *views}]
 
 
 def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
-    """Refuse a footer that says fewer rows than its columns have: Arrow would leave out the others without a word.
-
-    Raises
-    ------
-    pa.ArrowInvalid
-        Naming the first such column.
-    """
+    """Refuse a footer that says fewer rows than a column has; Arrow would silently leave out the others."""
     indices = {footer.schema.column(index).path: index for index in range(footer.num_columns)}
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for name in names:
@@ -177,48 +133,34 @@ def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
                 raise pa.ArrowInvalid(message)
 
 
-def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch whose text is plain: Arrow has next to no functions for views of text."""
-    views = [pa.types.is_string_view(type_) for type_ in batch.schema.types]
-    if not any(views):
-        return batch
-    pairs = zip(batch.columns, views, strict=True)
-    arrays = [array.cast(pa.large_string()) if is_view else array for array, is_view in pairs]
-    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
-
-
 class CsvMonth:
-    """A month in CSV: every field is text here. Rows are numbered from 0, blank lines not counted.
+    """A month in CSV, every field as text. Blank lines are not counted as rows.
 
-    Lines whose number of fields is not the header's are set apart, unless all fields that they have too many are
-    blank. `rows` counts all once the batches are through.
+    Lines with another number of fields than the header are malformed, unless all surplus fields are blank. `rows` is
+    complete once all batches have been read.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.rows = path, 0
         with path.open("rb") as file:
-            head = file.readline(HEADER_BYTES)
+            head = file.readline(MAX_HEADER_BYTES)
         end = LINE_END.search(head)
         self._start = end.end() if end else len(head)
         self.schema = read_header(head)
-        self.rows = 0
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
-        """Yield the columns `names` as text, a block at a time; `categories` is there for symmetry with Parquet."""
+        """Yield the columns `names` as text, block by block; `categories` does not matter for CSV."""
         del categories
-        places = [self.schema.names.index(name) for name in names]
-        for data in itertools.chain.from_iterable(map(pieces, self._blocks())):
-            block = Block(data, self.rows, len(self.schema))
-            parsed, apart = block.parse(places)
-            rows = len(parsed) + len(apart)
-            numbers = np.arange(self.rows, self.rows + rows)
-            good = np.setdiff1d(numbers, [line.row for line in apart], assume_unique=True) if apart else numbers
-            values = pa.RecordBatch.from_arrays(parsed.columns, names=list(names))
-            yield Batch(good, values, apart, block.lines)
-            self.rows += rows
+        indices = [self.schema.names.index(name) for name in names]
+        for block in self._read_blocks():
+            arrays, malformed = self._parse_block(block, indices)
+            count = len(arrays[0]) + len(malformed)
+            rows = np.delete(np.arange(self.rows, self.rows + count), [row - self.rows for row, _, _ in malformed])
+            yield Batch(rows, pa.RecordBatch.from_arrays(arrays, names=list(names)), malformed, block, self.rows)
+            self.rows += count
 
-    def _blocks(self) -> Iterator[bytes]:
-        """The lines below the header in blocks of about BLOCK_BYTES, no line cut."""
+    def _read_blocks(self) -> Iterator[bytes]:
+        """Yield the lines below the header in blocks of about BLOCK_BYTES, no line cut."""
         rest = b""
         with self.path.open("rb") as file:
             file.seek(self._start)
@@ -227,145 +169,121 @@ class CsvMonth:
                 if end:
                     yield rest + data[:end]
                 rest = data[end:] if end else rest + data
-                if len(rest) > LINE_BYTES:
-                    message = f"no line ends within {LINE_BYTES:,} bytes"
-                    raise pa.ArrowInvalid(message)
+                if len(rest) > MAX_LINE_BYTES:
+                    raise pa.ArrowInvalid(f"no line ends within {MAX_LINE_BYTES:,} bytes")
         if rest:
             yield rest
 
-
-def pieces(data: bytes) -> Iterator[bytes]:
-    """Whole lines, halved until no piece has many more than BATCH_ROWS: each that cannot be split is an object."""
-    end = LINE_END.search(data, len(data) // 2)
-    if not end or end.end() == len(data) or max(data.count(b"\n"), data.count(b"\r")) <= BATCH_ROWS:
-        yield data
-    else:
-        yield from pieces(data[: end.end()])
-        yield from pieces(data[end.end() :])
-
-
-class Block:
-    """Whole lines of a CSV file whose header has `width` fields; `first` is the row number of the first line."""
-
-    def __init__(self, data: bytes, first: int, width: int) -> None:
-        self.data, self.first, self.width = data, first, width
-        self.lines = Lines(data, first)
-
-    def parse(self, places: Sequence[int]) -> tuple[pa.RecordBatch, list[Apart]]:
-        """The fields at `places` as text, and the lines that cannot be split."""
-        expected = self._expected()
-        wanted = [*places, *range(self.width, expected)]
+    def _parse_block(self, block: bytes, indices: Sequence[int]) -> tuple[list[pa.Array], list[QuarantinedRow]]:
+        """Return the fields at `indices` and the malformed lines; line by line only if Arrow refuses the block."""
+        width, first = len(self.schema), re.search(rb"[^\r\n]+", block)
+        fields = first.group().count(b",") + 1 if first else width
+        expected = fields if width <= fields <= width + MAX_SURPLUS_FIELDS else width
         try:
-            table = parse(self.data, expected, wanted)
+            arrays = parse_fields(block, expected, [*indices, *range(width, expected)])
         except (pa.ArrowInvalid, UnicodeDecodeError):
-            return self._parse_lines(places)
-        if any(column.null_count < len(table) for column in table.columns[len(places) :]):
-            return self._parse_lines(places)
-        return as_batch(table.select(list(range(len(places))))), []
+            return self._parse_lines(block, indices)
+        if any(surplus.null_count < len(surplus) for surplus in arrays[len(indices) :]):
+            return self._parse_lines(block, indices)
+        return arrays[: len(indices)], []
 
-    def _expected(self) -> int:
-        """The number of fields of the first line, where that is the header's or a little more."""
-        start = re.search(rb"[^\r\n]+", self.data)
-        fields = start.group().count(b",") + 1 if start else self.width
-        return fields if self.width <= fields <= self.width + SURPLUS_FIELDS else self.width
-
-    def _parse_lines(self, places: Sequence[int]) -> tuple[pa.RecordBatch, list[Apart]]:
-        """`parse` for a block with a line that is not like the others."""
-        good, apart = [], []
-        for row, line in enumerate(self.lines.all(), self.first):
-            fields = line.split(b",", self.width)
-            if len(fields) < self.width or (len(fields) > self.width and fields[-1].strip(b", ")):
-                apart.append(Apart(row, RAGGED, self.lines.text(row)))
+    def _parse_lines(self, block: bytes, indices: Sequence[int]) -> tuple[list[pa.Array], list[QuarantinedRow]]:
+        width = len(self.schema)
+        good: list[bytes] = []
+        malformed: list[QuarantinedRow] = []
+        for row, line in enumerate(split_lines(block), self.rows):
+            fields = line.split(b",", width)
+            if len(fields) < width or (len(fields) > width and fields[-1].strip(b", ")):
+                malformed.append((row, RAGGED, decode_text(line)))
             elif not is_utf8(line):
-                apart.append(Apart(row, NOT_UTF8, self.lines.text(row)))
+                malformed.append((row, NOT_UTF8, decode_text(line)))
             else:
-                good.append(b",".join(fields[: self.width]))
-        return as_batch(parse(b"\n".join(good), self.width, places)), apart
+                good.append(b",".join(fields[:width]))
+        return parse_fields(b"\n".join(good), width, indices), malformed
 
 
-def parse(data: bytes, width: int, places: Sequence[int]) -> pa.Table:
-    """The fields of lines at some places, as text, blank ones null.
+def split_lines(block: bytes) -> list[bytes]:
+    """Split CSV into its lines, without their ends and without blank ones."""
+    return [line for line in LINE_END.split(block) if line]
 
-    Raises
-    ------
-    pa.ArrowInvalid, UnicodeDecodeError
-        Where a line has another number of fields, or what was asked for is not UTF-8.
-    """
-    names = [str(place) for place in range(width)]
+
+def decode_text(data: bytes) -> str:
+    """Return bytes as text, with escapes for what is not UTF-8."""
+    return data.decode(errors="backslashreplace")
+
+
+def parse_fields(data: bytes, width: int, indices: Sequence[int]) -> list[pa.Array]:
+    """Return the fields at `indices` as text, blank ones as null; raise if a line does not have `width` fields."""
     if not data:
-        return pa.table({str(place): pa.array([], pa.string()) for place in places})
-    return pyarrow.csv.read_csv(
+        return [pa.array([], pa.string()) for _ in indices]
+    names = [str(index) for index in range(width)]
+    table = pyarrow.csv.read_csv(
         pa.BufferReader(data),
-        # One block: a line that is longer than a block would end it.
+        # One block, because a line must not be longer than a block.
         read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
-        # The TLC quotes nothing; a stray quote read as one would swallow all lines up to the next.
+        # The TLC quotes nothing, and a stray quote would swallow all lines up to the next.
         parse_options=pyarrow.csv.ParseOptions(quote_char=False),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
-            include_columns=[str(place) for place in places],
+            include_columns=[names[index] for index in indices],
             null_values=[""],
             strings_can_be_null=True,
         ),
     )
+    return [column.combine_chunks() for column in table.columns]
 
 
-def as_batch(table: pa.Table) -> pa.RecordBatch:
-    """A table as one batch."""
-    arrays = [column.combine_chunks() for column in table.columns]
-    return pa.RecordBatch.from_arrays(arrays, names=table.column_names)
-
-
-def is_utf8(line: bytes) -> bool:
-    """Whether some bytes are text."""
+def is_utf8(data: bytes) -> bool:
+    """Whether bytes are UTF-8 text."""
     try:
-        line.decode()
+        data.decode()
     except UnicodeDecodeError:
         return False
     return True
 
 
 def read_header(line: bytes) -> pa.Schema:
-    """The columns that a CSV file's first line names, all of them text."""
+    """Return the columns that the first line of a CSV file names, all of them text."""
     first = LINE_END.split(line)[0]
-    if len(first) >= HEADER_BYTES:
-        message = f"its first line has {HEADER_BYTES:,} bytes or more, so it is no CSV file"
-        raise pa.ArrowInvalid(message)
+    if len(first) >= MAX_HEADER_BYTES:
+        raise pa.ArrowInvalid(f"its first line has {MAX_HEADER_BYTES:,} bytes or more, so it is not a CSV file")
     if not is_utf8(first):
-        message = "its header is not UTF-8"
-        raise pa.ArrowInvalid(message)
+        raise pa.ArrowInvalid("its header is not UTF-8")
     return pa.schema([(name, pa.string()) for name in first.decode("utf-8-sig").split(",")])
 
 
-def open_month(path: Path, month: str) -> ParquetMonth | CsvMonth:
-    """Open a published month, by what its bytes are rather than by its name.
+Month = ParquetMonth | CsvMonth
+
+
+def open_month(path: Path, month: str) -> Month:
+    """Open a published month; its first bytes decide the format, not its name.
 
     Raises
     ------
     TiplineError
-        Where the footer or the header cannot be read.
+        The footer or the header cannot be read.
     """
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic = file.read(len(MAGIC))
         return ParquetMonth(path) if magic == MAGIC else CsvMonth(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise explain_damage(error, path.name, month) from error
 
 
 def explain_damage(error: Exception, name: str, month: str) -> TiplineError:
-    """The message for a month whose bytes cannot be read."""
-    todo = f"Fetch the month again (dvc repro -f download@{month}), or ask whoever made it."
-    return TiplineError(
-        f"The published month cannot be read: {summarize_exception(error)}", f"{name}, month {month}", todo
-    )
+    """Return the error for a month whose bytes cannot be read."""
+    what = f"The published month cannot be read: {summarize_exception(error)}"
+    todo = f"Download the month again (dvc repro -f download@{month}), or ask its publisher."
+    return TiplineError(what, f"{name}, month {month}", todo)
 
 
-def read_row(month: ParquetMonth | CsvMonth, row: int) -> str | None:
-    """A published row, as text or as json, None where there is no such row."""
-    # Of CSV, one column is enough to split the lines; the text of the whole line is kept beside it.
+def read_row(month: Month, row: int) -> str | None:
+    """Return a published row, as text for CSV and as JSON for Parquet; None if there is no such row."""
+    # One column of CSV is enough to split the lines, whose text is kept beside it.
     names = month.schema.names if isinstance(month, ParquetMonth) else month.schema.names[:1]
     for batch in month.batches(names, []):
-        place = int(np.searchsorted(batch.rows, row))
-        if place < len(batch.rows) and batch.rows[place] == row:
-            return batch.raw([place])[0]
+        index = int(np.searchsorted(batch.rows, row))
+        if index < len(batch.rows) and batch.rows[index] == row:
+            return batch.format_rows([index])[0]
     return None

@@ -1,4 +1,4 @@
-"""The trip schema of a schema file, and how a published month's columns map to it."""
+"""The schema file, and how the columns of a published month map to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROW = pa.field("row", pa.int64(), nullable=False)
-
-MOST_COLUMNS, LONGEST_NAME = 1000, 1000  # published months have two dozen columns
-SHOWN_NAMES = 40  # of the columns that a refused month has; a hostile header has millions
-
-
-def normal(text: str) -> str:
-    """The form in which names and aliases are compared: the TLC changes case and adds blanks at will."""
-    return text.strip().casefold()
+MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
+SHOWN_NAMES = 40
+CHECK_FILE = "Check that this is a month of the schema's data."
+# Keys of a column in tipline 0.1 -> today's.
+RENAMED = {"spellings": "aliases", "after_payment": "known_after_outcome"}
 
 
 def is_text_type(type_: pa.DataType) -> bool:
@@ -34,41 +31,34 @@ def is_text_type(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
-def plain(type_: pa.DataType) -> pa.DataType:
-    """The type of the values, where they are dictionary-coded."""
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
-
-
-def as_list(value: object) -> object:
-    """One name as a list of one."""
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-class Readable(NamedTuple):
-    """How a type is published at its best, what else can be read as it (text and nulls always can), both in words."""
-
-    natural: Callable[[pa.DataType], bool]
-    also: tuple[Callable[[pa.DataType], bool], ...]
-    words: str
-
-
-READABLE = {
-    "category": Readable(is_text_type, (pa.types.is_integer, pa.types.is_floating), "text or numbers"),
-    "timestamp": Readable(pa.types.is_timestamp, (pa.types.is_date,), "timestamps, dates or text"),
-    "number": Readable(pa.types.is_floating, (pa.types.is_integer, pa.types.is_decimal), "numbers or text"),
-    "integer": Readable(pa.types.is_integer, (pa.types.is_floating, pa.types.is_decimal), "numbers or text"),
+# Type of a column -> is a published type the usual one? Which others can be read, beside text and nulls? For messages.
+READABLE: dict[str, tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...], str]] = {
+    "category": (is_text_type, (pa.types.is_integer, pa.types.is_floating), "text or numbers"),
+    "timestamp": (pa.types.is_timestamp, (pa.types.is_date,), "timestamps, dates or text"),
+    "number": (pa.types.is_floating, (pa.types.is_integer, pa.types.is_decimal), "numbers or text"),
+    "integer": (pa.types.is_integer, (pa.types.is_floating, pa.types.is_decimal), "numbers or text"),
 }
 
 
+def normalize_name(text: str) -> str:
+    """Return the form in which names and aliases are compared: the TLC changes case and adds blanks."""
+    return text.strip().casefold()
+
+
+def wrap_name(value: object) -> object:
+    """Return one name as a tuple of one, and a list as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 class Column(BaseModel):
-    """One canonical column; the keys are explained at the top of schema.yaml."""
+    """A column of the schema; schema.yaml explains the keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["category", "timestamp", "number", "integer"]
     meaning: str
     unit: str | None = None
-    names: dict[str, Annotated[tuple[str, ...], BeforeValidator(as_list)]]
+    names: Annotated[dict[str, Annotated[tuple[str, ...], BeforeValidator(wrap_name)]], Field(min_length=1)]
     aliases: dict[str, tuple[str, ...]] = {}
     fill: str | float | None = None
     range: tuple[float, float] | None = None
@@ -76,68 +66,68 @@ class Column(BaseModel):
     known_after_outcome: bool = False
 
     @model_validator(mode="after")
-    def _is_of_its_type(self) -> Column:
-        """What means nothing for the type would be passed over in silence, or fail in the middle of a month."""
-        aliased = [normal(alias) for aliases in self.aliases.values() for alias in aliases]
-        twice = next((alias for alias in aliased if aliased.count(alias) > 1), None)
-        low, high = self.range or (0, 0)
-        wrong = {
-            "names: it has none": not self.eras,
-            f"aliases: a {self.type} has none": bool(aliased) and self.type != "category",
-            f"aliases: {twice} stands for two values, or twice for one": twice is not None,
-            f"range: a {self.type} has none": self.range is not None and self.type in {"category", "timestamp"},
-            f"range: {low:g} is not below {high:g}": self.range is not None and not low < high,
-            f"fill: {self.fill} is not a {self.type}": not self._holds(self.fill),
+    def _suits_its_type(self) -> Column:
+        aliases = [normalize_name(alias) for aliases in self.aliases.values() for alias in aliases]
+        repeated = next((alias for alias in aliases if aliases.count(alias) > 1), None)
+        is_number, is_category = self.type in {"number", "integer"}, self.type == "category"
+        fill, (low, high) = self.fill, self.range or (0, 1)
+        is_suitable = isinstance(fill, float) and math.isfinite(fill) and (self.type == "number" or fill.is_integer())
+        problems = {
+            "aliases: only a category has them": aliases and not is_category,
+            f"aliases: {repeated} is listed twice": repeated is not None,
+            "range: only a number or an integer has one": self.range and not is_number,
+            f"range: {low:g} is not below {high:g}": not low < high,
+            f"fill: {fill} does not suit the type {self.type}": not (
+                fill is None or is_category or (is_number and is_suitable)
+            ),
         }
-        message = next((message for message, is_so in wrong.items() if is_so), None)
-        if message:
-            raise ValueError(message)
+        for problem in (text for text, is_so in problems.items() if is_so):
+            raise ValueError(problem)
         return self
-
-    def _holds(self, fill: str | float | None) -> bool:
-        """Whether a missing value can be filled so; a category's is held against its values by the schema."""
-        if fill is None or self.type in {"category", "timestamp"}:
-            return fill is None or self.type == "category"
-        return isinstance(fill, float) and math.isfinite(fill) and (self.type == "number" or fill.is_integer())
 
     @property
     def eras(self) -> dict[str, str]:
-        """The era of each name, in the form in which names are compared."""
-        return {normal(name): era for era, names in self.names.items() for name in names}
+        """The era of each normalized name."""
+        return {normalize_name(name): era for era, names in self.names.items() for name in names}
+
+    def list_names(self) -> list[str]:
+        """List all published names, oldest first."""
+        return [name for names in self.names.values() for name in names]
 
     @property
     def known(self) -> dict[str, str]:
-        """The canonical value of each alias, in the form in which aliases are compared."""
-        return {normal(alias): value for value, aliases in self.aliases.items() for alias in aliases}
+        """The value of each normalized alias."""
+        return {normalize_name(alias): value for value, aliases in self.aliases.items() for alias in aliases}
 
-    def canonical(self, value: str) -> str | None:
-        """The canonical value of a published alias; an unknown one stays as it is, a blank one is missing."""
-        return self.known.get(normal(value), value.strip() or None)
+    def canonical(self, alias: str) -> str | None:
+        """Return the value that an alias stands for; an unknown one stands for itself, a blank one for nothing."""
+        return self.known.get(normalize_name(alias), alias.strip() or None)
 
     def is_natural(self, type_: pa.DataType) -> bool:
-        """Whether a published type is what one would expect of this column."""
-        return bool(READABLE[self.type].natural(plain(type_)))
+        """Whether a published type is the usual one for this column."""
+        return bool(READABLE[self.type][0](type_.value_type if pa.types.is_dictionary(type_) else type_))
 
-    def reads(self, type_: pa.DataType) -> bool:
-        """Whether values of a published type can be read as this column's."""
-        type_ = plain(type_)
-        natural, also, _ = READABLE[self.type]
-        return any(test(type_) for test in (is_text_type, pa.types.is_null, natural, *also))
+    def is_readable(self, type_: pa.DataType) -> bool:
+        """Whether values of a published type can be read as this column."""
+        type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
+        return self.is_natural(type_) or any(
+            test(type_) for test in (is_text_type, pa.types.is_null, *READABLE[self.type][1])
+        )
 
 
 @dataclass(frozen=True)
 class Match:
-    """How a published month's columns map to the schema's."""
+    """How the columns of a published month map to the schema."""
 
-    era: str  # the latest whose names the month has
-    names: dict[str, str]  # published name and type of each of the schema's columns that the month has
+    era: str  # the latest one that has brought one of the month's names
+    names: dict[str, str]  # the published name and type of each column of the schema that the month has
     types: dict[str, pa.DataType]
-    absent: list[str]  # the schema's columns that the month has not
-    unknown: list[str]  # the month's columns that the schema does not speak of
+    absent: list[str]  # columns of the schema that the month does not have
+    unknown: list[str]  # published names that the schema does not have
 
 
 class Schema(BaseModel):
-    """The schema that `prepare` brings every month to."""
+    """The columns that every prepared month has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -147,29 +137,26 @@ class Schema(BaseModel):
     ignored: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _is_of_one_piece(self) -> Schema:
-        claimed: dict[str, str] = {normal(name): "ignored" for name in self.ignored}
+    def _is_consistent(self) -> Schema:
+        owners = {normalize_name(name): "ignored" for name in self.ignored}
         for key, column in self.columns.items():
-            strangers = sorted(set(column.names) - set(self.eras))
-            if strangers:
-                message = f"columns.{key}.names: {strangers[0]} is not one of the eras"
-                raise ValueError(message)
+            for era in sorted(set(column.names) - set(self.eras)):
+                raise ValueError(f"columns.{key}.names: {era} is not one of the eras")
             for name in column.eras:
-                if name in claimed:
-                    message = f"columns.{key}.names: {name} belongs to {claimed[name]} already"
-                    raise ValueError(message)
-                claimed[name] = key
+                if name in owners:
+                    raise ValueError(f"columns.{key}.names: {name} already belongs to {owners[name]}")
+                owners[name] = key
             if column.type == "category" and column.fill is not None and column.fill not in column.aliases:
-                message = f"columns.{key}.fill: {column.fill} is not one of the aliases' values"
-                raise ValueError(message)
-        if "timestamp" not in {column.type for column in self.columns.values()} or ROW.name in self.columns:
-            message = f"columns: one has to be a timestamp, and none is called {ROW.name}, which is the row's number"
-            raise ValueError(message)
+                raise ValueError(f"columns.{key}.fill: {column.fill} is not one of the values in aliases")
+        if "timestamp" not in {column.type for column in self.columns.values()}:
+            raise ValueError("columns: one of them has to be a timestamp")
+        if ROW.name in self.columns:
+            raise ValueError(f"columns: the name {ROW.name} is taken, by the row's number")
         return self
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        """Arrow schema of a prepared month: `row`, its number in the published file from 0, then the columns."""
+        """The Arrow schema of a prepared month: `row`, the number in the published file from 0, then the columns."""
         return pa.schema([ROW, *(pa.field(name, columns.TYPES[c.type]) for name, c in self.columns.items())])
 
     @property
@@ -178,60 +165,49 @@ class Schema(BaseModel):
         return next(name for name, column in self.columns.items() if column.type == "timestamp")
 
     def match(self, published: pa.Schema, where: str) -> Match:
-        """Map the schema's columns to those of a published month.
+        """Map the columns of a published month to the schema's.
 
         Raises
         ------
         TiplineError
-            Where a required column is missing, two columns claim one place, or a type cannot be read.
+            A required column is missing, two columns have the same meaning, or a type cannot be read.
         """
-        check_names(published, where)
+        names = list_names(published, where)
         keys = {name: key for key, column in self.columns.items() for name in column.eras}
-        found: dict[str, pa.Field] = {}
+        fields: dict[str, pa.Field] = {}
         for field in published:
-            key = keys.get(normal(field.name))
-            if key in found:
-                what = (
-                    f"Two columns, {shorten_text(found[key].name)!r} and {shorten_text(field.name)!r}, are both {key}."
-                )
-                raise TiplineError(what, where, "Take one out of the file, or its name out of the schema.")
+            key = keys.get(normalize_name(field.name))
+            if key in fields:
+                both = f"{shorten_text(fields[key].name)!r} and {shorten_text(field.name)!r}"
+                todo = "Remove one from the file, or its name from the schema."
+                raise TiplineError(f"Two columns, {both}, are both {key}.", where, todo)
             if key is not None:
-                found[key] = field
-        self._require(found, published.names, where)
-        for key, field in found.items():
-            if not self.columns[key].reads(field.type):
-                type_, name = self.columns[key].type, shorten_text(field.name)
-                what = f"The column {name!r} is of type {shorten_text(field.type)}; the schema's {key} is a "
-                todo = "Check the file; to read this type, add it to READABLE in src/tipline/months/schema.py."
-                raise TiplineError(what + f"{type_} and expects {READABLE[type_].words}.", where, todo)
-        left = {normal(name) for name in self.ignored} | set(keys)
+                fields[key] = field
+        missing = [key for key, column in self.columns.items() if column.required and key not in fields]
+        if missing:
+            expected = "; ".join(f"{key} (as {' or '.join(self.columns[key].list_names())})" for key in missing)
+            what = f"The month lacks columns that the schema needs: {expected}. It has: {format_names(names)}."
+            raise TiplineError(what, where, f"{CHECK_FILE} In the schema, add a new name to the column's `names`.")
+        for key, field in fields.items():
+            type_ = self.columns[key].type
+            if not self.columns[key].is_readable(field.type):
+                what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}; "
+                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][2]}."
+                raise TiplineError(what, where, "Check the file, and the column's type in the schema.")
+        known = {normalize_name(name) for name in self.ignored} | set(keys)
         return Match(
-            max((self.columns[key].eras[normal(field.name)] for key, field in found.items()), default=""),
-            {key: field.name for key, field in found.items()},
-            {key: field.type for key, field in found.items()},
-            [key for key in self.columns if key not in found],
-            [name for name in published.names if normal(name) not in left],
+            era=max((self.columns[key].eras[normalize_name(field.name)] for key, field in fields.items()), default=""),
+            names={key: field.name for key, field in fields.items()},
+            types={key: field.type for key, field in fields.items()},
+            absent=[key for key in self.columns if key not in fields],
+            unknown=[name for name in names if normalize_name(name) not in known],
         )
 
-    def _require(self, found: Mapping[str, object], published: Sequence[str], where: str) -> None:
-        missing = [key for key, column in self.columns.items() if column.required and key not in found]
-        if missing:
-            expected = "; ".join(f"{key} (as {' or '.join(self.names_of(key))})" for key in missing)
-            raise TiplineError(
-                f"The month lacks columns that the schema needs: {expected}. It has: {format_names(published)}.",
-                where,
-                "Check that this is a month of the schema's data; a new name belongs to the column's `names` there.",
-            )
+    def describe_mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+        """Return the part of the schema that matters to a month with these columns and aliases.
 
-    def names_of(self, key: str) -> list[str]:
-        """All names that published files have for a column."""
-        return [name for names in self.columns[key].names.values() for name in names]
-
-    def mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-        """All of the schema that bears on the columns and the aliases that a month has.
-
-        Its digest is what makes a prepared month out of date: what is written into the schema for another month
-        changes none of it. Columns that the month has not are no part of it either.
+        A month is out of date if the digest of this changes. Additions for other months, and columns that the month
+        lacks, do not change it.
         """
         return {
             key: {
@@ -239,7 +215,7 @@ class Schema(BaseModel):
                 "type": str(match.types[key]),
                 **self.columns[key].model_dump(include={"type", "fill", "range"}),
                 "aliases": {
-                    alias: [self.columns[key].canonical(alias), normal(alias) in self.columns[key].known]
+                    alias: [self.columns[key].canonical(alias), normalize_name(alias) in self.columns[key].known]
                     for alias in sorted(aliases.get(key, ()))
                 },
             }
@@ -247,7 +223,13 @@ class Schema(BaseModel):
         }
 
     def check_features(self, features: Iterable[str], where: str) -> None:
-        """Refuse features that the schema does not have, or that are known only after payment."""
+        """Refuse features that the schema does not have, and those that are known only after the outcome.
+
+        Raises
+        ------
+        UsageError
+            It names the first such feature.
+        """
         usable = [name for name, column in self.columns.items() if not column.known_after_outcome]
         for name in features:
             if name not in self.columns:
@@ -255,40 +237,43 @@ class Schema(BaseModel):
                 hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(usable)}."
                 raise UsageError(f"The schema has no column {name!r}.", where, hint)
             if name not in usable:
-                raise UsageError(
-                    f"{name} is known only after payment: as a feature it would give the answer away.",
-                    where,
-                    "Take it off the list.",
-                )
+                what = f"{name} is known only after the outcome: as a feature, it would give the answer away."
+                raise UsageError(what, where, "Remove it from the list.")
 
 
-def check_names(published: pa.Schema, where: str) -> None:
-    """Refuse a month whose columns are so many, or so named, that it is no month."""
-    todo = "Check that this is a month of the schema's data."
-    if len(published) > MOST_COLUMNS:
-        raise TiplineError(f"The month has {len(published):,} columns.", where, todo)
+def list_names(published: pa.Schema, where: str) -> list[str]:
+    """List the names of a published month; refuse names that no month has."""
     try:
-        longest = max(map(len, published.names), default=0)
+        names = list(published.names)
     except UnicodeDecodeError as error:
-        raise TiplineError("The name of a column is not UTF-8.", where, todo) from error
-    if longest > LONGEST_NAME:
-        raise TiplineError(f"The name of a column has {longest:,} letters.", where, todo)
+        raise TiplineError("The name of a column is not UTF-8.", where, CHECK_FILE) from error
+    if len(names) + sum(map(len, names)) > MAX_HEADER_LETTERS:
+        what = f"The month's {len(names):,} columns have names of {sum(map(len, names)):,} letters in all."
+        raise TiplineError(what, where, CHECK_FILE)
+    return names
 
 
 def format_names(names: Sequence[str]) -> str:
-    """Names as part of a message, the first of very many."""
+    """Format names for a message; a hostile header has very many."""
     more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(shorten_text(name) for name in names[:SHOWN_NAMES]) + more
 
 
 def load_schema(path: Path | None = None) -> Schema:
-    """Read a schema file; without a path, the one of yellow and green taxis that tipline comes with.
+    """Read a schema file; by default, tipline's own for yellow and green taxis.
 
     Raises
     ------
     UsageError
-        Where it is not there or makes no sense.
+        The file is missing or invalid.
     """
     path = path or Path(__file__).with_name("schema.yaml")
     values = validation.read_mapping(path, "Name the schema's file under `schema` in params.yaml.")
-    return validation.validate_values(values, Schema, path)
+    sections = values.get("columns")
+    entries = sections.values() if isinstance(sections, dict) else []
+    used = {key for column in entries if isinstance(column, dict) for key in column}
+    renamed = [f"`{old}` is now `{new}`" for old, new in RENAMED.items() if old in used]
+    if renamed:
+        what = f"The schema has keys of tipline 0.1: {'; '.join(renamed)}."
+        raise UsageError(what, str(path), "Rename them in every column.")
+    return validation.validate(values, Schema, path)

@@ -1,14 +1,14 @@
-"""Simulated months of yellow-cab trips: offline, repeatable, in the raw format that the TLC published for their time.
+"""Simulate months of yellow-cab trips in the format that the TLC published at their time: offline and repeatable.
 
-Shares and shapes of 2009 are rounded from a 1-in-1000 sample of that year. The later years are made up to go on from
-there: vendors, cards and tips drift slowly and within bounds; fares step where the city's tariff did.
+Shares and shapes of 2009 are rounded from a 1-in-1000 sample of that year. Later years are invented: vendors, cards and
+tips drift slowly and within bounds, and fares step when the city's tariff did.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Columns = list[Array | pa.Array | None]
 
-CHUNK = 2**18  # rows simulated and written at a time, one row group; another number gives other trips
+Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the format of their time
+CHUNK = 2**18  # rows of a row group, simulated and written at a time; another number gives other trips
 
 FLEX, CREDIT = 0, 1  # then cash, no charge, dispute
 CMT, VTS, DDS = 1, 2, 3  # DDS had no number of its own
 VENDORS = ["CMT", "VTS", "DDS"]
 WORDS = ["Cash", "CASH", "Credit", "CREDIT", "No Charge", "Dispute"]
 # The word that each vendor of 2009 writes for each payment; only CMT's meters know the last two.
-WORD_OF = np.array([[0, 2, 0, 4, 5], [1, 2, 1, 1, 1], [1, 3, 1, 1, 1]])
-
-# How often each is picked.
+WORD_CODES = np.array([[0, 2, 0, 4, 5], [1, 2, 1, 1, 1], [1, 3, 1, 1, 1]])
+# Relative frequencies.
 DAYS = np.array([127, 142, 145, 156, 156, 149, 126])  # Monday first
-HOURS = np.array(  # of working days, of weekends
+HOURS = np.array(  # on working days, at weekends
     [
         [30, 19, 13, 8, 7, 8, 23, 43, 56, 52, 46, 45, 48, 48, 52, 49, 44, 52, 65, 66, 62, 60, 56, 49],
         [63, 58, 46, 34, 24, 11, 10, 13, 20, 30, 38, 44, 48, 52, 50, 49, 46, 51, 57, 56, 52, 48, 51, 50],
     ]
 )
-PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])  # none, 1, 2, ...
+PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])  # 0, 1, 2, ...
 AIRPORTS = JFK, _ = 132, 138
 BUSY = [*AIRPORTS, 48, 68, 79, 90, 107, 113, 140, 141, 142, 161, 162, 163, 170, 186, 230, 234, 236, 237, 239, 249]
 ZONES = np.where(np.isin(np.arange(266), BUSY), 60, np.arange(266) > 0)
-# Before a month: dollars at the start, for a unit of distance or time, flat from JFK, for a toll.
+# Before a month: dollars at the start, per unit of distance or time, flat from JFK, per toll.
 TARIFFS = {"2012-09": (2.5, 0.4, 45.0, 4.57), "2023-01": (2.5, 0.5, 52.0, 5.33), "9999-99": (3.0, 0.7, 70.0, 6.94)}
 
-# name:kind. No kind: double. A month: double from then on; before, nothing but nulls, which were published untyped.
+# name:kind. Without a kind: double. With a month: double from that month on, untyped nulls before.
 YEAR_2009 = """vendor_name:text Trip_Pickup_DateTime:text Trip_Dropoff_DateTime:text Passenger_Count:integer
     Trip_Distance Start_Lon Start_Lat Rate_Code store_and_forward End_Lon End_Lat Payment_Type:text Fare_Amt surcharge
     mta_tax Tip_Amt Tolls_Amt Total_Amt"""
@@ -60,83 +60,62 @@ FROM_2011 = """VendorID:id tpep_pickup_datetime:time tpep_dropoff_datetime:time 
     airport_fee:2020-11"""
 
 
-class _Dice:
-    """Random numbers for a chunk, a stream for each name: the first rows do not depend on how many follow."""
+class Dice:
+    """Random numbers of a chunk, one stream per name, so that the first rows do not depend on how many follow."""
 
     def __init__(self, rows: int, *key: int) -> None:
         self.rows, self.key = rows, key
 
     def normal(self, name: str) -> Array:
-        return self._stream(name).standard_normal(self.rows)
+        return self._create_stream(name).standard_normal(self.rows)
 
     def uniform(self, name: str) -> Array:
-        return self._stream(name).random(self.rows)
+        return self._create_stream(name).random(self.rows)
 
     def chance(self, name: str, probability: float | Array) -> Array:
         return self.uniform(name) < probability
 
     def pick(self, name: str, weights: Sequence[float] | Array) -> Array:
-        """Positions in `weights`, each as often as it weighs."""
+        """Pick indices of `weights`, each as often as it weighs."""
         steps = np.cumsum(weights)
         return np.searchsorted(steps / steps[-1], self.uniform(name), side="right")
 
-    def _stream(self, name: str) -> np.random.Generator:
+    def _create_stream(self, name: str) -> np.random.Generator:
         return np.random.default_rng([*self.key, zlib.crc32(name.encode())])
 
 
-@dataclass
-class _Trips:
-    """A chunk of trips, before they are written in the format of their time."""
-
-    vendor: Array
-    pickup: Array  # to the second, as dropoff
-    dropoff: Array
-    passengers: Array
-    miles: Array
-    jfk: Array  # whether the flat fare from the airport is paid
-    payment: Array
-    fare: Array  # dollars, as the other amounts
-    extra: Array
-    tolls: Array
-    tip: Array
-
-    def total(self, charges: Array) -> Array:
-        return np.round(self.fare + self.extra + self.tolls + self.tip + charges, 2)
-
-
 def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
-    """Write `rows` simulated raw trips of `month` ("YYYY-MM") to the Parquet file `path`.
+    """Write `rows` simulated trips of `month` to a Parquet file; errors as for `get_published_schema`.
 
-    Memory does not grow with `rows`. The same arguments give the same bytes with the same numpy and pyarrow, and a
-    smaller file holds the first rows of a larger one. `seed` is 0 or more.
-
-    Raises
-    ------
-    NotPublishedError
-        The demo has no such month: it is before 2009, or in 2010.
-    TiplineError
-        `month` is not a month.
+    Memory does not grow with `rows`. Equal arguments give equal bytes with the same numpy and pyarrow, and a smaller
+    file holds the first rows of a larger one.
     """
     schema = get_published_schema(month)
-    columns = _columns_2009 if month < "2010" else _columns
+    build_columns = build_columns_2009 if month < "2010" else build_columns_today
     with pq.ParquetWriter(path, schema) as writer:
         for chunk, first in enumerate(range(0, rows, CHUNK)):
-            dice = _Dice(min(CHUNK, rows - first), seed, int(month.replace("-", "")), chunk)
-            trips = _trips(month, dice)
-            _tip(month, trips, dice)
-            _spoil(trips, dice)
-            writer.write_table(_table(schema, columns(month, trips, dice), dice.rows))
+            dice = Dice(min(CHUNK, rows - first), seed, int(month.replace("-", "")), chunk)
+            columns = build_columns(month, simulate_trips(month, dice), dice)
+            arrays = [
+                pa.nulls(dice.rows, type_) if column is None or type_ == pa.null() else pa.array(column).cast(type_)
+                for type_, column in zip(schema.types, columns, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def get_published_schema(month: str) -> pa.Schema:
-    """Names, order and types of the Parquet file that the TLC publishes for `month`."""
+    """Return names, order and types of the Parquet file that the TLC publishes for `month`.
+
+    Raises
+    ------
+    TiplineError
+        This is not a month, or (NotPublishedError) the simulation does not have it.
+    """
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
-        raise TiplineError("This is not a month.", repr(month), "Write it as 2009-01, for one.")
+        raise TiplineError("This is not a month.", repr(month), "Write it like 2009-01.")
     if month < "2009" or month.startswith("2010"):
-        what = "The simulation has no such month: only those of 2009, and of 2011 and later."
-        raise NotPublishedError(
-            what, month, "Take the month off `months` in params.yaml, or name another `source` there."
-        )
+        what = "The simulation has the months of 2009, and those from 2011 on."
+        raise NotPublishedError(what, month, "Remove the month from `months` in params.yaml, or change `source` there.")
     kinds = {
         "text": pa.string(),
         "time": pa.timestamp("us"),
@@ -151,52 +130,37 @@ def get_published_schema(month: str) -> pa.Schema:
     return pa.schema([(name, kinds.get(kind, pa.float64() if month >= kind else pa.null())) for name, kind in pairs])
 
 
-def _table(schema: pa.Schema, columns: Columns, rows: int) -> pa.Table:
-    """Bring the columns to their types; None stands for nulls, and a column without a type has nothing else."""
-    arrays = [
-        pa.nulls(rows, field.type) if column is None or field.type == pa.null() else pa.array(column).cast(field.type)
-        for field, column in zip(schema, columns, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _age(month: str) -> float:
-    """Years since January 2009."""
-    return int(month[:4]) - 2009 + (int(month[5:]) - 1) / 12
-
-
-def _shares(month: str) -> tuple[list[float], list[float]]:
-    """Weigh the codes of vendors and of payments; VTS and cards gain, ever more slowly."""
-    cmt = 0.25 + 0.22 * np.exp(-_age(month) / 8)
-    few = 0.06 * (month < "2010"), 0, 0, 0.002 * (month >= "2021"), 0.004 * (month >= "2025")
-    credit, flex = 0.86 - 0.65 * np.exp(-_age(month) / 6), 0.05 * (month >= "2021")
-    return [0, cmt, 1 - cmt, *few], [flex, credit * (1 - flex), (1 - credit) * (1 - flex) - 0.01, 0.007, 0.003]
-
-
-def _trips(month: str, dice: _Dice) -> _Trips:
-    vendors, payments = _shares(month)
-    pickup, extra = _pickups(month, dice)
-    jfk = dice.chance("jfk", 0.015)
-    miles = np.where(jfk, 17.5 + dice.normal("miles"), np.exp(0.55 + 0.83 * dice.normal("miles"))).round(2)
+def simulate_trips(month: str, dice: Dice) -> Trips:
+    """Simulate a chunk of trips; the shares of VTS and of cards grow over the years, more and more slowly."""
+    years = int(month[:4]) - 2009 + (int(month[5:]) - 1) / 12
+    cmt = 0.25 + 0.22 * np.exp(-years / 8)
+    vendors = [0, cmt, 1 - cmt, 0.06 * (month < "2010"), 0, 0, 0.002 * (month >= "2021"), 0.004 * (month >= "2025")]
+    credit, flex = 0.86 - 0.65 * np.exp(-years / 6), 0.05 * (month >= "2021")
+    payments = [flex, credit * (1 - flex), (1 - credit) * (1 - flex) - 0.01, 0.007, 0.003]
+    pickup, extra = simulate_pickups(month, dice)
+    is_jfk = dice.chance("jfk", 0.015)
+    miles = np.where(is_jfk, 17.5 + dice.normal("miles"), np.exp(0.55 + 0.83 * dice.normal("miles"))).round(2)
     minutes = 1.5 + 4 * miles * np.exp(0.3 * dice.normal("pace"))
     start, unit, flat, toll = next(tariff for end, tariff in TARIFFS.items() if month < end)
-    return _Trips(
+    trips = Trips(
         vendor=dice.pick("vendor", vendors),
         pickup=pickup,
         dropoff=pickup + np.rint(60 * minutes).astype("m8[s]"),
         passengers=dice.pick("passengers", PASSENGERS),
         miles=miles,
-        jfk=jfk,
+        is_jfk=is_jfk,
         payment=dice.pick("payment", payments),
-        fare=np.where(jfk, flat, start + unit * np.rint(4.5 * miles + 0.5 * minutes)).round(2),
+        fare=np.where(is_jfk, flat, start + unit * np.rint(4.5 * miles + 0.5 * minutes)).round(2),
         extra=extra,
         tolls=toll * dice.chance("toll", np.where(miles > 7, 0.4, 0.003)),
-        tip=np.zeros(dice.rows),
     )
+    add_tips(years, trips, dice)
+    add_errors(trips, dice)
+    return trips
 
 
-def _pickups(month: str, dice: _Dice) -> tuple[Array, Array]:
-    """Pickups to the second, in no order, and the extra dollars of nights and rush hours."""
+def simulate_pickups(month: str, dice: Dice) -> tuple[Array, Array]:
+    """Return pickups to the second, in no order, and the surcharges of nights and rush hours."""
     hours = np.arange(np.datetime64(month, "h"), (np.datetime64(month, "M") + np.timedelta64(1, "M")).astype("M8[h]"))
     hour, day = hours.astype(int) % 24, (hours.astype("M8[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
     extra = np.where((hour >= 20) | (hour < 6), 0.5, 1.0 * ((hour >= 16) & (day < 5)))
@@ -205,23 +169,22 @@ def _pickups(month: str, dice: _Dice) -> tuple[Array, Array]:
     return hours[picked].astype("M8[s]") + seconds, extra[picked]
 
 
-def _tip(month: str, trips: _Trips, dice: _Dice) -> None:
-    """Let the card decide who tips; among those who pay by card there is a little to learn."""
+def add_tips(years: float, trips: Trips, dice: Dice) -> None:
+    """Add tips: the card decides who tips, and among those who pay by card there is a little to learn."""
     hour = trips.pickup.astype("M8[h]").astype(int) % 24
     signal = 0.8 * (trips.vendor == CMT) + 0.6 * np.sin((hour - 10) * (np.pi / 12)) + 0.4 * trips.extra
     signal -= 0.3 * trips.passengers + 0.07 * np.minimum(trips.miles, 20)
-    wave = 0.15 * np.sin(_age(month))
+    wave = 0.15 * np.sin(years)
     odds = np.exp(3.45 + wave + (1 + wave) * (signal + 0.2))
     labels = dice.chance("tip", np.where(trips.payment == CREDIT, odds / (1 + odds), 0.0003))
     dollars = np.maximum(trips.fare * np.exp(0.4 * dice.normal("generosity") - 1.8), 0.01)
-    dollars = np.where(dice.chance("whole", 0.5), np.ceil(dollars), dollars.round(2))
-    trips.tip = dollars * labels
+    trips.tip = np.where(dice.chance("whole", 0.5), np.ceil(dollars), dollars.round(2)) * labels
 
 
-def _spoil(trips: _Trips, dice: _Dice) -> None:
-    """Write a few wrong values of the kinds that the published files hold."""
+def add_errors(trips: Trips, dice: Dice) -> None:
+    """Replace a few values by wrong ones of the kinds that published files have."""
     wrapped = dice.chance("fare wrapped", 2e-5)
-    trips.fare[wrapped] = (429_496.7 - trips.fare[wrapped]).round(2)  # as where a 32-bit counter went below zero
+    trips.fare[wrapped] = (429_496.7 - trips.fare[wrapped]).round(2)  # as if a 32-bit counter fell below zero
     trips.fare[dice.chance("fare negative", 1e-4)] *= -1
     trips.miles[dice.chance("miles", 2e-5)] = 259_777
     trips.passengers[dice.chance("no passengers", 1e-4)] = 0
@@ -232,43 +195,52 @@ def _spoil(trips: _Trips, dice: _Dice) -> None:
         trips.dropoff[wrong] += np.timedelta64(days, "D")
 
 
-def _columns_2009(month: str, trips: _Trips, dice: _Dice) -> Columns:
-    start, end = _places(trips, dice)
-    times = [np.where(trips.vendor == VTS, time.astype("M8[m]"), time) for time in (trips.pickup, trips.dropoff)]
-    held = np.ma.array(1.0 * dice.chance("held", 0.02), mask=(trips.vendor != CMT) | (month == "2009-01"))
-    tax = np.ma.array(np.full(dice.rows, 0.5), mask=(trips.vendor == DDS) | (month < "2009-11"))
-    total = trips.total(tax.filled(0))
-    vendor, payment = _words(trips.vendor - 1, VENDORS), _words(WORD_OF[trips.vendor - 1, trips.payment], WORDS)
-    front: Columns = [vendor, *times, trips.passengers, trips.miles, *start, None, held, *end, payment]
-    return [*front, trips.fare, trips.extra, tax, trips.tip, trips.tolls, total]
-
-
-def _places(trips: _Trips, dice: _Dice) -> tuple[Array, Array]:
-    """Longitude and latitude of start and end, in degrees."""
+def build_columns_2009(month: str, trips: Trips, dice: Dice) -> Columns:
+    """Return the columns of YEAR_2009; None is all null."""
     start = np.stack([-73.98 + 0.017 * dice.normal("lon"), 40.753 + 0.02 * dice.normal("lat")])
-    # A degree is about 52 miles from west to east, 69 from south to north.
+    # A degree is about 52 miles from west to east, and 69 from south to north.
     end = start + 0.5 * np.minimum(trips.miles, 30) * np.stack([dice.normal("east") / 52, dice.normal("north") / 69])
     start[:, dice.chance("no start", 1e-4)] = 0
     end[:, dice.chance("no end", 1e-4)] = 0
-    return start.round(6), end.round(6)
+    times = [np.where(trips.vendor == VTS, time.astype("M8[m]"), time) for time in (trips.pickup, trips.dropoff)]
+    held = np.ma.array(1.0 * dice.chance("held", 0.02), mask=(trips.vendor != CMT) | (month == "2009-01"))
+    tax = np.ma.array(np.full(dice.rows, 0.5), mask=(trips.vendor == DDS) | (month < "2009-11"))
+    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + tax.filled(0), 2)
+    vendor = encode_words(trips.vendor - 1, VENDORS)
+    payment = encode_words(WORD_CODES[trips.vendor - 1, trips.payment], WORDS)
+    columns: Columns = [
+        vendor,
+        *times,
+        trips.passengers,
+        trips.miles,
+        *start.round(6),
+        None,
+        held,
+        *end.round(6),
+        payment,
+    ]
+    return [*columns, trips.fare, trips.extra, tax, trips.tip, trips.tolls, total]
 
 
-def _columns(month: str, trips: _Trips, dice: _Dice) -> Columns:
+def build_columns_today(month: str, trips: Trips, dice: Dice) -> Columns:
+    """Return the columns of FROM_2011."""
     flex = trips.payment == FLEX
-    start, end = np.where(trips.jfk, JFK, dice.pick("start", ZONES)), dice.pick("end", ZONES)
-    held = _words(np.ma.array(dice.chance("held", 0.005), mask=flex), ["N", "Y"])
-    passengers, rate = np.ma.array(trips.passengers, mask=flex), np.ma.array(1 + trips.jfk, mask=flex)
+    start, end = np.where(trips.is_jfk, JFK, dice.pick("start", ZONES)), dice.pick("end", ZONES)
+    held = encode_words(np.ma.array(dice.chance("held", 0.005), mask=flex), ["N", "Y"])
+    passengers, rate = np.ma.array(trips.passengers, mask=flex), np.ma.array(1 + trips.is_jfk, mask=flex)
     improvement = np.full(dice.rows, 1.0 if month >= "2023" else 0.3 if month >= "2015" else 0.0)
     congestion = 2.5 * dice.chance("congestion", 0.92 * (month >= "2019-02"))
     airport = (1.75 if month >= "2023-04" else 1.25) * (np.isin(start, AIRPORTS) & (month >= "2020-11"))
     cbd = 0.75 * dice.chance("cbd", 0.7 * (month >= "2025"))
     tax = np.full(dice.rows, 0.5)
-    total = trips.total(tax + improvement + congestion + airport + cbd)
+    charges = tax + improvement + congestion + airport + cbd
+    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + charges, 2)
     columns: Columns = [trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, rate, held, start, end]
     columns += [trips.payment, trips.fare, trips.extra, tax, trips.tip, trips.tolls, improvement, total]
     columns += [np.ma.array(congestion, mask=flex), np.ma.array(airport, mask=flex)]
     return [*columns, cbd] if month >= "2025" else columns
 
 
-def _words(positions: Array, words: list[str]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(positions.astype("i1")), words)
+def encode_words(codes: Array, words: list[str]) -> pa.Array:
+    """Return an array of words, given by their index."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype("i1")), words)
