@@ -112,21 +112,6 @@ def test_a_server_without_ranges(run_cli: Run, make_project: MakeProject, tmp_pa
     assert f"{MONTH}  cannot be previewed" in printed
 
 
-def test_a_month_on_s3(
-    run_cli: Run, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "s3").mkdir()
-    with servers.gateway(tmp_path / "s3") as gateway:
-        settings = {"AWS_ENDPOINT_URL": f"http://{gateway.place}", "AWS_EC2_METADATA_DISABLED": "true"}
-        for name, value in (servers.KEYS | settings).items():
-            monkeypatch.setenv(name, value)
-        gateway.put("months", f"{MONTH}.parquet", write_large_month(tmp_path))
-        code, printed = run_cli(make_project().root, "check", "s3://months/{month}.parquet", MONTH, "2024-02")
-    assert code == 5
-    assert "60,000 rows in 3 row groups" in printed
-    assert "2024-02  not published" in printed
-
-
 def test_each_month_is_shown_by_itself_and_the_exit_code_is_for_all(
     run_cli: Run, make_project: MakeProject, tmp_path: Path
 ) -> None:

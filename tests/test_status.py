@@ -137,7 +137,7 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
     promote.run(workbench.load_settings(complete), complete, "2", "test")
     printed = show_status(complete)
     assert (printed.lines["champion"], printed.lines["challenger"]) == ("version 2", "the champion")
-    assert printed.lines["next"] == "dvc repro (the champion is version 2, the predictions are from version 1)"
+    assert printed.lines["next"] == "dvc repro (the champion is version 2, version 1 scored the months)"
     assert not printed.wrong
 
 
@@ -220,35 +220,41 @@ def test_a_store_that_does_not_answer_hides_nothing_else(
     assert "geheim" not in printed.output
 
 
-def test_a_lost_alias(complete: Paths, show_status: Any) -> None:
-    connect(complete).delete_registered_model_alias(NAME, "champion")
-    assert show_status(complete).wrong == [
-        "MLflow has no champion, but models/champion/ has one. Fix: dvc repro register"
-    ]
-    workbench.run(complete, "register")
-    assert not show_status(complete).wrong
+def lose_alias(paths: Paths) -> None:
+    """Remove the alias from MLflow."""
+    connect(paths).delete_registered_model_alias(NAME, "champion")
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "remove all"])
-def test_damaged_champion_files(complete: Paths, show_status: Any, damage: str) -> None:
-    spec = complete.champion / pyfunc.SPEC
-    if damage == "remove all":
-        shutil.rmtree(complete.champion)
-    elif damage == "remove":
-        spec.unlink()
-    else:
-        spec.write_text(spec.read_text() + " ")
-    (wrong,) = show_status(complete).wrong
-    assert "models/champion/" in wrong
-    assert wrong.endswith("Fix: dvc repro register")
-    workbench.run(complete, "register")
-    assert not show_status(complete).wrong
-
-
-def test_a_challenger_that_is_not_whole(complete: Paths, show_status: Any) -> None:
-    (complete.challenger / artifact.CODE).unlink()
-    assert show_status(complete).wrong == ["models/challenger/ lacks a file. Fix: dvc repro register"]
-    workbench.run(complete, "train")
+@pytest.mark.parametrize(
+    ("damage", "words", "fix", "stage"),
+    [
+        (lose_alias, "MLflow has no champion", "dvc repro register", "register"),
+        (lambda paths: shutil.rmtree(paths.champion), "no models/champion/", "dvc repro register", "register"),
+        (lambda paths: (paths.champion / pyfunc.SPEC).unlink(), "models/champion/", "dvc repro register", "register"),
+        (
+            lambda paths: (paths.champion / pyfunc.SPEC).write_text("{}"),
+            "other files",
+            "dvc repro register",
+            "register",
+        ),
+        (
+            lambda paths: (paths.challenger / artifact.CODE).unlink(),
+            "models/challenger/",
+            "dvc repro register",
+            "train",
+        ),
+        (lambda paths: os.truncate(paths.prepared_file(MONTH), 9), MONTH, f"dvc repro -f prepare@{MONTH}", "prepare"),
+    ],
+)
+def test_damage_and_its_fix(
+    complete: Paths, show_status: Any, damage: Callable[[Paths], Any], words: str, fix: str, stage: str
+) -> None:
+    damage(complete)
+    printed = show_status(complete)
+    (wrong,) = printed.wrong
+    assert words in wrong
+    assert wrong.partition("Fix: ")[2] == printed.lines["next"] == fix
+    workbench.run(complete, stage)
     assert not show_status(complete).wrong
 
 
@@ -260,14 +266,6 @@ def test_damaged_predictions(
     assert show_status(complete).wrong == [f"predictions differ from their manifests: {MONTH}. Fix: dvc repro score"]
     monkeypatch.setenv(processes.ADDRESS, dask_address)
     workbench.run(complete, "score")
-    assert not show_status(complete).wrong
-
-
-def test_damaged_prepared_months(complete: Paths, show_status: Any) -> None:
-    os.truncate(complete.prepared_file(MONTH), 100)
-    expected = f"prepared months are missing or damaged: {MONTH}. Fix: dvc repro -f prepare@{MONTH}"
-    assert show_status(complete).wrong == [expected]
-    workbench.run_month(complete, "prepare", MONTH)
     assert not show_status(complete).wrong
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,17 +33,8 @@ if TYPE_CHECKING:
 END_BYTES = 2**16  # of the beginning of a file, and of the end of a Parquet file
 MAX_FOOTER_BYTES = 2**26
 TRAILER_BYTES = 8  # the footer's length and PAR1
-THREADS = 4
 WIDTH = 116
 SHOWN_COLUMNS = 20
-
-
-class Preview(NamedTuple):
-    """What the header or footer of a month says."""
-
-    title: str
-    schema: pa.Schema
-    is_typed: bool  # not CSV, where everything is text
 
 
 def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) -> Iterator[str]:
@@ -65,41 +55,52 @@ def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) ->
         raise UsageError(f"{error}.", f"command line, {hide_secrets(source)}", todo) from None
     schema = load_schema(paths.root / settings.schema_)
     failed: dict[str, TiplineError] = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        previews = {month: pool.submit(read_preview, source, month) for month in dict.fromkeys(months)}
-        for month, preview in previews.items():
-            try:
-                facts = describe_columns(preview.result(), schema, f"{hide_secrets(source)}, month {month}")
-                yield from format_lines(month, preview.result().title, facts)
-            except TiplineError as error:
-                failed[month] = error
-                if len(previews) == 1:
-                    raise
-                titles = {NotPublishedError: "not published", transfer.NoRangeError: "cannot be previewed"}
-                yield from format_lines(month, titles.get(type(error), "cannot be prepared"), {"": str(error)})
+    for month in dict.fromkeys(months):
+        try:
+            yield from format_lines(month, *describe_month(source, month, schema))
+        except TiplineError as error:
+            if len(months) == 1:
+                raise
+            failed[month] = error
+            titles = {NotPublishedError: "not published", transfer.NoRangeError: "cannot be previewed"}
+            yield from format_lines(month, titles.get(type(error), "cannot be prepared"), {"": str(error)})
     if failed:
-        raise combine_failures(failed, len(previews))
+        raise combine_failures(failed, len(months))
 
 
-def read_preview(address: str, month: str) -> Preview:
-    """Read the first bytes of a month and, of a Parquet file, the last; relative paths start where we are."""
+def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[str, str]]:
+    """Read the first bytes of a month and, of a Parquet file, the last; return a title and facts by name."""
     location = source.format_address(address, month, Path.cwd())
     source.check_folder(address, location, Path.cwd())
     stated, head = transfer.peek_bytes(location, 0, END_BYTES)
     size = "unknown size" if stated.size is None else f"{stated.size:,} bytes"
+    is_parquet = head.startswith(readers.MAGIC)
     try:
-        if head.startswith(readers.MAGIC):
+        if is_parquet:
             with pq.ParquetFile(pa.BufferReader(read_footer(location))) as file:
-                rows, groups = file.metadata.num_rows, file.num_row_groups
-                counts = f"{format_count(rows, 'row')} in {format_count(groups, 'row group')}"
-                return Preview(f"Parquet, {size}, {counts}", file.schema_arrow, is_typed=True)
-        source.check_head(head, hide_secrets(location))
-        # As many rows as if all lines were as long as the first ones on average; one line is the header.
-        rows = round((stated.size or 0) / len(head) * len(re.findall(rb"[^\r\n]+", head))) - 1
-        title = f"CSV, {size}" + (f", about {format_count(rows, 'row')}" if stated.size else "")
-        return Preview(title, readers.read_header(head.partition(b"\n")[0]), is_typed=False)
+                columns, rows, groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
+            title = f"Parquet, {size}, {format_count(rows, 'row')} in {format_count(groups, 'row group')}"
+        else:
+            source.check_head(head, hide_secrets(location))
+            columns = readers.read_header(head.partition(b"\n")[0])
+            # As many rows as if all lines were as long as the first ones on average; one line is the header.
+            rows = round((stated.size or 0) / len(head) * len(re.findall(rb"[^\r\n]+", head))) - 1
+            title = f"CSV, {size}" + (f", about {format_count(rows, 'row')}" if stated.size else "")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise readers.explain_damage(error, hide_secrets(location), month) from error
+    match = schema.match(columns, f"{hide_secrets(location)}, month {month}")
+    retyped = [
+        f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
+        for key, type_ in match.types.items()
+        if is_parquet and not schema.columns[key].is_natural(type_)  # all of a CSV file is text
+    ]
+    return title, {
+        "era": f"{match.era}: {schema.eras[match.era]}",
+        "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
+        "ignored": ", ".join(shorten_text(name) for name in match.unknown[:SHOWN_COLUMNS]) or "-",
+        "absent": ", ".join(match.absent) or "-",
+        "retyped": ", ".join(retyped) or "-",
+    }
 
 
 def read_footer(location: str) -> bytes:
@@ -109,23 +110,6 @@ def read_footer(location: str) -> bytes:
     if END_BYTES < length <= MAX_FOOTER_BYTES:
         _, tail = transfer.peek_bytes(location, -length, length)
     return tail
-
-
-def describe_columns(preview: Preview, schema: Schema, where: str) -> dict[str, str]:
-    """Describe how `prepare` would read the columns of a month."""
-    match = schema.match(preview.schema, where)
-    retyped = [
-        f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
-        for key, type_ in match.types.items()
-        if preview.is_typed and not schema.columns[key].is_natural(type_)
-    ]
-    return {
-        "era": f"{match.era}: {schema.eras[match.era]}",
-        "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
-        "ignored": ", ".join(shorten_text(name) for name in match.unknown[:SHOWN_COLUMNS]) or "-",
-        "absent": ", ".join(match.absent) or "-",
-        "retyped": ", ".join(retyped) or "-",
-    }
 
 
 def format_lines(month: str, title: str, facts: Mapping[str, str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tipline.config import PartialSettings
     from tipline.paths import Paths
-    from tipline.registry.store import Client, Version
+    from tipline.registry.store import Version
 
     # The problem, and the command that fixes it.
     Findings = Iterator[tuple[str, str]]
@@ -39,25 +39,14 @@ class State:
     paths: Paths
     settings: PartialSettings
     ref: Mapping[str, Any] | None  # models/champion/ref.json
-    challenger: str | None  # the digest of models/challenger/
     problem: TiplineError | None  # why MLflow does not answer
-    champion_version: Version | None
-    challenger_version: Version | None
+    champion: Version | None
+    challenger: Version | None
+    champion_digest: str | None  # of the version; without MLflow, of models/champion/
+    challenger_digest: str | None  # of models/challenger/
     planned: Sequence[plan.Month]  # months to score
     failed: Mapping[str, str]  # months that cannot be scored, with the reason
-
-    @property
-    def unscored(self) -> list[str]:
-        """The months without predictions of the model in models/champion/."""
-        scored = set(self.settings.months) - {month.month for month in self.planned} - set(self.failed)
-        return [month for month in self.settings.months if self.ref is None or month not in scored]
-
-    @property
-    def champion_digest(self) -> str | None:
-        """The digest of the version that MLflow calls champion; without MLflow, of models/champion/."""
-        if self.problem is None:
-            return self.champion_version and self.champion_version.tags.get(store.DIGEST)
-        return self.ref["digest"] if self.ref else None
+    unscored: Sequence[str]  # both of these
 
 
 def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
@@ -70,7 +59,7 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     """
     state = read_state(settings, paths)
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
-    findings = list(check_project(state))
+    findings = [*check_settings(state), *check_models(state), *check_months(state)]
     yield f"project     {paths.root}"
     yield f"store       {hide_secrets(store.get_store_address(paths))}"
     yield f"champion    {describe_champion(state)}"
@@ -92,76 +81,67 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
 
 def read_state(settings: PartialSettings, paths: Paths) -> State:
     """Read the state; a store that does not answer does not hide the rest."""
-    ref, challenger = champion.read_champion_ref(paths), artifact.try_read_digest(paths.challenger)
-    versions: tuple[Version | None, Version | None] = (None, None)
-    problem, database = None, store.get_database_path(paths)
+    ref, challenger_digest = champion.read_champion_ref(paths), artifact.try_read_digest(paths.challenger)
+    problem, champion_version, challenger_version = None, None, None
+    name, database = settings.model_name, store.get_database_path(paths)
     try:
-        if settings.model_name and (database is None or database.is_file()):  # connecting would create it
+        if name and (database is None or database.is_file()):  # connecting would create it
             with store.connect_store(paths) as client:
-                versions = find_versions(client, settings.model_name, challenger)
+                champion_version = model_versions.get_champion(client, name)
+                if challenger_digest:
+                    challenger_version = model_versions.find_version(client, name, challenger_digest)
     except TiplineError as error:
         problem = error
-    months = plan.plan_months(plan.Locations.resolve(paths), settings.months, ref["digest"] if ref else "")
-    return State(paths, settings, ref, challenger, problem, *versions, *months)
-
-
-def find_versions(client: Client, name: str, challenger: str | None) -> tuple[Version | None, Version | None]:
-    """Find the versions of champion and challenger."""
-    found = challenger and model_versions.find_version(client, name, challenger)
-    return model_versions.get_champion(client, name), found or None
+    champion_digest = champion_version.tags.get(store.DIGEST) if champion_version else None
+    if problem and ref:
+        champion_digest = ref["digest"]
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, ref["digest"] if ref else "")
+    missing = {month.month for month in planned} | set(failed)
+    unscored = [month for month in settings.months if ref is None or month in missing]
+    versions = (champion_version, challenger_version, champion_digest, challenger_digest)
+    return State(paths, settings, ref, problem, *versions, planned, failed, unscored)
 
 
 def describe_champion(state: State) -> str:
     """Describe the version that MLflow calls champion; without MLflow, the one in models/champion/."""
     if state.problem:
         return f"version {state.ref['version']}, according to models/champion" if state.ref else "unknown"
-    if state.champion_version is None:
+    if state.champion is None:
         return "none yet"
     training = files.try_read_json(state.paths.champion / artifact.TRAINING)
     is_here = training and state.ref and state.ref["digest"] == state.champion_digest
-    return f"version {state.champion_version.version}" + (f": {training['name']}" if is_here else "")
+    return f"version {state.champion.version}" + (f": {training['name']}" if is_here else "")
 
 
 def describe_challenger(state: State) -> str:
     """Describe the model that this workspace trained."""
     training = files.try_read_json(state.paths.challenger / artifact.TRAINING)
-    if state.challenger is None or training is None:
+    if state.challenger_digest is None or training is None:
         return "none yet"
-    if state.challenger == state.champion_digest:
+    if state.challenger_digest == state.champion_digest:
         return "the champion"
-    version = state.challenger_version
+    version = state.challenger
     return f"{f'version {version.version}' if version else 'not registered'}: {training['name']}"
 
 
 def advise_next(state: State, report: Mapping[str, Any] | None, months: Sequence[Mapping[str, Any]] | None) -> str:
     """Advise what to type next, if no check found anything."""
-    settings, version, ref = state.settings.settings, state.champion_version, state.ref
-    if ref is None or version is None or state.challenger is None:
+    settings, version, ref = state.settings.settings, state.champion, state.ref
+    if ref is None or version is None or state.challenger_digest is None:
         return "dvc repro"
     is_pinned = settings is not None and settings.score.model != model_versions.CHAMPION
     if state.champion_digest != ref["digest"] and not is_pinned:
-        return (
-            f"dvc repro (the champion is version {version.version}, the predictions are from version {ref['version']})"
-        )
+        return f"dvc repro (the champion is version {version.version}, version {ref['version']} scored the months)"
     if state.unscored:
         return f"dvc repro ({format_count(len(state.unscored), 'month')} to score)"
-    current = {"challenger": state.challenger, "champion": ref["digest"]}
-    if not report or not months or report["made"] | current != report["made"]:
+    made = report["made"] if report else {}
+    if not months or (made.get("challenger"), made.get("champion")) != (state.challenger_digest, ref["digest"]):
         return "dvc repro (reports are missing or out of date)"
-    if report["gate"]["promote"] and state.challenger != state.champion_digest:
-        found = state.challenger_version
-        return (
-            f"{f'tipline promote {found.version}' if found else 'dvc repro register'} (the gate accepts the challenger)"
-        )
+    if report and report["gate"]["promote"] and state.challenger_digest != state.champion_digest:
+        command = f"tipline promote {state.challenger.version}" if state.challenger else "dvc repro register"
+        return f"{command} (the gate lets the challenger pass)"
     worse = ", ".join(month["month"] for month in months if month["verdict"] == "retrain")
     return f"train on later months: sample.months in params.yaml (scores of {worse} are poor)" if worse else "nothing"
-
-
-def check_project(state: State) -> Findings:
-    """Find what is wrong; what blocks everything else comes first."""
-    yield from check_settings(state)
-    yield from check_models(state)
-    yield from check_months(state)
 
 
 def check_settings(state: State) -> Findings:
@@ -204,9 +184,9 @@ def check_models(state: State) -> Findings:
         return
     if artifact.try_read_digest(champion_folder) != ref["digest"]:
         yield "models/champion/ lacks a file or has other files than the registered ones", "dvc repro register"
-    if state.champion_version is None and state.problem is None and state.settings.model_name:
+    if state.champion is None and state.problem is None and state.settings.model_name:
         yield "MLflow has no champion, but models/champion/ has one", "dvc repro register"
-    if state.challenger is None:
+    if state.challenger_digest is None:
         yield "models/challenger/ lacks a file", "dvc repro register"
     training, spec = (files.try_read_json(champion_folder / name) for name in (artifact.TRAINING, pyfunc.SPEC))
     if training and spec and spec.get("linear") is None:  # a linear model is scored without scikit-learn
