@@ -52,7 +52,7 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
 
 
 def insert_month(text: str, month: str, where: str) -> str:
-    """Insert a line after the last earlier month in the text of params.yaml; all else stays as it is.
+    """Insert a line after the last earlier month in the text of params.yaml, and change nothing else.
 
     Raises
     ------
