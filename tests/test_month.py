@@ -2,209 +2,161 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import yaml
 
-from tests import mirror, workbench
+from tests import story, workbench
 from tests.conftest import ROOT, missing
-from tipline.commands import month
+from tipline.commands import month, repro
 from tipline.errors import NotPublishedError, UsageError
-from tipline.paths import Paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
 
-    from tests.story import Story
+    from tipline.paths import Paths
 
-    Done = subprocess.CompletedProcess[str]
-
-MONTHS = mirror.MONTHS
-NEW, NEVER = "2009-04", "2010-01"
-COMMENT = "# a comment of ours\n"
-DOCS = ROOT / "docs/monthly.md"
+pytestmark = pytest.mark.in_order
+MONTHS, NEW = ["2009-01", "2009-02", "2009-03"], "2009-04"
+SMALL = {"months": MONTHS, "demo": {"rows": 2000}, "sample": {"rows": 1000}, "cluster": {"n_workers": 1}}
+CURVE = {"smallest": 100, "sizes": 3, "repeats": 2}
 
 
-@dataclass
-class Life:
-    """A project, and what each command in it has said."""
-
-    story: Story
-    told: dict[str, Done] = field(default_factory=dict)
-    scored: dict[str, dict[str, str]] = field(default_factory=dict)
-    killed: str = ""
-    committed: list[str] = field(default_factory=list)
-
-    def run(self, step: str, *command: str) -> Done:
-        """Run a command and keep what it said, and the manifests of the predictions after it."""
-        self.told[step] = done = self.story.run(*command)
-        self.scored[step] = {
-            path.parent.name.removeprefix("month="): path.read_text()
-            for path in self.story.root.glob("data/predictions/month=*/_manifest.json")
-        }
-        return done
-
-
-def begun(request: pytest.FixtureRequest, folder: Path) -> Life:
-    """A project in a git with a remote, with a DVC remote."""
-    lived = Life(mirror.lived(request, folder / "project"))
-    settings = lived.story.root / "params.yaml"
-    settings.write_text(COMMENT + settings.read_text())
-    (folder / "remote").mkdir()
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> story.Story:
+    """A project in which nothing has run, in git with a remote, with a DVC remote."""
+    project = story.start(tmp_path_factory.mktemp("month") / "project", **SMALL, learning_curve=CURVE)
+    settings = project.root / "params.yaml"
+    settings.write_text("# a comment\n" + settings.read_text())
     for command in (
         "git init --quiet --bare ../origin.git",
         "git config user.name t",
         "git config user.email t@localhost",
         "git remote add origin ../origin.git",
         "dvc remote add --default kept ../remote",
-        "git commit --quiet --all -m begin",
+        "git commit --quiet --all -m comment",
         "git push --quiet --set-upstream origin HEAD",
     ):
-        done = lived.story.run(*command.split())
-        assert done.returncode == 0, done.stderr
-    return lived
+        assert project.run(*command.split()).returncode == 0
+    return project
 
 
-@pytest.fixture(scope="module")
-def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
-    """A month of a project's life, which begins with a kill."""
-    lived = begun(request, tmp_path_factory.mktemp("life"))
-    lived.run("not published", "tipline", "month", NEVER)
-    lived.run("unchanged", "git", "status", "--porcelain")
-    lived.killed = kill_in_the_middle(lived)
-    lived.run("gone on", "tipline", "month", NEW)
-    lived.run("again", "tipline", "month", NEW)
-    lived.run("diff", "git", "diff", "params.yaml")
-    for command in commands(lived.told["again"].stdout.splitlines()):
-        lived.run(command, "sh", "-c", command)
-    lived.committed = list(month.to_commit(Paths(lived.story.root), NEW))
-    return lived
+@contextlib.contextmanager
+def killed_command(project: story.Story, file: str) -> Iterator[psutil.Process]:
+    """Kill `tipline month`, and it alone, as soon as a stage has written a file; yield the process of its DVC."""
+    with workbench.running("tipline", "month", NEW, folder=project.root) as process:
+        workbench.wait_for((project.root / file).exists)
+        (dvc,) = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait()
+        yield dvc
 
 
-def commands(lines: Sequence[str]) -> list[str]:
-    """The commands that a run told to type."""
-    return [line.strip() for line in lines if line.startswith(("  git", "  dvc"))]
+def read_months(root: Path) -> list[str]:
+    """Read the months that have predictions."""
+    return sorted(path.parent.name.removeprefix("month=") for path in root.glob("data/predictions/*/_manifest.json"))
 
 
-def kill_in_the_middle(lived: Life) -> str:
-    """Kill the command and all that it started once its month is fetched; return what it had printed."""
-    command = [str(Path(sys.executable).with_name("tipline")), "month", NEW]
-    printed = lived.story.root.parent / "printed"
-    with (
-        printed.open("wb") as out,
-        subprocess.Popen(command, cwd=lived.story.root, start_new_session=True, stdout=out) as process,
-    ):
-        workbench.wait_for((lived.story.root / f"data/raw/{NEW}.json").exists)
-        os.killpg(process.pid, signal.SIGKILL)
-    return printed.read_text()
-
-
-def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(life: Life) -> None:
-    done = life.told["not published"]
-    assert done.returncode == 5, done.stdout + done.stderr
+def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(project: story.Story) -> None:
+    done = project.run("tipline", "month", "2010-01")
+    assert done.returncode == 5
     assert "Running stage" not in done.stdout
-    assert life.told["unchanged"].stdout == ""
-    assert set(life.scored["not published"]) == set(MONTHS)
+    assert project.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_a_run_that_was_killed_is_gone_on_with(life: Life) -> None:
-    assert life.killed.startswith(f"{NEW} is published, and in params.yaml now\n")
-    done = life.told["gone on"]
+def test_dvc_ends_with_a_killed_command(project: story.Story) -> None:
+    with killed_command(project, "data/raw/2009-01.json") as dvc:
+        workbench.wait_for(lambda: not dvc.is_running() or dvc.status() == psutil.STATUS_ZOMBIE)
+    assert not (project.root / "data/raw/2009-03.json").exists()
+
+
+def test_the_next_command_resumes_at_once(project: story.Story) -> None:
+    with killed_command(project, "data/trips/month=2009-01/_manifest.json"):
+        done = project.run("tipline", "month", NEW)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"{NEW} is in params.yaml\n")
-    assert set(life.scored["gone on"]) == {*MONTHS, NEW}
+    assert read_months(project.root) == [*MONTHS, NEW]
 
 
-def test_the_month_is_judged_in_one_line(life: Life) -> None:
-    judged = next(one for one in months_json(life.story.root) if one["month"] == NEW)
-    (line,) = (line for line in life.told["gone on"].stdout.splitlines() if line.startswith(f"{NEW}: 2,000 rows"))
-    assert re.match(rf"{NEW}: 2,000 rows, skill -?0\.\d{{4}}, {judged['verdict']}: \S", line)
+def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project: story.Story) -> None:
+    done = project.run("tipline", "month", NEW)
+    assert re.findall(r"Running stage '(.+?)'", done.stdout) == ["register", "record"]
+    entry = json.loads((project.root / "reports/monitoring/months.json").read_text())[-1]
+    assert f"last month  {NEW}: 2,000 rows, " in done.stdout
+    assert f"verdict     {entry['verdict']}: {entry['reason']}\n" in done.stdout
+    changed = project.run("git", "diff", "params.yaml").stdout.splitlines()
+    assert [line for line in changed if re.match(r"[-+](?!--|\+\+)", line)] == [f"+- {NEW}"]
+    commands = [line.strip() for line in done.stdout.splitlines() if line.startswith(("  git", "  dvc"))]
+    assert commands == ["git add params.yaml dvc.lock", f'git commit -m "Score {NEW}"', "git push", "dvc push"]
+    for command in commands:
+        assert project.run("sh", "-c", command).returncode == 0
+    assert list(month.list_next_commands(project.root, NEW)) == ["nothing to commit", "  git push", "  dvc push"]
 
 
-def months_json(root: Path) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads((root / "reports/monitoring/months.json").read_text())
-    return found
-
-
-def test_the_months_line_is_all_that_changes_in_params(life: Life) -> None:
-    changed = [line for line in life.told["diff"].stdout.splitlines() if re.match(r"[-+](?!--|\+\+)", line)]
-    assert changed == [f"+- {NEW}"]
-
-
-def test_a_second_run_says_the_same(life: Life) -> None:
-    first, second = (life.told[step].stdout.splitlines() for step in ("gone on", "again"))
-    end = next(number for number, line in enumerate(first) if line.startswith(f"{NEW}: 2,000 rows"))
-    assert second[0] == first[0]
-    assert second[second.index(first[end]) :] == first[end:]
-    assert life.scored["again"] == life.scored["gone on"]
-
-
-def test_the_commands_that_it_prints_commit_and_push_all(life: Life) -> None:
-    told = commands(life.told["again"].stdout.splitlines())
-    assert told == [
-        "git add params.yaml dvc.lock",
-        f'git commit -m "Score {NEW}"',
-        "git push",
-        "dvc push",
-    ]
-    assert {command: life.told[command].returncode for command in told} == dict.fromkeys(told, 0)
-    assert life.committed == ["nothing to commit", "  git push", "  dvc push"]
-
-
-def test_a_month_that_cannot_be_prepared_is_told_with_the_way_on(life: Life, tmp_path: Path) -> None:
-    settings, other = life.story.root / "params.yaml", "2009-05"
-    shutil.copyfile(settings, tmp_path / "params.yaml")
-    in_the_way = life.story.root / f"data/trips/month={other}"
-    in_the_way.write_text("a file")
-    done = life.run("failed", "tipline", "month", other)
-    shutil.copyfile(tmp_path / "params.yaml", settings)
-    in_the_way.unlink()
+def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: story.Story) -> None:
+    (project.root / "data/trips/month=2009-05").write_text("a file is in the way")
+    done = project.run("tipline", "month", "2009-05")
     assert done.returncode == 1
-    assert f"month={other}" in done.stdout + done.stderr
-    assert done.stderr.rstrip().endswith(f"Mend it, then go on: tipline month {other}")
+    assert done.stderr.rstrip().endswith("then resume: tipline month 2009-05")
     assert "Traceback" not in done.stdout + done.stderr
-    assert life.scored["failed"] == life.scored["again"]
+    assert read_months(project.root) == [*MONTHS, NEW]
 
 
-@pytest.mark.parametrize("library", ["duckdb", "pandas", "dask"])
-def test_the_page_shows_how_predictions_are_read(life: Life, library: str) -> None:
-    if find_spec(library) is None:
-        missing(f"{library} is not installed")
-    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    code = next(block for block in blocks if block.startswith(f"import {library}"))
-    script = code + "\nprint(len(joined), float(joined['tip_probability'].mean()), joined['month'].nunique())\n"
-    done = life.story.run(sys.executable, "-c", script)
-    assert done.returncode == 0, done.stderr
-    rows, mean, months = done.stdout.split()[-3:]
-    manifests = life.scored["again"].values()
-    assert int(rows) == sum(json.loads(manifest)["rows"] for manifest in manifests) == 2000 * 4
-    assert 0 < float(mean) < 1
-    assert int(months) == 4
+# ---- waiting for other commands of DVC ----
 
 
-# ---- without DVC ----
+def write_lock(root: Path, *pids: int) -> Path:
+    """Write DVC's lock of the stages' files, as held by processes."""
+    path = root / ".dvc/tmp/rwlock"
+    path.parent.mkdir(parents=True)
+    holders = [{"pid": pid, "cmd": "dvc repro"} for pid in pids]
+    path.write_text(json.dumps({"read": {"a": holders}, "write": {"b": holders[0]}}))
+    return path
+
+
+def test_another_dvc_command_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tipline")
+    command = [sys.executable, "-c", "import time; time.sleep(1)", "dvc", "repro"]
+    with subprocess.Popen(command) as other:
+        lock, started = write_lock(tmp_path, other.pid), time.time()
+        repro.wait_for_dvc(tmp_path)
+        ended_after = time.time() - started
+    assert caplog.messages == [f"waiting for another DVC command to end: process {other.pid}"]
+    assert ended_after > 0.5
+    assert not lock.exists()
+
+
+def test_the_lock_of_processes_that_do_not_run_dvc_any_more_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
+        workbench.wait_for(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+        lock = write_lock(tmp_path, zombie.pid, 1)  # another program has the number of the second one now
+        repro.wait_for_dvc(tmp_path)
+        assert not lock.exists()
+    repro.wait_for_dvc(tmp_path)
+
+
+# ---- params.yaml ----
 
 
 @pytest.mark.parametrize("name", ["2009-06", "2008-12", "2024-02", "2009-01"])
-def test_a_months_line_goes_to_its_place_and_keeps_all_else(name: str) -> None:
+def test_the_line_of_a_month_is_all_that_changes(name: str) -> None:
     text = (ROOT / "params.yaml").read_text()
-    months = yaml.safe_load(text)["months"]
-    line = re.compile(rf"""^ *- ["']?{name}["']?\n""", re.MULTILINE)
+    line = re.compile(rf"^ *- {name}\n", re.MULTILINE)
     without = line.sub("", text, count=1)
-    changed = month.with_month(without, name, "params.yaml")
+    changed = month.insert_month(without, name, "params.yaml")
     assert line.sub("", changed, count=1) == without
-    assert yaml.safe_load(changed)["months"] == sorted({*months, name})
+    assert yaml.safe_load(changed)["months"] == sorted({*yaml.safe_load(text)["months"], name})
 
 
 @pytest.mark.parametrize(
@@ -212,13 +164,14 @@ def test_a_months_line_goes_to_its_place_and_keeps_all_else(name: str) -> None:
     [
         ("months:\n- '2009-01' # first\n- '2009-03'\n", "months:\n- '2009-01' # first\n- '2009-02'\n- '2009-03'\n"),
         ("a: 1\nmonths:\n    - 2009-01\n\n# b\nb: 2\n", "a: 1\nmonths:\n    - 2009-01\n    - 2009-02\n\n# b\nb: 2\n"),
+        ("a:\n- 2009-01\nmonths:\n- 2009-01\n", "a:\n- 2009-01\nmonths:\n- 2009-01\n- 2009-02\n"),
         ("months:\r\n  - '2009-01'\r\n", "months:\r\n  - '2009-01'\r\n  - '2009-02'\r\n"),
-        ('months:\n  - "2009-01"', 'months:\n  - "2009-01"\n  - "2009-02"\n'),
+        ('months:\n  - "2009-01"', 'months:\n  - "2009-01"\n  - "2009-02"'),
         ('months:\n  - "2009-05"\n', 'months:\n  - "2009-02"\n  - "2009-05"\n'),
     ],
 )
-def test_a_line_is_written_as_its_neighbour_is(text: str, expected: str) -> None:
-    assert month.with_month(text, "2009-02", "params.yaml") == expected
+def test_a_line_is_written_like_its_neighbour(text: str, expected: str) -> None:
+    assert month.insert_month(text, "2009-02", "params.yaml") == expected
 
 
 @pytest.mark.parametrize(
@@ -230,12 +183,12 @@ def test_a_line_is_written_as_its_neighbour_is(text: str, expected: str) -> None
         'a: &a\n  - "2009-01"\nmonths: *a\n',
     ],
 )
-def test_a_list_in_another_form_is_left_alone_and_the_line_told(text: str) -> None:
+def test_a_list_in_another_form_is_left_alone(text: str) -> None:
     with pytest.raises(UsageError, match='as - "2009-02"'):
-        month.with_month(text, "2009-02", "params.yaml")
+        month.insert_month(text, "2009-02", "params.yaml")
 
 
-def test_a_simulated_month_that_there_is_not_is_not_published(make_project: Callable[..., Paths]) -> None:
+def test_a_simulated_month_that_does_not_exist_is_not_published(make_project: Callable[..., Paths]) -> None:
     paths = make_project(months=MONTHS)
     before = paths.params.read_bytes()
     with pytest.raises(NotPublishedError):
@@ -243,30 +196,18 @@ def test_a_simulated_month_that_there_is_not_is_not_published(make_project: Call
     assert paths.params.read_bytes() == before
 
 
-def test_without_git_nothing_is_to_be_committed(make_project: Callable[..., Paths]) -> None:
-    assert list(month.to_commit(make_project(), NEW)) == ["no git here: nothing to commit"]
+def test_without_git_there_is_nothing_to_commit(tmp_path: Path) -> None:
+    assert list(month.list_next_commands(tmp_path, NEW)) == ["nothing to commit: this is not a git repository"]
 
 
-def made(folder: Path, *arguments: str) -> Done:
-    """Run make in a folder, with the project's Makefile, as if the environment were set up."""
+@pytest.mark.parametrize(("argument", "words"), [((), "make month M=2009-06"), (("M=2010-01",), "Error 5")])
+def test_make_month(make_project: Callable[..., Paths], argument: tuple[str, ...], words: str) -> None:
     if shutil.which("make") is None:
         missing("no make")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-    )
-
-
-def test_make_month_without_a_month_says_how_to_call_it(tmp_path: Path) -> None:
-    done = made(tmp_path, "month")
-    assert done.returncode == 2
-    assert "make month M=2009-06" in done.stdout + done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_make_month_passes_on_what_the_command_says(make_project: Callable[..., Paths]) -> None:
-    done = made(make_project().root, "month", "M=2010-01")
-    assert done.returncode == 2  # make's own answer to whatever fails
-    assert "2010-01" in done.stderr
-    assert "Error 5" in done.stderr
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "month", *argument]
+    environment = os.environ | {"PATH": path}
+    folder = make_project().root
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # make's own code for every failure
+    assert words in done.stdout + done.stderr

@@ -6,6 +6,8 @@ A subcommand's module is imported when it runs, so `tipline --help` answers at o
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import logging
 import os
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 INTERRUPTED = 130
 
@@ -194,8 +196,17 @@ def run(arguments: argparse.Namespace) -> None:
     if "months" in given:
         given["months"] = [config.parse_month(month) for month in given["months"]]
     paths.recover_folders()
-    module, _, function = command.function.partition(":")
-    print_lines(getattr(importlib.import_module(f"tipline.{module}"), function)(settings, paths, **given) or ())
+    print_lines(import_function(command.function)(settings, paths, **given) or ())
+
+
+def import_function(path: str) -> Callable[..., Iterable[str] | None]:
+    """Import `module:function`. To collect garbage meanwhile and at exit takes half of the time of a short command."""
+    gc.disable()
+    module, _, function = path.partition(":")
+    found: Callable[..., Iterable[str] | None] = getattr(importlib.import_module(f"tipline.{module}"), function)
+    gc.enable()
+    atexit.register(gc.freeze)
+    return found
 
 
 def print_lines(lines: Iterable[str]) -> None:

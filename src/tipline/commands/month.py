@@ -1,128 +1,100 @@
-"""`tipline month`: the month's routine, from whether it is published to what is to be committed."""
+"""`tipline month`: add a published month, run the pipeline, print the verdict and what to commit."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tipline import files, git
-from tipline.commands import checks
-from tipline.errors import TiplineError, UsageError
+from tipline.commands import repro
+from tipline.errors import TiplineError, UsageError, format_count
 from tipline.ingest import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tipline.config import Settings
     from tipline.paths import Paths
 
+COMMITTED = ("params.yaml", "dvc.lock")
+
 
 def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
-    """Add a month that is published to params.yaml, let `dvc repro` do the rest; say its verdict and what to commit.
+    """Add a month to params.yaml, run `dvc repro`, and give the lines to print.
 
-    A month that is there already is gone on with: after any end of an earlier run this is the way on.
+    Resumes a month that is already listed; safe to run again.
 
     Raises
     ------
     NotPublishedError
-        Where the source does not have the month; nothing is changed then.
+        The source does not have the month; nothing is changed.
     UsageError
-        Where its line cannot be added to `months`.
+        The list `months` does not have one month per line.
     TiplineError
-        Where the source cannot be asked, or `dvc repro` fails.
+        The source does not answer, or `dvc repro` fails.
     """
     if not paths.raw_manifest(month).is_file():
         source.check_published(settings.source, month, paths.workspace)
     if month in settings.months:
         yield f"{month} is in params.yaml"
     else:
-        files.write_text(paths.params, with_month(paths.params.read_bytes().decode(), month, str(paths.params)))
-        yield f"{month} is published, and in params.yaml now"
-    repro(paths, month)
-    yield verdict(paths, month)
-    yield from to_commit(paths, month)
+        files.write_text(paths.params, insert_month(paths.params.read_bytes().decode(), month, str(paths.params)))
+        yield f"{month} is published; added it to params.yaml"
+    if repro.run_repro(paths.root):
+        todo = f"Fix the cause, which is printed above, then resume: tipline month {month}"
+        raise TiplineError("`dvc repro` failed.", f"month {month}", todo)
+    months = files.read_json(paths.monitoring / "months.json", "Run: dvc repro monitor")
+    yield from format_month(next(one for one in months if one["month"] == month))
+    yield from list_next_commands(paths.root, month)
 
 
-def with_month(text: str, month: str, where: str) -> str:
-    """params.yaml with a month's line after the last one before it; all else stays, letter by letter.
+def insert_month(text: str, month: str, where: str) -> str:
+    """Insert a line after the last earlier month in the text of params.yaml, and change nothing else.
 
     Raises
     ------
     UsageError
-        Where `months` is no list of a line a month.
+        `months` is not a list with one month per line.
     """
-    months = yaml.safe_load(text)["months"]
-    earlier = [number for number, other in enumerate(months) if other < month]
-    place = earlier[-1] + 1 if earlier else 0
-    wanted = yaml.safe_load(text) | {"months": [*months[:place], month, *months[place:]]}
-    changed = inserted(text, month, place)
-    try:
-        if changed is not None and yaml.safe_load(changed) == wanted:
+    values = yaml.safe_load(text)
+    months = values["months"]
+    place = max((number for number, other in enumerate(months, 1) if other < month), default=0)
+    section = re.search(r"^months:", text, re.MULTILINE)
+    neighbour = re.compile(rf"""^( *- +)(["']?){months[max(place - 1, 0)]}\2(?!\S)[^\r\n]*""", re.MULTILINE)
+    if section and (line := neighbour.search(text, section.start())):
+        new, end = f"{line[1]}{line[2]}{month}{line[2]}", "\r\n" if "\r\n" in text else "\n"
+        at, added = (line.end(), f"{end}{new}") if place else (line.start(), f"{new}{end}")
+        changed = text[:at] + added + text[at:]
+        if yaml.safe_load(changed) == values | {"months": [*months[:place], month, *months[place:]]}:
             return changed
-    except yaml.YAMLError:
-        pass
-    what = f"The list `months` has not a line a month, so {month} is not added to it."
-    raise UsageError(what, where, f'Add it yourself, as - "{month}" or in the way of the others; then run it again.')
+    what = f"Cannot add {month}, because the list `months` does not have one month per line."
+    raise UsageError(what, where, f'Add it by hand, for example as - "{month}", and run the command again.')
 
 
-def inserted(text: str, month: str, place: int) -> str | None:
-    """The text with one more line, made like its neighbour's; None of a list in another form."""
-    document = yaml.compose(text, yaml.SafeLoader)
-    pairs: list[tuple[yaml.Node, yaml.Node]] = document.value if document else []
-    neighbour = next(value for key, value in pairs if key.value == "months").value[max(place - 1, 0)]
-    lines = text.splitlines(keepends=True)
-    line, start = lines[neighbour.start_mark.line], neighbour.start_mark.column
-    if line[:start].strip() != "-":
-        return None
-    quote = neighbour.style or ""
-    ending = line[len(line.rstrip("\r\n")) :] or "\n"
-    lines[neighbour.start_mark.line] = line.rstrip("\r\n") + ending
-    lines.insert(neighbour.start_mark.line + bool(place), f"{line[:start]}{quote}{month}{quote}{ending}")
-    return "".join(lines)
+def format_month(month: dict[str, Any]) -> list[str]:
+    """Format an entry of reports/monitoring/months.json: rows and figures, then the verdict."""
+    names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
+    figures = [f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month.get(name) is not None]
+    return [
+        f"last month  {month['month']}: {', '.join([format_count(month['rows'], 'row'), *figures])}",
+        f"verdict     {month['verdict']}: {month['reason']}",
+    ]
 
 
-def repro(paths: Paths, month: str) -> None:
-    """Run `dvc repro`, which prints where the month is."""
-    # The stages are plain `tipline ...`: cron has not activated this environment.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    command = [sys.executable, "-m", "dvc", "repro"]
-    process = subprocess.Popen(command, cwd=paths.root, env={**os.environ, "PATH": path})  # noqa: S603 (fixed)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # the terminal has told DVC, too, which ends its stage first
-        raise
-    if code:
-        todo = f"The reason stands above. Mend it, then go on: tipline month {month}"
-        raise TiplineError("`dvc repro` did not end well.", f"month {month}", todo)
-
-
-def verdict(paths: Paths, month: str) -> str:
-    """A month's rows, skill, and whether its scores can be trusted."""
-    months = files.read_json(paths.monitoring / "months.json", "Run: dvc repro monitor")
-    judged = next(one for one in months if one["month"] == month)
-    skill = "no skill known" if judged["skill"] is None else f"skill {judged['skill']:.4f}"
-    return f"{month}: {judged['rows']:,} rows, {skill}, {judged['verdict']}: {judged['reason']}"
-
-
-def to_commit(paths: Paths, month: str) -> Iterator[str]:
-    """The commands that keep and share what has changed."""
-    changed = git.list_uncommitted(paths.root, checks.COMMITTED)
+def list_next_commands(root: Path, month: str) -> Iterator[str]:
+    """List the commands that commit and share what has changed."""
+    changed = git.list_uncommitted(root, COMMITTED)
     if changed is None:
-        yield "no git here: nothing to commit"
+        yield "nothing to commit: this is not a git repository"
         return
     if changed:
-        yield "to commit:"
-        yield f"  git add {' '.join(changed)}"
-        yield f'  git commit -m "Score {month}"'
+        yield from ("to commit:", f"  git add {' '.join(changed)}", f'  git commit -m "Score {month}"')
     else:
         yield "nothing to commit"
-    if git.has_remote(paths.root):
+    if git.has_remote(root):
         yield "  git push"
-    if checks.get_dvc_remote(paths.root):
+    if any("remote =" in path.read_text(encoding="utf-8") for path in (root / ".dvc").glob("config*")):
         yield "  dvc push"

@@ -1,172 +1,207 @@
-"""`tipline status`: where the project stands, in a dozen lines, and for each thing that is wrong what mends it."""
+"""`tipline status`: show where the project stands and check it. Each finding names the command that fixes it."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from tipline import files
-from tipline.commands import checks
+import yaml
+
+from tipline import files, processes, validation
+from tipline.commands.month import format_month
 from tipline.errors import TiplineError, format_count, hide_secrets
-from tipline.model import artifact
+from tipline.model import artifact, pyfunc
+from tipline.paths import month_folder
 from tipline.registry import champion, model_versions, store
 from tipline.scoring import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from tipline.commands.checks import State
-    from tipline.config import Settings
+    from tipline.config import PartialSettings
     from tipline.paths import Paths
-    from tipline.registry.store import Client, Version
+    from tipline.registry.store import Version
+
+    # The problem, and the command that fixes it.
+    Findings = Iterator[tuple[str, str]]
+
+SCHEDULER_SECONDS = 5
+MIN_FREE_BYTES = 2**28
 
 
-def run(settings: Any, paths: Paths) -> Iterator[str]:
-    """Give the lines: store, models, months, evaluation, gate, last figures, what to do next, the checks.
+@dataclass(frozen=True)
+class State:
+    """The state of the project. The versions are None if MLflow does not have them or does not answer."""
+
+    paths: Paths
+    settings: PartialSettings
+    ref: Mapping[str, Any] | None  # models/champion/ref.json
+    problem: TiplineError | None  # why MLflow does not answer
+    champion: Version | None
+    challenger: Version | None
+    champion_digest: str | None  # of the version; without MLflow, of models/champion/
+    challenger_digest: str | None  # of models/challenger/
+    planned: Sequence[plan.Month]  # months to score
+    failed: Mapping[str, str]  # months that cannot be scored, with the reason
+    unscored: Sequence[str]  # both of these
+
+
+def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
+    """Give the lines of the status.
 
     Raises
     ------
     TiplineError
-        At the end, where something is wrong; hints are not.
+        A check found something wrong; raised after the last line.
     """
-    if settings.problem:
-        raise settings.problem
-    settings = settings.settings
-    state = look(settings, paths)
-    missing = not_scored(state)
+    state = read_state(settings, paths)
+    report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
+    findings = [*check_settings(state), *check_models(state), *check_months(state)]
     yield f"project     {paths.root}"
     yield f"store       {hide_secrets(store.get_store_address(paths))}"
-    yield from models(state)
-    yield f"months      {len(settings.months)}, {len(settings.months) - len(missing)} scored with models/champion"
-    yield f"not scored  {', '.join(missing) or '-'}"
-    yield from evaluated(paths)
-    yield from last_figures(paths)
-    yield f"next        {advice(state, missing)}"
-    yield from checked(state)
+    yield f"champion    {describe_champion(state)}"
+    yield f"challenger  {describe_challenger(state)}"
+    scored = len(settings.months) - len(state.unscored)
+    yield f"months      {len(settings.months)}, {scored} scored with models/champion"
+    yield f"unscored    {', '.join(state.unscored) or '-'}"
+    yield f"evaluation  {report['verdict'] if report else 'none yet'}"
+    yield from [f"gate        {report['gate']['words']}"] if report else []
+    yield from format_month(months[-1]) if months else ["last month  none yet"]
+    yield f"next        {findings[0][1] if findings else advise_next(state, report, months)}"
+    yield f"checks      {format_count(len(findings), 'problem') if findings else 'all passed'}"
+    yield from (f"wrong       {problem}. Fix: {fix}" for problem, fix in findings)
+    if findings:
+        raise TiplineError(
+            "Some checks failed.", str(paths.root), "Run the commands after `Fix:`, the first one first."
+        )
 
 
-def look(settings: Settings, paths: Paths) -> State:
-    """What there is; a store that cannot be asked is no reason not to tell the rest."""
-    ref = champion.read_champion_ref(paths)
-    found, trouble = None, None
+def read_state(settings: PartialSettings, paths: Paths) -> State:
+    """Read the state; a store that does not answer does not hide the rest."""
+    ref, challenger_digest = champion.read_champion_ref(paths), artifact.try_read_digest(paths.challenger)
+    problem, champion_version, challenger_version = None, None, None
+    name, database = settings.model_name, store.get_database_path(paths)
     try:
-        with store.connect_store(paths) as client:
-            found = asked(client, settings.model.name)
+        if name and (database is None or database.is_file()):  # connecting would create it
+            with store.connect_store(paths) as client:
+                champion_version = model_versions.get_champion(client, name)
+                if challenger_digest:
+                    challenger_version = model_versions.find_version(client, name, challenger_digest)
     except TiplineError as error:
-        trouble = error
+        problem = error
+    champion_digest = champion_version.tags.get(store.DIGEST) if champion_version else None
+    if problem and ref:
+        champion_digest = ref["digest"]
     planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, ref["digest"] if ref else "")
-    return checks.State(settings, paths, ref, found, trouble, planned, failed)
+    missing = {month.month for month in planned} | set(failed)
+    unscored = [month for month in settings.months if ref is None or month in missing]
+    versions = (champion_version, challenger_version, champion_digest, challenger_digest)
+    return State(paths, settings, ref, problem, *versions, planned, failed, unscored)
 
 
-def asked(client: Client, name: str) -> checks.Registry:
-    """What MLflow has of a model."""
-    now, versions = model_versions.get_champion(client, name), model_versions.list_versions(client, name)
-    shown = versions[:1] if now is None else [*versions[:1], now]
-    words = {int(version.version): describe(client, version) for version in shown}
-    return checks.Registry(now, versions, words, now and checks.read_environment(now))
+def describe_champion(state: State) -> str:
+    """Describe the version that MLflow calls champion; without MLflow, the one in models/champion/."""
+    if state.problem:
+        return f"version {state.ref['version']}, according to models/champion" if state.ref else "unknown"
+    if state.champion is None:
+        return "none yet"
+    training = files.try_read_json(state.paths.champion / artifact.TRAINING)
+    is_here = training and state.ref and state.ref["digest"] == state.champion_digest
+    return f"version {state.champion.version}" + (f": {training['name']}" if is_here else "")
 
 
-def models(state: State) -> Iterator[str]:
-    """The lines of the registered model; without MLflow, the one of models/champion."""
-    found, name = state.registry, state.settings.model.name
-    if found is None:
-        number = state.ref["version"] if state.ref else None
-        yield f"champion    {name} version {number}, as models/champion/ has it" if number else "champion    unknown"
-        return
-    count = len(found.versions)
-    yield f"model       {name}, {format_count(count, 'version')}"
-    yield f"champion    {found.words[int(found.champion.version)] if found.champion else 'none yet'}"
-    yield f"challenger  {found.words[int(found.versions[0].version)] if count else 'none yet'} (the newest version)"
+def describe_challenger(state: State) -> str:
+    """Describe the model that this workspace trained."""
+    training = files.try_read_json(state.paths.challenger / artifact.TRAINING)
+    if state.challenger_digest is None or training is None:
+        return "none yet"
+    if state.challenger_digest == state.champion_digest:
+        return "the champion"
+    version = state.challenger
+    return f"{f'version {version.version}' if version else 'not registered'}: {training['name']}"
 
 
-def checked(state: State) -> Iterator[str]:
-    """The checks: one line for all that are fine, one for each finding; an error where something is wrong."""
-    told = checks.run_checks(state)
-    wrong = [name for name, found in told.items() if any(one.wrong for one in found)]
-    yield f"checks      {len(told) - len(wrong)} of {len(told)} fine"
-    for name, found in told.items():
-        for one in found:
-            yield f"{'wrong' if one.wrong else 'hint':12}{name}: {one.what.removesuffix('.')}; {one.todo}"
-    if wrong:
-        what = f"{len(wrong)} of {len(told)} checks found something wrong."
-        raise TiplineError(what, ", ".join(wrong), "Do what the lines above say.")
-
-
-def describe(client: Client, version: Version) -> str:
-    """A version with the name and the evaluation of its run."""
-    if version.run_id is None:
-        return f"version {version.version}: not registered by tipline"
-    training = model_versions.get_run(client, version)
-    if training is None:
-        return f"version {version.version}: its run is gone"
-    skill = training.data.metrics.get("test.skill")
-    worth = f", skill {skill:.4f}" if skill is not None else ""
-    return f"version {version.version}: {training.info.run_name}{worth}"
-
-
-def not_scored(state: State) -> list[str]:
-    """Months without predictions of the model in models/champion/."""
-    if state.ref is None:
-        return list(state.settings.months)
-    missing = {month.month for month in state.planned} | set(state.failed)
-    return [month for month in state.settings.months if month in missing]
-
-
-def evaluated(paths: Paths) -> list[str]:
-    """What the challenger is worth, and what the gate says of it."""
-    report = evaluation(paths)
-    if report is None:
-        return ["evaluation  none yet"]
-    return [f"evaluation  {report['verdict']}", f"gate        {report['gate']['words']}"]
-
-
-def evaluation(paths: Paths) -> dict[str, Any] | None:
-    """What `evaluate` wrote last, None where it is not there or something else."""
-    report = files.try_read_json(paths.evaluation)
-    try:
-        gate = {name: report["gate"][name] for name in ("words", "promote")}
-        return {"verdict": str(report["verdict"]), "gate": gate}
-    except (KeyError, TypeError):
-        return None
-
-
-def last_figures(paths: Paths) -> list[str]:
-    """The figures of the last monitored month, and the verdict on them."""
-    months = files.try_read_json(paths.monitoring / "months.json")
-    if not months:
-        return ["last month  none yet"]
-    month = months[-1]
-    names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
-    figures = ", ".join(f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month[name] is not None)
-    return [
-        f"last month  {month['month']}: {month['rows']:,} rows, {figures}",
-        f"verdict     {month['verdict']}: {month['reason']}",
-    ]
-
-
-def advice(state: State, missing: list[str]) -> str:
-    """What to do next."""
-    paths, ref, found = state.paths, state.ref, state.registry
-    now = found.champion if found else None
-    if ref is None or (found is not None and now is None):
+def advise_next(state: State, report: Mapping[str, Any] | None, months: Sequence[Mapping[str, Any]] | None) -> str:
+    """Advise what to type next, if no check found anything."""
+    settings, version, ref = state.settings.settings, state.champion, state.ref
+    if ref is None or version is None or state.challenger_digest is None:
         return "dvc repro"
-    if not all((paths.challenger / name).is_file() for name in artifact.FILES):
-        return "dvc repro: models/challenger is missing, its training did not end"
-    pinned = isinstance(state.settings.score.model, int)
-    if now is not None and now.tags.get(store.DIGEST) != ref["digest"] and not pinned:
-        return f"dvc repro: the champion is version {now.version}, the predictions are version {ref['version']}'s"
-    if missing:
-        return f"dvc repro: {format_count(len(missing), 'month')} to score"
-    return when_scored(paths)
+    is_pinned = settings is not None and settings.score.model != model_versions.CHAMPION
+    if state.champion_digest != ref["digest"] and not is_pinned:
+        return f"dvc repro (the champion is version {version.version}, version {ref['version']} scored the months)"
+    if state.unscored:
+        return f"dvc repro ({format_count(len(state.unscored), 'month')} to score)"
+    made = report["made"] if report else {}
+    if not months or (made.get("challenger"), made.get("champion")) != (state.challenger_digest, ref["digest"]):
+        return "dvc repro (reports are missing or out of date)"
+    if report and report["gate"]["promote"] and state.challenger_digest != state.champion_digest:
+        command = f"tipline promote {state.challenger.version}" if state.challenger else "dvc repro register"
+        return f"{command} (the gate lets the challenger pass)"
+    worse = ", ".join(month["month"] for month in months if month["verdict"] == "retrain")
+    return f"train on later months: sample.months in params.yaml (scores of {worse} are poor)" if worse else "nothing"
 
 
-def when_scored(paths: Paths) -> str:
-    """What to do next where every month has its predictions."""
-    report, months = evaluation(paths), files.try_read_json(paths.monitoring / "months.json")
-    if report is None or not months or not paths.sample_size.is_file():
-        return "dvc repro: not all reports are there"
-    if report["gate"]["promote"]:
-        return "tipline promote, if you want the challenger: the gate lets it pass"
-    worse = ", ".join(month["month"] for month in months if month.get("verdict") == "retrain")
-    if worse:
-        return f"train on later months (params.yaml, sample.months): the scores of {worse} are worse than a tip rate"
-    return "nothing to do"
+def check_settings(state: State) -> Findings:
+    """Check what every command needs: params.yaml, dvc.lock, MLflow, the disk, the dask scheduler."""
+    if state.settings.problem:
+        yield describe_problem(state.settings.problem)
+    path = state.paths.root / "dvc.lock"
+    try:
+        if path.is_file():  # the parser in C, because the file has thousands of lines
+            yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (safe loaders)
+    except yaml.YAMLError:
+        reason = "has the markers of a merge conflict" if validation.has_conflict(path) else "is not valid YAML"
+        yield f"dvc.lock {reason}", "git checkout --ours dvc.lock && dvc repro"
+    if state.problem:
+        yield describe_problem(state.problem)
+    if (free := shutil.disk_usage(state.paths.root).free) < MIN_FREE_BYTES:
+        yield f"the disk is full: {free / 1e6:,.0f} MB are free", "dvc gc -w"
+    if address := os.environ.get(processes.ADDRESS):
+        from tipline import cluster  # noqa: PLC0415 (a quarter of a second)
+
+        try:
+            with cluster.connect_remote(address, SCHEDULER_SECONDS):
+                pass
+        except TiplineError as error:
+            yield describe_problem(error)
+
+
+def describe_problem(error: TiplineError) -> tuple[str, str]:
+    """Turn an error into a finding."""
+    what, where, todo = error.parts
+    return f"{what.removesuffix('.')} ({where})", todo
+
+
+def check_models(state: State) -> Findings:
+    """Check the two models against their digests and MLflow, and the champion against scikit-learn here."""
+    ref, champion_folder = state.ref, state.paths.champion
+    if ref is None:
+        if state.paths.predictions.is_dir():
+            yield "there are predictions, but no models/champion/", "dvc repro register"
+        return
+    if artifact.try_read_digest(champion_folder) != ref["digest"]:
+        yield "models/champion/ lacks a file or has other files than the registered ones", "dvc repro register"
+    if state.champion is None and state.problem is None and state.settings.model_name:
+        yield "MLflow has no champion, but models/champion/ has one", "dvc repro register"
+    if state.challenger_digest is None:
+        yield "models/challenger/ lacks a file", "dvc repro register"
+    training, spec = (files.try_read_json(champion_folder / name) for name in (artifact.TRAINING, pyfunc.SPEC))
+    if training and spec and spec.get("linear") is None:  # a linear model is scored without scikit-learn
+        trained, here = training["libraries"]["scikit-learn"], metadata.version("scikit-learn")
+        if trained.split(".")[:2] != here.split(".")[:2]:
+            problem = f"the champion was trained with scikit-learn {trained}, installed is {here}"
+            yield problem, f"uv pip install scikit-learn=={trained} (or: dvc repro -f train, and promote the result)"
+
+
+def check_months(state: State) -> Findings:
+    """Check predictions against their manifests and prepared months; months that are still to be scored are fine."""
+    paths = {month: month_folder(state.paths.predictions, month) / files.MANIFEST for month in state.settings.months}
+    manifests = {month: files.try_read_json(path) for month, path in paths.items()}
+    if damaged := [month.month for month in state.planned if (manifests[month.month] or {}).get("key") == month.key]:
+        yield f"predictions differ from their manifests: {', '.join(damaged)}", "dvc repro score"
+    if lost := [month for month in state.failed if manifests[month]]:
+        targets = " ".join(f"prepare@{month}" for month in lost)
+        yield f"prepared months are missing or damaged: {', '.join(lost)}", f"dvc repro -f {targets}"

@@ -276,4 +276,4 @@ def load_schema(path: Path | None = None) -> Schema:
     if renamed:
         what = f"The schema has keys of tipline 0.1: {'; '.join(renamed)}."
         raise UsageError(what, str(path), "Rename them in every column.")
-    return validation.validate(values, Schema, path)
+    return validation.validate_values(values, Schema, path)
