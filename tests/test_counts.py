@@ -95,7 +95,8 @@ def test_days_are_those_of_the_month_and_all_other_rows_are_apart() -> None:
     trips = batch(
         ["cash"] * 7, [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0], pickup_datetime=pa.array(times, pa.timestamp("us"))
     )
-    days = Counts.from_rows(trips, SPEC, floats(*[0.5] * 7), "2009-02").days
+    days = Counts.from_rows(trips, SPEC, floats(0.75, *[0.5] * 6), "2009-02").days
+    assert days["1"]["cash"] == pytest.approx((2, 1, 1.25, -math.log(0.25) - math.log(0.5)))
     assert {day: groups["cash"][:2] for day, groups in days.items()} == {
         "1": (2, 1),
         "28": (1, 0),
@@ -104,21 +105,11 @@ def test_days_are_those_of_the_month_and_all_other_rows_are_apart() -> None:
     assert count_rows(trips, floats(*[0.5] * 7)).days[counts.OTHER]["cash"][:2] == (7, 2)
 
 
-def test_a_day_holds_the_sums_of_its_groups() -> None:
-    times = pa.array([np.datetime64("2009-02-03T04", "us")] * 4)
-    trips = batch(["cash", "credit", "cash", None], [0.0, 3.0, 1.0, 0.0], pickup_datetime=times)
-    groups = Counts.from_rows(trips, SPEC, floats(0.25, 0.5, 0.75, 0.5), "2009-02").days["3"]
-    assert groups["cash"] == pytest.approx((2, 1, 1.0, -2 * math.log(0.75)))
-    assert groups["credit"] == pytest.approx((1, 1, 0.5, -math.log(0.5)))
-    assert groups[baseline.MISSING] == pytest.approx((1, 0, 0.5, -math.log(0.5)))
-
-
 def test_chunks_of_rows_are_counted_as_one() -> None:
     rows = 2 * counts.CHUNK_ROWS + 3
-    trips = batch(["cash"] * rows, [float(row % 4 == 0) for row in range(rows)])
-    counted = count_rows(trips, floats(0.25).repeat(rows))
-    assert counted.groups()["cash"][:3] == (rows, -(-rows // 4), rows / 4)
-    assert counted.bands[250].tolist() == [rows - -(-rows // 4), -(-rows // 4), 0]
+    counted = count_rows(batch(["cash"] * rows, [1.0] * rows), floats(0.25).repeat(rows))
+    assert counted.groups()["cash"][:3] == (rows, rows, rows / 4)
+    assert counted.bands[250].tolist() == [0, rows, 0]
 
 
 def test_auc_is_exact_for_scores_at_the_centres_of_bands() -> None:

@@ -21,7 +21,6 @@ from tipline.monitoring import drift, verdict
 from tipline.stages import monitor
 
 if TYPE_CHECKING:
-
     from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS

@@ -34,24 +34,19 @@ def make_size(rows: int, seconds: float = 0.5, **skill: float | None) -> dict[st
 UNKNOWN_SKILL = dict.fromkeys(("skill", "skill_low", "skill_high"))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "available"),
-    [
-        ([make_size(rows) for rows in (500, 2000, 8000, 20_000)], 14_000_000),
+def test_learning_curves_are_drawn(tmp_path: Path) -> None:
+    rows = np.geomspace(500, 14_000_000, 40)
+    bounds = {name: 0.03 + shift - rows**-0.5 for name, shift in (("low", -0.01), ("skill", 0), ("high", 0.01))}
+    law = {"rows": rows, **bounds, "exponent": 0.5, "misses": 1}
+    studies = [
+        ([make_size(rows) for rows in (500, 2000, 8000, 20_000)], law),
         ([make_size(500)], None),
         ([make_size(100, skill=-4.0, skill_low=-9.0), make_size(1_000_000, 300)], None),
         ([make_size(100, **UNKNOWN_SKILL), make_size(1000, **UNKNOWN_SKILL)], None),
-    ],
-    ids=["with a power law", "one size", "far apart", "nothing to gain"],
-)
-def test_a_learning_curve_is_drawn(tmp_path: Path, sizes: list[Any], available: int | None) -> None:
-    law = None
-    if available:
-        rows = np.geomspace(500, available, 40)
-        bounds = {name: 0.03 + shift - rows**-0.5 for name, shift in (("low", -0.01), ("skill", 0), ("high", 0.01))}
-        law = {"rows": rows, **bounds, "exponent": 0.5, "misses": 1}
-    plots.plot_learning_curve(tmp_path / "curve.png", {"sizes": sizes, "rows": 500, "power_law": law})
-    assert_picture(tmp_path / "curve.png")
+    ]
+    for sizes, power_law in studies:
+        plots.plot_learning_curve(tmp_path / "curve.png", {"sizes": sizes, "rows": 500, "power_law": power_law})
+        assert_picture(tmp_path / "curve.png")
 
 
 def make_gate(segments: int) -> dict[str, Any]:
@@ -81,23 +76,11 @@ def make_month(name: str, **figures: Any) -> dict[str, Any]:
 UNKNOWN: dict[str, Any] = dict.fromkeys(("tip_rate", "skill", "skill_low", "skill_high", "auc")) | {"calibration": []}
 
 
-@pytest.mark.parametrize(
-    "months",
-    [
-        [
-            make_month("2009-01", role="train"),
-            make_month("2009-02", skill=-0.2, skill_low=-0.3),
-            make_month("2009-03", **UNKNOWN),
-        ],
-        [make_month("2009-01", skill_low=None, skill_high=None)],
-        [
-            make_month("2009-01", mean_probability=None, **UNKNOWN),
-            make_month("2009-02", mean_probability=None, **UNKNOWN),
-        ],
-        [make_month(f"20{year}-{number:02d}") for year in range(11, 15) for number in range(1, 13)],
-    ],
-    ids=["some", "one without bounds", "no figures at all", "four years"],
-)
-def test_months_are_drawn(tmp_path: Path, months: list[dict[str, Any]]) -> None:
-    plots.plot_monitoring(tmp_path / "monitoring.png", months)
-    assert_picture(tmp_path / "monitoring.png")
+def test_months_are_drawn(tmp_path: Path) -> None:
+    some = [make_month("2009-01", role="train"), make_month("2009-02", skill=-0.2, skill_low=-0.3)]
+    unknown = make_month("2009-03", **UNKNOWN)
+    unbounded = make_month("2009-01", skill_low=None, skill_high=None)
+    many = [make_month(f"20{year}-{number:02d}") for year in range(11, 15) for number in range(1, 13)]
+    for months in ([*some, unknown], [unbounded], [unknown | {"mean_probability": None}], many):
+        plots.plot_monitoring(tmp_path / "monitoring.png", months)
+        assert_picture(tmp_path / "monitoring.png")

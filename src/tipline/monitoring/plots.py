@@ -97,7 +97,7 @@ def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
 def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], labels: Labels) -> None:
     """Draw the calibration and the skill of the models, and below them the gains that the gate judged."""
     gains = [segment for segment in report["gate"]["segments"] if segment["gain"] is not None]
-    below = 1.2 + 0.22 * len(gains) if report["gate"]["gain"] else 0
+    below = 1.6 + 0.22 * len(gains) if report["gate"]["gain"] else 0
     with create_picture(path, 4 + below) as figure:
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, below or 0.1])[:, 0]
         calibration, bars = upper.subplots(1, 2, width_ratios=[2, 1])
@@ -122,18 +122,18 @@ def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[s
     low, gain, high = (get_column(rows, name) for name in ("lower", "gain", "upper"))
     axes.errorbar(gain, range(len(rows)), xerr=(gain - low, high - gain), fmt="o", color=BLUE)
     axes.set_yticks(range(len(rows)), [f"{row['column']} {row['value']}" for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     overall, segment = (-gate["tolerated"][name] for name in ("gain", "segment"))
     axes.axvline(0, color=GREY, linewidth=1)
     axes.axvline(overall, color=ORANGE, label="tolerated: the lower bound of all rows is right of it")
     axes.axvline(segment, color=ORANGE, ls="--", label="tolerated: no segment's upper bound is left of it")
     axes.set(title="Gain in skill over the champion, with one-sided 95% bounds")
     format_percent(axes.xaxis)
-    axes.legend()
+    axes.figure.legend(loc="outside lower left", ncols=2)
 
 
 def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
-    """Draw tip rates, skill with bounds and AUC over the months; below them, the calibration of each month."""
+    """Draw tip rates, skill with bounds and AUC over the months with their roles, and the calibration of each month."""
     places, calibrated = range(len(months)), [month for month in months if month["calibration"]][-CALIBRATION_MONTHS:]
     lines = -(-len(calibrated) // 6)
     with create_picture(path, 6.5 + 1.8 * lines) as figure:
@@ -143,18 +143,19 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         rates.plot(places, get_column(months, "mean_probability"), "o-", color=BLUE, label="expected (mean score)")
         rates.set(title="Tip rate", ylim=(0, None))
         rates.legend(loc="lower right")
-        for place, month in enumerate(months):
-            rates.annotate(month["role"], (place, 1), xycoords=("data", "axes fraction"), ha="center", color=GREY)
         low, value, high = (get_column(months, f"skill{bound}") for bound in ("_low", "", "_high"))
         skill.errorbar(places, value, yerr=(value - low, high - value), fmt="o", color=BLUE)
         skill.axhline(0, color=GREY, linewidth=1)
         skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
         auc.plot(places, get_column(months, "auc"), "o-", color=BLUE)
         auc.set(title="Area under the ROC curve")
-        shown = places[:: -(-len(months) // MONTH_LABELS)]
-        auc.set_xticks(shown, [months[place]["month"] for place in shown], rotation=45 if len(shown) > 12 else 0)  # noqa: PLR2004
+        labels = [f"{month['month']}\n{month['role']}" for month in months]
+        step = -(-len(months) // MONTH_LABELS)
+        auc.set_xticks(places[::step], labels[::step], rotation=45 if len(months) > 12 else 0)  # noqa: PLR2004
         format_percent(rates.yaxis, skill.yaxis)
         panels = lower.subplots(lines, 6, squeeze=False).ravel() if lines else []
+        if lines:
+            lower.supxlabel("Calibration: observed tip rate (vertical) by mean score (horizontal)", fontsize="medium")
         for axes, month in zip(panels, calibrated, strict=False):
             draw_calibration(axes, month["calibration"], "challenger")
             axes.set(title=month["month"], xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 1], yticks=[0, 1])
