@@ -8,7 +8,7 @@ import functools
 import hashlib
 import logging
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import aiohttp
@@ -18,7 +18,7 @@ import tenacity
 
 from tipline import files, progress
 from tipline.errors import NotPublishedError, TiplineError, hide_secrets
-from tipline.storage import STORE_ERRORS, explain_store_error, find_cause, open_s3
+from tipline.storage import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -107,7 +107,10 @@ def download_file(address: str, part: Path, label: str) -> Stated:
         The source cannot be reached, refuses, or sends something else than it states.
     """
     try:
-        stated = retry(lambda: download_rest(address, part, label), label, lambda: get_size(part))
+        try:
+            stated = retry(lambda: download_rest(address, part, label), label, lambda: get_size(part))
+        except NoRangeError:  # few servers state beforehand that they have no ranges
+            stated = retry(lambda: download_rest(address, part, label, has_ranges=False), label)
         check_checksums(part, stated, hide_secrets(address))
     except OSError as error:
         if error.errno in files.DISK_FULL_ERRORS:
@@ -118,9 +121,10 @@ def download_file(address: str, part: Path, label: str) -> Stated:
     return stated
 
 
-def download_rest(address: str, part: Path, label: str) -> Stated:
+def download_rest(address: str, part: Path, label: str, *, has_ranges: bool = True) -> Stated:
     """Append what is missing to a part; start again if the source has another version."""
     stated = ask(address)
+    stated = replace(stated, has_ranges=stated.has_ranges and has_ranges)
     if not is_resumable(address, part, stated):
         forget_part(part)
     start = get_size(part)
@@ -233,7 +237,9 @@ def open_file(address: str, stated: Stated) -> Any:  # noqa: ANN401 (fsspec has 
     filesystem = open_filesystem(address)
     options: dict[str, Any] = {} if address.startswith("/") else {"cache_type": "none", "block_size": CHUNK}
     if address.startswith("http"):
-        headers = {**filesystem.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"}
+        if (stated.version or "").startswith('"'):
+            headers["If-Match"] = str(stated.version)
         options |= {"headers": headers, "size": stated.size}
         if stated.size is None or not stated.has_ranges:
             options["block_size"] = 0
@@ -321,7 +327,8 @@ def raise_translated(error: Exception, address: str) -> NoReturn:
     if isinstance(error, ValueError) and "range requests" in str(error):
         raise explain_missing_ranges(address) from error
     connection = find_cause(error, *LOST_CONNECTION)
-    if isinstance(error, FileNotFoundError) and status in {0, *MISSING} and not connection:
+    is_missing = isinstance(error, FileNotFoundError) and get_store_answer(error)[1] != "NoSuchBucket"
+    if is_missing and (status in MISSING or not address.startswith("http")):
         todo = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
         raise NotPublishedError("The source does not have this month.", where, todo) from error
     if address.startswith("s3:"):
