@@ -7,6 +7,7 @@ import csv
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 # Parquet readers (pyarrow, dask, Spark) skip names that begin with an underscore.
 MANIFEST = "_manifest.json"
@@ -155,21 +158,24 @@ def is_alive(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, activity: str) -> Iterator[None]:
-    """Keep other processes out of the block.
+def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of the block; the system releases the lock of a process that dies.
 
     Raises
     ------
     TiplineError
-        Another process is in it; `activity` says what that is doing.
+        Another process is in it, and this one does not wait; `activity` says what that is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        todo = "Wait for it to end, or stop it. What it has finished is kept."
-        raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
+        if not wait:
+            todo = "Wait for it to end, or stop it. What it has finished is kept."
+            raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
+        log.info("another process is %s, waiting for it to end (%s)", activity, path)
+        lock.acquire(timeout=-1)
     try:
         yield
     finally:
