@@ -77,7 +77,7 @@ def build_local_config(*, is_forked: bool) -> dict[str, Any]:
     """Build the configuration of a local cluster: dask's defaults, whatever the user has set for other clusters."""
     config = {"distributed": dask.config.merge(*dask.config.defaults)["distributed"]} | LOCAL_CONFIG
     if is_forked:
-        # Otherwise dask imports everything it can use, pandas among it, to preload it in a forkserver that runs already.
+        # Otherwise dask imports all that it can use, pandas among it, to preload it in a forkserver that runs already.
         vars(distributed.utils)["_forkserver_preload_set"] = True
         config |= {"distributed.worker.multiprocessing-method": "forkserver"}
     return config
@@ -137,8 +137,9 @@ def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator
         client.register_plugin(plugin, name)
         yield
     finally:
-        with contextlib.suppress(OSError, CancelledError):  # the scheduler is gone
-            client.unregister_worker_plugin(name)
+        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
+            with contextlib.suppress(OSError):  # a worker has just died
+                client.unregister_worker_plugin(name)
 
 
 def run_tasks(
