@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -214,7 +213,7 @@ def test_two_versions_are_never_mixed(
 
 def test_a_file_that_changes_at_each_request_is_given_up(shelf: servers.Shelf, part: Path) -> None:
     shelf.before = [lambda data=data: shelf.files.update({"/trips.csv": data}) for data in [OLD, NEW] * 50]  # type: ignore[misc]
-    with pytest.raises(TiplineError, match="412|changed at its source"):
+    with pytest.raises(TiplineError, match=r"412|changed at its source"):
         download(shelf, part)
 
 

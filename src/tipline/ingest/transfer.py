@@ -18,7 +18,7 @@ import tenacity
 
 from tipline import files, progress
 from tipline.errors import NotPublishedError, TiplineError, hide_secrets
-from tipline.storage import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
+from tipline.s3 import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -334,15 +334,15 @@ def raise_translated(error: Exception, address: str) -> NoReturn:
     if address.startswith("s3:"):
         final, is_temporary = explain_store_error(error, address, "Check `source` in params.yaml.")
         raise (TemporaryError(final) if is_temporary else final) from error
-    words = (
-        f"{status} {answer.message}" if isinstance(answer, aiohttp.ClientResponseError) else str(connection or error)
-    )
+    words = str(connection or error.__cause__ or error)
+    if isinstance(answer, aiohttp.ClientResponseError):
+        words = f"{status} {answer.message}"
+    elif isinstance(connection, aiohttp.ClientPayloadError):
+        words = "the connection was cut"
     words = hide_secrets(words or repr(error)).rstrip(".")
     final = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
     if status == FORBIDDEN:
-        todo = (
-            "The TLC's server answers this for months that it does not have yet, and to fast requests: try again later."
-        )
+        todo = "The TLC's server says so for months that it does not have yet and to fast requests: try again later."
         final = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
     is_lost = bool(connection) and not find_cause(error, *UNTRUSTED)
     if is_lost or status in TEMPORARY or status >= FAILED:
