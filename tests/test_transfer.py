@@ -230,9 +230,7 @@ def test_stated_checksums_are_compared(shelf: servers.Shelf, part: Path, name: s
     assert list(part.parent.glob("*.part*")) == []
 
 
-@pytest.mark.parametrize(
-    "value", ["nonsense", "", "=,=,,md5", "crc32c=AAAAAA==", "md5=" + base64.b64encode(b"x").decode()]
-)
+@pytest.mark.parametrize("value", ["nonsense", "", "=,=,,md5", "crc32c=AAAAAA==", "md5=eA=="])
 def test_unknown_checksums_are_ignored(shelf: servers.Shelf, part: Path, value: str) -> None:
     shelf.headers = {"Digest": value, "Content-MD5": value}
     assert download(shelf, part) == OLD

@@ -48,8 +48,8 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
     plan.refuse_old_months(locations.predictions, "Remove this folder and score again, or name another one (--to).")
     with locations.staged.hold_lock():
         locations.predictions.recover_folders(locations.staged)
-        locations.trips.check_access()
         ref = files.read_json(paths.champion_ref, "Run: dvc repro register")
+        locations.trips.check_access()
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
         if not to:
