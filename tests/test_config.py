@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Run = Callable[..., tuple[int, str]]
     MakeProject = Callable[..., Paths]
 
-REMOVED = object()
+REMOVED = "(absent)"
 FIRST = ["2009-01", "2009-02", "2009-03"]
 NOT_A_MONTH = "is not a month written YYYY-MM, from 2000-01 on"
 ORDER = "the order is train, validation, test"

@@ -134,8 +134,6 @@ INVALID: dict[
     ),
     "version": ("version", 0, "version has to be 1 or more"),
     "a list of columns": ("columns", [1], "columns has to be a mapping"),
-    "old key": ("columns.kind.spellings", {"a": ["A"]}, "keys of tipline 0.1: `spellings` is now `aliases`."),
-    "other old key": ("columns.price.after_payment", True, "`after_payment` is now `known_after_outcome`."),
 }
 UNREADABLE: dict[str, tuple[bytes | None, str]] = {
     "cut off": (b"columns: [", "not valid YAML"),

@@ -201,7 +201,7 @@ class Model(Section):
         description="the features, by their names in the schema; a timestamp enters as its hour of the day",
     )
     categories: dict[str, Annotated[Names, Field(min_length=1)]] = Field(
-        description="for each category among the columns, the values that are told apart; all others count as one"
+        description="for each category among the columns, the values that are kept separate; all others count as one"
     )
 
 

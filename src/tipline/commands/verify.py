@@ -129,7 +129,7 @@ def check_month(pool: ThreadPoolExecutor, month: Month) -> tuple[str, list[Tipli
 def read_manifest(month: Month, data: bytes | None) -> tuple[Manifest, Counts]:
     """Read what `score` wrote."""
     if data is None:
-        is_old = month.locations.predictions.read(f"{month.folder}/_receipt.json") is not None
+        is_old = plan.is_old_month(month.locations.predictions, month.folder)
         raise month.describe_problem("tipline 0.1 made these predictions." if is_old else "The month has no manifest.")
     try:
         manifest = Manifest.model_validate_json(data)

@@ -23,7 +23,6 @@ MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen colum
 SHOWN_NAMES = 40
 CHECK_FILE = "Check that this is a month of the schema's data."
 # Keys of a column in tipline 0.1 -> today's.
-RENAMED = {"spellings": "aliases", "after_payment": "known_after_outcome"}
 
 
 def is_text_type(type_: pa.DataType) -> bool:
@@ -269,11 +268,4 @@ def load_schema(path: Path | None = None) -> Schema:
     """
     path = path or Path(__file__).with_name("schema.yaml")
     values = validation.read_mapping(path, "Name the schema's file under `schema` in params.yaml.")
-    sections = values.get("columns")
-    entries = sections.values() if isinstance(sections, dict) else []
-    used = {key for column in entries if isinstance(column, dict) for key in column}
-    renamed = [f"`{old}` is now `{new}`" for old, new in RENAMED.items() if old in used]
-    if renamed:
-        what = f"The schema has keys of tipline 0.1: {'; '.join(renamed)}."
-        raise UsageError(what, str(path), "Rename them in every column.")
     return validation.validate_values(values, Schema, path)

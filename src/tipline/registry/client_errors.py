@@ -1,4 +1,4 @@
-"""Errors of the MLflow client, told apart by error code, HTTP status and exception type, in tipline's three parts."""
+"""Errors of the MLflow client, classified by error code, HTTP status and exception type, in tipline's three parts."""
 
 from __future__ import annotations
 

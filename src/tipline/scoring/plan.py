@@ -25,7 +25,6 @@ SCHEMA = pa.schema(
 )
 MARKERS = ".made"
 PHASES = ("read", "score", "count", "write")
-OLD_MANIFEST = "_receipt.json"  # of tipline 0.1
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,14 @@ def check_replaceable(predictions: Storage, month: str) -> None:
 def refuse_old_months(storage: Storage, todo: str) -> None:
     """Refuse months of tipline 0.1. One look is enough: it wrote all of them, and this version adds none to them."""
     first = next((name for name in storage.list_folders() if name.startswith("month=")), "")
-    if first and storage.read(f"{first}/{OLD_MANIFEST}") is not None:
+    if first and is_old_month(storage, first):
         raise TiplineError("These months were written by tipline 0.1.", storage.address(), todo)
+
+
+def is_old_month(storage: Storage, folder: str) -> bool:
+    """Whether tipline 0.1 wrote a folder: its manifest had another name, also with an underscore in front."""
+    names = storage.list_sizes(folder)
+    return any(name.startswith("_") and name.endswith(".json") and name != files.MANIFEST for name in names)
 
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
