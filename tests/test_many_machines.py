@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 pytestmark = workbench.MLFLOW_WARNINGS
 NUMBERS = itertools.count()
+TIPLINE_SCORE = [str(Path(sys.executable).with_name("tipline")), "score"]
 SETTINGS = servers.KEYS | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 # Start a process that finds nothing in a folder: it has a file system of its own there.
 ISOLATE = 'mount -t tmpfs none "$0" && mkdir "$0/scratch" && cd "$0/scratch" && exec "$@"'
@@ -172,7 +173,9 @@ def assert_whole(bucket: Bucket, paths: Paths) -> None:
     for month in workbench.MONTHS:
         manifest = storage_.read_json(f"month={month}/{files.MANIFEST}")
         here = workbench.read_json(paths.predictions / f"month={month}" / files.MANIFEST)
-        assert [manifest[name] for name in ("key", "rows", "parts")] == [here[name] for name in ("key", "rows", "parts")]
+        assert [manifest[name] for name in ("key", "rows", "parts")] == [
+            here[name] for name in ("key", "rows", "parts")
+        ]
         del found[f"month={month}/{files.MANIFEST}"]
     assert all(name.endswith(".parquet") for name in found)
 
@@ -407,7 +410,7 @@ def test_places_that_cannot_be_used_are_explained(
 def read_block(heading: str, language: str) -> str:
     """Return a code block of the page."""
     text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
-    return re.findall(rf"```{language}\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)[0]
+    return text.partition("\n## ")[0].partition(f"```{language}\n")[2].partition("```")[0]
 
 
 def test_machines_with_the_certificates_of_the_page_score_and_others_are_refused(
@@ -426,8 +429,7 @@ def test_machines_with_the_certificates_of_the_page_score_and_others_are_refused
         assert address.startswith("tls://")
         stack.enter_context(workbench.running("dask", "worker", address, *workbench.LOCAL, "--nthreads", "1"))
         patched.setenv(cluster.ADDRESS, address)
-        command = (str(Path(sys.executable).with_name("tipline")), "score")
-        done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
+        done = subprocess.run(TIPLINE_SCORE, cwd=project.root, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert read_parts(project) == read_parts(expected)
         shutil.rmtree(project.predictions)

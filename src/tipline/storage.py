@@ -36,7 +36,7 @@ REQUESTS = 16  # at the same time
 # A bucket has no locks. Younger staged files may belong to a run with another model that is still going on.
 ABANDONED_AFTER = dt.timedelta(days=1)
 MISSING = (FileNotFoundError, NotADirectoryError)
-HTTP_FORBIDDEN = 403
+HTTP_FORBIDDEN, HTTP_RANGE_NOT_SATISFIABLE = 403, 416
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Storage:
             if response.get("Error", {}).get("Code") == "NoSuchBucket":
                 todo = "Check --trips and --to, or create the bucket."
                 raise TiplineError("The bucket does not exist.", where, todo) from error
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError) or status == HTTP_RANGE_NOT_SATISFIABLE:
                 raise
             no_keys = (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
             if status == HTTP_FORBIDDEN or isinstance(error, no_keys):
