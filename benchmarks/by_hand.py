@@ -84,22 +84,22 @@ def take_the_model_out(dask_worker: Worker) -> None:
     noise()
     module, counts, stand_in = cast(Any, worker), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
     module.get_worker_model = lambda _: stand_in
-    counts.of = lambda *_: Counts()
+    counts.from_rows = lambda *_: Counts()
 
 
 def floor(project: Path, folder: Path, months: list[str]) -> float:
     """The command's own driver and its own task; the time is in the manifests."""
     del folder, months
-    from tipline import config, paths  # noqa: PLC0415
+    from tipline import cluster, config, paths  # noqa: PLC0415
     from tipline.stages import score  # noqa: PLC0415
 
-    here, timed = cast(Any, score), score.score_months
+    here, run_tasks = cast(Any, cluster), cluster.run_tasks
 
-    def score_months(client: Client, *rest: Any) -> dict[str, str]:  # noqa: ANN401 (as it is)
+    def run_floor(client: Client, *rest: Any, **options: Any) -> Any:  # noqa: ANN401 (passed on)
         client.run(take_the_model_out)
-        return timed(client, *rest)
+        return run_tasks(client, *rest, **options)
 
-    here.score_months = score_months
+    here.run_tasks = run_floor
     found = paths.find_project(project)
     score.run(config.load_settings(found.params), found)
     return 0.0
@@ -213,7 +213,7 @@ def predict(project: Path, blocks: list[tuple[str, int]], ready: Barrier) -> flo
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     from tipline.ingest import columns  # noqa: PLC0415
-    from tipline.model import artifact, pyfunc
+    from tipline.model import artifact, pyfunc  # noqa: PLC0415
 
     files = artifact.read_artifact(project / "models" / "champion")
     model: Any = artifact.load_model(files, artifact.hash_artifact(files))

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import the_post
 
-from tipline import cluster, config
+from tipline import config
 from tipline.evaluation import metrics
 from tipline.ingest import prepare, simulate
 from tipline.ingest.schema import load_schema
@@ -45,6 +45,12 @@ LINES = 12
 SETTINGS = config.load_settings(ROOT / "params.yaml")
 TARGET = SETTINGS.model.target
 Fitted = tuple[float, "Callable[[], Floats]"]
+
+
+def get_peak_memory() -> int:
+    """Return the most memory that this process ever held; `ru_maxrss` would count what its parent held, too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def rows(path: Path, count: int) -> pa.RecordBatch:
@@ -100,9 +106,9 @@ CASES: dict[str, Callable[[pa.RecordBatch], Fitted]] = {
 def measure(case: str, path: Path, count: int) -> dict[str, Any]:
     """Run one case in this process; the peak is taken before the rows are scored."""
     trips = rows(path, count)
-    loaded = cluster.get_peak_memory()
+    loaded = get_peak_memory()
     seconds, score = CASES[case](trips)
-    peak, scores = cluster.get_peak_memory(), score()
+    peak, scores = get_peak_memory(), score()
     labels, _ = metrics.read_labels(trips, TARGET)
     loss = float(metrics.compute_log_loss(scores, labels).mean())
     return {

@@ -42,15 +42,8 @@ LOCAL_CONFIG = {
 def connect_client(n_workers: int | None) -> Iterator[Client]:
     """Connect to the scheduler in DASK_SCHEDULER_ADDRESS, or start a LocalCluster that ends with the block.
 
-    Parameters
-    ----------
-    n_workers
-        Processes of the local cluster; None: one per core. It listens on 127.0.0.1 only.
-
-    Raises
-    ------
-    TiplineError
-        The scheduler does not answer, has no worker after WAIT_SECONDS, or is lost during the block.
+    The local cluster has `n_workers` processes (None: one per core) and listens on 127.0.0.1 only. Raises a
+    TiplineError if the scheduler does not answer, has no worker after WAIT_SECONDS, or is lost during the block.
     """
     # Failures come back as exceptions. Beside them distributed, and the event loop below it, log pages of tracebacks.
     for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
@@ -59,8 +52,13 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
         with explain_lost_scheduler(address), connect_remote(address) as client:
             yield client
         return
-    is_forked = processes.start_forkserver(__name__)
-    with dask.config.set(build_local_config(is_forked=is_forked)), explain_lost_scheduler("the local cluster"):
+    # dask's defaults, whatever the user has configured for other clusters.
+    config = {"distributed": dask.config.merge(*dask.config.defaults)["distributed"]} | LOCAL_CONFIG
+    if is_forked := processes.start_forkserver(__name__):
+        config |= {"distributed.worker.multiprocessing-method": "forkserver"}
+        # Otherwise dask would let the forkserver preload all that it can use, pandas among it.
+        vars(distributed.utils)["_forkserver_preload_set"] = True
+    with dask.config.set(config), explain_lost_scheduler("the local cluster"):
         with processes.hold_interrupts(ignore=not is_forked):
             cluster = start_local_cluster(n_workers or processes.count_cpus())
             client = Client(cluster)
@@ -71,16 +69,6 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
             with processes.hold_interrupts(ignore=True):
                 client.close()
                 cluster.close()
-
-
-def build_local_config(*, is_forked: bool) -> dict[str, Any]:
-    """Build the configuration of a local cluster: dask's defaults, whatever the user has set for other clusters."""
-    config = {"distributed": dask.config.merge(*dask.config.defaults)["distributed"]} | LOCAL_CONFIG
-    if is_forked:
-        # Otherwise dask imports all that it can use, pandas among it, to preload it in a forkserver that runs already.
-        vars(distributed.utils)["_forkserver_preload_set"] = True
-        config |= {"distributed.worker.multiprocessing-method": "forkserver"}
-    return config
 
 
 def start_local_cluster(n_workers: int) -> LocalCluster:
@@ -150,11 +138,6 @@ def run_tasks(
     A task that kills its worker is tried again some times and can take other tasks of that worker with it. Tasks that
     ended like this run once more, one at a time, which shows whose fault it is. Each death costs seconds, so the rest
     of the task's group waits, and is dropped if a task of the group is to blame.
-
-    Raises
-    ------
-    CancelledError, CommClosedError
-        The scheduler is lost; `connect_client` explains it.
     """
     blamed: set[Hashable] = set()
     left = list(items)
@@ -165,36 +148,39 @@ def run_tasks(
             if future not in futures:
                 continue  # it waits
             item = futures.pop(future)
-            if isinstance(result, CancelledError):
-                raise result
-            if not isinstance(result, KilledWorker):
-                yield item, result
-                continue
-            killed.append(item)
-            waiting = [other for other in futures if group(futures[other]) == group(item)]
-            left += [futures.pop(other) for other in waiting]
-            client.cancel(waiting)
-        for item in killed:
-            if group(item) in blamed:
-                continue
-            ((_, result),) = iterate_results([client.submit(task, item, pure=False)])
             if isinstance(result, KilledWorker):
-                blamed.add(group(item))
-                what = "Every worker that took this block died: most likely out of memory, or killed."
-                todo = "Give workers more memory: a smaller cluster.n_workers, or `dask worker --memory-limit`."
-                result = TiplineError(what, str(result.last_worker.address), todo)
-            yield item, result
+                killed.append(item)
+                waiting = [other for other in futures if group(futures[other]) == group(item)]
+                left += [futures.pop(other) for other in waiting]
+                client.cancel(waiting)
+            elif isinstance(result, CancelledError):
+                raise result
+            else:
+                yield item, result
+        for item in killed:
+            if group(item) not in blamed:
+                ((_, result),) = iterate_results([client.submit(task, item, pure=False)])
+                if isinstance(result, KilledWorker):
+                    blamed.add(group(item))
+                    result = explain_killed_worker(result)
+                yield item, result
         left = [item for item in left if group(item) not in blamed]
 
 
 def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield futures with their results or exceptions, as they finish.
+    """Yield futures with their results or exceptions, as they finish, fetched in batches to spare the driver.
 
-    Results are fetched in batches, which halves the driver's work per task. A future is released before its result is
-    used: the block of a future that is still held would be scored again if its worker died.
+    A future is released before its result is used: its block would be scored again if its worker died.
     """
     for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
         for future, result in batch:
             is_error = future.status == "error"
             future.release()
             yield future, result[1] if is_error else result
+
+
+def explain_killed_worker(error: KilledWorker) -> TiplineError:
+    """Say what the death of a worker means."""
+    what = "Every worker that took this block died: most likely out of memory, or killed."
+    todo = "Give workers more memory: a smaller cluster.n_workers, or `dask worker --memory-limit`."
+    return TiplineError(what, str(error.last_worker.address), todo)

@@ -97,9 +97,9 @@ class Storage:
         return sorted(entry["name"] for entry in self._list("") if entry["type"] == "directory")
 
     def is_abandoned(self, folder: str) -> bool:
-        """Whether no other run can be working on a staged folder."""
+        """Whether no other run works on a staged folder: nothing in it is recent. Local folders are locked."""
         limit = dt.datetime.now(dt.UTC) - ABANDONED_AFTER
-        return all(entry["LastModified"] < limit for entry in self._list(folder))
+        return all(entry["LastModified"] < limit for entry in self._list(folder) if "LastModified" in entry)
 
     def remove_files(self, names: Iterable[str]) -> None:
         """Remove files; missing ones are skipped. One request per file, because not every store takes bulk deletes."""
@@ -123,20 +123,21 @@ class Storage:
         manifest is not published. A manifest of an equal key stays, because another run may have just published the
         same parts. Readers that ignore the manifest can see old parts beside new ones while the files are copied.
         """
-        before, now = self.read_json(f"{folder}/{files.MANIFEST}"), staged.read_json(f"{source}/{files.MANIFEST}")
-        if not (isinstance(before, dict) and isinstance(now, dict) and before.get("key") == now["key"]):
+        manifests = self.read_json(f"{folder}/{files.MANIFEST}"), staged.read_json(f"{source}/{files.MANIFEST}")
+        old_key, new_key = (manifest.get("key") if isinstance(manifest, dict) else None for manifest in manifests)
+        if old_key != new_key:
             self.remove_files([f"{folder}/{files.MANIFEST}"])
-        parts = sorted(staged.list_sizes(source).keys() - {files.MANIFEST})
-
-        def copy_files(names: Sequence[str]) -> None:
-            with self._explain_errors(folder):
-                sources = [staged.address(f"{source}/{name}") for name in names]
-                self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])
-
-        copy_files(parts)
-        self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*parts, files.MANIFEST})
-        copy_files([files.MANIFEST])
+        names = sorted(staged.list_sizes(source).keys() - {files.MANIFEST})
+        self._copy_files(staged, source, folder, names)
+        self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
+        self._copy_files(staged, source, folder, [files.MANIFEST])
         staged.remove_folder(source)
+
+    def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
+        """Copy files within the store, many at once."""
+        sources = [staged.address(f"{source}/{name}") for name in names]
+        with self._explain_errors(folder):
+            self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])
 
     def recover_folders(self, staged: Storage) -> None:
         """Put back folders that a crash in `publish_folder` has left in `staged`; in a bucket there are none."""
@@ -166,28 +167,23 @@ class Storage:
     def read_row_group(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
         """Read columns of a row group of a Parquet file; columns that the file does not have are left out.
 
-        Only the bytes of these columns are fetched, all ranges at once.
-
-        Raises
-        ------
-        TiplineError
-            The file cannot be read, or is not in the state that `get_state` returned when the run began.
+        Only the bytes of these columns are fetched. Raises a TiplineError if the file cannot be read, or is not in the
+        state that `get_state` returned when the run began.
         """
         with self._explain_damage(name, state):
             footer = _read_footer(self, name, state)
             chunks = [footer.row_group(group).column(index) for index in range(footer.num_columns)]
-            data = self._fetch_ranges(
-                name, [_locate_chunk(chunk) for chunk in chunks if chunk.path_in_schema in columns]
-            )
-            options = {"cache_type": "parts", "cache_options": {"data": data}, "size": max(end for _, end in data)}
-            with AlreadyBufferedFile(None, name, "rb", **options) as file:
+            chunks = [chunk for chunk in chunks if chunk.path_in_schema in columns]
+            starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+            ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
+            options = {"cache_options": {"data": self._fetch_ranges(name, starts, ends)}, "size": max(ends)}
+            with AlreadyBufferedFile(None, name, "rb", cache_type="parts", **options) as file:
                 table = pq.ParquetFile(file, metadata=footer).read_row_group(group, list(columns), use_threads=False)
         self._check_state(name, state)
         return table
 
-    def _fetch_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-        """Return the bytes of ranges (from, to) of a file; ranges close to each other are fetched as one."""
-        starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+    def _fetch_ranges(self, name: str, starts: list[int], ends: list[int]) -> dict[tuple[int, int], bytes]:
+        """Return byte ranges of a file by start and end; ranges close to each other are fetched as one."""
         paths, starts, ends = merge_offset_ranges([self.address(name)] * len(starts), starts, ends, FOOTER_BYTES)
         with self._explain_errors(name):
             data = self._filesystem.cat_ranges(paths, starts, ends, on_error="raise")
@@ -249,11 +245,6 @@ class LocalStorage(Storage):
         with files.create_file(Path(self.address(name))) as temporary:
             temporary.write_bytes(data)
 
-    def is_abandoned(self, folder: str) -> bool:
-        """Any folder is: this run holds the lock."""
-        del folder
-        return True
-
     def remove_folder(self, folder: str) -> None:
         shutil.rmtree(self.address(folder), ignore_errors=True)
 
@@ -277,17 +268,11 @@ def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaD
     if state is None:
         raise FileNotFoundError(storage.address(name))
     size = int(state.partition("-")[0])
-    ((_, tail),) = storage._fetch_ranges(name, [(max(size - FOOTER_BYTES, 0), size)]).items()  # noqa: SLF001
+    (tail,) = storage._fetch_ranges(name, [max(size - FOOTER_BYTES, 0)], [size]).values()  # noqa: SLF001
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail.endswith(b"PAR1") and len(tail) < length <= size:
-        ((_, tail),) = storage._fetch_ranges(name, [(size - length, size)]).items()  # noqa: SLF001
+        (tail,) = storage._fetch_ranges(name, [size - length], [size]).values()  # noqa: SLF001
     return pq.read_metadata(pa.BufferReader(tail))
-
-
-def _locate_chunk(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Return where a column chunk begins and ends in its file."""
-    start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
-    return start, start + chunk.total_compressed_size
 
 
 def open_storage(address: str | Path) -> Storage:

@@ -111,11 +111,7 @@ def name_staged_folder(month: str, key: str) -> str:
 def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tuple[list[Month], dict[str, str]]:
     """Find the months that are not published with this model and these prepared rows.
 
-    Returns
-    -------
-    tuple
-        The months to score, with the parts that an earlier run has finished; and for each month that cannot be scored
-        the reason.
+    Returns them with the parts that an earlier run has finished, and the reasons of months that cannot be scored.
     """
     planned, failed = [], {}
     for month in months:
@@ -134,10 +130,7 @@ def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tup
 def compute_key(locations: Locations, month: str, digest: str) -> dict[str, Any]:
     """Return what the predictions of a month are made from: digests of rows and model, and the format.
 
-    Raises
-    ------
-    TiplineError
-        The month is not prepared, or its file does not have the length in its manifest.
+    Raises a TiplineError if the month is not prepared, or if its file does not have the length in its manifest.
     """
     folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
     manifest = locations.trips.read_json(f"{folder}/{files.MANIFEST}")

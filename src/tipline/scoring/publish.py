@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     """Publish a month, its manifest last; `made` are facts about this run that no later run compares.
 
-    Another run may publish the same parts at the same time. The second to come finds the month published.
-
-    Raises
-    ------
-    TiplineError
-        Parts are missing, or do not have the rows of the month.
+    Another run may publish the same parts at the same time; whoever comes second finds the month published. Raises a
+    TiplineError if parts are missing or do not have the rows of the month.
     """
     staged, predictions = month.locations.staged, month.locations.predictions
     parts = [month.done[block.name] for block in month.blocks]

@@ -57,10 +57,7 @@ def send_model(
 ) -> Iterator[None]:
     """Keep the model on all workers during the block.
 
-    Raises
-    ------
-    TiplineError
-        A worker cannot load it, scores the golden rows differently, or cannot use one of the storages.
+    Raises a TiplineError if a worker cannot load it, scores the golden rows differently, or cannot use a storage.
     """
     # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
     name = f"{PLUGIN}-{digest}-{files.create_token()}"
@@ -81,13 +78,7 @@ def get_worker_model(digest: str) -> Model:
 
 
 def score_block(block: Block) -> dict[str, Any]:
-    """Write the part of a block, then its marker; return the marker.
-
-    Returns
-    -------
-    dict
-        key, state, name, rows, bytes and sha256 of the part, counts, seconds by phase.
-    """
+    """Write the part of a block, then its marker: key, state, name, rows, bytes, sha256, counts, seconds by phase."""
     model, seconds = get_worker_model(block.model), dict[str, float]()
     with time_phase(seconds, "read"):
         batch = read_block(block, columns.list_needed_columns(model.spec))

@@ -32,16 +32,8 @@ LIBRARIES = ("scikit-learn", "numpy", "pyarrow", "skops", "dask")
 def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None:
     """Score the months that are not published with this champion.
 
-    Parameters
-    ----------
-    trips, to
-        Prepared months and predictions; default: the project's folders. Only there are predictions of months removed
-        that are not in `months` any more.
-
-    Raises
-    ------
-    MonthsFailedError
-        Some months could not be scored; the others are published.
+    `trips` and `to` locate prepared months and predictions; default: the project's folders. Only in these, predictions
+    of months that are not in `months` any more are removed. Raises a MonthsFailedError if some months cannot be scored.
     """
     locations = plan.Locations.resolve(paths, trips, to)
     plan.refuse_old_months(locations.trips, "Prepare them again with this version: dvc repro prepare")
