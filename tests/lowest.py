@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tests import mirror
+from tests import stories
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_all_stages_run_and_status_has_no_complaint(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    story = mirror.lived(request, tmp_path / "project")
+    story = stories.copy_first(request.getfixturevalue("tmp_path_factory"), tmp_path / "project")
     assert not re.search("warning|traceback", story.repros["first"].output, re.IGNORECASE), story.repros["first"].output
     trips = pd.read_parquet(story.root / "data/trips", columns=["month", "row"])
     scores = pd.read_parquet(story.root / "data/predictions")
@@ -28,6 +28,6 @@ def test_all_stages_run_and_status_has_no_complaint(request: pytest.FixtureReque
         done = story.run("tipline", *command.split())
         assert done.returncode == 0, done.stdout + done.stderr
     # DVC writes the value into params.yaml; study, fit and version are made anew, and the copied store is mended.
-    mirror.dvc(story, "exp", "run", "-S", "train.params.C=0.01")
+    stories.dvc(story, "exp", "run", "-S", "train.params.C=0.01")
     assert "C: 0.01" in (story.root / "params.yaml").read_text()
-    mirror.assert_complete(story.root)
+    stories.assert_complete(story.root)

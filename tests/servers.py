@@ -105,6 +105,10 @@ class Shelf(http.server.ThreadingHTTPServer):
         """A file's address."""
         return f"http://{user}127.0.0.1:{self.server_address[1]}{path}"
 
+    def act_at(self, request: int, action: Callable[[], object]) -> None:
+        """Call `action` before a later request is answered."""
+        self.before = [*[lambda: None] * request, action]
+
     def list_ranges(self) -> list[str]:
         """Return the ranges that were requested, in order."""
         return [request.span for request in self.log if request.method == "GET"]

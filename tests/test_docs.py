@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests import mirror, workbench
+from tests import stories, workbench
 from tests.conftest import ROOT
 from tipline.paths import Paths
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-    from tests.story import Story
+    from tests.stories import Story
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"(?:<!-- (.+?) -->\n)?^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -127,7 +127,7 @@ WITH_BLOCKS = [page for page in PAGES if any(block.is_run for block in blocks(pa
 def test_the_blocks_of_a_page_run_as_they_stand_there(
     request: pytest.FixtureRequest, page: Path, tmp_path: Path, tlc: Path
 ) -> None:
-    story = mirror.lived(request, tmp_path / "project")
+    story = stories.copy_first(request.getfixturevalue("tmp_path_factory"), tmp_path / "project")
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "tlc").symlink_to(tlc)
     wrong = []

@@ -6,12 +6,12 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
-from tests import mirror, workbench
+from tests import stories, workbench
 from tests.conftest import ROOT
 from tipline import cluster
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.story import Story
+    from tests.stories import Story
+    from tipline.registry.history import Change
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 # Rows to train on: a setting that no stage before `train` depends on.
@@ -33,29 +34,31 @@ class Seen:
     trained: list[list[str]]
     versions: set[tuple[str, ...]]
     alias: str | None
-    changes: list[dict[str, Any]]
+    changes: list[Change]
     output: str
 
 
 def seen(root: Path, output: str) -> Seen:
     """What is to be seen now."""
-    store = mirror.client(root)
-    carried = {run.info.run_id: mirror.experiments(run.data.tags) for run in mirror.runs(store, "train")}
-    versions = mirror.versions(store)
+    store = stories.client(root)
+    carried = {run.info.run_id: stories.experiments(run.data.tags) for run in stories.runs(store, "train")}
+    versions = stories.versions(store)
     alias = None
     if versions:
-        models = store.search_registered_models(f"name = '{mirror.NAME}'")
+        models = store.search_registered_models(f"name = '{stories.NAME}'")
         alias = models[0].aliases.get("champion")
     with_version = {tuple(carried[version.run_id]) for version in versions.values()}
-    assert with_version == {tuple(mirror.experiments(version.tags)) for version in versions.values()}
-    return Seen(list(carried.values()), with_version, alias, mirror.changes(root), output)
+    assert with_version == {tuple(stories.experiments(version.tags)) for version in versions.values()}
+    return Seen(list(carried.values()), with_version, alias, stories.changes(root), output)
 
 
 @pytest.fixture(scope="module")
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """The project, whose store is lost before its first experiments."""
-    story = mirror.lived(request, tmp_path_factory.mktemp("experiments") / "project")
-    story.environment = {cluster.ADDRESS: workbench.dask_cluster(request)}
+    story = stories.copy_first(
+        request.getfixturevalue("tmp_path_factory"), tmp_path_factory.mktemp("experiments") / "project"
+    )
+    story.environment = {cluster.ADDRESS: request.getfixturevalue("dask_address")}
     (story.root / "mlflow.db").unlink()
     shutil.rmtree(story.root / "mlartifacts")
     yield story
@@ -68,11 +71,11 @@ def life(story: Story) -> dict[str, Seen]:
     steps = {"queue": queue(story)}
     for name, how in (("warm", ()), ("cool", ("--temp",))):
         value = QUEUED["hot" if name == "warm" else "cold"]
-        done = mirror.dvc(story, "exp", "run", *how, "--name", name, "-S", f"train.rows={value}")
+        done = stories.dvc(story, "exp", "run", *how, "--name", name, "-S", f"train.rows={value}")
         steps[name] = seen(story.root, done)
     promoted = story.run("tipline", "promote", "cool", "--force", "test")
     steps["promote"] = seen(story.root, promoted.stderr)
-    mirror.dvc(story, "exp", "apply", "cold")
+    stories.dvc(story, "exp", "apply", "cold")
     story.repro("applied")
     steps["applied"] = seen(story.root, story.repros["applied"].output)
     return steps
@@ -81,10 +84,10 @@ def life(story: Story) -> dict[str, Seen]:
 def queue(story: Story) -> Seen:
     """Run two experiments in two workers at once."""
     for name, value in QUEUED.items():
-        mirror.dvc(story, "exp", "run", "--queue", "--name", name, "-S", f"train.rows={value}")
-    mirror.dvc(story, "queue", "start", "--jobs", "2")
+        stories.dvc(story, "exp", "run", "--queue", "--name", name, "-S", f"train.rows={value}")
+    stories.dvc(story, "queue", "start", "--jobs", "2")
     end = time.monotonic() + 900
-    while (status := mirror.dvc(story, "queue", "status")).count("Success") < len(QUEUED):
+    while (status := stories.dvc(story, "queue", "status")).count("Success") < len(QUEUED):
         assert "Failed" not in status, story.run("dvc", "queue", "logs", "cold").stdout
         assert time.monotonic() < end, status
         time.sleep(1)
@@ -115,9 +118,8 @@ def test_promoting_an_experiment_registers_it_first(life: dict[str, Seen]) -> No
     assert life["promote"].alias not in {None, life["warm"].alias}, life["promote"].output
 
 
-def test_only_the_workspace_writes_who_became_champion_and_apply_takes_no_line_away(life: dict[str, Seen]) -> None:
-    # DVC's `apply` brings the file to what the experiment had, without the promotion; `register` puts that back.
-    hows = {step: [change["how"] for change in seen.changes] for step, seen in life.items()}
+def test_only_the_workspace_writes_into_the_history_of_champions(life: dict[str, Seen]) -> None:
+    hows = {step: [change.how for change in seen.changes] for step, seen in life.items()}
     assert all(hows[step] == ["first"] for step in ("queue", "warm", "cool")), hows
     assert all(hows[step] == ["first", "promote"] for step in ("promote", "applied")), hows
 
@@ -126,24 +128,24 @@ def test_an_applied_experiment_is_brought_from_the_cache_and_scored_once(life: d
     assert yaml.safe_load((story.root / "params.yaml").read_text())["train"]["rows"] == QUEUED["cold"]
     assert story.repros["applied"].stages == ["register", "evaluate", "score", "monitor", "record"]
     assert life["applied"].versions == life["promote"].versions
-    mirror.assert_complete(story.root)
+    stories.assert_complete(story.root)
 
 
 def test_show_and_the_diffs_tell_the_experiments_apart(life: dict[str, Seen], story: Story) -> None:
     del life
-    shown = json.loads(mirror.dvc(story, "exp", "show", "--json"))
+    shown = json.loads(stories.dvc(story, "exp", "show", "--json"))
     experiments = {found["name"]: found["revs"][0]["data"] for state in shown for found in state["experiments"] or []}
     rows = {name: data["params"]["params.yaml"]["data"]["train"]["rows"] for name, data in experiments.items()}
     assert rows == QUEUED | {"warm": QUEUED["hot"], "cool": QUEUED["cold"]}
-    changed = json.loads(mirror.dvc(story, "params", "diff", "--json", "cold", "hot"))
+    changed = json.loads(stories.dvc(story, "params", "diff", "--json", "cold", "hot"))
     assert changed == {"params.yaml": {"train.rows": {"old": 500, "new": 700, "diff": 200}}}
-    metrics = json.loads(mirror.dvc(story, "metrics", "diff", "--json", "cold", "hot"))
-    assert metrics["reports/evaluation.json"]["challenger.skill"]["diff"]
+    metrics = json.loads(stories.dvc(story, "metrics", "diff", "--json", "cold", "hot"))
+    assert metrics["reports/metrics.json"]["skill"]["diff"]
 
 
 def test_plots_are_a_page_of_pictures_that_loads_nothing(life: dict[str, Seen], story: Story) -> None:
     del life
-    mirror.dvc(story, "plots", "diff", "cold", "hot")
+    stories.dvc(story, "plots", "diff", "cold", "hot")
     page = (story.root / "dvc_plots/index.html").read_text()
     assert "<script" not in page
     assert "http" not in page
@@ -157,8 +159,8 @@ def test_nothing_of_mlflow_is_left_where_experiments_ran(life: dict[str, Seen], 
     del life
     assert not list((story.root / ".dvc").rglob("mlflow.db"))
     assert not list((story.root / ".dvc").rglob("mlartifacts"))
-    git = set(mirror.git(story, "status", "--porcelain").split()[1::2])
-    assert git == {"dvc.lock", "params.yaml", "models/promotions.jsonl"}
+    git = set(stories.git(story, "status", "--porcelain").split()[1::2])
+    assert git == {"dvc.lock", "params.yaml"}
 
 
 def test_setting_a_value_for_an_experiment_keeps_every_comment_of_params_yaml(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from mlflow.tracking import MlflowClient
 from tests import tour, workbench
 from tests.conftest import missing
 from tests.servers import free_port
-from tests.story import Story, start
+from tests.stories import Story, start
 from tipline import cluster
 from tipline.paths import Paths
+from tipline.registry import history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,8 +103,7 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
-        workbench.run(paths, "params")
+        monkeypatch.setenv(cluster.ADDRESS, request.getfixturevalue("dask_address"))
         workbench.run_to(paths, "record")
         for sections in ({"train": BOOSTING}, {"train": FEW, "model": FEW_COLUMNS}):
             workbench.change_settings(paths, **sections)
@@ -279,9 +279,9 @@ def test_a_champion_named_by_clicking_scores_at_the_next_repro(shown: Shown) -> 
     assert done.code == 0, done.output
     assert done.stages == ["register", "evaluate", "score", "monitor", "record"], done.output
     assert {json.loads(manifest)["made"]["version"] for manifest in shown.story.manifests["followed"].values()} == {2}
-    log = (shown.story.root / "models/promotions.jsonl").read_text().splitlines()
-    change = json.loads(log[-1])
-    assert (change["how"], change["from"]["version"], change["to"]["version"]) == ("noticed", 1, 2)
+    change = history.list_changes(shown.client, NAME)[-1]
+    assert change.before is not None
+    assert (change.how, change.before.version, change.after.version) == ("external", 1, 2)
     if PICTURES:
         tour.compose(shown.page, Path(PICTURES), done.output)
     shown.go(f"models/{NAME}/versions/2", "Months scored")

@@ -14,7 +14,7 @@ import yaml
 
 from tests import factory, workbench
 from tests.conftest import ROOT, settings_values
-from tests.story import Story, start
+from tests.stories import Story, start
 from tipline import cluster, files
 from tipline.ingest import simulate
 from tipline.model import artifact

@@ -1,16 +1,23 @@
-"""A small project that has lived once, copies of it, and what MLflow's store of a project has of the project."""
+"""End-to-end stories: a project in which the real `dvc repro` runs, and checks of its MLflow store."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests import workbench
-from tests.story import Story, start
+import yaml
+
+from tests import warm, workbench
+from tests.conftest import ENVIRONMENT, ROOT, settings_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
     import pytest
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
+
+    from tipline.registry.history import Change
 
 NAME = "tip-probability"
 SEEN = itertools.count()
@@ -32,18 +41,81 @@ SMALL: dict[str, Any] = {
 }
 
 
-def lived(request: pytest.FixtureRequest, to: Path) -> Story:
-    """A copy of a project after its first `dvc repro`, committed; the original is made once a session."""
+@dataclass
+class Repro:
+    """What one `dvc repro` did."""
 
-    def make(folder: Path) -> None:
+    code: int
+    output: str
+    stages: list[str]
+
+
+@dataclass
+class Story:
+    """A project, and what was seen at each step of its life; `warm`: its commands are forks (see tests/warm.py)."""
+
+    root: Path
+    repros: dict[str, Repro] = field(default_factory=dict)
+    manifests: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warm: bool = True
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user with an activated environment does."""
+        environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+        folders = [*([str(warm.commands())] if self.warm else []), str(Path(sys.executable).parent)]
+        environment |= {
+            "PATH": os.pathsep.join([*folders, environment["PATH"]]),
+            "DVC_NO_ANALYTICS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **self.environment,
+        }
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+
+    def repro(self, name: str, *targets: str) -> None:
+        """Run `dvc repro` and keep what it did under a name."""
+        done = self.run("dvc", "repro", *targets)
+        self.keep(name, done.returncode, done.stdout + done.stderr)
+
+    def keep(self, name: str, code: int, output: str) -> None:
+        """Keep what a `dvc repro` did under a name."""
+        self.repros[name] = Repro(code, output, re.findall(r"Running stage '(.+?)'", output))
+        self.manifests[name] = {
+            path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_manifest.json")
+        }
+
+    def settings(self, **sections: object) -> None:
+        """Write params.yaml."""
+        (self.root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
+
+
+def start(root: Path, **sections: object) -> Story:
+    """The project as a clone has it, with small settings (see `conftest.settings_values`)."""
+    kept = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+    for name in (*kept, "data/README.md", "models/README.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    story = Story(root)
+    story.settings(**sections)
+    story.run("git", "init", "--quiet")
+    story.run("git", "add", "--all")
+    story.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "start")
+    return story
+
+
+def copy_first(factory: pytest.TempPathFactory, to: Path) -> Story:
+    """Return a copy of a project after its first `dvc repro`, committed; the original is made once per session."""
+
+    def create(folder: Path) -> None:
         story = start(folder / "project", **SMALL)
-        story.warm = False  # once all stages run as they are installed
+        story.warm = False  # once, all stages run as they are installed
         story.repro("first")
         assert story.repros["first"].code == 0, story.repros["first"].output
         commit(story, "first")
         (folder / "first").write_text(story.repros["first"].output)
 
-    folder = workbench.once(request, "lived", make)
+    folder = workbench.create_once(factory, "first_repro", create)
     shutil.copytree(folder / "project", to, symlinks=True)
     story = Story(to)
     story.keep("first", 0, (folder / "first").read_text())
@@ -87,10 +159,11 @@ def scores(root: Path) -> dict[str, str]:
     return {str(part.relative_to(root)): hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}
 
 
-def changes(root: Path) -> list[dict[str, Any]]:
-    """The lines of models/promotions.jsonl."""
-    path = root / "models/promotions.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def changes(root: Path) -> list[Change]:
+    """Return the history of champions."""
+    from tipline.registry import history
+
+    return history.list_changes(client(root), NAME)
 
 
 def client(root: Path) -> MlflowClient:
@@ -146,12 +219,9 @@ def assert_complete(root: Path) -> None:
 def assert_champion(root: Path, store: MlflowClient) -> None:
     """Alias, files and log name one model; the challenger has its version, too."""
     found = store.get_model_version_by_alias(NAME, "champion")
-    assert ref(root) == {
-        "name": NAME,
-        "version": int(found.version),
-        "run": found.run_id,
-        "digest": found.tags["tipline.digest"],
-    }
+    champion = ref(root)
+    expected = (NAME, int(found.version), found.run_id, found.tags["tipline.digest"])
+    assert (champion["name"], champion["version"], champion["run"], champion["digest"]) == expected
     from tipline.model import artifact
 
     assert artifact.read_digest(root / "models/champion") == ref(root)["digest"]
