@@ -137,6 +137,8 @@ def download_rest(address: str, part: Path, label: str, *, as_stream: bool = Fal
             while data := call_client(address, file.read, RANGE_BYTES):
                 target.write(data)
                 add(len(data))
+                if len(data) < RANGE_BYTES and not as_stream:
+                    break  # the last range, or the file of another version
         arrived = target.tell()
     if request_state(address) != state:
         remove_part(part)
