@@ -34,7 +34,9 @@ def format_address(source: str, month: str, home: Path) -> str:
 def fetch_month(
     source: str, month: str, folder: Path, home: Path, demo: Mapping[str, int], part: Path
 ) -> dict[str, Any]:
-    """Write the published file of a month to `folder` and return its manifest.
+    """Write the published file of a month to `folder` and return its manifest: address, name, bytes, sha256.
+
+    The manifest of a file from a server holds under `upstream` the size and version that the server states.
 
     Parameters
     ----------
@@ -42,11 +44,6 @@ def fetch_month(
         Rows and seed of a simulated month, whose source is `demo`.
     part
         Where the bytes are collected, on the file system of `folder`; the next run resumes from it.
-
-    Returns
-    -------
-    dict
-        address, name, bytes and sha256; for a server also `upstream`, the size and version that it states.
 
     Raises
     ------
@@ -57,24 +54,18 @@ def fetch_month(
     """
     upstream = {}
     if source == "demo":
-        shown, path = (
-            f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}",
-            folder / f"yellow_tripdata_{month}.parquet",
-        )
-        simulate.simulate_month(path, month, demo["rows"], demo["seed"])
+        shown, name = f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}", f"yellow_tripdata_{month}.parquet"
+        simulate.simulate_month(folder / name, month, demo["rows"], demo["seed"])
     else:
         address = format_address(source, month, home)
         check_folder(source, address, home)
         is_local = address.startswith("/")  # a # or ? in a local path is part of the name
-        shown, path = (
-            hide_secrets(address),
-            folder / (Path(address if is_local else urlsplit(address).path).name or month),
-        )
+        shown, name = hide_secrets(address), Path(address if is_local else urlsplit(address).path).name or month
         state = transfer.download_file(address, part, month)
-        part.replace(path)
+        part.replace(folder / name)
         upstream = {} if is_local else {"upstream": {"size": state.size, "version": state.version}}
-    check_format(path, shown)
-    return {"address": shown, "name": path.name} | files.describe_file(path) | upstream
+    check_format(folder / name, shown)
+    return {"address": shown, "name": name} | files.describe_file(folder / name) | upstream
 
 
 def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Path) -> bool:

@@ -106,7 +106,7 @@ def download_file(address: str, part: Path, label: str) -> FileState:
     download = functools.partial(download_rest, address, part, label)
     try:
         try:
-            state = retry(download, label, functools.partial(get_size, part))
+            state = retry(download, label, lambda: part.stat().st_size if part.exists() else 0)
         except NoRangeError:
             state = retry(functools.partial(download, as_stream=True), label)
     except OSError as error:
@@ -152,11 +152,6 @@ def download_rest(address: str, part: Path, label: str, *, as_stream: bool = Fal
 def get_note(part: Path) -> Path:
     """Return the file that says which version a part is the beginning of; a part without it is not resumed."""
     return part.with_name(f"{part.name}.json")
-
-
-def get_size(part: Path) -> int:
-    """Return how many bytes the next attempt can resume from."""
-    return part.stat().st_size if part.exists() and get_note(part).exists() else 0
 
 
 def remove_part(part: Path) -> None:
