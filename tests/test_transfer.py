@@ -22,7 +22,7 @@ from tipline.errors import NotPublishedError, TiplineError
 from tipline.ingest import transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from tipline.paths import Paths
 
@@ -112,10 +112,15 @@ def test_a_file_is_fetched_in_ranges_and_asked_about_before_and_after(shelf: ser
     assert shelf.log[1].headers["accept-encoding"] == "identity"
 
 
-def test_after_a_cut_only_the_rest_is_fetched(shelf: servers.Shelf, part: Path) -> None:
+def test_after_a_cut_only_the_rest_is_fetched(
+    shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fail_after(shelf, 4, cut_after=RANGE // 2, cuts=7)
-    assert download(shelf, part) == OLD
+    with caplog.at_level(logging.INFO, "tipline"):
+        assert download(shelf, part) == OLD
     assert list_starts(shelf) == [0, RANGE, 2 * RANGE, *[3 * RANGE] * 8, *range(4 * RANGE, len(OLD), RANGE)]
+    assert f"{MONTH}: fetching 1.0 MB" in caplog.messages
+    assert f"{MONTH}: resuming at 0.3 MB of 1.0 MB" in caplog.messages
 
 
 def test_a_connection_without_progress_is_given_up_and_the_part_is_kept(shelf: servers.Shelf, part: Path) -> None:
@@ -267,15 +272,15 @@ def test_a_part_whose_note_does_not_fit_is_not_resumed(
 # ---- interrupts ----
 
 
-def start_tipline(paths: Paths, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def start_tipline(paths: Paths, *arguments: str, env: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
     """Start a command in a process of its own."""
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # background jobs of a shell ignore it, and so their children
     program = Path(sys.executable).parent / "tipline"
-    environment = os.environ | options.pop("env", {})
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-    return subprocess.Popen([program, *arguments], cwd=paths.root, env=environment, text=True, **streams)
+    environment = {**os.environ, **env}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([program, *arguments], cwd=paths.root, env=environment, **pipes)
 
 
 def has_range(paths: Paths, month: str = MONTH) -> bool:
@@ -345,16 +350,6 @@ def test_ctrl_c_ends_what_only_waits(
     assert process.returncode == 130
     assert "tipline download: interrupted" in printed
     assert "Traceback" not in printed
-
-
-def test_the_log_says_where_a_download_resumes(
-    shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    fail_after(shelf, 6, cut_after=1000, cuts=1)
-    with caplog.at_level(logging.INFO, "tipline"):
-        assert download(shelf, part) == OLD
-    assert f"{MONTH}: fetching 1.0 MB" in caplog.messages
-    assert f"{MONTH}: resuming at 0.5 MB of 1.0 MB" in caplog.messages
 
 
 # ---- a part of a file ----
@@ -466,6 +461,9 @@ def test_a_month_is_fetched_from_s3_and_kept(run_cli: RunCli, make_project: Make
         "sha256": hashlib.sha256(OLD).hexdigest(),
         "upstream": {"size": len(OLD), "version": servers.etag(OLD)},
     }
+    address, size = f"s3://tlc/trips/{MONTH}.csv", len(OLD)
+    assert transfer.peek_bytes(address, -8, 8) == (transfer.FileState(size, servers.etag(OLD)), OLD[-8:])
+    assert [transfer.peek_bytes(address, start, 9)[1] for start in (5, -2 * size, size)] == [OLD[5:14], OLD[:9], b""]
     changed = paths.raw_manifest(MONTH).stat().st_mtime_ns
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert paths.raw_manifest(MONTH).stat().st_mtime_ns == changed
@@ -537,35 +535,14 @@ def test_keys_that_s3_refuses_are_explained_but_not_printed(
     assert list_left(paths) == {}
 
 
-@pytest.fixture
-def bucket(_keys: None, shelf: servers.Shelf, monkeypatch: pytest.MonkeyPatch) -> servers.Shelf:
-    """A server that speaks enough of S3 to fail in it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", shelf.address(""))
-    shelf.files |= {"/tlc/trips.csv": OLD, f"/tlc/trips/{MONTH}.csv": OLD}
-    return shelf
-
-
-def test_a_public_bucket_is_read_without_keys(make_project: MakeProject, bucket: servers.Shelf) -> None:
+def test_a_busy_public_bucket_is_read_without_keys(make_project: MakeProject, shelf: servers.Shelf) -> None:
+    shelf.files[f"/tlc/trips/{MONTH}.csv"] = OLD
+    shelf.statuses = [503, 500, 429]
     paths = make_project(source=SOURCE)
-    with start_tipline(paths, "download", MONTH, env={"FSSPEC_S3_ANON": "true"}) as process:
+    environment = {"FSSPEC_S3_ANON": "true", "AWS_ENDPOINT_URL": shelf.address(""), "AWS_EC2_METADATA_DISABLED": "true"}
+    with start_tipline(paths, "download", MONTH, env=environment) as process:
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
+    assert printed.count("Trying again in") == 3
     assert read_raw(paths) == {MONTH: OLD}
-    assert "authorization" not in bucket.log[0].headers
-
-
-def test_a_busy_s3_server_is_waited_for(bucket: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bucket.statuses = [503, 500, 429]
-    with caplog.at_level(logging.INFO, "tipline"):
-        transfer.download_file("s3://tlc/trips.csv", part, MONTH)
-    assert len([message for message in caplog.messages if "Trying again" in message]) == 3
-    assert part.read_bytes() == OLD
-
-
-@pytest.mark.usefixtures("s3")
-def test_a_peek_at_an_object() -> None:
-    address = f"s3://tlc/trips/{MONTH}.csv"
-    assert transfer.peek_bytes(address, -8, 8) == (transfer.FileState(len(OLD), servers.etag(OLD)), OLD[-8:])
-    assert transfer.peek_bytes(address, 5, 10)[1] == OLD[5:15]
-    assert transfer.peek_bytes(address, -2 * len(OLD), 10)[1] == OLD[:10]
-    assert transfer.peek_bytes(address, len(OLD), 10)[1] == b""
+    assert "authorization" not in shelf.log[0].headers

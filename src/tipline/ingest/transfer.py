@@ -64,7 +64,7 @@ class TemporaryError(Exception):
 
 def fetch_state(address: str) -> FileState:
     """Ask a source about a file; errors as for `download_file`."""
-    return retry(functools.partial(request_state, address), hide_secrets(address))
+    return retry_attempts(functools.partial(request_state, address), hide_secrets(address))
 
 
 def peek_bytes(address: str, start: int, length: int) -> tuple[FileState, bytes]:
@@ -87,7 +87,7 @@ def peek_bytes(address: str, start: int, length: int) -> tuple[FileState, bytes]
             file.seek(min(start, size) if start >= 0 else max(size + start, 0))
             return state, call_client(address, file.read, length)[:length]
 
-    return retry(peek, hide_secrets(address))
+    return retry_attempts(peek, hide_secrets(address))
 
 
 def download_file(address: str, part: Path, label: str) -> FileState:
@@ -106,9 +106,9 @@ def download_file(address: str, part: Path, label: str) -> FileState:
     download = functools.partial(download_rest, address, part, label)
     try:
         try:
-            state = retry(download, label, lambda: part.stat().st_size if part.exists() else 0)
+            state = retry_attempts(download, label, lambda: part.stat().st_size if part.exists() else 0)
         except NoRangeError:
-            state = retry(functools.partial(download, as_stream=True), label)
+            state = retry_attempts(functools.partial(download, as_stream=True), label)
     except OSError as error:
         if error.errno in files.DISK_FULL_ERRORS:
             remove_part(part)
@@ -198,7 +198,7 @@ def open_file(address: str, state: FileState, *, as_stream: bool = False) -> Any
 # ---- failures ----
 
 
-def retry(attempt: Callable[[], T], label: str, get_progress: Callable[[], int] = lambda: 0) -> T:
+def retry_attempts(attempt: Callable[[], T], label: str, get_progress: Callable[[], int] = lambda: 0) -> T:
     """Repeat an attempt after temporary failures; give up after ATTEMPTS of them without progress."""
 
     def log_pause(state: tenacity.RetryCallState) -> None:
