@@ -59,6 +59,7 @@ class Request:
 
     path: str
     headers: dict[str, str]
+    method: str
     status: int = 0
     sent: int = 0
 
@@ -104,9 +105,13 @@ class Shelf(http.server.ThreadingHTTPServer):
         """A file's address."""
         return f"http://{user}127.0.0.1:{self.server_address[1]}{path}"
 
-    def spans(self) -> list[str]:
-        """The ranges that were asked for, in order."""
-        return [request.span for request in self.log]
+    def list_ranges(self) -> list[str]:
+        """Return the ranges that were requested, in order."""
+        return [request.span for request in self.log if request.method == "GET"]
+
+    def count_sent_bytes(self) -> int:
+        """Return the bytes of all bodies."""
+        return sum(request.sent for request in self.log)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a client that went away."""
@@ -122,10 +127,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         shelf = self.server
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.path, headers)
+        request = Request(self.path, headers, self.command)
         shelf.log.append(request)
         if shelf.before:
             shelf.before.pop(0)()
@@ -142,6 +150,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
             status, data = 404, b"nothing here"
         version = shelf.headers.get("ETag", etag(data))
         said = {"ETag": version} if shelf.states_version else {}
+        said |= {"Accept-Ranges": "bytes"} if shelf.has_ranges else {}
         if status == 200:
             status, body, more = self.chosen(data, headers, version)
             said |= more
@@ -184,6 +193,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def send(self, body: bytes, request: Request) -> None:
         """Send the body, as far as it goes."""
         shelf = self.server
+        if request.method == "HEAD":
+            return
         is_cut = shelf.cut_after is not None and shelf.cuts > 0 and len(body) > shelf.cut_after
         body = body[: shelf.cut_after if is_cut else shelf.silent_after]
         request.sent = len(body)

@@ -91,7 +91,7 @@ def test_an_interruption_says_that_what_is_finished_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run", interrupted)
-    with processes.handle_interrupts(signal.default_int_handler):
+    with processes.hold_interrupts():
         code, printed = run_cli(make_project().root, "score")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second one waits for the code, too
     assert code == 130

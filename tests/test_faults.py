@@ -1,4 +1,4 @@
-"""Whatever dies, fills up or changes while months are scored: what is published is whole, and the next run goes on."""
+"""Whatever dies, fills up or changes during scoring: published months are whole, and the next run resumes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
-import pyarrow.dataset
 import pytest
 from distributed import LocalCluster
 
 from tests import workbench
 from tests.conftest import missing
 from tests.test_disk_full import mount
-from tests.test_score import another_champion, assert_whole, folder, manifest, parts
-from tipline import cluster, files, processes, storage
-from tipline.model import artifact, pyfunc
+from tests.test_score import NOWHERE, assert_whole, get_folder, promote_another_model, read_manifest, read_parts
+from tipline import cluster, files, formats, storage
+from tipline.model import artifact, golden_rows, pyfunc
 from tipline.paths import Paths, month_name
 from tipline.scoring import plan
 
@@ -37,14 +36,12 @@ if TYPE_CHECKING:
 
 pytestmark = workbench.MLFLOW_WARNINGS
 
-GROUP_ROWS = 110
-PARTS = -(-5000 // GROUP_ROWS)
+PARTS = 46  # per month, of 110 rows
 BAD, GOOD = "2024-01", workbench.MONTHS[:3]
-KILLS = 10
-# A guard against hanging, far beyond what anything here takes.
-PATIENCE = 120
+KILLS = 6
+TIMEOUT = 120  # seconds, against hanging
 
-# Put behind the code that a champion carries: something that happens before the rows of a block are scored.
+# Appended to the code of a champion: something that happens before the rows of a block are scored.
 BEFORE = """
 import time
 _probabilities = Model.probabilities
@@ -68,40 +65,7 @@ RAISES = f"if _year(trips) == {BAD[:4]}: raise "
 EATS = f"kept = []\n    while _year(trips) == {BAD[:4]}: kept.append(b'x' * 2**23); time.sleep(0.002)"
 
 
-@dataclass(frozen=True)
-class Champion:
-    """A model's files, and the predictions that it makes, by path."""
-
-    contents: dict[str, bytes]
-    parts: dict[str, bytes]
-
-    def crown(self, paths: Paths, fault: str = "") -> str:
-        """Make it the champion, with something that happens before each block; return its digest."""
-        code = self.contents[artifact.CODE] + (BEFORE.format(fault=fault).encode() if fault else b"")
-        return crown(paths, self.contents | {artifact.CODE: code})
-
-    def of(self, month: str) -> dict[str, bytes]:
-        """The predictions of a month, by file name."""
-        start = f"{month_name(month)}/"
-        return {name.removeprefix(start): data for name, data in self.parts.items() if name.startswith(start)}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A project whose months are many small parts, published by one champion and by another; not to be changed."""
-
-    paths: Paths
-    first: Champion
-    by_second: Paths
-    second: Champion
-
-    @property
-    def digest(self) -> str:
-        """Of the first champion."""
-        return artifact.hash_artifact(self.first.contents)
-
-
-def crown(paths: Paths, contents: dict[str, bytes]) -> str:
+def install_champion(paths: Paths, contents: dict[str, bytes]) -> str:
     """Make a model the champion; return its digest."""
     for name, data in contents.items():
         (paths.champion / name).write_bytes(data)
@@ -110,524 +74,479 @@ def crown(paths: Paths, contents: dict[str, bytes]) -> str:
     return digest
 
 
-def champion(paths: Paths) -> Champion:
-    """The champion of a scored project."""
-    return Champion(artifact.read_artifact(paths.champion), parts(paths))
+@dataclass(frozen=True)
+class Champion:
+    """A model's files, and the parts that it makes, by path."""
+
+    contents: dict[str, bytes]
+    parts: dict[str, bytes]
+
+    def install(self, paths: Paths, fault: str = "") -> str:
+        """Make it the champion, with something that happens before each block; return its digest."""
+        code = self.contents[artifact.CODE] + (BEFORE.format(fault=fault).encode() if fault else b"")
+        return install_champion(paths, self.contents | {artifact.CODE: code})
+
+
+@dataclass(frozen=True)
+class Template:
+    """A project with many small parts, published by one champion; and another champion. Not to be changed."""
+
+    paths: Paths
+    first: Champion
+    second: Champion
+
+    @property
+    def digest(self) -> str:
+        """The digest of the first champion."""
+        return artifact.hash_artifact(self.first.contents)
 
 
 @pytest.fixture(scope="module")
-def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def template(scored_template: Paths, dask_address: str, tmp_path_factory: pytest.TempPathFactory) -> Template:
     """Score everything with two champions, uninterrupted."""
-    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("first"))
-    with pytest.MonkeyPatch.context() as patched:
-        workbench.small_row_groups(patched, GROUP_ROWS)
+    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("first"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        workbench.small_row_groups(monkeypatch, 110)
         workbench.prepare_again(paths, *workbench.MONTHS)
-        patched.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+        monkeypatch.setenv(cluster.ADDRESS, dask_address)
         workbench.run(paths, "score")
         other = workbench.copy_project(paths, tmp_path_factory.mktemp("second"))
-        another_champion(other)
+        promote_another_model(other)
         workbench.run(other, "score")
-    return Prepared(paths, champion(paths), other, champion(other))
+    first, second = (Champion(artifact.read_artifact(one.champion), read_parts(one)) for one in (paths, other))
+    return Template(paths, first, second)
 
 
 @pytest.fixture
-def project(prepared: Prepared, tmp_path: Path) -> Paths:
-    """A project of the test's own, published by the first champion."""
-    return workbench.copy_project(prepared.paths, tmp_path)
+def project(template: Template, tmp_path: Path) -> Paths:
+    """A copy of the template, published by the first champion."""
+    return workbench.copy_project(template.paths, tmp_path)
 
 
 @pytest.fixture
-def on_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the command use the session's workers."""
-    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
+def _on_cluster(dask_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+
+
+on_cluster = pytest.mark.usefixtures("_on_cluster")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A `tipline score` that runs."""
+    """A running `tipline score`."""
 
     process: subprocess.Popen[bytes]
     printed: Path
 
-    def ended(self) -> tuple[int, str]:
-        """Wait for it; give its exit code and what it printed, which is never a stack trace."""
-        code = self.process.wait(PATIENCE)
-        printed = self.printed.read_text()
-        assert "Traceback" not in printed
-        assert "defect" not in printed
-        return code, printed
+    def wait(self) -> tuple[int, str]:
+        """Wait for its end; return exit code and output, in which there is never a traceback."""
+        code, output = self.process.wait(TIMEOUT), self.printed.read_text()
+        assert "Traceback" not in output
+        assert "defect" not in output
+        return code, output
 
 
 @contextlib.contextmanager
-def scoring_process(paths: Paths) -> Iterator[Run]:
-    """Run `tipline score` while the block runs."""
+def start_scoring(paths: Paths, *options: str) -> Iterator[Run]:
+    """Run `tipline score` during the block."""
     with tempfile.NamedTemporaryFile(suffix=".printed") as printed:
         path = Path(printed.name)
-        with workbench.running("tipline", "score", folder=paths.root, printed=path) as process:
+        with workbench.running("tipline", "score", *options, folder=paths.root, printed=path) as process:
             yield Run(process, path)
 
 
 def score(paths: Paths) -> tuple[int, str]:
     """Run `tipline score` to its end."""
-    with scoring_process(paths) as run:
-        return run.ended()
+    with start_scoring(paths) as run:
+        return run.wait()
 
 
-def staged(paths: Paths) -> Path:
-    """The folder of parts whose month is not whole yet."""
-    return paths.staging / "predictions"
-
-
-def markers(paths: Paths) -> int:
-    """How many blocks of unpublished months are done."""
-    return len(list(staged(paths).rglob("part-*.json")))
-
-
-def published_by(paths: Paths, month: str) -> str:
-    """The digest of the model that a whole month was published by."""
-    assert_whole(paths, month)
-    assert manifest(paths, month)["rows"] == 5000
-    return str(manifest(paths, month)["key"]["model"])
+def list_markers(folder: Path) -> list[Path]:
+    """List the finished blocks of unpublished months."""
+    return list(folder.rglob("part-*.json"))
 
 
 def assert_published(paths: Paths, champions: dict[str, Champion], months: Any = workbench.MONTHS) -> None:
-    """Each month is whole, readable, and byte for byte what one of these models, by digest, predicts."""
+    """Each month is whole, and byte for byte what one of these models, by digest, predicts."""
+    found = read_parts(paths)
     for month in months:
-        made = champions[published_by(paths, month)].of(month)
-        there = workbench.read_tree(folder(paths, month))
-        assert {name: data for name, data in there.items() if name != files.MANIFEST} == made
-        read = pyarrow.dataset.dataset(folder(paths, month), schema=plan.SCHEMA).to_table()
-        assert len(set(read["row"].to_pylist())) == len(read) == 5000
+        assert_whole(paths, month)
+        assert read_manifest(paths, month)["rows"] == 5000
+        expected = champions[read_manifest(paths, month)["key"]["model"]].parts
+        names = [name for name in {**found, **expected} if name.startswith(f"{month_name(month)}/")]
+        assert {name: found.get(name) for name in names} == {name: expected.get(name) for name in names}
 
 
-def assert_clean(paths: Paths) -> None:
-    """Nothing is left of what went wrong before."""
-    assert list(staged(paths).iterdir()) == []
-    assert {path.name for path in paths.predictions.iterdir()} == {month_name(month) for month in workbench.MONTHS}
-
-
-def finished(paths: Paths) -> dict[str, int]:
-    """The parts of the champion that need not be scored again, and when each was written."""
+def find_finished(paths: Paths) -> dict[str, int]:
+    """Return the parts of the champion that need not be scored again, and when each was written."""
     digest, found = workbench.read_json(paths.champion_ref)["digest"], {}
-    manifests = [*staged(paths).rglob(files.MANIFEST), *paths.predictions.rglob(files.MANIFEST)]
-    for marker in [*staged(paths).rglob("part-*.json"), *manifests]:
-        told = workbench.read_json(marker)
-        month = marker.parent.name.removeprefix("month=").partition(".")[0]
-        key = {"trips": files.hash_file(paths.prepared_file(month)), "model": digest, "format": plan.FORMAT}
-        if told["key"] in (key, files.hash_json(key)):
-            for part in told.get("parts", [told]):
-                path = marker.parent.with_name(marker.parent.name.removesuffix(plan.MARKERS)) / part["name"]
-                if path.exists():
-                    found[f"{month_name(month)}/{path.name}"] = path.stat().st_mtime_ns
+    manifests = [path for folder in (paths.staging, paths.predictions) for path in folder.rglob(files.MANIFEST)]
+    for path in [*list_markers(paths.staging), *manifests]:
+        content = workbench.read_json(path)
+        month = path.parent.name.removeprefix("month=").partition(".")[0]
+        trips = files.hash_file(paths.prepared_file(month))
+        key = {"trips": trips, "model": digest, "format": formats.PREDICTIONS}
+        if content["key"] in (key, files.hash_json(key)):
+            for part in content.get("parts", [content]):
+                file = path.parent.with_name(path.parent.name.removesuffix(plan.MARKERS)) / part["name"]
+                if file.exists():
+                    found[f"{month_name(month)}/{file.name}"] = file.stat().st_mtime_ns
     return found
+
+
+def assert_resumed(paths: Paths, champion: Champion, lost: str = "never") -> None:
+    """The next run keeps what is finished, but not of the month `lost`, and leaves the champion's predictions alone."""
+    before = find_finished(paths)
+    code, output = score(paths)
+    assert code == 0, output
+    after = find_finished(paths)
+    assert {name for name in before if after[name] == before[name]} == {name for name in before if lost not in name}
+    assert read_parts(paths) == champion.parts
+    assert not [path for path in (paths.staging / "predictions").iterdir() if path.is_dir()]
+    assert {path.name for path in paths.predictions.iterdir()} == {month_name(month) for month in workbench.MONTHS}
 
 
 # ---- the driver dies ----
 
 
 def kill_at(paths: Paths, moment: float) -> bool:
-    """Kill `tipline score` so many seconds after its start, and that process alone; False where it had ended."""
-    with scoring_process(paths) as run:
+    """Kill the driver alone, so many seconds after its start; False if it had ended."""
+    with start_scoring(paths) as run:
         driver, end = psutil.Process(run.process.pid), time.monotonic() + moment
         while time.monotonic() < end and is_alive(driver):
             time.sleep(0.002)
         driver.suspend()  # so that it starts no worker that is not looked for below
         workers = driver.children(recursive=True)
         driver.kill()
-        if run.ended()[0] == 0:
+        if run.wait()[0] == 0:
             return False
         workbench.wait_for(lambda: not any(map(is_alive, workers)))
     return True
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that nobody has reaped yet does not."""
+    """Whether it runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_gone_on_with(
-    prepared: Prepared, project: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_resumed(
+    template: Template, project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workbench.change_settings(project, cluster={"n_workers": 1})
     seed = int(os.environ.get("TIPLINE_SEED", time.time_ns() % 1_000_000))
-    print(f"TIPLINE_SEED={seed}")  # noqa: T201 (pytest shows it where the test fails)
+    print(f"TIPLINE_SEED={seed}")  # noqa: T201 (pytest shows it when the test fails)
     chance = random.Random(seed)  # noqa: S311
-    turns = itertools.cycle((prepared.second, prepared.first))
-    champions = {prepared.digest: prepared.first}
+    turns = itertools.cycle((template.second, template.first))
+    champions = {template.digest: template.first}
 
-    def another_turn() -> Champion:
+    def take_turns() -> Champion:
         turn = next(turns)
-        champions[turn.crown(project, SLOWER)] = turn
+        champions[turn.install(project, SLOWER)] = turn
         return turn
 
-    # A worker of the driver's own, which ends with it, and workers that stay, by turns.
-    addresses = ("", workbench.dask_cluster(request))
-    durations = []
+    # By turns a worker of the driver's own, which ends with it, and workers that stay.
+    addresses, durations = ("", dask_address), []
     for address in addresses:
-        another_turn()
+        take_turns()
         monkeypatch.setenv(cluster.ADDRESS, address)
         started = time.monotonic()
         assert score(project)[0] == 0
         durations.append(time.monotonic() - started)
-    now = another_turn()
-    # One moment in each tenth of a run, in any order. A run that goes on with what others have finished may be over
-    # before its moment: then comes one that has all before it.
-    moments = [durations[tenth % 2] * (tenth + chance.random()) / KILLS for tenth in range(KILLS)]
-    waiting = [(addresses[tenth % 2], moment) for tenth, moment in enumerate(moments)]
+    now = take_turns()
+    # One moment in each fraction of a run, in any order. A run that resumes the work of others may end before its
+    # moment: then comes one that has everything to do.
+    moments = [durations[number % 2] * (number + chance.random()) / KILLS for number in range(KILLS)]
+    waiting = [(addresses[number % 2], moment) for number, moment in enumerate(moments)]
     chance.shuffle(waiting)
     kept = 0
     while waiting:
-        before = finished(project)
+        before = find_finished(project)
         address, moment = waiting[-1]
         monkeypatch.setenv(cluster.ADDRESS, address)
         killed = kill_at(project, moment)
         assert_published(project, champions)
-        after = finished(project)
+        after = find_finished(project)
         assert {name: after.get(name) for name in before} == before
         if killed:
             waiting.pop()
-            kept += markers(project)
+            kept += len(list_markers(project.staging))
         else:
             waiting[-1] = (address, moment * 0.95)
-            now = another_turn()
+            now = take_turns()
     assert kept
-
-    before = finished(project)
-    assert score(project)[0] == 0
-    after = finished(project)
-    assert {name: after[name] for name in before} == before
-    assert parts(project) == now.parts
-    assert_clean(project)
+    assert_resumed(project, now)
 
 
-def test_months_that_only_had_to_be_published_are_not_scored_again(
-    prepared: Prepared, project: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+class Crash(BaseException):
+    """The end of the process."""
+
+
+@on_cluster
+def test_a_crash_between_two_renames_is_repaired_by_any_command(
+    template: Template, project: Paths, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., tuple[int, str]]
 ) -> None:
-    prepared.second.crown(project)
+    template.second.install(project)
+    before, rename = workbench.read_tree(get_folder(project, "2009-02")), Path.rename
+
+    def crash(path: Path, target: Path) -> Path:
+        if target == get_folder(project, "2009-02"):
+            raise Crash
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", crash)
+        with pytest.raises(Crash):
+            workbench.run(project, "score")
+    assert not get_folder(project, "2009-02").exists()
+    run_cli(project.root, "status")
+    assert workbench.read_tree(get_folder(project, "2009-02")) == before
+    assert_resumed(project, template.second)
+
+
+def test_months_that_only_have_to_be_published_are_not_scored_again(
+    template: Template, project: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template.second.install(project)
     before = workbench.read_tree(project.predictions)
 
-    def publish(*_: Any) -> None:
+    def publish_folder(*_: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(project.predictions))
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage.LocalStorage, "publish", publish)
-        code, printed = run_cli(project.root, "score")
+        patched.setattr(storage.LocalStorage, "publish_folder", publish_folder)
+        code, output = run_cli(project.root, "score")
     assert code == 4
-    assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in printed
+    assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in output
     assert workbench.read_tree(project.predictions) == before
-    left = next(staged(project).glob(f"{month_name(BAD)}.*{plan.MARKERS}"))
-    left.with_name(left.name.removesuffix(plan.MARKERS)).joinpath(".part-00000.parquet.1.tmp").touch()
-    made = finished(project)
-    assert len(made) == PARTS * len(workbench.MONTHS)
-    monkeypatch.setenv(cluster.ADDRESS, "tcp://127.0.0.1:1")  # it would fail where it needed a cluster
-    assert score(project)[0] == 0
-    assert finished(project) == made
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
+    assert len(find_finished(project)) == PARTS * len(workbench.MONTHS)
+    monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
+    assert_resumed(project, template.second)
 
 
-def test_a_second_run_is_refused_at_once_and_the_first_ends_well(prepared: Prepared, project: Paths) -> None:
-    prepared.second.crown(project, SLOW)
-    with scoring_process(project) as first:
-        workbench.wait_for(lambda: markers(project))
-        code, printed = score(project)
-        assert first.process.poll() is None
-        assert code == 1
-        assert "Another process is scoring" in printed
-        assert str(project.staging / "score.lock") in printed
-        assert "what it has finished is kept" in printed
-        assert first.ended()[0] == 0
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
-
-
-@pytest.mark.parametrize("folder", ["long-" * 20, "missing"])
-def test_temporary_files_that_have_no_place_do_no_harm(
-    prepared: Prepared, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
-) -> None:
-    """A path that is too long for the name of a socket, by which workers would be forked."""
-    if folder != "missing":
-        (tmp_path / folder).mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / folder))
-    prepared.second.crown(project)
-    code, printed = score(project)
-    assert code == 0, printed
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
-
-
-def test_a_second_ctrl_c_is_not_needed_and_does_no_harm(prepared: Prepared, project: Paths) -> None:
-    prepared.second.crown(project, SLOW)
-    # What runs behind a shell's `&` ignores Ctrl-C, and so would the command.
-    with processes.handle_interrupts(signal.default_int_handler), scoring_process(project) as run:
-        workbench.wait_for(lambda: markers(project))
-        run.process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-        run.process.send_signal(signal.SIGINT)
-        code, printed = run.ended()
+def test_a_second_ctrl_c_does_no_harm(template: Template, project: Paths) -> None:
+    template.second.install(project, SLOW)
+    # A process in the background of a shell ignores Ctrl-C, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with start_scoring(project) as run:
+            workbench.wait_for(lambda: list_markers(project.staging))
+            run.process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            run.process.send_signal(signal.SIGINT)
+            code, output = run.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
-    assert "what is finished is kept" in printed
-    assert "Traceback" not in printed
-    assert score(project)[0] == 0
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
+    assert "what is finished is kept" in output
+    assert_resumed(project, template.second)
 
 
-# ---- a worker dies ----
+@pytest.mark.parametrize("models", ["equal", "different"])
+def test_two_clones_that_score_to_one_place_both_end_well(
+    template: Template, project: Paths, tmp_path: Path, models: str
+) -> None:
+    (tmp_path / "clone").mkdir()
+    clone, place = workbench.copy_project(template.paths, tmp_path / "clone"), tmp_path / "place"
+    template.second.install(project, SLOW)
+    last = template.second if models == "equal" else template.first
+    digest = last.install(clone, SLOW)
+    with start_scoring(project, "--to", str(place)) as first:
+        workbench.wait_for(lambda: len(list_markers(place)) > 5)
+        with start_scoring(clone, "--to", str(place)) as second:
+            (code, output), (other_code, other_output) = first.wait(), second.wait()
+    assert (code, other_code) == (0, 0), output + other_output
+    assert "waiting for it to end" in other_output
+    assert ("nothing to do" in other_output) == (models == "equal")
+    assert {name: data for name, data in workbench.read_tree(place).items() if name.endswith("t")} == last.parts
+    keys = [workbench.read_json(path)["key"]["model"] for path in place.glob(f"month=*/{files.MANIFEST}")]
+    assert keys == [digest] * 4
 
 
-def worker_processes(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The workers of a driver's own cluster."""
-    servers = [child for child in psutil.Process(driver.pid).children() if "forkserver" in " ".join(child.cmdline())]
-    return [worker for server in servers for worker in server.children()]
+# ---- a worker dies, a model fails ----
 
 
-def test_killed_workers_change_nothing(prepared: Prepared, project: Paths) -> None:
-    prepared.second.crown(project, SLOW)
-    with scoring_process(project) as run:
-        workbench.wait_for(lambda: markers(project) > 5)
-        first, second = worker_processes(run.process)
+def test_killed_workers_change_nothing(template: Template, project: Paths) -> None:
+    template.second.install(project, SLOW)
+    with start_scoring(project) as run:
+        workbench.wait_for(lambda: len(list_markers(project.staging)) > 5)
+        children = psutil.Process(run.process.pid).children()
+        (server,) = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+        first, second = server.children()
         first.kill()
-        workbench.wait_for(lambda: markers(project) > 30)
+        workbench.wait_for(lambda: len(list_markers(project.staging)) > 30)
         second.kill()
-        assert run.process.poll() is None
-        assert run.ended()[0] == 0
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
+        assert run.wait()[0] == 0
+    assert_resumed(project, template.second)
 
 
 def test_rows_that_no_worker_has_memory_for_fail_their_month_alone(
-    prepared: Prepared, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: Template, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = prepared.second.crown(project, EATS)
+    digest = template.second.install(project, EATS)
     # A block is given up after two deaths instead of four, each of which takes seconds.
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")
     with workbench.scheduler(tmp_path) as address, workbench.workers(address, 2, "--memory-limit", "400MB"):
         monkeypatch.setenv(cluster.ADDRESS, address)
-        code, printed = score(project)
+        code, output = score(project)
     assert code == 4
-    assert f"1 of 4 months failed: {BAD}: " in printed
-    assert "memory" in printed
-    assert "--memory-limit" in printed
-    assert_published(project, {digest: prepared.second}, GOOD)
-    assert_published(project, {prepared.digest: prepared.first}, [BAD])
+    assert f"1 of 4 months failed: {BAD}: " in output
+    assert "out of memory" in output
+    assert "--memory-limit" in output
+    assert_published(project, {digest: template.second}, GOOD)
+    assert_published(project, {template.digest: template.first}, [BAD])
 
 
-# ---- the model ----
-
-
-@pytest.mark.usefixtures("on_cluster")
+@on_cluster
 @pytest.mark.parametrize("error", ["ValueError('no such rate code')", "OddRateCodeError(99, 'unknown to the driver')"])
-def test_a_task_that_always_fails_fails_its_month_alone_until_it_is_mended(
-    prepared: Prepared, project: Paths, error: str
-) -> None:
-    digest = prepared.second.crown(project, RAISES + error)
-    code, printed = score(project)
+def test_a_task_that_always_fails_fails_its_month_alone(template: Template, project: Paths, error: str) -> None:
+    digest = template.second.install(project, RAISES + error)
+    code, output = score(project)
     assert code == 4
-    assert f"1 of 4 months failed: {BAD}: " in printed
-    assert "no such rate code" in printed
-    assert str(project.prepared_file(BAD)) in printed
-    assert "The others are published" in printed
-    assert "run it again" in printed
-    assert_published(project, {digest: prepared.second}, GOOD)
-    assert_published(project, {prepared.digest: prepared.first}, [BAD])
-
-    prepared.second.crown(project)
-    assert score(project)[0] == 0
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
+    assert f"1 of 4 months failed: {BAD}: " in output
+    assert "no such rate code" in output
+    assert str(project.prepared_file(BAD)) in output
+    assert_published(project, {digest: template.second}, GOOD)
+    assert_published(project, {template.digest: template.first}, [BAD])
 
 
-def with_canary_moved(contents: dict[str, bytes], steps: int) -> dict[str, bytes]:
-    """A model that was trained on a machine whose arithmetic is so many float32 steps away."""
+@on_cluster
+@pytest.mark.parametrize("steps", [1, 2])
+def test_workers_that_score_the_golden_rows_differently_are_refused(
+    template: Template, project: Paths, steps: int
+) -> None:
+    before, contents = workbench.read_tree(project.predictions), template.second.contents
     spec = json.loads(contents[pyfunc.SPEC])
-    first = np.float32(spec["canary"][pyfunc.OUTPUT][0])
-    spec["canary"][pyfunc.OUTPUT][0] = float((first.view(np.int32) + steps).view(np.float32))
-    return contents | {pyfunc.SPEC: files.format_json(spec).encode()}
-
-
-@pytest.mark.usefixtures("on_cluster")
-def test_workers_that_score_the_canary_rows_differently_are_refused(prepared: Prepared, project: Paths) -> None:
-    before = workbench.read_tree(project.predictions)
-    crown(project, with_canary_moved(prepared.second.contents, 2))
-    code, printed = score(project)
-    assert code == 1
-    assert "canary rows differently from where it was trained, by 2 steps" in printed
-    assert "where: tcp://127.0.0.1:" in printed
-    assert "to do: Give it the processor and library versions" in printed
-    assert workbench.read_tree(project.predictions) == before
-    assert not markers(project)
-
-
-@pytest.mark.usefixtures("on_cluster")
-def test_workers_that_are_one_step_away_are_told_of(prepared: Prepared, project: Paths) -> None:
-    digest = crown(project, with_canary_moved(prepared.second.contents, 1))
-    code, printed = score(project)
-    assert code == 0
-    assert "one float32 step" in printed
-    assert_published(project, {digest: prepared.second})
-    assert_clean(project)
+    scores = spec[golden_rows.KEY][pyfunc.OUTPUT]
+    scores[0] = float((np.float32(scores[0]).view(np.int32) + steps).view(np.float32))
+    digest = install_champion(project, contents | {pyfunc.SPEC: files.format_json(spec).encode()})
+    code, output = score(project)
+    assert code == steps - 1
+    if steps == 1:  # other hardware or libraries; still the same to seven digits
+        assert "one float32 step" in output
+        assert_published(project, {digest: template.second})
+    else:
+        assert "golden rows" in output
+        assert "where: tcp://127.0.0.1:" in output
+        assert workbench.read_tree(project.predictions) == before
+        assert not list_markers(project.staging)
 
 
 # ---- the disk, the scheduler, the input ----
 
 
-@pytest.mark.usefixtures("on_cluster")
-@pytest.mark.parametrize(("room", "published"), [(0, workbench.MONTHS), (300_000, workbench.MONTHS), (1_000_000, ())])
-def test_a_disk_that_fills_up_leaves_whole_months_and_is_gone_on_with(
-    prepared: Prepared, tmp_path: Path, room: int, published: tuple[str, ...]
+@on_cluster
+@pytest.mark.parametrize(("room", "published"), [(0, workbench.MONTHS), (1_000_000, ())])
+def test_a_full_disk_leaves_whole_months_and_is_resumed(
+    template: Template, tmp_path: Path, room: int, published: tuple[str, ...]
 ) -> None:
-    with small_disk(tmp_path / "disk") as disk:
-        project = workbench.copy_project(prepared.paths, disk)
-        for month in set(workbench.MONTHS) - set(published):
-            shutil.rmtree(folder(project, month))
-        digest = prepared.second.crown(project)
-        leave(disk, room)
-        code, printed = score(project)
-        assert code in {1, 4}
-        assert "The disk is full: No space left on device" in printed
-        assert str(staged(project)) in printed
-        assert "run it again" in printed or "run the command again" in printed
-        there = [month for month in workbench.MONTHS if folder(project, month).exists()]
-        assert set(there) >= set(published)
-        assert 0 < len(there) < 4 or published
-        assert_published(project, {digest: prepared.second, prepared.digest: prepared.first}, there)
-
-        before = finished(project)
-        assert bool(before) == bool(room)
-        (disk / "ballast").unlink()
-        assert score(project)[0] == 0
-        after = finished(project)
-        assert {name: after[name] for name in before} == before
-        assert parts(project) == prepared.second.parts
-        assert_clean(project)
-
-
-@contextlib.contextmanager
-def small_disk(disk: Path) -> Iterator[Path]:
-    """Mount a small disk of its own while the block runs."""
-    disk.mkdir()
+    (disk := tmp_path / "disk").mkdir()
     if not mount("-t", "tmpfs", "-o", "size=256m", "none", str(disk)):
         missing("no right to mount a small disk")
     try:
-        yield disk
+        project = workbench.copy_project(template.paths, disk)
+        for month in set(workbench.MONTHS) - set(published):
+            shutil.rmtree(get_folder(project, month))
+        digest = template.second.install(project)
+        free = os.statvfs(disk)
+        with (disk / "ballast").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - room)
+        code, output = score(project)
+        assert code in {1, 4}
+        assert "No space left on device" in output
+        assert str(project.staging) in output
+        there = [month for month in workbench.MONTHS if get_folder(project, month).exists()]
+        assert 0 < len(there) < 4 or there == [*published]
+        assert_published(project, {digest: template.second, template.digest: template.first}, there)
+        assert bool(find_finished(project)) == bool(room)
+        (disk / "ballast").unlink()
+        assert_resumed(project, template.second)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # noqa: S607
 
 
-def leave(disk: Path, room: int) -> None:
-    """Fill a disk but for so many bytes."""
-    free = os.statvfs(disk)
-    with (disk / "ballast").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - room)
-
-
-def test_a_killed_scheduler_ends_the_run_with_one_message_and_another_one_goes_on(
-    prepared: Prepared, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_scheduler_ends_the_run_with_one_message_and_the_next_one_resumes(
+    template: Template, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = prepared.second.crown(project, SLOW)
+    digest = template.second.install(project, SLOW)
     with workbench.scheduler_process(tmp_path) as (address, scheduler), workbench.workers(address, 2):
         monkeypatch.setenv(cluster.ADDRESS, address)
-        with scoring_process(project) as run:
-            workbench.wait_for(lambda: markers(project) > 5)
+        with start_scoring(project) as run:
+            workbench.wait_for(lambda: len(list_markers(project.staging)) > 5)
             scheduler.kill()
-            killed = time.monotonic()
-            code, printed = run.ended()
-            assert time.monotonic() - killed < 30
+            code, output = run.wait()
     assert code == 1
-    message = [line for line in printed.splitlines() if " rows" not in line]  # but for what was done and is left
-    assert len(message) == 3, printed
-    assert "The dask scheduler is gone" in printed
-    assert f"where: {address}" in printed
-    assert "to do: Start it" in printed
-    assert "distributed" not in printed
-    assert_published(project, {digest: prepared.second, prepared.digest: prepared.first})
-
-    before = finished(project)
-    assert before
-    with workbench.scheduler(tmp_path) as address, workbench.workers(address, 2):
-        monkeypatch.setenv(cluster.ADDRESS, address)
-        assert score(project)[0] == 0
-    after = finished(project)
-    assert {name: after[name] for name in before} == before
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
+    message = [line for line in output.splitlines() if " rows" not in line]  # without progress
+    assert len(message) == 3, output
+    assert "The dask scheduler is gone" in output
+    assert f"where: {address}" in output
+    assert_published(project, {digest: template.second, template.digest: template.first})
+    monkeypatch.delenv(cluster.ADDRESS)
+    assert find_finished(project)
+    assert_resumed(project, template.second)
 
 
 def replace(path: Path) -> None:
     """Put another file of the same length in its place."""
-    other = path.with_name("other")
-    other.write_bytes(path.read_bytes())
-    other.replace(path)
+    shutil.copyfile(path, path.with_name("other"))
+    path.with_name("other").replace(path)
 
 
 def overwrite(path: Path) -> None:
-    """Write into it."""
+    """Write into a file."""
     with path.open("r+b") as file:
         file.seek(4)
         file.write(b"x" * 1000)
 
 
-def append(path: Path) -> None:
-    """Write behind its end."""
-    with path.open("ab") as file:
-        file.write(b"x")
-
-
-@pytest.mark.usefixtures("on_cluster")
-@pytest.mark.parametrize("fault", [Path.unlink, replace, overwrite, append])
-def test_a_prepared_month_that_changes_meanwhile_fails_alone(
-    prepared: Prepared, project: Paths, fault: Callable[[Path], None]
+@on_cluster
+@pytest.mark.parametrize("fault", [Path.unlink, replace, overwrite])
+def test_a_prepared_month_that_changes_during_scoring_fails_alone(
+    template: Template, project: Paths, fault: Callable[[Path], None]
 ) -> None:
-    digest = prepared.second.crown(project, SLOW)
-    with scoring_process(project) as run:
-        workbench.wait_for(lambda: markers(project) > 5)
+    digest = template.second.install(project, SLOW)
+    with start_scoring(project) as run:
+        workbench.wait_for(lambda: len(list_markers(project.staging)) > 5)
         fault(project.prepared_file(BAD))
-        code, printed = run.ended()
+        code, output = run.wait()
     assert code == 4
-    assert f"1 of 4 months failed: {BAD}: " in printed
-    assert "This file changed while" in printed or "This file is not there" in printed
-    assert f"where: {project.prepared_file(BAD)}" in printed
-    assert "to do: " in printed
-    assert_published(project, {digest: prepared.second}, GOOD)
-    assert_published(project, {prepared.digest: prepared.first}, [BAD])
-
-    # The month comes back as a file that was not there before: no part of the old one is kept.
+    assert f"1 of 4 months failed: {BAD}: " in output
+    assert "This file changed while" in output or "This file is missing" in output
+    assert f"where: {project.prepared_file(BAD)}" in output
+    assert_published(project, {digest: template.second}, GOOD)
+    assert_published(project, {template.digest: template.first}, [BAD])
+    # The month comes back as a new file: no part of the old one is kept.
     project.prepared_file(BAD).unlink(missing_ok=True)
-    shutil.copyfile(prepared.paths.prepared_file(BAD), project.prepared_file(BAD))
-    before = finished(project)
-    assert score(project)[0] == 0
-    after = finished(project)
-    assert [name for name in before if after[name] == before[name] and BAD in name] == []
-    assert {name: after[name] for name in before if BAD not in name} == {
-        name: made for name, made in before.items() if BAD not in name
-    }
-    assert parts(project) == prepared.second.parts
-    assert_clean(project)
+    shutil.copyfile(template.paths.prepared_file(BAD), project.prepared_file(BAD))
+    assert_resumed(project, template.second, lost=BAD)
 
 
 # ---- who computes ----
 
 
-@pytest.mark.parametrize(
-    "workers", [{"n_workers": 1, "threads_per_worker": 4}, {"n_workers": 8, "threads_per_worker": 1}]
-)
+@pytest.mark.parametrize(("n_workers", "threads"), [(1, 4), (8, 1)])
 def test_threads_give_the_same_bytes(
-    prepared: Prepared, project: Paths, monkeypatch: pytest.MonkeyPatch, workers: dict[str, int]
+    template: Template, project: Paths, monkeypatch: pytest.MonkeyPatch, n_workers: int, threads: int
 ) -> None:
-    prepared.second.crown(project)
-    with LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **workers) as threads:
-        monkeypatch.setenv(cluster.ADDRESS, threads.scheduler_address)
+    template.second.install(project)
+    options = {"n_workers": n_workers, "threads_per_worker": threads, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(processes=False, **options) as local:
+        monkeypatch.setenv(cluster.ADDRESS, local.scheduler_address)
         workbench.run(project, "score")
-    assert parts(project) == prepared.second.parts
+    assert read_parts(project) == template.second.parts
 
 
-@pytest.mark.parametrize("workers", [1, 8])
-def test_one_worker_and_eight_give_the_same_bytes(prepared: Prepared, project: Paths, workers: int) -> None:
-    prepared.second.crown(project)
-    workbench.change_settings(project, cluster={"n_workers": workers})
-    assert score(project)[0] == 0
-    assert parts(project) == prepared.second.parts
+@pytest.mark.parametrize(("n_workers", "temporary"), [(1, ""), (8, "long-" * 20)])
+def test_one_worker_and_eight_give_the_same_bytes_also_without_a_forkserver(
+    template: Template, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_workers: int, temporary: str
+) -> None:
+    if temporary:
+        (tmp_path / temporary).mkdir()  # too long for the name of its socket
+        monkeypatch.setenv("TMPDIR", str(tmp_path / temporary))
+    template.second.install(project)
+    workbench.change_settings(project, cluster={"n_workers": n_workers})
+    code, output = score(project)
+    assert code == 0, output
+    assert read_parts(project) == template.second.parts

@@ -1,4 +1,4 @@
-"""The one place where dask clients are made: a local cluster, or the scheduler that the environment names."""
+"""Connect to dask: a local cluster, or the scheduler that the environment names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
@@ -21,134 +20,153 @@ from tipline.processes import ADDRESS
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
-__all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # to others, these come from here
+__all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
 
-# Its start and end are a page of lines at level INFO.
+# distributed logs a page when a cluster starts and ends.
 logging.getLogger("distributed").setLevel(logging.WARNING)
 
 T = TypeVar("T")
 
 WAIT_SECONDS = 30
-ORDERS = {
-    # Of workers that are spawned, and of what is started anew to fork others from, should it be killed.
+LOCAL_CONFIG = {
+    # For spawned workers, and for a forkserver that has to be started again.
     **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in processes.ENVIRONMENT.items()},
-    # The next block waits at each worker. It would be idle while the driver, on the same cores, hears of the last one.
+    # The next block waits at each worker, which would be idle while the driver handles the last one.
     "distributed.scheduler.worker-saturation": 2.0,
-    # Each worker's stack is looked at a hundred times a second, for a page that nobody opens in a batch.
+    # Profiling looks at each worker's stack a hundred times a second.
     "distributed.worker.profile.enabled": False,
 }
 
 
 @contextlib.contextmanager
-def connect_client(count: int | None) -> Iterator[Client]:
-    """Give a client: of the scheduler in DASK_SCHEDULER_ADDRESS, else of `count` new processes (0: one a core).
+def connect_client(n_workers: int | None) -> Iterator[Client]:
+    """Connect to the scheduler in DASK_SCHEDULER_ADDRESS, or start a LocalCluster that ends with the block.
 
-    A local cluster listens on 127.0.0.1 only, its dashboard too, and ends with the block.
+    Parameters
+    ----------
+    n_workers
+        Processes of the local cluster; None: one per core. It listens on 127.0.0.1 only.
 
     Raises
     ------
     TiplineError
-        Where the scheduler cannot be reached, has no worker within half a minute, or goes away in the block.
+        The scheduler does not answer, has no worker after WAIT_SECONDS, or is lost during the block.
     """
-    # What fails comes back as an exception; of a scheduler that dies distributed, and the event loop below it, log a
-    # page of traces beside it.
+    # Failures come back as exceptions. Beside them distributed, and the event loop below it, log pages of tracebacks.
     for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if os.environ.get(ADDRESS):
-        with explain_lost_scheduler(os.environ[ADDRESS]), connect_remote(os.environ[ADDRESS]) as client:
+    if address := os.environ.get(ADDRESS):
+        with explain_lost_scheduler(address), connect_remote(address) as client:
             yield client
         return
-    with contextlib.ExitStack() as stack:
-        # At the end, a second Ctrl-C would cost ten seconds: a cluster whose end is interrupted is waited for.
-        ignore_interrupts = stack.enter_context(processes.allow_ignoring_interrupts())
-        forked = processes.start_forkserver(__name__)
-        stack.enter_context(dask.config.set(build_dask_config(forked=forked)))
-        with processes.defer_interrupts() if forked else processes.ignore_interrupts():
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=count or processes.count_cpus(),
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    # As it is now: what they are forked from may have been there before keys were put into it.
-                    env={**os.environ, **processes.ENVIRONMENT},
-                    # A heartbeat that meets a closing scheduler is logged with its trace as an error; what fails in
-                    # a task comes back with the task.
-                    silence_logs=logging.CRITICAL,
-                )
-            )
-        stack.enter_context(explain_lost_scheduler("the local cluster"))
-        client = stack.enter_context(Client(cluster))
+    is_forked = processes.start_forkserver(__name__)
+    with dask.config.set(build_local_config(is_forked=is_forked)), explain_lost_scheduler("the local cluster"):
+        with processes.hold_interrupts(ignore=not is_forked):
+            cluster = start_local_cluster(n_workers or processes.count_cpus())
+            client = Client(cluster)
         try:
             yield client
         finally:
-            ignore_interrupts()
+            # A second Ctrl-C would cost ten seconds: dask waits for a cluster whose end is interrupted.
+            with processes.hold_interrupts(ignore=True):
+                client.close()
+                cluster.close()
 
 
-def build_dask_config(*, forked: bool) -> dict[str, Any]:
-    """What dask is to do otherwise for workers that are forked, or spawned."""
-    if not forked:
-        return ORDERS
-    # Else dask imports all that it can use here, pandas for one, to name it to a process that runs already.
-    vars(distributed.utils)["_forkserver_preload_set"] = True
-    return {"distributed.worker.multiprocessing-method": "forkserver"} | ORDERS
+def build_local_config(*, is_forked: bool) -> dict[str, Any]:
+    """Build the configuration of a local cluster: dask's defaults, whatever the user has set for other clusters."""
+    config = {"distributed": dask.config.merge(*dask.config.defaults)["distributed"]} | LOCAL_CONFIG
+    if is_forked:
+        # Otherwise dask imports all that it can use, pandas among it, to preload it in a forkserver that runs already.
+        vars(distributed.utils)["_forkserver_preload_set"] = True
+        config |= {"distributed.worker.multiprocessing-method": "forkserver"}
+    return config
+
+
+def start_local_cluster(n_workers: int) -> LocalCluster:
+    """Start a scheduler in this process and worker processes of one thread each."""
+    try:
+        return LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            # The forkserver may be older than what the environment holds now, S3 keys for example.
+            env={**os.environ, **processes.ENVIRONMENT},
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:
+        setting = f"dask's setting temporary-directory: {dask.config.get('temporary-directory')}"
+        todo = "Correct it in dask's configuration (DASK_TEMPORARY_DIRECTORY, ~/.config/dask), or start a cluster: "
+        raise TiplineError(f"{str(error).rstrip('.')}.", setting, f"{todo}docs/cluster.md.") from error
 
 
 @contextlib.contextmanager
 def connect_remote(address: str, seconds: float | None = None) -> Iterator[Client]:
-    """A client of a running scheduler, which is waited for for so long, by default WAIT_SECONDS."""
-    patience = WAIT_SECONDS if seconds is None else seconds
+    """Connect to a running scheduler; wait for it and for its first worker so long, by default WAIT_SECONDS."""
+    timeout = WAIT_SECONDS if seconds is None else seconds
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
-        client = Client(address, timeout=patience)
-    # ValueError: the address is none; TypeError: it says tls, and no certificates are configured
-    except (OSError, TimeoutError, ValueError, TypeError) as error:
+        client = Client(address, timeout=timeout)
+    # ValueError: not an address. TypeError, RuntimeError: TLS without certificates, or required by the configuration.
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise TiplineError(f"The dask scheduler does not answer: {error}.", address, todo) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=patience)
+            client.wait_for_workers(1, timeout=timeout)
         except TimeoutError as error:
-            raise TiplineError(
-                "The dask scheduler has no workers.", address, f"Start one: dask worker {address}"
-            ) from error
+            todo = f"Start one: dask worker {address}"
+            raise TiplineError("The dask scheduler has no workers.", address, todo) from error
         yield client
 
 
 @contextlib.contextmanager
 def explain_lost_scheduler(address: str) -> Iterator[None]:
-    """Say in one way what distributed says in several: results are cancelled, connections closed."""
+    """Turn the errors by which distributed reports a lost scheduler into one message."""
     try:
         yield
     except (CancelledError, CommClosedError) as error:
         todo = "Start it and run it again; finished parts are kept."
-        raise TiplineError("The dask scheduler is gone, or does not answer any more.", address, todo) from error
+        raise TiplineError("The dask scheduler is gone or does not answer any more.", address, todo) from error
+
+
+@contextlib.contextmanager
+def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator[None]:
+    """Keep a plugin on all workers, new ones included, during the block."""
+    try:
+        client.register_plugin(plugin, name)
+        yield
+    finally:
+        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
+            with contextlib.suppress(OSError):  # a worker has just died
+                client.unregister_worker_plugin(name)
 
 
 def run_tasks(
     client: Client, task: Callable[[T], Any], items: Sequence[T], group: Callable[[T], Hashable] = id
 ) -> Iterator[tuple[T, Any]]:
-    """Run a task for each item on the workers; give items and results, or the exceptions, as they come.
+    """Run a task for each item on the workers; yield items with results or exceptions, as they come.
 
-    A task that takes its worker down with it is tried some times, and can take others of the same worker with it. So
-    those that ended like that run once more by themselves: then it is clear whose fault it is. Each death costs
-    seconds, so the rest of its group waits meanwhile, and is not run and not given where one of the group is to blame.
+    A task that kills its worker is tried again some times and can take other tasks of that worker with it. Tasks that
+    ended like this run once more, one at a time, which shows whose fault it is. Each death costs seconds, so the rest
+    of the task's group waits, and is dropped if a task of the group is to blame.
 
     Raises
     ------
     CancelledError, CommClosedError
-        Where the scheduler goes away; `connect` says so.
+        The scheduler is lost; `connect_client` explains it.
     """
     blamed: set[Hashable] = set()
     left = list(items)
     while left:
         futures = dict(zip(client.map(task, left, pure=False, retries=1), left, strict=True))
         killed, left = list[T](), list[T]()
-        for future, given in iterate_finished(list(futures)):
+        for future, result in iterate_results(list(futures)):
             if future not in futures:
                 continue  # it waits
-            item, result = futures.pop(future), read_outcome(future, given)
-            # Before the result is given: were it still held and its worker died, the block would be scored once more.
-            future.release()
+            item = futures.pop(future)
+            if isinstance(result, CancelledError):
+                raise result
             if not isinstance(result, KilledWorker):
                 yield item, result
                 continue
@@ -159,42 +177,24 @@ def run_tasks(
         for item in killed:
             if group(item) in blamed:
                 continue
-            ((future, given),) = iterate_finished([client.submit(task, item, pure=False)])
-            result = read_outcome(future, given)
+            ((_, result),) = iterate_results([client.submit(task, item, pure=False)])
             if isinstance(result, KilledWorker):
                 blamed.add(group(item))
-                result = explain_killed_worker(result)
+                what = "Every worker that took this block died: most likely out of memory, or killed."
+                todo = "Give workers more memory: a smaller cluster.n_workers, or `dask worker --memory-limit`."
+                result = TiplineError(what, str(result.last_worker.address), todo)
             yield item, result
         left = [item for item in left if group(item) not in blamed]
 
 
-def iterate_finished(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Futures as they finish, with what came of them.
+def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield futures with their results or exceptions, as they finish.
 
-    Results are fetched many at once: one by one, the driver is busy twice as long for each task.
+    Results are fetched in batches, which halves the driver's work per task. A future is released before its result is
+    used: the block of a future that is still held would be scored again if its worker died.
     """
     for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
-        yield from batch
-
-
-def read_outcome(future: Any, given: Any) -> Any:  # noqa: ANN401 (what a task returns)
-    """A task's result or exception."""
-    if isinstance(given, CancelledError):
-        raise given
-    return given[1] if future.status == "error" else given
-
-
-def explain_killed_worker(error: KilledWorker) -> TiplineError:
-    """What a dead worker means, in words."""
-    what = "Every worker that took this block died: out of memory, most likely, or killed."
-    todo = "Give the workers more memory: a smaller `score.workers`, or a larger --memory-limit of `dask worker`."
-    return TiplineError(what, str(error.last_worker.address), todo)
-
-
-def get_peak_memory() -> int:
-    """Most memory that this process ever held (VmHWM); `ru_maxrss` would count what its parent held, too."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        for future, result in batch:
+            is_error = future.status == "error"
+            future.release()
+            yield future, result[1] if is_error else result

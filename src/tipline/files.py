@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
@@ -21,6 +20,7 @@ from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -158,37 +158,24 @@ def is_alive(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, activity: str) -> Iterator[None]:
-    """Keep other processes out of the block.
+def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of the block; the system releases the lock of a process that dies.
 
     Raises
     ------
     TiplineError
-        Another process is in it; `activity` says what that is doing.
+        Another process is in it, and this one does not wait; `activity` says what that is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        todo = "Wait for it to end, or stop it. What it has finished is kept."
-        raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def wait_for_lock(path: Path, message: str) -> Iterator[None]:
-    """Run the block when no other process is in it; `message` is logged if there is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        log.info("%s", message)
-        lock.acquire()
+        if not wait:
+            todo = "Wait for it to end, or stop it. What it has finished is kept."
+            raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
+        log.info("another process is %s, waiting for it to end (%s)", activity, path)
+        lock.acquire(timeout=-1)
     try:
         yield
     finally:

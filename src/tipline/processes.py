@@ -1,7 +1,7 @@
-"""The process that a local cluster's workers are forked from, started before all else.
+"""Processes of a local cluster: how many, forked from what, and how they and their driver handle Ctrl-C.
 
-It imports what workers need on one core while the driver reads its settings on another. Importing takes a second, which
-each worker would spend for itself if it were spawned, and again after each restart.
+Workers are forked from a forkserver that is started before all else. It imports on one core what workers need while the
+driver reads its settings on another. Spawned workers would import for a second each, again after each restart.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Iterator
 
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
-# Elsewhere there is no fork, or a fork without exec is not safe (macOS); workers are spawned there.
-FORKED = sys.platform == "linux"
-# Read when a process begins, so it cannot wait for the fork. One thread a worker; and dask lets glibc return memory at
-# once (64 KiB): every temporary array is then mapped and cleared anew, which doubled the time of the arithmetic. Blocks
-# are bounded, so keeping a few of them costs little.
+# macOS has fork, but it is not safe there without exec: workers are spawned.
+CAN_FORK = sys.platform == "linux"
+# Read when a process starts. One BLAS thread per worker. dask makes glibc return memory at once (64 KiB), so every
+# temporary array is mapped and cleared again, which doubles the time of the arithmetic; blocks are bounded anyway.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | dict.fromkeys(
     ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 28)
 )
@@ -39,77 +37,46 @@ def count_cpus() -> int:
 
 
 def start_forkserver(module: str) -> bool:
-    """Let the process begin to import dask and this module, unless it is there already.
+    """Start the forkserver, which imports dask and a module, unless it runs already.
 
     Returns
     -------
     bool
-        Whether there is one. There is none where a scheduler elsewhere is used, and where there is no room for its
-        socket: a full temporary folder, or one whose path is too long for a socket's name.
+        Whether there is one. There is none if the environment names a scheduler, or if its socket has no place: the
+        temporary folder is full, or its path is too long for the name of a socket.
     """
-    if not FORKED or os.environ.get(ADDRESS):
+    if not CAN_FORK or os.environ.get(ADDRESS):
         return False
     forkserver.set_forkserver_preload(["distributed", module])
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
     try:
-        with ignore_interrupts(), set_environment():
+        with hold_interrupts(ignore=True):
             forkserver.ensure_running()
     except OSError:
         return False
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
     return True
 
 
 @contextlib.contextmanager
-def set_environment() -> Iterator[None]:
-    """Give ENVIRONMENT to processes that start in this block."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def hold_interrupts(*, ignore: bool = False) -> Iterator[None]:
+    """Postpone Ctrl-C to the end of the block, or ignore it during the block.
 
-
-@contextlib.contextmanager
-def ignore_interrupts() -> Iterator[None]:
-    """Let processes that start in this block ignore Ctrl-C.
-
-    A terminal sends it to all of them; the workers are ended by the driver, and would only print a trace each. For that
-    moment this process takes no notice, either: a blocked signal would be inherited as well, but multiprocessing
-    unblocks it before it spawns.
+    A terminal sends Ctrl-C to all processes. The driver ends the workers, which would only print a traceback each;
+    processes that are started while it is ignored ignore it, too. In other threads than the main one nothing changes.
     """
-    with handle_interrupts(signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def defer_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block; a cluster that is begun and not whole ends with a trace of dask's."""
-    received: list[int] = []
-    with handle_interrupts(lambda number, _: received.append(number)):
-        yield
-    if received:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def allow_ignoring_interrupts() -> Iterator[Callable[[], None]]:
-    """Give what lets this process ignore Ctrl-C from when it is called to the end of the block."""
-    with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(ignore_interrupts())
-
-
-@contextlib.contextmanager
-def handle_interrupts(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
-    """Handle Ctrl-C otherwise; threads other than the main one neither can nor need to."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, handler)
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignore else lambda number, _: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if received:
+        raise KeyboardInterrupt

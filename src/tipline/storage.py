@@ -1,434 +1,300 @@
-"""Where prepared months are read and predictions are kept: a folder of this machine, or a bucket that all machines see.
+"""Storage for prepared months and predictions: a folder of an S3 bucket that all machines reach, or a local folder.
 
-Names are relative to the root, with slashes. A file appears whole or not at all.
+Names are relative to the root and use slashes. A file appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import functools
 import hashlib
 import json
 import shutil
-from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-)
+from fsspec.parquet import AlreadyBufferedFile
+from fsspec.utils import merge_offset_ranges
 
 from tipline import files
-from tipline.errors import TiplineError, UsageError, hide_secrets, summarize_exception
+from tipline.errors import TiplineError, UsageError, summarize_exception
 
 if TYPE_CHECKING:
-    import io
-    import os
     from collections.abc import Iterable, Iterator, Sequence
 
 SCHEME = "s3://"
-AT_ONCE = 16
-# Staged parts in a bucket, where no lock tells whether their run still works, are removed after this time.
-ABANDONED = timedelta(days=1)
-TODO_KEYS = (
-    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, and "
-    "AWS_ENDPOINT_URL for a server other than Amazon's, here and on all workers. FSSPEC_S3_ANON=true reads a public "
-    "bucket without keys."
-)
-STORE_ERRORS = (BotoCoreError, ClientError)
-FORBIDDEN, CHANGED, BUSY, FAILED = 403, {412, 416}, {408, 429}, 500
-
-
-class Storage(ABC):
-    """A folder with one folder per month. It travels to the workers, so it is small and holds nothing open."""
-
-    @abstractmethod
-    def check_access(self) -> None:
-        """Check that this process can use the storage.
-
-        Raises
-        ------
-        TiplineError
-            It cannot.
-        """
-
-    @abstractmethod
-    def address(self, name: str = "") -> str:
-        """Return a path or an address for messages."""
-
-    @abstractmethod
-    def read(self, name: str) -> bytes | None:
-        """Return the bytes of a small file, or None if it is missing."""
-
-    @abstractmethod
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file; it need not survive a power cut before `publish_folder`."""
-
-    @abstractmethod
-    def list_sizes(self, folder: str) -> dict[str, int]:
-        """Return the files of a folder with their sizes in bytes, hidden ones too."""
-
-    @abstractmethod
-    def list_folders(self) -> list[str]:
-        """Return the folders of the root, sorted."""
-
-    @abstractmethod
-    def remove_folder(self, folder: str) -> None:
-        """Remove a folder with its files, if it exists."""
-
-    @abstractmethod
-    def remove_files(self, names: Iterable[str]) -> None:
-        """Remove the files that exist."""
-
-    @abstractmethod
-    def is_abandoned(self, folder: str) -> bool:
-        """Whether no other run can be working in a staged folder."""
-
-    @abstractmethod
-    def get_state(self, name: str) -> str | None:
-        """Return a text that changes when the file is replaced, or None if it is missing."""
-
-    @abstractmethod
-    @contextlib.contextmanager
-    def open_file(self, name: str) -> Iterator[io.BufferedIOBase]:
-        """Open a file that is read in pieces."""
-
-    @abstractmethod
-    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
-        """Move a finished folder from a storage of the same kind here, in place of the one that is here."""
-
-    @abstractmethod
-    def recover(self, staged: Storage) -> None:
-        """Complete what a crash in `publish_folder` has left."""
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other runs from writing here, if this kind of storage can."""
-        yield
-
-    def read_json(self, name: str) -> Any:  # noqa: ANN401 (any JSON value)
-        """Return the value of a JSON file, or None if it is missing or not JSON."""
-        data = self.read(name)
-        try:
-            return None if data is None else json.loads(data)
-        except ValueError:
-            return None
-
-    def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 (any JSON value)
-        """Write a JSON file."""
-        self.write(name, files.format_json(value).encode())
-
-    def count_group_rows(self, name: str, state: str | None) -> list[int]:
-        """Return the rows of each row group of a Parquet file in this state."""
-        with self._translate(name, state), self.open_file(name) as file:
-            metadata = pq.read_metadata(file)
-            return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-    def read_row_group(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
-        """Read columns of a row group; those that the file does not have are left out.
-
-        Only their bytes are read. The file is not mapped into memory, because truncating it would kill the process.
-
-        Raises
-        ------
-        TiplineError
-            The file cannot be read, or is no longer in this state.
-        """
-        with (
-            self._translate(name, state),
-            self.open_file(name) as file,
-            pq.ParquetFile(file, pre_buffer=True) as parquet,
-        ):
-            table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
-        self._check_state(name, state)
-        return table
-
-    def hash_file(self, name: str) -> str:
-        """Return the sha256 of a file of any size.
-
-        Raises
-        ------
-        TiplineError
-            It cannot be read.
-        """
-        with self._translate(name, self.get_state(name)), self.open_file(name) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def _check_state(self, name: str, state: str | None) -> None:
-        now = self.get_state(name)
-        if now is None:
-            raise explain_missing(self.address(name))
-        if now != state:
-            todo = "Let nothing else write there and run the command again; the month is then scored as it is now."
-            raise TiplineError("This file changed while it was being used.", self.address(name), todo)
-
-    @contextlib.contextmanager
-    def _translate(self, name: str, state: str | None) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise explain_missing(self.address(name)) from error
-        except (pa.ArrowException, OSError) as error:
-            self._check_state(name, state)
-            todo = f"Prepare it again: dvc repro -f prepare@{name.partition('/')[0].removeprefix('month=')}"
-            what = f"This file cannot be read: {summarize_exception(error)}."
-            raise TiplineError(what, self.address(name), todo) from error
-
-
-def explain_missing(address: str) -> TiplineError:
-    """Return the error for a file or folder that is missing."""
-    todo = "Restore it. Workers on other machines need a location that they all see, such as s3://... (--trips, --to)."
-    return TiplineError("This does not exist, or is not visible from here.", address, todo)
+FOOTER_BYTES = 1 << 16  # holds the footer of a month of 20 row groups; a longer one takes a second request
+REQUESTS = 16  # at the same time
+# A bucket has no locks. Younger staged files may belong to a run with another model that is still going on.
+ABANDONED_AFTER = dt.timedelta(days=1)
+MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
-class LocalStorage(Storage):
-    """A folder of this machine, or one that all machines mount at the same path."""
+class Storage:
+    """A folder of a bucket with one folder per month. It travels to the workers, so it holds no open connection.
 
-    root: Path
-
-    def check_access(self) -> None:
-        if not self.root.is_dir():  # a worker must not create a folder that no other machine sees
-            raise explain_missing(self.address())
-
-    def address(self, name: str = "") -> str:
-        return str(self.root / name)
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return (self.root / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        with files.create_file(self.root / name) as temporary:
-            temporary.write_bytes(data)
-
-    def list_sizes(self, folder: str) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in (self.root / folder).glob("*") if path.is_file()}
-
-    def list_folders(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("*") if path.is_dir())
-
-    def remove_folder(self, folder: str) -> None:
-        shutil.rmtree(self.root / folder, ignore_errors=not (self.root / folder).exists())
-
-    def remove_files(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.root / name).unlink(missing_ok=True)
-
-    def is_abandoned(self, folder: str) -> bool:
-        del folder
-        return True  # the run that asks holds the lock
-
-    def get_state(self, name: str) -> str | None:
-        try:
-            found: os.stat_result = (self.root / name).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
-
-    @contextlib.contextmanager
-    def open_file(self, name: str) -> Iterator[io.BufferedIOBase]:
-        with pa.OSFile(str(self.root / name)) as file:
-            yield file
-
-    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
-        """Swap the folders: at any moment the old month is here or the new one, except between two renames."""
-        files.swap_folder(Path(staged.address(source)), self.root / folder)
-
-    def recover(self, staged: Storage) -> None:
-        for folder in (self.root, Path(staged.address())):
-            folder.mkdir(parents=True, exist_ok=True)
-        files.recover_folders(Path(staged.address()), self.root)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        with files.wait_for_lock(self.root / ".score.lock", f"Another process is scoring into {self.root}; waiting."):
-            yield
-
-
-@dataclass(frozen=True)
-class RemoteStorage(Storage):
-    """A folder of an S3 bucket; keys and endpoint come from the environment of each process."""
+    Every process takes keys and endpoint from its own environment.
+    """
 
     root: str
 
-    def check_access(self) -> None:
-        self._list("")
+    @property
+    def _filesystem(self) -> Any:  # noqa: ANN401 (fsspec is untyped)
+        from tipline import s3  # noqa: PLC0415 (local folders do not need it)
+
+        return s3.open_s3()
 
     def address(self, name: str = "") -> str:
+        """Return the path or address of a file or folder."""
         return f"{self.root}/{name}".rstrip("/")
 
+    def check_access(self) -> None:
+        """Raise a TiplineError if this process cannot use the storage."""
+        self._list("")
+
+    def hold_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Wait until no other run stages files here, and keep others out; nothing in a bucket, which has no locks."""
+        return contextlib.nullcontext()
+
     def read(self, name: str) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError), self._call(name):
-            data: bytes = open_s3().cat_file(self.address(name))
-            return data
+        """Return the content of a small file, or None if it is missing."""
+        with contextlib.suppress(*MISSING), self._explain_errors(name):
+            return bytes(self._filesystem.cat_file(self.address(name)))
         return None
+
+    def read_json(self, name: str) -> Any:  # noqa: ANN401 (any JSON value)
+        """Return the value of a JSON file, or None if it is missing or not JSON."""
+        try:
+            return json.loads(self.read(name) or b"")
+        except ValueError:
+            return None
 
     def write(self, name: str, data: bytes) -> None:
-        with self._call(name):
-            open_s3().pipe_file(self.address(name), bytes(data))
-
-    def list_sizes(self, folder: str) -> dict[str, int]:
-        return {get_last_part(info): info["size"] for info in self._list(folder) if info["type"] == "file"}
-
-    def list_folders(self) -> list[str]:
-        return sorted(get_last_part(info) for info in self._list("") if info["type"] == "directory")
+        """Write a file. It may be lost in a power cut until its folder is published."""
+        with self._explain_errors(name):
+            self._filesystem.pipe_file(self.address(name), bytes(data))
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
-        with contextlib.suppress(FileNotFoundError), self._call(folder):
-            found: list[dict[str, Any]] = open_s3().ls(self.address(folder), detail=True)
-            return [info for info in found if not info["name"].endswith("/")]  # web pages create objects for folders
+        """List a folder, without the empty object by which some tools mark a folder of a bucket."""
+        with contextlib.suppress(*MISSING), self._explain_errors(folder):
+            entries = self._filesystem.ls(self.address(folder), detail=True)
+            return [entry | {"name": entry["name"].rpartition("/")[2]} for entry in entries if entry["name"][-1] != "/"]
         return []
 
-    def remove_folder(self, folder: str) -> None:
-        """Remove the manifest first, so that the rest is not taken for a complete month."""
-        names = self.list_sizes(folder).keys()
-        self.remove_files(f"{folder}/{name}" for name in names & {files.MANIFEST})
-        self.remove_files(f"{folder}/{name}" for name in names - {files.MANIFEST})
+    def list_sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of each file in a folder, hidden ones included; empty if the folder is missing."""
+        return {entry["name"]: entry["size"] for entry in self._list(folder) if entry["type"] == "file"}
 
-    def remove_files(self, names: Iterable[str]) -> None:
-        """Remove files one by one, many at a time, because some stores do not support bulk requests."""
-
-        def remove(name: str) -> None:
-            with contextlib.suppress(FileNotFoundError), self._call(name):
-                open_s3().rm_file(self.address(name))
-
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(remove, names))
+    def list_folders(self) -> list[str]:
+        """Return the names of the folders of the root, sorted."""
+        return sorted(entry["name"] for entry in self._list("") if entry["type"] == "directory")
 
     def is_abandoned(self, folder: str) -> bool:
-        times = [info["LastModified"] for info in self._list(folder) if info["type"] == "file"]
-        return all(datetime.now(UTC) - time > ABANDONED for time in times)
+        """Whether no other run can be working on a staged folder."""
+        limit = dt.datetime.now(dt.UTC) - ABANDONED_AFTER
+        return all(entry["LastModified"] < limit for entry in self._list(folder))
 
-    def get_state(self, name: str) -> str | None:
-        with contextlib.suppress(FileNotFoundError), self._call(name):
-            info = open_s3().info(self.address(name))
-            return f"{info['size']}-{info.get('ETag')}-{info.get('LastModified')}"
-        return None
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Remove files; missing ones are skipped. One request per file, because not every store takes bulk deletes."""
 
-    @contextlib.contextmanager
-    def open_file(self, name: str) -> Iterator[io.BufferedIOBase]:
-        with self._call(name), open_s3().open(self.address(name), "rb", cache_type="none") as file:
-            yield file
+        def remove_file(name: str) -> None:
+            with contextlib.suppress(*MISSING), self._explain_errors(name):
+                self._filesystem.rm_file(self.address(name))
+
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            list(threads.map(remove_file, names))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and its files, the manifest first: after a crash the rest is not taken for a whole month."""
+        self.remove_files([f"{folder}/{files.MANIFEST}"])
+        self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder))
 
     def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
-        """Copy the files within the store, the manifest last: a month without a manifest is not published.
+        """Move a finished folder from `staged` here, replacing the folder of that name.
 
-        Folders cannot be renamed there. For the moment of the copies, a reader that does not look for the manifest may
-        find parts of the old month beside parts of the new one.
+        A bucket cannot rename folders, so the files are copied within the store, the manifest last: a folder without a
+        manifest is not published. A manifest of an equal key stays, because another run may have just published the
+        same parts. Readers that ignore the manifest can see old parts beside new ones while the files are copied.
         """
-        names = staged.list_sizes(source).keys() - {files.MANIFEST}
-        self.remove_files([f"{folder}/{files.MANIFEST}"])
-        self._copy(staged, source, folder, sorted(names))
-        self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - names)
-        self._copy(staged, source, folder, [files.MANIFEST])
+        before, now = self.read_json(f"{folder}/{files.MANIFEST}"), staged.read_json(f"{source}/{files.MANIFEST}")
+        if not (isinstance(before, dict) and isinstance(now, dict) and before.get("key") == now["key"]):
+            self.remove_files([f"{folder}/{files.MANIFEST}"])
+        parts = sorted(staged.list_sizes(source).keys() - {files.MANIFEST})
+
+        def copy_files(names: Sequence[str]) -> None:
+            with self._explain_errors(folder):
+                sources = [staged.address(f"{source}/{name}") for name in names]
+                self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])
+
+        copy_files(parts)
+        self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*parts, files.MANIFEST})
+        copy_files([files.MANIFEST])
         staged.remove_folder(source)
 
-    def recover(self, staged: Storage) -> None:
-        """Nothing to do: a month whose publication was interrupted is still staged and is published again."""
+    def recover_folders(self, staged: Storage) -> None:
+        """Put back folders that a crash in `publish_folder` has left in `staged`; in a bucket there are none."""
 
-    def _copy(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
-        sources = [staged.address(f"{source}/{name}") for name in names]
-        with self._call(folder):
-            open_s3().copy(sources, [self.address(f"{folder}/{name}") for name in names])
+    def get_state(self, name: str) -> str | None:
+        """Return a file's length, a dash, and what changes when it is replaced; None if it is missing."""
+        with contextlib.suppress(*MISSING), self._explain_errors(name):
+            info = self._filesystem.info(self.address(name))
+            return "-".join(str(info[key]) for key in ("size", "ETag", "LastModified", "ino", "mtime") if key in info)
+        return None
+
+    def hash_file(self, name: str) -> str:
+        """Return the sha256 of a file that need not fit in memory; raise a TiplineError if it cannot be read."""
+        with (
+            self._explain_damage(name, self.get_state(name)),
+            self._explain_errors(name),
+            self._filesystem.open(self.address(name)) as file,
+        ):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def count_group_rows(self, name: str, state: str | None) -> list[int]:
+        """Return the number of rows of each row group of a Parquet file."""
+        with self._explain_damage(name, state):
+            footer = _read_footer(self, name, state)
+            return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+
+    def read_row_group(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
+        """Read columns of a row group of a Parquet file; columns that the file does not have are left out.
+
+        Only the bytes of these columns are fetched, all ranges at once.
+
+        Raises
+        ------
+        TiplineError
+            The file cannot be read, or is not in the state that `get_state` returned when the run began.
+        """
+        with self._explain_damage(name, state):
+            footer = _read_footer(self, name, state)
+            chunks = [footer.row_group(group).column(index) for index in range(footer.num_columns)]
+            data = self._fetch_ranges(
+                name, [_locate_chunk(chunk) for chunk in chunks if chunk.path_in_schema in columns]
+            )
+            options = {"cache_type": "parts", "cache_options": {"data": data}, "size": max(end for _, end in data)}
+            with AlreadyBufferedFile(None, name, "rb", **options) as file:
+                table = pq.ParquetFile(file, metadata=footer).read_row_group(group, list(columns), use_threads=False)
+        self._check_state(name, state)
+        return table
+
+    def _fetch_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """Return the bytes of ranges (from, to) of a file; ranges close to each other are fetched as one."""
+        starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+        paths, starts, ends = merge_offset_ranges([self.address(name)] * len(starts), starts, ends, FOOTER_BYTES)
+        with self._explain_errors(name):
+            data = self._filesystem.cat_ranges(paths, starts, ends, on_error="raise")
+        return dict(zip(zip(starts, ends, strict=True), data, strict=True))
+
+    def _check_state(self, name: str, state: str | None) -> None:
+        """Refuse a file that was removed or replaced since the run began."""
+        if (now := self.get_state(name)) is None:
+            todo = "Restore it. Workers that do not see this machine's folders need s3://... (--trips, --to)."
+            raise TiplineError("This file is missing, or cannot be seen from here.", self.address(name), todo)
+        if now != state:
+            todo = "Make sure that nothing else writes there, and run it again."
+            raise TiplineError("This file changed while it was being used.", self.address(name), todo)
 
     @contextlib.contextmanager
-    def _call(self, name: str) -> Iterator[None]:
+    def _explain_damage(self, name: str, state: str | None) -> Iterator[None]:
+        """Turn errors of reading a file into TiplineErrors."""
         try:
             yield
-        except (OSError, ValueError, *STORE_ERRORS) as error:
-            if isinstance(error, FileNotFoundError) and get_store_answer(error)[1] != "NoSuchBucket":
+        except (pa.ArrowException, OSError) as error:
+            self._check_state(name, state)
+            what = f"This file cannot be read: {summarize_exception(error)}."
+            todo = f"Prepare it again: dvc repro -f prepare@{name.partition('/')[0].removeprefix('month=')}"
+            raise TiplineError(what, self.address(name), todo) from error
+
+    @contextlib.contextmanager
+    def _explain_errors(self, name: str) -> Iterator[None]:
+        """Turn errors of the S3 client into TiplineErrors; a missing file stays a FileNotFoundError."""
+        import aiohttp  # noqa: PLC0415 (local folders do not need it)
+
+        from tipline import s3  # noqa: PLC0415
+
+        try:
+            yield
+        except (OSError, ValueError, aiohttp.ClientError, *s3.STORE_ERRORS) as error:
+            if isinstance(error, FileNotFoundError) and s3.get_store_answer(error)[1] != "NoSuchBucket":
                 raise
-            message, _ = explain_store_error(error, self.address(name), "Check --trips and --to, or create the bucket.")
-            raise message from error
+            todo = "Check --trips and --to, or create the bucket."
+            raise s3.explain_store_error(error, self.address(name), todo)[0] from error
+
+
+class LocalStorage(Storage):
+    """A folder of this machine, or one that all machines mount at the same path."""
+
+    @property
+    def _filesystem(self) -> Any:  # noqa: ANN401 (fsspec is untyped)
+        return fsspec.filesystem("file")
+
+    def check_access(self) -> None:
+        """Refuse a missing folder: a worker must not create one that other machines do not see."""
+        if not Path(self.root).is_dir():
+            todo = "Prepare months (dvc repro) or mount the folder; workers elsewhere need s3://... (--trips, --to)."
+            raise TiplineError("This folder is missing, or cannot be seen from here.", self.root, todo)
+
+    def hold_lock(self) -> contextlib.AbstractContextManager[None]:
+        return files.hold_lock(Path(self.root) / ".lock", "scoring to this place", wait=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        with files.create_file(Path(self.address(name))) as temporary:
+            temporary.write_bytes(data)
+
+    def is_abandoned(self, folder: str) -> bool:
+        """Any folder is: this run holds the lock."""
+        del folder
+        return True
+
+    def remove_folder(self, folder: str) -> None:
+        shutil.rmtree(self.address(folder), ignore_errors=True)
+
+    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
+        """Rename the folder; only between two renames neither the old month nor the new one is in place."""
+        files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
+
+    def recover_folders(self, staged: Storage) -> None:
+        files.recover_folders(Path(staged.root), Path(self.root))
+
+    @contextlib.contextmanager
+    def _explain_errors(self, name: str) -> Iterator[None]:
+        """Leave errors of the system as they are."""
+        del name
+        yield
+
+
+@functools.lru_cache(maxsize=16)
+def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaData:
+    """Read the footer of a Parquet file; cached, because a worker scores block after block of a month."""
+    if state is None:
+        raise FileNotFoundError(storage.address(name))
+    size = int(state.partition("-")[0])
+    ((_, tail),) = storage._fetch_ranges(name, [(max(size - FOOTER_BYTES, 0), size)]).items()  # noqa: SLF001
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail.endswith(b"PAR1") and len(tail) < length <= size:
+        ((_, tail),) = storage._fetch_ranges(name, [(size - length, size)]).items()  # noqa: SLF001
+    return pq.read_metadata(pa.BufferReader(tail))
+
+
+def _locate_chunk(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Return where a column chunk begins and ends in its file."""
+    start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+    return start, start + chunk.total_compressed_size
 
 
 def open_storage(address: str | Path) -> Storage:
-    """Return the storage that a path or an address (`s3://bucket/folder`) names.
-
-    Raises
-    ------
-    UsageError
-        It is neither.
-    """
+    """Return the storage at a path or an address `s3://bucket/folder`; raise a UsageError for anything else."""
     text = str(address).removeprefix("file://")
     if "://" not in text:
-        return LocalStorage(Path(text).resolve())
+        return LocalStorage(str(Path(text).resolve()))
     if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
-        raise UsageError("This is not a location for months.", text, "Give a path or s3://BUCKET/FOLDER.")
-    return RemoteStorage(SCHEME + text.removeprefix(SCHEME).strip("/"))
-
-
-def get_last_part(info: dict[str, Any]) -> str:
-    """Return the name of a file or folder without its path."""
-    return str(info["name"]).rpartition("/")[2]
-
-
-# ---- S3 ----
-
-
-def open_s3(retries: int = 3) -> Any:  # noqa: ANN401 (fsspec has no types)
-    """Return the S3 filesystem of this process.
-
-    Parameters
-    ----------
-    retries
-        Attempts per request for a server that does not answer.
-    """
-    import fsspec  # noqa: PLC0415 (local folders do without)
-
-    # Stores that only resemble S3 know no trailing checksums, and cached listings would hide what others write.
-    config = {"retries": {"mode": "standard", "max_attempts": retries}, "connect_timeout": 5, "read_timeout": 60}
-    config |= {"request_checksum_calculation": "when_required"}
-    return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=config)
-
-
-def explain_store_error(error: Exception, address: str, todo: str) -> tuple[TiplineError, bool]:
-    """Return the message for an error of S3, and whether it may pass.
-
-    Parameters
-    ----------
-    todo
-        What to do about a bucket that does not exist.
-    """
-    status, code, words = get_store_answer(error)
-    where, words = hide_secrets(address), hide_secrets(words)
-    if code == "NoSuchBucket":
-        return TiplineError("The bucket does not exist.", where, todo), False
-    if status == FORBIDDEN or find_cause(
-        error, PermissionError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
-    ):
-        return TiplineError(f"S3 refuses these keys: {words}.", where, TODO_KEYS), False
-    if status in CHANGED:
-        return TiplineError("This file changed while it was being used.", where, "Run the command again."), True
-    todo = "Check the address, AWS_ENDPOINT_URL and the network, here and on the workers; then run the command again."
-    may_pass = status >= FAILED or status in BUSY or not status
-    return TiplineError(f"S3 cannot be used: {words}.", where, todo), may_pass
-
-
-def get_store_answer(error: Exception) -> tuple[int, str, str]:
-    """Return HTTP status (0: none), error code and text of the answer that led to an error of S3."""
-    answer = find_cause(error, ClientError)
-    if isinstance(answer, ClientError):
-        status, found = answer.response["ResponseMetadata"]["HTTPStatusCode"], answer.response["Error"]
-        words = f"{status} {found.get('Code', '')} {found.get('Message', '')}"
-        return int(status), str(found.get("Code", "")), words.strip(" .")
-    words = getattr(error, "strerror", None) or str(error) or repr(error)
-    return 0, "", str(words).rstrip(".")
-
-
-def find_cause(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
-    """Return the first error of these kinds among an error and those that led to it, or None."""
-    while error is not None and not isinstance(error, kinds):
-        error = error.__cause__ or error.__context__
-    return error
+        raise UsageError("Months cannot be stored there.", text, "Give a path or s3://BUCKET/FOLDER.")
+    return Storage(SCHEME + text.removeprefix(SCHEME).strip("/"))

@@ -174,16 +174,19 @@ def compare_months(
     types = columns.list_feature_columns(features)
     compare = partial(compare_block, digests=digests, types=types, threshold=threshold, count=count)
     found = {block.month: Difference() for block in blocks}
-    with cluster.connect_client(settings.cluster.n_workers) as client:
-        for model in models:
-            worker.send_model(client, model.contents, model.digest)
-        with progress.show_progress(sum(block.rows for block in blocks), " rows") as add:
-            for block, result in cluster.run_tasks(client, compare, blocks, group=lambda block: block.month):
-                add(block.rows)
-                if isinstance(result, Exception):
-                    failed.setdefault(block.month, plan.explain_failure(block, result))
-                else:
-                    found[block.month] = found[block.month].merge(result, count)
+    a, b = models
+    with (
+        cluster.connect_client(settings.cluster.n_workers) as client,
+        worker.send_model(client, a.contents, a.digest),
+        worker.send_model(client, b.contents, b.digest),
+        progress.show_progress(sum(block.rows for block in blocks), " rows") as add,
+    ):
+        for block, result in cluster.run_tasks(client, compare, blocks, group=lambda block: block.month):
+            add(block.rows)
+            if isinstance(result, Exception):
+                failed.setdefault(block.month, plan.explain_failure(block, result))
+            else:
+                found[block.month] = found[block.month].merge(result, count)
     return {month: each for month, each in found.items() if month not in failed}, dict(sorted(failed.items()))
 
 

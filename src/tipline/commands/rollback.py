@@ -1,4 +1,4 @@
-"""`tipline rollback`: the champion before this one scores again."""
+"""`tipline rollback`: make the previous champion the champion again."""
 
 from __future__ import annotations
 
@@ -17,53 +17,48 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
-    """Make the version champion that was it before the present one; the gate is not asked.
+    """Make the previous champion the champion again, without asking the gate.
 
     Raises
     ------
     UsageError
-        Where there was none before.
+        There is no champion, or none before it.
     TiplineError
-        Where the registry has lost it, or its files.
+        The registry has lost the previous champion, or its files.
     """
-    name = settings.model_name or ""
+    name = settings.model_name
+    if name is None:
+        raise settings.problem or UsageError("model.name is missing.", str(paths.params), "Add it.")
     with store.connect_store(paths) as client, store.lock_store(paths):
         now = model_versions.get_champion(client, name)
         if now is None:
             raise UsageError(f"{name} has no champion.", "MLflow's registry", "Run: dvc repro register")
-        history.restore_lost_lines(paths)
-        history.record_external_change(client, paths, now)
-        back = before(client, paths, now)
-        model_versions.read_files(back)  # only files that are those of the digest may score
-        verdict = back.tags.get(model_versions.VERDICT)
-        history.change_champion(client, paths, history.ROLLBACK, now, back, verdict, reason)
-    moved = f"version {back.version} again, it was version {now.version}"
+        history.record_external_change(client, now, now.tags.get(model_versions.VERDICT))
+        previous = find_previous(client, now)
+        model_versions.read_files(previous)  # only files of the registered digest may score
+        verdict = previous.tags.get(model_versions.VERDICT)
+        champion.change_champion(client, now, previous, "rollback", reason=reason, verdict=verdict)
+    moved = f"version {previous.version} again, it was version {now.version}"
     log.info("champion of %s: %s. %s", name, moved, champion.describe_next_repro(settings.settings))
-    months = ", ".join(champion.list_scored_months(paths, settings.months, now.tags.get(store.DIGEST)))
+    months = champion.list_scored_months(paths, settings.months, now.tags.get(store.DIGEST))
     if months:
-        log.info("version %s had scored %s", now.version, months)
+        log.info("version %s had scored %s", now.version, ", ".join(months))
 
 
-def before(client: Client, paths: Paths, now: Version) -> Version:
-    """The version that was champion before."""
-    digest = now.tags.get(store.DIGEST)
-    was = (
-        history.find_previous_champion(paths, now.name, digest)
-        if digest
-        else history.read_last_champion(paths, now.name)
-    )
-    if was is None:
-        what = f"This file names no champion before version {now.version}."
-        raise UsageError(
-            what, str(history.promotions_file(paths)), "Name the version that is to score: tipline promote VERSION"
-        )
-    found = model_versions.find_version(client, now.name, was["digest"])
-    if found is None:
-        lost = f"version {was['version']} (digest {was['digest'][:12]})"
+def find_previous(client: Client, now: Version) -> Version:
+    """Return the version that was champion before."""
+    where, digest = f"the registered model {now.name}", now.tags.get(store.DIGEST)
+    previous = history.find_previous_champion(history.list_changes(client, now.name), digest)
+    if previous is None:
+        todo = "Name the version that is to score: tipline promote VERSION"
+        raise UsageError(f"MLflow's history has no champion before version {now.version}.", where, todo)
+    version = model_versions.find_version(client, now.name, previous.digest or "")
+    if version is None:
+        lost = f"version {previous.version} (digest {(previous.digest or '')[:12]})"
         what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."
         todo = (
             "Check out the commit that trained it, then: dvc checkout && tipline register && git checkout - && "
             "tipline rollback. Or name another version: tipline promote VERSION"
         )
-        raise TiplineError(what, f"the registered model {now.name}", todo)
-    return found
+        raise TiplineError(what, where, todo)
+    return version

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import aiohttp
 import fsspec
 import tenacity
-from botocore import exceptions as boto
 
 from tipline import files, progress
 from tipline.errors import NotPublishedError, TiplineError, hide_secrets
+from tipline.s3 import STORE_ERRORS, explain_store_error, get_store_answer, open_s3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,20 +26,10 @@ RANGE_BYTES = 4 << 20  # of one request
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5, 1.0, 30.0
 CONNECT_SECONDS, READ_SECONDS = 20.0, 30.0
 MISSING, FORBIDDEN = {404, 410}, 403
-# The network of the TLC answers 403 to requests that come too fast; after 412 and 416 the next attempt begins again.
-TEMPORARY = {FORBIDDEN, 408, 412, 416, 425, 429, *range(500, 600)}
-CLIENT_ERRORS = (aiohttp.ClientError, boto.BotoCoreError, boto.ClientError)
-LOST_CONNECTION = (
-    *(ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError),
-    *(boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError),
-)
-UNTRUSTED = (aiohttp.ClientSSLError, boto.SSLError)
-MISSING_KEYS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
+# The network of the TLC answers 403 to requests that come too fast.
+TEMPORARY = {FORBIDDEN, 408, 425, 429, *range(500, 600)}
+LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 TODO = "Check `source` in params.yaml, or try again later."
-TODO_KEYS = (
-    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, and "
-    "AWS_ENDPOINT_URL for a server other than Amazon's; FSSPEC_S3_ANON=true reads a public bucket without keys."
-)
 
 
 @dataclass(frozen=True)
@@ -165,15 +155,16 @@ def remove_part(part: Path) -> None:
 
 def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
     """Return the fsspec filesystem of an address, without its own retries."""
-    scheme, separator, _ = address.partition("://")
+    if address.startswith("/"):
+        return fsspec.filesystem("file")
+    if address.startswith("s3:"):
+        filesystem = open_s3(retries=0)
+        filesystem.retries = 1
+        return filesystem
     # No limit on the whole transfer; proxies and .netrc as in curl and pip; compressed bytes have no stable ranges.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     client = {"timeout": timeout, "trust_env": True, "headers": {"Accept-Encoding": "identity"}}
-    config = {"retries": {"max_attempts": 0}, "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-    options = {"client_kwargs": client} if scheme.startswith("http") else {"config_kwargs": config}
-    filesystem = fsspec.filesystem(scheme, **options) if separator else fsspec.filesystem("file")
-    filesystem.retries = 1
-    return filesystem
+    return fsspec.filesystem("http", client_kwargs=client)
 
 
 def request_state(address: str) -> FileState:
@@ -225,46 +216,50 @@ def call_client(address: str, function: Callable[..., Any], *arguments: Any) -> 
     """Call fsspec and turn errors of its libraries into messages."""
     try:
         return function(*arguments)
-    except (OSError, ValueError, *CLIENT_ERRORS) as error:
-        raise explain_failure(error, address) from error
+    except (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS) as error:
+        raise (explain_http_error if address.startswith("http") else explain_error)(error, address) from error
 
 
-def explain_failure(error: BaseException, address: str) -> TiplineError | TemporaryError:
-    """Return the message for an error of the libraries, in a TemporaryError if it may pass."""
-    while error.__cause__ is not None and not isinstance(error, CLIENT_ERRORS):
-        error = error.__cause__  # fsspec reports any failure of HTTP as a FileNotFoundError
-    status, words = get_status(error)
-    where, words = hide_secrets(address), hide_secrets(words)
-    if isinstance(error, ValueError) and "range requests" in words:
+def explain_error(error: Exception, address: str) -> TiplineError | TemporaryError:
+    """Return the message for an error of a path or of S3, in a TemporaryError if it may pass."""
+    if isinstance(error, FileNotFoundError) and get_store_answer(error)[1] != "NoSuchBucket":
+        return explain_missing_month(address)
+    if address.startswith("/"):
+        return TiplineError(f"The month could not be read: {error}.", address, TODO)
+    final, may_pass = explain_store_error(error, address, "Check `source` in params.yaml.")
+    return TemporaryError(final) if may_pass else final
+
+
+def explain_http_error(error: BaseException, address: str) -> TiplineError | TemporaryError:
+    """Return the message for an error of HTTP, in a TemporaryError if it may pass."""
+    if isinstance(error, ValueError) and "range requests" in str(error):
         return explain_missing_ranges(address)
-    if "bucket does not exist" in words:
-        return TiplineError("The bucket does not exist.", where, "Check `source` in params.yaml.")
-    if status in MISSING:
-        todo = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
-        return NotPublishedError("The source does not have this month.", where, todo)
-    if isinstance(error, MISSING_KEYS) or (status == FORBIDDEN and address.startswith("s3:")):
-        return TiplineError(f"S3 does not accept these keys: {words}.", where, TODO_KEYS)
+    while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
+        error = error.__cause__  # fsspec reports any failure as a FileNotFoundError
+    status, words = (error.status, error.message) if isinstance(error, aiohttp.ClientResponseError) else (0, str(error))
+    if status in MISSING or isinstance(error, FileNotFoundError):
+        return explain_missing_month(address)
+    words = (
+        "the connection was cut before the end"
+        if isinstance(error, aiohttp.ClientPayloadError)
+        else words or repr(error)
+    )
+    where, words = hide_secrets(address), hide_secrets(f"{status or ''} {words}".strip(" ."))
     final = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
     if status == FORBIDDEN:
         todo = "The TLC's server answers this for months that it does not have yet and to fast requests. Try later."
         final = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
-    is_lost = isinstance(error, LOST_CONNECTION) and not isinstance(error, UNTRUSTED)
+    is_lost = isinstance(error, LOST_CONNECTION) and not isinstance(error, aiohttp.ClientSSLError)
     return TemporaryError(final) if is_lost or status in TEMPORARY else final
+
+
+def explain_missing_month(address: str) -> NotPublishedError:
+    """Return the error for a source that does not have a month."""
+    todo = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
+    return NotPublishedError("The source does not have this month.", hide_secrets(address), todo)
 
 
 def explain_missing_ranges(address: str) -> NoRangeError:
     """Return the error for a server that cannot send a part of a file."""
     what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
     return NoRangeError(what, hide_secrets(address), "`tipline download` fetches the month and checks it.")
-
-
-def get_status(error: BaseException) -> tuple[int, str]:
-    """Return the HTTP status (0 if there is none) and the words of an error."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status, f"{error.status} {error.message}"
-    if isinstance(error, boto.ClientError):
-        status: int = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        return status, f"{status} {error.response['Error'].get('Message', '')}".strip(" .")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return 0, "the connection was cut before the end"
-    return 404 if isinstance(error, FileNotFoundError) else 0, (str(error) or repr(error)).rstrip(".")

@@ -1,4 +1,4 @@
-"""What scoring counts in passing: counts of parts add up to those of a month, and the figures follow from them."""
+"""Count scored rows. The counts of blocks add up to those of their month, and all figures follow from them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tipline.evaluation import baseline as rule
 from tipline.evaluation import histograms
+from tipline.evaluation.baseline import group_rows, sum_group_loss
 from tipline.evaluation.histograms import Histogram
 from tipline.evaluation.metrics import compute_auc, compute_log_loss, compute_skill, divide_or_none, read_labels
 from tipline.evaluation.times import DAY_MICROSECONDS, read_microseconds
@@ -24,98 +24,88 @@ if TYPE_CHECKING:
     from tipline.model.pyfunc import Codes, Matrix, Probabilities
 
 BANDS = 1000
-CHUNK_ROWS = 2**15
-# Rows picked up outside of the month, or at no known time; all rows where the model does not name the time.
+CHUNK_ROWS = 2**15  # intermediate results of one chunk stay in a core's cache
+# The day of rows outside of the month or without a time, and of all rows if the model has no time column.
 OTHER = "other"
 
 
 class Sums(NamedTuple):
-    """Of rows with a known target: how many, tips among them, sum of the probabilities, sum of the log-losses."""
+    """Sums over rows whose target is known."""
 
     rows: int = 0
     tips: int = 0
     probability: float = 0.0
     loss: float = 0.0
 
-    def plus(self, other: Sums) -> Sums:
-        """The sums over both."""
+    def __add__(self, other: Sums) -> Sums:  # type: ignore[override]
         rows, tips, probability, loss = other
         return Sums(self.rows + rows, self.tips + tips, self.probability + probability, self.loss + loss)
 
 
 @dataclass
 class Counts:
-    """What scoring counts in passing. Counts of parts add up to those of a month.
+    """Counts of scored rows, of one block or of a whole month."""
 
-    Attributes
-    ----------
-    rows
-        Rows scored, with a known target or without.
-    probability
-        Sum of their probabilities.
-    bands
-        Shape (BANDS, 3): rows by band of score, not tipped, tipped, target unknown.
-    days
-        By day of the month (`1` to `31`, and OTHER) and the baseline's group.
-    histograms
-        By feature, of those that the model's reference has.
-    """
-
-    rows: int = 0
-    probability: float = 0.0
+    rows: int = 0  # with and without a known target
+    probability: float = 0.0  # sum over all rows
+    # Shape (BANDS, 3): rows by band of score, without a tip, with a tip, with an unknown target.
     bands: Counted = field(default_factory=lambda: np.zeros((BANDS, 3), dtype=np.int64))
+    # By day of the month ("1" to "31", OTHER), then by the baseline's group.
     days: dict[str, dict[str, Sums]] = field(default_factory=dict)
+    # By feature, for models that have a reference.
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
     @classmethod
     def from_rows(
         cls, trips: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities, month: str = ""
     ) -> Counts:
-        """Count the rows of one batch of prepared trips.
+        """Count a batch of prepared trips, by day of `month` if one is given.
 
-        Parameters
-        ----------
-        spec
-            model.json of the model that gave the scores.
-        month
-            The month whose days are told apart; by default none are.
+        `scores` are those of the model whose model.json is `spec`.
         """
         labels, known = read_labels(trips, spec["target"])
-        cells, probability = Cells.of(trips, spec, month), float(scores.sum(dtype=np.float64))
-        bands = np.zeros((BANDS, 3), np.int64)
+        groups, codes = group_rows(trips, get_baseline_columns(spec["baseline"]))
+        days, start, times = [OTHER], 0, np.zeros(len(trips), np.int64)
+        if month and "time" in spec:
+            days, start = list_days(month)
+            times = read_microseconds(trips[spec["time"]])
+        counts = cls(len(trips), float(scores.sum(dtype=np.float64)))
         if not known.all():
-            bands[:, 2] = np.bincount(assign_band(scores[~known]), minlength=BANDS)
-            labels, scores, cells = labels[known], scores[known], cells.where(known)
-        bands[:, :2], table, sums = tally_rows(scores, labels, cells)
+            counts.bands[:, 2] = np.bincount(assign_band(scores[~known]), minlength=BANDS)
+            labels, scores, codes, times = labels[known], scores[known], codes[known], times[known]
+        counts.bands[:, :2], rows, sums = tally_rows(scores, labels, (codes, len(groups)), (times, start, len(days)))
+        for cell in np.flatnonzero(rows.sum(axis=1)).tolist():
+            day, group = divmod(cell, len(groups))
+            (no, yes), (probability, loss) = rows[cell].tolist(), sums[:, cell].tolist()
+            counts.days.setdefault(days[day], {})[groups[group]] = Sums(no + yes, yes, probability, loss)
         features = (spec.get("reference") or {}).get("features", {})
-        return cls(
-            len(trips),
-            probability,
-            bands,
-            cells.named(table, sums),
-            {name: histograms.count_column(trips[name], bins) for name, bins in features.items()},
-        )
+        counts.histograms = {name: histograms.count_column(trips[name], bins) for name, bins in features.items()}
+        return counts
 
     @classmethod
     def merge(cls, parts: Iterable[Counts]) -> Counts:
-        """The counts of all parts together; the order of the parts is the order of the additions."""
+        """Add up counts. Floats are added in the order of the parts."""
         total = cls()
         for part in parts:
             total.rows += part.rows
             total.probability += part.probability
             total.bands = total.bands + part.bands
             for day, groups in part.days.items():
-                total.days[day] = merge_groups([total.days.get(day, {}), groups])
+                sums = total.days.setdefault(day, {})
+                for group in groups:
+                    sums[group] = sums.get(group, Sums()) + groups[group]
             for name, histogram in part.histograms.items():
                 total.histograms[name] = total.histograms[name] + histogram if name in total.histograms else histogram
         return total
 
     def groups(self) -> dict[str, Sums]:
-        """The sums by the baseline's group, over all days."""
-        return merge_groups(self.days.values())
+        """Return the sums by the baseline's group, over all days."""
+        days = self.days.values()
+        names = dict.fromkeys(name for day in days for name in day)
+        return {name: sum((day[name] for day in days if name in day), Sums()) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """As json: of the bands, those with rows."""
+        """Return a JSON value; bands without rows are left out."""
         return {
             "rows": self.rows,
             "probability": self.probability,
@@ -126,129 +116,75 @@ class Counts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Counts:
-        """The counts that `to_json` wrote."""
+        """Return the counts that `to_json` wrote."""
         counts = cls(value["rows"], value["probability"])
         for band, rows in value["bands"].items():
             counts.bands[int(band)] = rows
         for day, groups in value["days"].items():
             counts.days[day] = {name: Sums(*sums) for name, sums in groups.items()}
-        counts.histograms = {name: Histogram.from_json(found) for name, found in value["histograms"].items()}
+        counts.histograms = {name: Histogram.from_json(rows) for name, rows in value["histograms"].items()}
         return counts
 
     def figures(self, baseline: Mapping[str, Any]) -> dict[str, float | int | None]:
-        """How good the probabilities were; what the rows do not tell is None.
-
-        Parameters
-        ----------
-        baseline
-            As `baseline.fit` gives it.
-        """
+        """Return how good the scores are beside a fitted baseline; undefined figures are None."""
         groups = self.groups()
         total = sum_groups(groups)
         loss = divide_or_none(total.loss, total.rows)
-        of_baseline = divide_or_none(sum_baseline_loss(baseline, groups), total.rows)
+        baseline_loss = divide_or_none(sum_baseline_loss(baseline, groups), total.rows)
         return {
             "rows": self.rows,
             "labelled_rows": total.rows,
             "mean_probability": divide_or_none(self.probability, self.rows),
             "tip_rate": divide_or_none(total.tips, total.rows),
             "log_loss": loss,
-            "baseline_log_loss": of_baseline,
-            "skill": compute_skill(loss, of_baseline),
+            "baseline_log_loss": baseline_loss,
+            "skill": compute_skill(loss, baseline_loss),
             "auc": compute_auc(self.bands),
         }
 
 
-def merge_groups(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
-    """Sums by group, added up."""
-    total: dict[str, Sums] = {}
-    for part in parts:
-        for name, sums in part.items():
-            total[name] = total.get(name, Sums()).plus(sums)
-    return total
-
-
 def sum_groups(groups: Mapping[str, Sums]) -> Sums:
-    """The sums over all groups."""
-    total = Sums()
-    for sums in groups.values():
-        total = total.plus(sums)
-    return total
+    """Return the sums over all groups."""
+    return sum(groups.values(), Sums())
 
 
 def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -> float:
-    """Sum of the baseline's log-losses over the rows of the groups."""
-    return sum(rule.sum_group_loss(baseline, name, sums.rows, sums.tips) for name, sums in groups.items())
+    """Return the sum of the baseline's log-losses over the rows of the groups."""
+    return sum(sum_group_loss(baseline, name, sums.rows, sums.tips) for name, sums in groups.items())
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Day and group of each row, as one code: the day times the number of groups, plus the group."""
-
-    days: list[str]
-    groups: list[str]
-    codes: Codes
-    times: Times | None
-    start: int
-
-    @classmethod
-    def of(cls, trips: pa.RecordBatch, spec: Mapping[str, Any], month: str) -> Cells:
-        """The cells of the rows of one month; without a month or a time, all are of one day."""
-        groups, codes = rule.group_rows(trips, get_baseline_columns(spec["baseline"]))
-        if not month or "time" not in spec:
-            return cls([OTHER], groups, codes, None, 0)
-        first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
-        days = [*(str(day + 1) for day in range(after - first)), OTHER]
-        return cls(days, groups, codes, read_microseconds(trips[spec["time"]]), first * DAY_MICROSECONDS)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.days) * len(self.groups)
-
-    def where(self, chosen: Labels) -> Cells:
-        """The cells of some of the rows."""
-        times = None if self.times is None else self.times[chosen]
-        return Cells(self.days, self.groups, self.codes[chosen], times, self.start)
-
-    def at(self, rows: slice) -> Codes | Times:
-        """The codes of some rows."""
-        if self.times is None:
-            return self.codes[rows]
-        days = self.times[rows] - self.start
-        days //= DAY_MICROSECONDS
-        # As unsigned numbers, days before the month are beyond its end, too.
-        unsigned = days.view(np.uint64)
-        np.minimum(unsigned, len(self.days) - 1, out=unsigned)
-        days *= len(self.groups)
-        days += self.codes[rows]
-        return days
-
-    def named(self, table: Counted, sums: Matrix) -> dict[str, dict[str, Sums]]:
-        """The sums by the names of day and group; those without rows are left out."""
-        found: dict[str, dict[str, Sums]] = {}
-        for cell in np.flatnonzero(table.sum(axis=1)).tolist():
-            day, group = divmod(cell, len(self.groups))
-            (no, yes), (probability, loss) = table[cell].tolist(), sums[:, cell].tolist()
-            found.setdefault(self.days[day], {})[self.groups[group]] = Sums(no + yes, yes, probability, loss)
-        return found
+def list_days(month: str) -> tuple[list[str], int]:
+    """Return the names of a month's days, OTHER last, and the microsecond at which the month starts."""
+    first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
+    return [*(str(day + 1) for day in range(after - first)), OTHER], first * DAY_MICROSECONDS
 
 
-def tally_rows(probabilities: Probabilities, labels: Labels, cells: Cells) -> tuple[Counted, Counted, Matrix]:
-    """Rows by band of score and tipped; rows by cell and tipped; sums of probabilities and log-losses by cell."""
-    bands, table = np.zeros(2 * BANDS, np.int64), np.zeros(2 * cells.count, np.int64)
-    sums = np.zeros((2, cells.count))
-    # A few rows at a time: what is in between stays in a core's cache.
-    for start in range(0, len(probabilities), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        scores, yes, cell = probabilities[rows], labels[rows], cells.at(rows)
-        bands += np.bincount(assign_band(scores) * 2 + yes, minlength=2 * BANDS)
-        table += np.bincount(cell * 2 + yes, minlength=2 * cells.count)
-        for place, values in enumerate((scores, compute_log_loss(scores, yes))):
-            sums[place] += np.bincount(cell, weights=values, minlength=cells.count)
-    return bands.reshape(BANDS, 2), table.reshape(cells.count, 2), sums
+def tally_rows(
+    scores: Probabilities, labels: Labels, groups: tuple[Codes, int], times: tuple[Times, int, int]
+) -> tuple[Counted, Counted, Matrix]:
+    """Return rows by band and label, rows by cell and label, and sums of scores and log-losses by cell.
+
+    A cell is a group on a day: day * number of groups + group. Times outside of the days belong to the last one.
+    """
+    (codes, n_groups), (microseconds, start, n_days) = groups, times
+    cells = n_days * n_groups
+    bands, rows, sums = np.zeros(2 * BANDS, np.int64), np.zeros(2 * cells, np.int64), np.zeros((2, cells))
+    for first in range(0, len(scores), CHUNK_ROWS):
+        chunk = slice(first, first + CHUNK_ROWS)
+        score, label = scores[chunk], labels[chunk]
+        cell = microseconds[chunk] - start
+        cell //= DAY_MICROSECONDS
+        days = cell.view(np.uint64)  # negative days become huge
+        np.minimum(days, n_days - 1, out=days)
+        cell *= n_groups
+        cell += codes[chunk]
+        bands += np.bincount(assign_band(score) * 2 + label, minlength=2 * BANDS)
+        rows += np.bincount(cell * 2 + label, minlength=2 * cells)
+        for i, values in enumerate((score, compute_log_loss(score, label))):
+            sums[i] += np.bincount(cell, weights=values, minlength=cells)
+    return bands.reshape(BANDS, 2), rows.reshape(cells, 2), sums
 
 
 def assign_band(probabilities: Probabilities) -> Codes:
-    """Which of the BANDS equal bands of score each row is in."""
+    """Return the band of each score, of BANDS equal ones."""
     return np.minimum((probabilities * np.float32(BANDS)).astype(np.int32), BANDS - 1)

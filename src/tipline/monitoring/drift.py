@@ -1,8 +1,8 @@
-"""How far a month's rows are from those that a model was fitted on: the population stability index (PSI).
+"""Measure how far a month's rows are from a model's training rows with the population stability index (PSI).
 
-PSI is the sum over bins of (p - q) ln(p / q), p and q the shares of a bin (Kullback and Leibler's divergence, both
-ways). Below 0.1 counts as stable (Siddiqi 2006, "Credit Risk Scorecards"), whatever the number of rows: with millions
-of them any difference is significant. What days of the reference itself differ by is not drift, either.
+PSI is the sum over bins of (p - q) ln(p / q), with p and q the shares of a bin. Below 0.1 counts as stable for any
+number of rows (Siddiqi 2006, "Credit Risk Scorecards"): between millions of rows, every difference is significant.
+Differences that are usual between days of the reference are no drift either.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tipline.evaluation import histograms, times
-from tipline.evaluation.histograms import CELLS
+from tipline.evaluation.histograms import CELLS, Histogram
 from tipline.evaluation.intervals import MIN_DAYS
+from tipline.evaluation.metrics import divide_or_none
 from tipline.monitoring.counts import BANDS, assign_band
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
-    from tipline.evaluation.histograms import Histogram
-    from tipline.evaluation.metrics import Counted
     from tipline.model.pyfunc import Codes, Floats, Probabilities
+    from tipline.monitoring.counts import Counts
 
 BINS = 10
 TAIL = 0.001
@@ -33,35 +33,32 @@ LARGE = 0.1
 
 
 def build_reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities) -> dict[str, Any]:
-    """What later months are compared with: bins and rows of each feature and of the score.
+    """Describe the training rows, so that later months can be compared with them.
 
-    Parameters
-    ----------
-    rows
-        Those that the model is fitted on.
-    spec
-        model.json so far: `features`, `time`.
+    `spec` is model.json so far, with `features` and, if the model has a time column, `time`.
 
     Returns
     -------
     dict
-        `rows`, `days`, `features` and `score`; of these two the bins, `counts` (the last one of missing values) and
-        `psi_bound`, the 99% quantile of the PSI between days drawn from the reference, null under MIN_DAYS days.
+        `rows`, `days`, `features` and `score`. The last two hold bins, `counts` by bin (missing values last), and
+        `psi_bound`: the 99% quantile of the PSI between random days of the reference, None under MIN_DAYS days.
     """
     days = times.rank_values(times.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
     features = {}
     for feature in spec["features"]:
-        bins = bins_of(rows[feature["name"]], feature["kind"])
-        codes = histograms.assign_bins(rows[feature["name"]], bins)
-        features[feature["name"]] = bins | described(codes, days, histograms.count_bins(bins) + 1)
-    starts = equal_starts(np.bincount(assign_band(scores), minlength=BANDS))
-    of_score = (np.searchsorted(starts, assign_band(scores), side="right") - 1).astype(np.int32)
-    score = {"starts": starts, **described(of_score, days, len(starts))}
+        column = rows[feature["name"]]
+        bins = choose_bins(column, feature["kind"])
+        codes = histograms.assign_bins(column, bins)
+        features[feature["name"]] = bins | count_by_day(codes, days, histograms.count_bins(bins) + 1)
+    bands = assign_band(scores)
+    starts = choose_starts(np.bincount(bands, minlength=BANDS))
+    codes = (np.searchsorted(starts, bands, side="right") - 1).astype(np.int32)
+    score = {"starts": starts, **count_by_day(codes, days, len(starts))}
     return {"rows": len(rows), "days": int(days.max(initial=-1)) + 1, "features": features, "score": score}
 
 
-def bins_of(column: pa.Array, kind: str) -> dict[str, Any]:
-    """The bins of a feature: values of a category, hours, or about BINS bins of about as many rows of a number."""
+def choose_bins(column: pa.Array, kind: str) -> dict[str, Any]:
+    """Choose the bins of a feature: its values, the hours, or about BINS bins of about equally many rows."""
     if kind == "category":
         return {"kind": kind, "values": sorted(set(column.drop_null().unique().to_pylist()))}
     if kind == "hour":
@@ -69,15 +66,15 @@ def bins_of(column: pa.Array, kind: str) -> dict[str, Any]:
     values = histograms.read_numbers(column)
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [TAIL, 1 - TAIL]).tolist() if len(values) else (0.0, 0.0)
-    # A cell and a half more at both ends: what is beyond them is apart from a value that many rows have there.
+    # A cell and a half more at both ends, so that a frequent value there does not share its cell with all beyond it.
     margin = 1.5 * (high - low or 1.0) / (CELLS - 3)
     low, high = low - margin, high + margin
-    starts = equal_starts(np.bincount(histograms.assign_cells(values, low, high), minlength=CELLS))
+    starts = choose_starts(np.bincount(histograms.assign_cells(values, low, high), minlength=CELLS))
     return {"kind": kind, "low": low, "high": high, "starts": starts}
 
 
-def equal_starts(counts: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
-    """Where runs of cells begin that hold about a tenth of the rows each; a cell that alone does is its own run."""
+def choose_starts(counts: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
+    """Cut cells into runs with about a tenth of the rows each; a cell with a tenth or more is a run of its own."""
     total = counts.sum()
     ends = np.searchsorted(np.cumsum(counts), np.arange(1, BINS) / BINS * total) if total else []
     heavy = np.flatnonzero(counts * BINS >= max(total, 1))
@@ -85,46 +82,53 @@ def equal_starts(counts: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
     return sorted(start for start in starts if start < len(counts))
 
 
-def described(codes: Codes, days: Codes, size: int) -> dict[str, Any]:
-    """Rows by bin, and how far days drawn at random are from them."""
-    by_day = np.bincount(days * size + codes, minlength=(int(days.max(initial=0)) + 1) * size).reshape(-1, size)
-    return {"counts": by_day.sum(axis=0).tolist(), "psi_bound": bootstrap_bound(by_day)}
+def count_by_day(codes: Codes, days: Codes, size: int) -> dict[str, Any]:
+    """Return the rows by bin, and the 99% quantile of the PSI between two samples of days with replacement."""
+    n_days, bound = int(days.max(initial=0)) + 1, None
+    by_day = np.bincount(days * size + codes, minlength=n_days * size).reshape(n_days, size)
+    if n_days >= MIN_DAYS:
+        generator = np.random.default_rng(0)
+        # Two samples, because the reference itself differs by chance, too.
+        one, other = (generator.multinomial(n_days, np.full(n_days, 1 / n_days), DRAWS) @ by_day for _ in range(2))
+        bound = float(np.quantile(compute_psi(one, other), QUANTILE))
+    return {"counts": by_day.sum(axis=0).tolist(), "psi_bound": bound}
 
 
-def bootstrap_bound(by_day: Counted) -> float | None:
-    """The 99% quantile of the PSI between two draws of as many days, with replacement; None of too few days."""
-    days = len(by_day)
-    if days < MIN_DAYS:
-        return None
-    generator = np.random.default_rng(0)
-    # Two at a time: against the reference itself, what it has by chance would not count.
-    one, other = (generator.multinomial(days, np.full(days, 1 / days), DRAWS) @ by_day for _ in range(2))
-    return float(np.quantile(compute_psi(one, other), QUANTILE))
+def compute_psi(expected: Any, observed: Any) -> Floats:  # noqa: ANN401 (whatever numpy takes)
+    """Return the PSI between rows by bin of the reference and of a month, along the last axis.
 
-
-def compute_psi(expected: Any, found: Any) -> Floats:  # noqa: ANN401 (whatever numpy takes)
-    """The population stability index of rows by bin, along the last axis, against those of the reference.
-
-    Half a row of the reference is added to each bin, to the other's shares as much: an empty bin costs what one row in
-    the reference could have, not infinity (Krichevsky and Trofimov 1981, "The performance of universal encoding").
+    Each bin gets the share of half a row of the reference on top, so that an empty one does not cost infinity
+    (Krichevsky and Trofimov 1981, "The performance of universal encoding").
     """
-    expected, found = np.asarray(expected, float), np.asarray(found, float)
+    expected, observed = np.asarray(expected, float), np.asarray(observed, float)
     share = 0.5 / np.maximum(expected.sum(axis=-1, keepdims=True), 1)
-    one, other = (rows / np.maximum(rows.sum(axis=-1, keepdims=True), 1) + share for rows in (expected, found))
-    values: Floats = ((other - one) * np.log(other / one)).sum(axis=-1)
-    return values
+    q, p = (rows / np.maximum(rows.sum(axis=-1, keepdims=True), 1) + share for rows in (expected, observed))
+    psi: Floats = ((p - q) * np.log(p / q)).sum(axis=-1)
+    return psi
 
 
-def scale_histogram(histogram: Histogram, rows: int) -> list[float]:
-    """Rows by bin, those with a missing value last; hours and numbers, seen in some rows only, stand for all."""
-    seen = int(histogram.counts.sum())
-    scale = (rows - histogram.missing) / seen if seen else 0.0
-    return [*(histogram.counts * scale).tolist(), histogram.missing]
+def judge_drift(reference: Mapping[str, Any], counts: Sequence[float]) -> dict[str, Any]:
+    """Return the PSI, its bound and whether it is flagged; None without rows or if the reference has no bound."""
+    bound = reference["psi_bound"]
+    psi = float(compute_psi(reference["counts"], counts)) if sum(counts) else None
+    flagged = None if psi is None or bound is None else bool(psi >= LARGE and psi > bound)
+    return {"psi": psi, "psi_bound": bound, "flagged": flagged}
 
 
-def judge_drift(of_reference: Mapping[str, Any], found: list[float]) -> dict[str, Any]:
-    """PSI, its bound and whether it is flagged: null without rows, or where the reference has no bound."""
-    limit = of_reference["psi_bound"]
-    value = float(compute_psi(of_reference["counts"], found)) if sum(found) else None
-    flagged = None if value is None or limit is None else bool(value >= LARGE and value > limit)
-    return {"psi": value, "psi_bound": limit, "flagged": flagged}
+def measure_drift(counts: Counts, reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the drift of each feature and of the score, missing rates and new categories; None without a reference."""
+    if reference is None:
+        return None
+    features = {}
+    for name, expected in reference["features"].items():
+        histogram = counts.histograms.get(name) or Histogram(np.zeros(1, np.int64))
+        counted = int(histogram.counts.sum())
+        scale = (counts.rows - histogram.missing) / counted if counted else 0.0  # large blocks count a sample
+        features[name] = {
+            **judge_drift(expected, [*(histogram.counts * scale).tolist(), histogram.missing]),
+            "missing_rate": divide_or_none(histogram.missing, counts.rows),
+            "reference_missing_rate": divide_or_none(expected["counts"][-1], reference["rows"]),
+            "new": histogram.new,
+        }
+    bands = np.add.reduceat(counts.bands.sum(axis=1), reference["score"]["starts"])
+    return {"features": features, "score": judge_drift(reference["score"], bands.tolist())}

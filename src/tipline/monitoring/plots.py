@@ -1,4 +1,4 @@
-"""The pictures in reports/."""
+"""Draw the pictures in reports/."""
 
 from __future__ import annotations
 
@@ -8,198 +8,156 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from tipline import files
+from tipline.monitoring.counts import BANDS, assign_band
+from tipline.monitoring.verdict import compute_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Probabilities
+    from tipline.model.pyfunc import Floats, Probabilities
 
-BLUE, ORANGE, GREY, RED = "#2a6f97", "#e07a1f", "#8a8f98", "#b3261e"
+BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "font.size": 10,
-    "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "legend.frameon": False,
+    "axes.titlesize": "medium",
 }
-CALIBRATION_BINS = 10
 COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
+MONTH_LABELS = 24
+CALIBRATION_MONTHS = 12  # the last months are drawn; months.json has all
 
 
 @contextlib.contextmanager
-def picture(path: Path, height: float) -> Iterator[Figure]:
-    """Give a figure of 9 by so many inches; it is written if the block ends well."""
+def create_picture(path: Path, height: float) -> Iterator[Figure]:
+    """Yield a figure 9 inches wide; write it if the block succeeds."""
     with mpl.rc_context(STYLE), files.replace_file(path) as temporary:
         figure = Figure(figsize=(9, height), layout="constrained")
         yield figure
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """One figure of all rows, NaN for None."""
-    return [np.nan if row[name] is None else row[name] for row in rows]
+def format_percent(*axes: Axis) -> None:
+    """Label axes in percent."""
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1, decimals=None))
+
+
+def draw_calibration(axes: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Draw predicted against observed tip rates, and the diagonal of a perfect model."""
+    predicted, observed = get_column(points, "predicted"), get_column(points, "observed")
+    axes.plot(predicted, observed, MARKS[name], color=COLORS[name], label=name, markersize=4)
+    axes.axline((0, 0), slope=1, color=GREY, linewidth=1)
+
+
+def get_column(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
+    """Return one figure of all rows, NaN for None."""
+    return np.array([row[name] for row in rows], float)
 
 
 def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
-    """Skill by rows on both sets of validation rows, the power law, the chosen size; beside it what a fit takes."""
-    sizes = decision["sizes"]
+    """Draw skill by rows on both sets of validation rows, the power law, the chosen size, and seconds per fit."""
+    sizes, law = decision["sizes"], decision["power_law"]
     rows = [size["rows"] for size in sizes]
-    with picture(path, 4.8) as figure:
+    with create_picture(path, 4.8) as figure:
         skill, cost = figure.subplots(1, 2, width_ratios=[2.6, 1])
-        draw_skill(skill, sizes, "held_out", GREY, "held-out rows, same months")
-        draw_skill(skill, sizes, "validation", BLUE, "validation months")
-        draw_power_law(skill, decision["power_law"], rows)
+        sets = [("held_out", GREY, "held-out rows, same months"), ("validation", BLUE, "validation months")]
+        for name, color, label in sets:
+            low, mean, high = (get_column(sizes, f"{name}.{figure}") for figure in ("skill_low", "skill", "skill_high"))
+            skill.fill_between(rows, low, high, color=color, alpha=0.15, linewidth=0)
+            skill.plot(rows, mean, "o", color=color, label=label, markersize=4)
+        if law:
+            misfit = f", misses {law['misses']} of {len(sizes)} sizes" if law["misses"] else ""
+            label = f"power law, exponent {law['exponent']:.2f}{misfit}"
+            skill.plot(law["rows"], law["skill"], "--", color=BLUE, linewidth=1.2, label=label)
+            skill.plot(law["rows"], law["low"], ":", law["rows"], law["high"], ":", color=BLUE, linewidth=0.8)
         skill.axhline(0, color=GREY, linewidth=1)
         skill.axvline(decision["rows"], color=ORANGE, label=f"chosen: {decision['rows']:,} rows")
-        skill.set(title="Skill, with 90% intervals", ylabel="log-loss taken off the baseline's", xscale="log")
-        skill.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        figure.legend(*skill.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
-        draw_cost(cost, rows, column(sizes, "fit_seconds"), decision["bytes_a_row"])
+        skill.set(title="Skill over the baseline, with 90% intervals", xscale="log")
+        format_percent(skill.yaxis)
+        figure.legend(*skill.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        cost.plot(rows, get_column(sizes, "fit_seconds"), "o-", color=GREY)
+        cost.set(title="Seconds per fit", xscale="log", ylim=(0, None))
         for axes in (skill, cost):
             axes.set(xlabel="rows in the training sample")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_skill(axes: Axes, sizes: Sequence[Mapping[str, Any]], name: str, color: str, label: str) -> None:
-    """The skill on one set of validation rows, with its intervals."""
-    rows = [size["rows"] for size in sizes]
-    low, mean, high = (column(sizes, f"{name}.{figure}") for figure in ("skill_low", "skill", "skill_high"))
-    axes.fill_between(rows, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.plot(rows, mean, "o", color=color, label=label, markersize=4)
-
-
-def draw_power_law(axes: Axes, law: Mapping[str, Any] | None, sizes: Sequence[int]) -> None:
-    """The power law through the points, with its interval; dashed beyond ten times the largest size studied."""
-    if law is None:
-        return
-    rows, skill = np.array(law["rows"]), np.array(law["skill"])
-    far = np.searchsorted(rows, 10 * sizes[-1], side="right")
-    misfit = f", misses {law['misses']} of {len(sizes)} sizes" if law["misses"] else ""
-    label = f"power law, exponent {law['exponent']:.2f}{misfit}"
-    axes.plot(rows[:far], skill[:far], color=BLUE, linewidth=1.2, label=label)
-    axes.plot(rows, law["low"], ":", rows, law["high"], ":", color=BLUE, linewidth=0.8)
-    if far < len(rows):
-        beyond = "beyond ten times the study"
-        axes.plot(rows[far - 1 :], skill[far - 1 :], "--", color=BLUE, linewidth=1.2, label=beyond)
-
-
-def draw_cost(axes: Axes, rows: Sequence[int], seconds: Sequence[float], bytes_a_row: int) -> None:
-    """Seconds and megabytes of a fit."""
-    axes.plot(rows, seconds, "o-", color=GREY, label="seconds")
-    axes.plot(rows, [size * bytes_a_row / 1e6 for size in rows], "s--", color=ORANGE, label="megabytes")
-    axes.set(title="What a fit takes", xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.legend(fontsize=9)
-
-
 def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], labels: Labels) -> None:
-    """Predicted against observed tip rates of the models where tips are likely; skill; below, what the gate saw."""
+    """Draw the calibration and the skill of the models, and below them the gains that the gate judged."""
     gains = [segment for segment in report["gate"]["segments"] if segment["gain"] is not None]
-    below = 1.2 + 0.22 * len(gains) if report["gate"]["gain"] else 0
-    with picture(path, 4 + below) as figure:
-        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, below])[:, 0] if below else [figure]
-        reliability, bars = parts[0].subplots(1, 2, width_ratios=[2, 1])
-        draw_reliability(reliability, scores, labels, ", ".join(report["months"]))
-        colors = [COLORS[name] for name in scores]
-        bars.bar(list(scores), [report[name]["skill"] or 0 for name in scores], color=colors, width=0.6)
+    below = 1.6 + 0.22 * len(gains) if report["gate"]["gain"] else 0
+    with create_picture(path, 4 + below) as figure:
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, below or 0.1])[:, 0]
+        calibration, bars = upper.subplots(1, 2, width_ratios=[2, 1])
+        for name, values in scores.items():
+            bands = np.bincount(assign_band(values) * 2 + labels, minlength=2 * BANDS).reshape(BANDS, 2)
+            draw_calibration(calibration, compute_calibration(bands), name)
+            bars.bar(name, report[name]["skill"] or 0, color=COLORS[name], width=0.6)
+        calibration.set(title=f"Calibration on {', '.join(report['months'])}")
+        calibration.set(xlabel="mean score", ylabel="observed tip rate")
+        format_percent(calibration.xaxis, calibration.yaxis)
+        calibration.legend()
         bars.axhline(0, color=GREY, linewidth=1)
         bars.set(title="Skill over the baseline")
-        bars.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        for part in parts[1:]:
-            draw_gains(part.subplots(), report["gate"], gains)
+        format_percent(bars.yaxis)
+        if below:
+            draw_gains(lower.subplots(), report["gate"], gains)
 
 
-def draw_reliability(axes: Axes, scores: Mapping[str, Probabilities], labels: Labels, months: str) -> None:
-    """Predicted against observed tip rates."""
-    for name, values in scores.items():
-        axes.plot(*calibration(values, labels), MARKS[name], color=COLORS[name], label=name)
-    ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), 1]
-    axes.plot(ends, ends, color=GREY, linewidth=1, label="perfect")
-    title = f"Calibration on {months}, where a tip is likelier than not"
-    axes.set(title=title, xlabel="mean predicted probability", ylabel="share that tipped")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend()
-
-
-def draw_gains(axes: Axes, verdict: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
-    """The gain overall and by segment, with bounds, beside what is tolerated."""
-    overall, limits = verdict["gain"], verdict["tolerated"]
-    names = ["all rows", *(f"{segment['column']} {segment['value']}" for segment in segments)]
-    gains = [(overall["value"], overall["lower"], overall["upper"])]
-    gains += [(segment["gain"], segment["lower"], segment["upper"]) for segment in segments]
-    colors = [BLUE if overall["lower"] > -limits["gain"] else RED, *(RED if one["veto"] else GREY for one in segments)]
-    for place, ((value, lower, upper), color) in enumerate(zip(gains, colors, strict=True)):
-        axes.plot([lower, upper], [place, place], color=color, linewidth=2)
-        axes.plot(value, place, "o", color=color)
+def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the gain overall and by segment, with bounds, beside what the gate tolerates."""
+    rows = [gate["gain"] | {"gain": gate["gain"]["value"], "column": "all", "value": "rows"}, *segments]
+    low, gain, high = (get_column(rows, name) for name in ("lower", "gain", "upper"))
+    axes.errorbar(gain, range(len(rows)), xerr=(gain - low, high - gain), fmt="o", color=BLUE)
+    axes.set_yticks(range(len(rows)), [f"{row['column']} {row['value']}" for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    overall, segment = (-gate["tolerated"][name] for name in ("gain", "segment"))
     axes.axvline(0, color=GREY, linewidth=1)
-    axes.plot([-limits["gain"]] * 2, [-0.4, 0.4], color=ORANGE, label="tolerated: the left end has to be right of it")
-    if segments:
-        ends = [0.6, len(segments) + 0.4]
-        label = "tolerated: no right end may be left of it"
-        axes.plot([-limits["segment"]] * 2, ends, "--", color=ORANGE, label=label)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(title="Gain over the champion, in parts of the baseline's log-loss, 95% bounds")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.legend(fontsize=9)
-
-
-def calibration(probabilities: Probabilities, labels: Labels) -> tuple[list[float], list[float]]:
-    """Mean prediction and share that tipped, in ten bins of equally many of the rows that are likely to tip.
-
-    The others all have next to no tips, and would fill nine tenths of the picture with one point.
-    """
-    likely = np.flatnonzero(probabilities > 0.5)  # noqa: PLR2004
-    order = likely[np.argsort(probabilities[likely], kind="stable")]
-    parts = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
-    return [float(probabilities[part].mean()) for part in parts], [float(labels[part].mean()) for part in parts]
+    axes.axvline(overall, color=ORANGE, label="tolerated: the lower bound of all rows is right of it")
+    axes.axvline(segment, color=ORANGE, ls="--", label="tolerated: no segment's upper bound is left of it")
+    axes.set(title="Gain in skill over the champion, with one-sided 95% bounds")
+    format_percent(axes.xaxis)
+    axes.figure.legend(loc="outside lower left", ncols=2)
 
 
 def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
-    """Over the months: predicted and observed tip rate, skill with bounds, AUC; with each month's role."""
-    names = [month["month"] for month in months]
-    with picture(path, 6.5) as figure:
-        rates, skill, auc = figure.subplots(3, 1, sharex=True)
-        draw_rates(rates, names, months)
-        draw_skills(skill, names, months)
-        auc.plot(names, column(months, "auc"), "o-", color=BLUE)
+    """Draw tip rates, skill with bounds and AUC over the months with their roles, and the calibration of each month."""
+    places, calibrated = range(len(months)), [month for month in months if month["calibration"]][-CALIBRATION_MONTHS:]
+    lines = -(-len(calibrated) // 6)
+    with create_picture(path, 6.5 + 1.8 * lines) as figure:
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.5, 1.8 * lines or 0.1])[:, 0]
+        rates, skill, auc = upper.subplots(3, 1, sharex=True)
+        rates.plot(places, get_column(months, "tip_rate"), "x--", color=ORANGE, label="observed")
+        rates.plot(places, get_column(months, "mean_probability"), "o-", color=BLUE, label="expected (mean score)")
+        rates.set(title="Tip rate", ylim=(0, None))
+        rates.legend(loc="lower right")
+        low, value, high = (get_column(months, f"skill{bound}") for bound in ("_low", "", "_high"))
+        skill.errorbar(places, value, yerr=(value - low, high - value), fmt="o", color=BLUE)
+        skill.axhline(0, color=GREY, linewidth=1)
+        skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
+        auc.plot(places, get_column(months, "auc"), "o-", color=BLUE)
         auc.set(title="Area under the ROC curve")
-        auc.tick_params(axis="x", rotation=45 if len(names) > 12 else 0)  # noqa: PLR2004
-        for axes in (rates, skill):
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-
-
-def draw_rates(axes: Axes, names: Sequence[str], months: Sequence[Mapping[str, Any]]) -> None:
-    """Predicted and observed tip rates, and above each month its role."""
-    axes.plot(names, column(months, "mean_probability"), "o-", color=BLUE, label="mean probability")
-    axes.plot(names, column(months, "tip_rate"), "x--", color=ORANGE, label="share that tipped")
-    axes.set(title="Tips", ylim=(0, None))
-    axes.legend(loc="lower right")
-    for place, month in enumerate(months):
-        axes.annotate(month["role"], (place, 1), xycoords=("data", "axes fraction"), ha="center", color=GREY)
-
-
-def draw_skills(axes: Axes, names: Sequence[str], months: Sequence[Mapping[str, Any]]) -> None:
-    """Skill of each month, with its bounds."""
-    figures = (column(months, name) for name in ("skill_low", "skill", "skill_high"))
-    for name, low, value, high in zip(names, *figures, strict=True):
-        color = RED if value < 0 else BLUE
-        axes.plot([name, name], [low, high], color=color, linewidth=2)
-        axes.plot([name], [value], "o", color=color)
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.set(title="Skill over the baseline, with one-sided 95% bounds by day")
+        labels = [f"{month['month']}\n{month['role']}" for month in months]
+        step = -(-len(months) // MONTH_LABELS)
+        auc.set_xticks(places[::step], labels[::step], rotation=45 if len(months) > 12 else 0)  # noqa: PLR2004
+        format_percent(rates.yaxis, skill.yaxis)
+        panels = lower.subplots(lines, 6, squeeze=False).ravel() if lines else []
+        if lines:
+            lower.supxlabel("Calibration: observed tip rate (vertical) by mean score (horizontal)", fontsize="medium")
+        for axes, month in zip(panels, calibrated, strict=False):
+            draw_calibration(axes, month["calibration"], "challenger")
+            axes.set(title=month["month"], xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 1], yticks=[0, 1])
+        for axes in panels[len(calibrated) :]:
+            axes.set_axis_off()

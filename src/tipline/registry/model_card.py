@@ -1,180 +1,169 @@
-"""The model card of a version, as MLflow's page shows it: from the files of the model and of its evaluation.
-
-In lists, because MLflow's page draws tables without space between their columns.
-"""
+"""What MLflow's pages say about a model: figures and a note on its training run, a card on its version."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tipline import files
+from tipline.errors import hide_secrets
 from tipline.ingest.columns import get_baseline_columns
+from tipline.ingest.schema import load_schema
+from tipline.model import artifact, pyfunc
+from tipline.registry import champion, model_versions, runs, store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
+    from pathlib import Path
 
-END = "*Written by `tipline record`; what stands below this line is kept.*"
-# What a registry on PostgreSQL takes of a description.
-LIMIT = 5000
-MONTHS = 6
-LINEAGE = {"git": "tipline.git", "DVC stage": "dvc.stage", "DVC experiment": "dvc.exp"}
+    from tipline.config import Settings
+    from tipline.paths import Paths
+    from tipline.registry.store import Client, Run, Version
+
+END = "*Written by `tipline record`; text below this line is kept.*"
+# A registry on PostgreSQL takes so many letters of a description.
+DESCRIPTION_LETTERS = 5000
+FILTERS = {
+    "number": lambda value: "-" if value is None else f"{value:.4f}",
+    "percent": lambda value: "-" if value is None else f"{value:.1%}",
+    "thousands": lambda value: f"{value:,.0f}",
+}
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a card is written from."""
+class ModelEntry:
+    """A model in models/, and what MLflow has of it: a model trained in an experiment's copy has no version."""
 
+    folder: Path
     digest: str
-    spec: Mapping[str, Any]  # model.json
-    training: Mapping[str, Any]  # training.json; empty for a model that tipline did not make
-    report: Mapping[str, Any]  # reports/evaluation.json
-    role: str  # which of the two it is in the report
-    verdict: str | None  # what the gate said of it last, None where it was never asked
-    source: str  # where the months come from
-    meaning: str  # what the schema says of the target
-    months: Sequence[Mapping[str, Any]]  # those of reports/monitoring/months.json that it has scored
-    tags: Mapping[str, str]  # of its training run
-    links: Mapping[str, str]  # markdown, to the runs of its training, its evaluation and, by month, its months
+    version: Version | None
+    run: Run | None
+
+    @property
+    def link(self) -> str:
+        """A link to the version's page, or else to the run's; the digest without either."""
+        if self.version is not None:
+            name, number = self.version.name, self.version.version
+            return f"[{name} version {number}](#/models/{quote(name)}/versions/{number})"
+        return runs.format_run_link(self.run.info.run_name, self.run) if self.run else self.digest[:12]
 
 
-def render_version_card(facts: Facts) -> str:
-    """The card, in markdown; its first line is all that the list of versions shows."""
-    figures, judged_on = facts.report[facts.role], ", ".join(facts.report["months"])
-    sections = {
-        "Figures": [*trained(facts), *evaluated(facts)],
-        "Calibration": calibration(facts),
-        "The gate": [facts.verdict or "Not asked: it was the first, or is judged against itself."],
-        "Months scored": list(scored(facts)),
-        "Data": list(data(facts)),
-        "Limits": list(limits(facts)),
-        "Lineage": list(lineage(facts)),
-    }
-    first = f"skill {percent(figures['skill'])} on {judged_on}: {name(facts)}"
-    return "\n\n".join([first, *(section(title, lines) for title, lines in sections.items() if lines)])
+def find_entry(client: Client, paths: Paths, name: str, folder: Path) -> ModelEntry:
+    """Look a model up in MLflow."""
+    digest, experiment = artifact.read_digest(folder), store.ensure_experiment(client, paths, "train")
+    version = model_versions.find_version(client, name, digest)
+    return ModelEntry(folder, digest, version, store.find_runs(client, experiment, digest).get(digest))
 
 
-def section(title: str, lines: Sequence[str]) -> str:
-    """A heading and a list."""
-    return f"### {title}\n\n" + "\n".join(f"- {line}" for line in lines)
+def describe_model(
+    client: Client, settings: Settings, paths: Paths, entry: ModelEntry, role: str, links: Mapping[str, str]
+) -> None:
+    """Bring a model's training run and version up to date; an experiment's copy leaves versions alone.
+
+    Parameters
+    ----------
+    role
+        `challenger` or `champion`: which of the two the model is in reports/evaluation.json.
+    links
+        Links to the runs of the evaluation and, by month, of the months.
+    """
+    report = files.read_json(paths.evaluation, runs.TODO)
+    facts = collect_facts(settings, paths, entry, report, role) | {"links": links}
+    if entry.run is not None:
+        describe_run(client, paths, entry.run, report, role, f"{entry.link}: {facts['summary']}")
+    if entry.version is not None and not paths.is_experiment_copy:
+        tags = {"tipline.worth": report["worth"]} if entry.digest == report["made"]["challenger"] else {}
+        tags |= {model_versions.VERDICT: facts["verdict"]} if role == "challenger" else {}
+        model_versions.tag_version(client, entry.version, tags)
+        text = merge_text(entry.version.description, render_card(facts))
+        if text != entry.version.description:
+            client.update_model_version(entry.version.name, str(entry.version.version), text)
 
 
-def render_run_note(facts: Facts, link: str) -> str:
-    """What is said on the run of its training."""
-    skill = f"skill {percent(facts.report[facts.role]['skill'])} on {', '.join(facts.report['months'])}"
-    return " ".join(filter(None, (f"{link}: {skill} over the tip rate by {by(facts)}.", facts.verdict)))
+def describe_run(client: Client, paths: Paths, run: Run, report: Mapping[str, Any], role: str, note: str) -> None:
+    """Put the evaluation on a training run, where models are compared."""
+    metrics, run_id = runs.collect_test_metrics(report, role), run.info.run_id
+    changed = {name: value for name, value in metrics.items() if value not in {None, run.data.metrics.get(name)}}
+    if changed:
+        runs.log_metrics(client, run_id, {0: changed})
+        client.log_artifact(run_id, str(paths.evaluation.with_suffix(".png")))
+    tags = {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": ", ".join(report["months"])}
+    for name, value in tags.items():
+        if run.data.tags.get(name) != value:
+            client.set_tag(run_id, name, value)
 
 
-def render_model_description(target: str) -> str:
-    """What is said of the registered model as a whole."""
-    return (
-        f"How likely `{target}` of a trip is to be above zero. The version that has the alias `champion` scores: move "
-        "it, and the next `dvc repro` follows. Each version's description is its card."
+def collect_facts(
+    settings: Settings, paths: Paths, entry: ModelEntry, report: Mapping[str, Any], role: str
+) -> dict[str, Any]:
+    """Return what the card is rendered from."""
+    spec = files.read_json(entry.folder / pyfunc.SPEC, runs.TODO)
+    training = files.try_read_json(entry.folder / artifact.TRAINING) or {}
+    scored = champion.list_scored_months(paths, settings.months, entry.digest)
+    months, baseline = (
+        files.read_json(paths.monitoring / "months.json", runs.TODO),
+        get_baseline_columns(spec["baseline"]),
     )
+    skills = {group: figures[role] for group, figures in report["groups"].items()}
+    # The champion keeps the verdict of its promotion.
+    kept = entry.version.tags.get(model_versions.VERDICT) if entry.version else None
+    verdict = report["gate"]["words"] if role == "challenger" else kept
+    skill, tested = FILTERS["percent"](report[role]["skill"]), ", ".join(report["months"])
+    return {
+        "digest": entry.digest,
+        "name": training.get("name") or spec.get("name") or entry.digest[:12],
+        "summary": f"skill {skill} on {tested} over the rate by {' and '.join(baseline)}. {verdict or ''}".strip(),
+        "verdict": verdict,
+        "spec": spec,
+        "training": training,
+        "report": report,
+        "figures": {**report[role], "baseline_log_loss": report["baseline"]["log_loss"]},
+        "skills": {group: value for group, value in skills.items() if value is not None},
+        "unjudged": [group for group, value in skills.items() if value is None],
+        "baseline": " and ".join(baseline),
+        "calibration": (spec.get("calibration") or {}).get("method"),
+        "tips": report["tips"][role],
+        "months": [month for month in months if month["month"] in scored],
+        "roles": {**(spec.get("months") or {}), "test": report["months"]},
+        "source": hide_secrets(settings.source),
+        "meaning": load_schema(paths.root / settings.schema_).columns[settings.model.target].meaning,
+        "tags": entry.run.data.tags if entry.run else {},
+        "training_link": runs.format_run_link("training", entry.run) if entry.run else None,
+    }
 
 
-def merge_note(there: str | None, text: str) -> str:
-    """A description with our text in it brought up to date; what a person wrote is kept, below it."""
-    before, end, after = (there or "").partition(END)
+def render_card(facts: Mapping[str, Any]) -> str:
+    """Return the card of a version as Markdown; MLflow's list of versions shows its first line.
+
+    In lists, because MLflow's page draws tables without space between their columns.
+    """
+    environment = Environment(
+        loader=PackageLoader("tipline.registry", "."),
+        autoescape=False,  # noqa: S701 (Markdown; MLflow's page removes HTML)
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= FILTERS
+    return environment.get_template("model_card.md.j2").render(facts).strip()
+
+
+def merge_text(existing: str | None, text: str) -> str:
+    """Replace tipline's part of a description; what a person wrote is kept below it."""
+    before, end, after = (existing or "").partition(END)
     kept = after.strip() if end else before.strip()
     ending = f"\n\n{END}" + (f"\n\n{kept}" if kept else "")
-    return text[: max(LIMIT - len(ending), 0)] + ending
+    return text[: max(DESCRIPTION_LETTERS - len(ending), 0)] + ending
 
 
-def name(facts: Facts) -> str:
-    """What the model is called."""
-    return str(facts.training.get("name") or facts.spec.get("name") or facts.digest[:12])
-
-
-def by(facts: Facts) -> str:
-    """What the baseline goes by."""
-    return " and ".join(get_baseline_columns(facts.spec["baseline"]))
-
-
-def trained(facts: Facts) -> Iterator[str]:
-    """Figures on the training rows."""
-    if facts.training:
-        found = {key.removeprefix("train."): value for key, value in facts.training["metrics"].items()}
-        yield told("training", facts.training["params"]["months"], facts.training["params"]["rows"], found)
-
-
-def evaluated(facts: Facts) -> Iterator[str]:
-    """Figures on the months kept for it, by group too."""
-    report = facts.report
-    found = {**report[facts.role], "baseline_log_loss": report["baseline"]["log_loss"]}
-    yield told("evaluation", ", ".join(report["months"]), report["rows"], found)
-    yield f"The baseline is the tip rate by {by(facts)}; skill is what the model takes off its log-loss."
-    skills = {group: of[facts.role] for group, of in report["groups"].items() if of[facts.role] is not None}
-    if skills:
-        yield "Skill by group: " + ", ".join(f"{group} {percent(skill)}" for group, skill in skills.items())
-
-
-def told(kind: str, months: str, rows: int, of: Mapping[str, float | None]) -> str:
-    """A line of figures."""
-    losses = f"log-loss {number(of['log_loss'])}, the baseline's {number(of['baseline_log_loss'])}"
-    return f"**{kind}**, {months}, {rows:,} rows: {losses}, **skill {percent(of['skill'])}**, AUC {number(of['auc'])}"
-
-
-def calibration(facts: Facts) -> list[str]:
-    """How it was calibrated, and how many tips it expects for those that there were."""
-    method, tips = (facts.spec.get("calibration") or {}).get("method"), facts.report["tips"][facts.role]
-    lines = [f"{method}, fitted on {', '.join(facts.spec['months']['validation'])}" if method else "none was fitted"]
-    if tips:
-        ratio = f"ratio {number(tips['ratio'])} ({number(tips['lower'])} to {number(tips['upper'])}, 95%, by day)"
-        lines.append(
-            f"on the evaluation's rows: {tips['expected']:,.0f} tips expected, {tips['there']:,.0f} there; {ratio}"
+def describe_registered_model(client: Client, settings: Settings) -> None:
+    """Describe the registered model, unless someone has."""
+    name = settings.model.name
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(
+            name,
+            f"The probability that `{settings.model.target}` of a trip is above zero. The version with the alias "
+            "`champion` scores: move it, and the next `dvc repro` follows. Each version's description is its card.",
         )
-    return lines
-
-
-def scored(facts: Facts) -> Iterator[str]:
-    """The last months."""
-    if len(facts.months) > MONTHS:
-        yield f"{len(facts.months)} months, of which the last {MONTHS}:"
-    for month in facts.months[-MONTHS:]:
-        words = f"{month['rows']:,} rows, skill {percent(month['skill'])}, {month['verdict']}"
-        drifted = f"; drift: {month['drifted'].replace(';', ',')}" if month["drifted"] else ""
-        yield f"{facts.links.get(month['month'], month['month'])}: {words}{drifted}"
-
-
-def data(facts: Facts) -> Iterator[str]:
-    """Where the rows come from, and what each month was for."""
-    yield f"source: {facts.source}"
-    made_on = {**(facts.spec.get("months") or {}), "test": facts.report["months"]}
-    yield "; ".join(f"{role}: {', '.join(months)}" for role, months in made_on.items() if months)
-    yield "columns: " + ", ".join(feature["name"] for feature in facts.spec["features"])
-
-
-def limits(facts: Facts) -> Iterator[str]:
-    """What it cannot know."""
-    yield f"It predicts whether `{facts.spec['target']}` is above zero: {facts.meaning}."
-    yield (
-        f"Judged on {', '.join(facts.report['months'])} alone: says nothing of months to come, whose prices, vendors "
-        "or habits may be others; reports/monitoring/ tells of drift."
-    )
-    small = [group for group, of in facts.report["groups"].items() if of[facts.role] is None]
-    if small:
-        yield f"Not judged by itself: {', '.join(small)}."
-    yield from facts.training.get("warnings", ())
-
-
-def lineage(facts: Facts) -> Iterator[str]:
-    """What it was made from, by what, where."""
-    if not facts.training:
-        yield "not made by tipline"
-    yield f"digest `{facts.digest}`"
-    if "data" in facts.training:
-        yield f"training sample `{facts.training['data']}`"
-    yield from (f"{what}: {facts.tags[tag]}" for what, tag in LINEAGE.items() if tag in facts.tags)
-    if "libraries" in facts.training:
-        yield ", ".join(f"{package} {number}" for package, number in facts.training["libraries"].items())
-    yield from (link for label, link in facts.links.items() if label in {"training", "evaluation"})
-
-
-def number(value: float | None) -> str:
-    """A figure."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def percent(value: float | None) -> str:
-    """A share."""
-    return "-" if value is None else f"{value:.1%}"

@@ -1,9 +1,10 @@
-"""Models as versions in MLflow's registry: register, resolve, fetch, adopt, promote."""
+"""Versions in MLflow's model registry: find, register, adopt, tag and download them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from tipline import files
-from tipline.errors import TiplineError, UsageError, hide_secrets, summarize_exception
+from tipline.config import check_month
+from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, external, loader, pyfunc
-from tipline.registry import client_errors, store, training_runs
-from tipline.registry.training_runs import FOREIGN, MODEL
+from tipline.registry import client_errors, runs, store
+from tipline.registry.runs import DVC_EXPERIMENT, EXTERNAL_SPEC, MODEL_URI
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,133 +31,223 @@ if TYPE_CHECKING:
     from tipline.registry.store import Client, Run, Version
 
 CHAMPION = "champion"
-# What the gate said of a version last, or when it was promoted.
+# Tags of versions: what the gate said last, and the months that a model was made on if its model.json does not say.
 VERDICT = "tipline.verdict"
+MONTHS = "tipline.months"
+FROM_RUN = (store.DIGEST, loader.FILES, EXTERNAL_SPEC, DVC_EXPERIMENT)
 
 
 def get_champion(client: Client, name: str) -> Version | None:
-    """The version that the alias `champion` names, None where there is none."""
+    """Return the version that the alias `champion` names, or None."""
     return client_errors.find_or_none(client.get_model_version_by_alias, name, CHAMPION)
 
 
+def set_champion(client: Client, version: Version) -> None:
+    """Set the alias `champion`."""
+    client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+
+
 def get_version(client: Client, name: str, number: int, where: str) -> Version:
-    """The version of this number.
+    """Return the version with a number.
 
     Raises
     ------
     UsageError
-        Where there is none; the message lists those that there are.
+        There is none; the message lists the numbers that exist.
     """
-    found = client_errors.find_or_none(client.get_model_version, name, str(number))
-    if found is None:
-        there = ", ".join(str(version.version) for version in list_versions(client, name)) or "none yet"
-        what = f"{name} has no version {number}; there are: {there}."
-        raise UsageError(what, where, "Name one of these, or train and register first: dvc repro register")
-    return found
+    version = client_errors.find_or_none(client.get_model_version, name, str(number))
+    if version is None:
+        numbers = ", ".join(str(version.version) for version in list_versions(client, name)) or "none yet"
+        todo = "Name one of these. To register the model that was trained here, run: dvc repro register"
+        raise UsageError(f"{name} has no version {number}. Versions: {numbers}.", where, todo)
+    return version
 
 
 def list_versions(client: Client, name: str, digest: str | None = None) -> list[Version]:
-    """All versions, or those of one model digest, newest first."""
+    """Return all versions, or those of one model digest, newest first."""
     query = f"name = '{name}'" + (f" and tags.`{store.DIGEST}` = '{digest}'" if digest else "")
     return sorted(client.search_model_versions(query), key=lambda version: -int(version.version))
 
 
 def find_version(client: Client, name: str, digest: str) -> Version | None:
-    """The version of a model, the first one where a person has made more; None where there is none."""
+    """Return the version of a model, the oldest if there are several, or None."""
     return next(reversed(list_versions(client, name, digest)), None)
 
 
 def get_run(client: Client, version: Version) -> Run | None:
-    """The run of a version, None where it has none or it is gone."""
+    """Return the run of a version, or None if it has none or the run was deleted."""
     return client_errors.find_or_none(client.get_run, version.run_id) if version.run_id else None
 
 
 def format_version(version: Version) -> str:
-    """A version in a message."""
+    """Name a version in a message."""
     return f"{version.name} version {version.version}"
 
 
-def describe_version(version: Version) -> dict[str, Any]:
-    """A version as the files have it, models/champion/ref.json say; one that was never adopted has no digest."""
-    digest = version.tags.get(store.DIGEST)
-    return {"name": version.name, "version": int(version.version), "run": version.run_id, "digest": digest}
-
-
 def get_digest(version: Version) -> str:
-    """The digest of a version's model.
+    """Return the digest of a version's model.
 
     Raises
     ------
     TiplineError
-        For a version that was not adopted.
+        The version was never adopted.
     """
     if store.DIGEST not in version.tags:
-        what = "This version was not registered by tipline: it has no digest to check its files by."
+        what = "tipline did not register this version, so there is no digest to check its files with."
         raise TiplineError(what, format_version(version), f"Run: tipline promote {version.version}")
     return str(version.tags[store.DIGEST])
 
 
+def get_months(version: Version) -> dict[str, list[str]] | None:
+    """Return the months that the tag `tipline.months` names, by role, or None without the tag.
+
+    Raises
+    ------
+    ValueError
+        One of them is not a month.
+    """
+    tag = version.tags.get(MONTHS)
+    return {"train": [check_month(month.strip()) for month in tag.split(",")], "validation": []} if tag else None
+
+
+# ---- register ----
+
+
 def ensure_version(client: Client, paths: Paths, name: str, folder: Path) -> Version:
-    """The version of the model in a folder, with its run; both are made if the registry has no such digest."""
-    found = find_version(client, name, artifact.read_digest(folder))
-    if found is None:
-        return make_version(client, name, training_runs.ensure_run(client, paths, folder))
-    if found.run_id and folder == paths.challenger and store.join_experiment_names(None):
-        store.add_experiment_name(client, client.get_run(found.run_id))
-        names = store.join_experiment_names(found.tags.get(store.EXPERIMENT))
-        client.set_model_version_tag(name, str(found.version), store.EXPERIMENT, names)
-    return found
+    """Return the version of the model in a folder; create it, and its run, if the registry has no such digest."""
+    version = find_version(client, name, artifact.read_digest(folder))
+    if version is None:
+        return register_run(client, name, runs.ensure_training_run(client, paths, folder))
+    if folder == paths.challenger and "DVC_EXP_NAME" in os.environ and (run := get_run(client, version)):
+        runs.add_experiment_name(client, run)
+    return version
 
 
 def register_run(client: Client, name: str, run: Run) -> Version:
-    """The version of a run's model, made if the registry has none of its digest; equal models share one."""
-    return find_version(client, name, run.data.tags[store.DIGEST]) or make_version(client, name, run)
-
-
-def make_version(client: Client, name: str, run: Run) -> Version:
-    """Register a run's model; another client of the same server that is at it, too, and is first, is joined."""
+    """Return the version of a run's model; create it if the registry has none of its digest."""
+    uri, digest = run.data.tags[MODEL_URI], run.data.tags[store.DIGEST]
+    if version := find_version(client, name, digest):
+        return version
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    uri, tags = run.data.tags[MODEL], of_version(run.data.tags)
     # Only what MLflow keeps as a logged model has an id.
     model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
-    made = client.create_model_version(name, source=uri, run_id=run.info.run_id, tags=tags, model_id=model_id)
-    first = find_version(client, name, tags[store.DIGEST])
-    if first is None or first.version == made.version:
-        return made
-    client.delete_model_version(name, str(made.version))
-    return first
+    tags = select_version_tags(run.data.tags)
+    created = client.create_model_version(name, source=uri, run_id=run.info.run_id, tags=tags, model_id=model_id)
+    oldest = find_version(client, name, digest)
+    if oldest is None or oldest.version == created.version:
+        return created
+    client.delete_model_version(name, str(created.version))  # another clone has registered the same model meanwhile
+    return oldest
 
 
-def read_files(version: Version) -> dict[str, bytes]:
-    """The bytes of a version's files, held against its digest, by name."""
-    with open_files(version) as folder:
-        return artifact.read_artifact(folder)
+def select_version_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags of a training run that its version has, too."""
+    return {tag: tags[tag] for tag in FROM_RUN if tag in tags}
+
+
+def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Version:
+    """Set those tags of a version that differ; return the version with them."""
+    changed = {name: value for name, value in tags.items() if version.tags.get(name) != value}
+    for name, value in changed.items():
+        client.set_model_version_tag(version.name, str(version.version), name, value)
+    return client.get_model_version(version.name, str(version.version)) if changed else version
+
+
+def adopt_version(client: Client, settings: Settings, paths: Paths, version: Version) -> Version:
+    """Return a version that has a digest; check one that tipline did not register, and tag it with what scoring needs.
+
+    Raises
+    ------
+    UsageError
+        Its signature does not take prepared columns.
+    TiplineError
+        Its files are refused.
+    """
+    if store.DIGEST in version.tags:
+        return version
+    run = get_run(client, version)
+    if run and run.data.tags.get(MODEL_URI) == version.source:  # registered in MLflow's page from a run of tipline
+        return tag_version(client, version, select_version_tags(run.data.tags))
+    where = format_version(version)
+    # Its scores are compared by the target, the time and the baseline of a model that was trained here.
+    own = find_own_spec(client, paths, version.name)
+    with open_download(version) as root:
+        features = external.read_features(root, load_schema(paths.root / settings.schema_), where)
+        shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
+        spec = {name: own[name] for name in ("target", "time", "baseline")} | {"name": where, "features": features}
+        files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
+        tags = {store.DIGEST: artifact.read_digest(root.parent / "adopted"), EXTERNAL_SPEC: json.dumps(spec)}
+    return tag_version(client, version, tags)
+
+
+def find_own_spec(client: Client, paths: Paths, name: str) -> dict[str, Any]:
+    """Return model.json of the challenger, of the champion's files, or of the newest version of tipline's."""
+    for folder in (paths.challenger, paths.champion):
+        if spec := files.try_read_json(folder / pyfunc.SPEC):
+            return dict(spec)
+    for version in list_versions(client, name):
+        if store.DIGEST in version.tags:
+            return dict(json.loads(read_files(version)[pyfunc.SPEC]))
+    what = "There is no model of tipline's to take target and baseline from."
+    raise TiplineError(what, str(paths.challenger), "Run: dvc repro train")
+
+
+# ---- download ----
 
 
 @contextlib.contextmanager
-def open_files(version: Version) -> Iterator[Path]:
-    """The files of a version, held against its digest, in a folder that does not outlive the block."""
-    with tempfile.TemporaryDirectory(prefix="tipline-") as folder:
-        download_files(version, Path(folder))
-        yield Path(folder)
-
-
-def download_files(version: Version, folder: Path) -> None:
-    """Put the files of a version into an empty folder, and hold them against its digest.
+def open_download(version: Version) -> Iterator[Path]:
+    """Yield a folder with the files of a version as MLflow logged them, after checking that they may be loaded.
 
     Raises
     ------
     TiplineError
-        Where they are not the ones that were registered.
+        They cannot be downloaded, were changed, or could run code that they should not.
     """
+    where, uri = format_version(version), f"models:/{version.name}/{version.version}"
+    with tempfile.TemporaryDirectory(prefix="tipline-") as scratch:
+        try:
+            for location in list_locations(uri):
+                store.check_artifact_host(location, where)
+            root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/model"))
+        except (MlflowException, OSError) as error:
+            if client_errors.is_unreachable(error):
+                raise
+            what = f"The files of this version cannot be downloaded: {summarize_exception(error)}."
+            todo = "Bring MLflow's artifacts back, or promote another version: tipline promote VERSION"
+            raise TiplineError(what, where, todo) from error
+        loader.remove_leftovers(root)
+        logged = loader.read_files(root, where)
+        loader.check_registered(logged, version.tags.get(loader.FILES), where)
+        is_own = store.DIGEST in version.tags and EXTERNAL_SPEC not in version.tags
+        (loader.check_own_model if is_own else loader.check_external_model)(logged, where)
+        yield root
+
+
+def list_locations(uri: str) -> list[str]:
+    """Return all addresses that MLflow may download from for an address that refers to others."""
+    repository, locations = get_artifact_repository(uri), []
+    while repository is not None:
+        locations.append(str(repository.artifact_uri))
+        if isinstance(repository, RunsArtifactRepository):  # it looks into the run and into the models logged by it
+            client = mlflow.MlflowClient()
+            outputs = client.get_run(repository.parse_runs_uri(repository.artifact_uri)[0]).outputs
+            models = outputs.model_outputs if outputs else []
+            locations += [str(client.get_logged_model(model.model_id).artifact_location) for model in models]
+        repository = getattr(repository, "repo", None)
+    return locations
+
+
+def download_files(version: Version, folder: Path) -> None:
+    """Download a version's model files into an empty folder, and check them against its digest."""
     with open_download(version) as root:
-        if FOREIGN in version.tags:
+        if EXTERNAL_SPEC in version.tags:
             shutil.copytree(root, folder / external.FOLDER)
-            (folder / pyfunc.SPEC).write_text(version.tags[FOREIGN], encoding="utf-8")
+            (folder / pyfunc.SPEC).write_text(version.tags[EXTERNAL_SPEC], encoding="utf-8")
         else:
             shutil.copyfile(root / artifact.CODE, folder / artifact.CODE)
             for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, artifact.TRAINING):
@@ -164,86 +258,14 @@ def download_files(version: Version, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def open_download(version: Version) -> Iterator[Path]:
-    """The files of a version, as MLflow logged them, looked at.
-
-    Raises
-    ------
-    TiplineError
-        Where they are not there, are no model, or are not to be run.
-    """
-    source, where = str(version.source), format_version(version)
-    if source.startswith(("http:", "https:")):  # MLflow would show that server its own password
-        raise loader.refuse_model(f"its files lie at {hide_secrets(source)}", where)
-    with tempfile.TemporaryDirectory() as scratch:
-        uri = f"models:/{version.name}/{version.version}"
-        try:
-            root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/model"))
-        except (MlflowException, OSError) as error:
-            if client_errors.is_unreachable(error):
-                raise
-            what = f"The files of this version cannot be had, or are no MLflow model: {summarize_exception(error)}."
-            todo = "Bring MLflow's artifacts back, or promote another version: tipline promote VERSION"
-            raise TiplineError(what, where, todo) from error
-        loader.remove_leftovers(root)
-        check(version, root)
-        yield root
+def open_files(version: Version) -> Iterator[Path]:
+    """Yield a temporary folder with a version's model files, checked against its digest."""
+    with tempfile.TemporaryDirectory(prefix="tipline-") as folder:
+        download_files(version, Path(folder))
+        yield Path(folder)
 
 
-def check(version: Version, root: Path) -> None:
-    """Refuse files of a version that were changed after they were registered, or could run what they should not."""
-    where = format_version(version)
-    logged = loader.read_files(root, where)
-    loader.check_registered(logged, version.tags.get(loader.FILES), where)
-    if store.DIGEST in version.tags and FOREIGN not in version.tags:
-        loader.check_own_model(logged, where)
-    else:
-        loader.check_external_model(logged, where)
-
-
-def adopt_version(client: Client, settings: Settings, paths: Paths, version: Version) -> Version:
-    """A version with a digest: our own as it is; another is looked at once, and tagged with what scoring needs.
-
-    Raises
-    ------
-    UsageError
-        Where it cannot be given prepared trips.
-    """
-    if store.DIGEST in version.tags:
-        return version
-    if own := tags_of_run(client, version):
-        return tag_version(client, version, own)
-    where = format_version(version)
-    trained = files.read_json(paths.challenger / pyfunc.SPEC, "Run: dvc repro train")
-    with open_download(version) as root:
-        features = external.read_features(root, load_schema(paths.root / settings.schema_), where)
-        shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
-        # It says nothing of what its scores are to be counted by: the challenger's baseline is what there is.
-        spec = {name: trained[name] for name in ("target", "time", "baseline")} | {"name": where, "features": features}
-        files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
-        tags = {store.DIGEST: artifact.read_digest(root.parent / "adopted"), FOREIGN: json.dumps(spec)}
-    return tag_version(client, version, tags)
-
-
-def tags_of_run(client: Client, version: Version) -> dict[str, str]:
-    """The tags of a version that a person has made, in MLflow's page, of a run of tipline's; empty for any other."""
-    run = get_run(client, version)
-    return of_version(run.data.tags) if run and run.data.tags.get(MODEL) == version.source else {}
-
-
-def of_version(tags: Mapping[str, str]) -> dict[str, str]:
-    """Those tags of a training run that its version has, too."""
-    kept = (store.DIGEST, loader.FILES, FOREIGN, store.EXPERIMENT)
-    return {tag: tags[tag] for tag in kept if tag in tags}
-
-
-def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Version:
-    """Give a version tags; return it with them."""
-    for name, value in tags.items():
-        client.set_model_version_tag(version.name, str(version.version), name, value)
-    return client.get_model_version(version.name, str(version.version)) if tags else version
-
-
-def set_champion(client: Client, version: Version) -> None:
-    """Let the alias `champion` name a version."""
-    client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+def read_files(version: Version) -> dict[str, bytes]:
+    """Return the bytes of a version's model files by name, checked against its digest."""
+    with open_files(version) as folder:
+        return artifact.read_artifact(folder)

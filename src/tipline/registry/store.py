@@ -1,4 +1,4 @@
-"""Where MLflow's store is, and how a run gets there once and only once."""
+"""MLflow's store: its address, connecting to it, and its experiments and runs."""
 
 from __future__ import annotations
 
@@ -6,190 +6,189 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import sqlite3
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 import filelock
 import mlflow
 from mlflow import entities
-from mlflow.exceptions import MlflowException
-from sqlalchemy import make_url
 
-from tipline import git
+from tipline import files
+from tipline.errors import TiplineError, hide_secrets
 from tipline.registry import client_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tipline.paths import Paths
 
-# What the rest of tipline calls MLflow's types by.
+# The names that the rest of tipline uses for MLflow's types.
 Client: TypeAlias = mlflow.MlflowClient
 Run: TypeAlias = entities.Run
 Version: TypeAlias = entities.model_registry.ModelVersion
 
-DIGEST = "tipline.digest"
-PREFIX = "tipline/"
+log = logging.getLogger(__name__)
+
+DIGEST = "tipline.digest"  # tag of runs and versions: the digest of the model, or of what a run shows
+PREFIX = "tipline/"  # of the names of experiments
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-PARENT = "mlflow.parentRunId"
-# The DVC experiments that came to this, joined with commas.
-EXPERIMENT = "dvc.exp"
+# Columns of MLflow's database that hold paths, as addresses or plain.
+PATH_COLUMNS = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
 
 
 def get_store_address(paths: Paths) -> str:
-    """The store's address: MLFLOW_TRACKING_URI, else the database that plain `mlflow ui` opens in the project."""
+    """Return MLFLOW_TRACKING_URI, or else the database that plain `mlflow ui` opens in the project.
+
+    A relative database belongs to the workspace: `dvc exp run --temp` works in a copy, which DVC deletes. The address
+    is built as text, because SQLAlchemy's URL objects encode it and MLflow then creates a folder of the encoded name.
+    """
     address = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE}"
-    if not address.startswith(SQLITE):
+    database, question_mark, query = address.removeprefix(SQLITE).partition("?")
+    if not address.startswith(SQLITE) or database.startswith("/"):
         return address
-    # A relative path is one of the project: `dvc exp run --temp` works in a copy, which is deleted then.
-    place = make_url(address)
-    return place.set(database=str(paths.workspace / (place.database or DATABASE))).render_as_string(hide_password=False)
+    path = str(paths.workspace / (unquote(database) or DATABASE))
+    # Only what SQLAlchemy would read as something else.
+    return SQLITE + re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), path) + question_mark + query
+
+
+def get_database_path(paths: Paths) -> Path | None:
+    """Return the file of an SQLite store, or None for any other store."""
+    address = get_store_address(paths)
+    return Path(unquote(address.removeprefix(SQLITE).partition("?")[0])) if address.startswith(SQLITE) else None
 
 
 @contextlib.contextmanager
 def connect_store(paths: Paths) -> Iterator[Client]:
-    """Give a client of the store, made first where it is a new database.
+    """Yield a client of the store; create its database first if that is missing.
 
     Raises
     ------
     TiplineError
-        Where the store, in this block, cannot be reached or refuses.
+        The store cannot be reached, or refuses what the block does.
     """
     address = get_store_address(paths)
-    for name in ("mlflow", "alembic", "urllib3"):  # their reports are for trouble
+    for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
     with client_errors.translate_errors(address):
         if database := get_database_path(paths):
-            with lock_store(paths):  # two processes that make a fresh database at once break it for good
-                Client().search_experiments(max_results=1)
-                follow_move(database, paths.workspace)
+            if is_missing(database):
+                with lock_store(paths):
+                    create_database(database)
+            with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+                check_database(connection, database)
+                follow_move(connection, database.parent, paths.workspace)
         yield Client()
 
 
 @contextlib.contextmanager
 def lock_store(paths: Paths) -> Iterator[None]:
-    """Wait until no other process writes to this workspace or database what it has found missing."""
+    """Let one process at a time look for something missing in this workspace or database and create it."""
     stores = {paths.workspace / DATABASE, get_database_path(paths) or paths.workspace / DATABASE}
     with contextlib.ExitStack() as stack:
         for path in sorted(stores):
+            path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(filelock.FileLock(path.with_name(f".{path.stem}.lock")))
         yield
 
 
-def get_database_path(paths: Paths) -> Path | None:
-    """The file of the store, None where it is no sqlite database."""
-    address = get_store_address(paths)
-    return Path(str(make_url(address).database)) if address.startswith(SQLITE) else None
+def is_missing(database: Path) -> bool:
+    """Whether a database has yet to be created; a file without content counts as missing."""
+    return not database.is_file() or not database.stat().st_size
 
 
-# Where MLflow's database has paths: as an address or as a plain one.
-PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-)
+def create_database(database: Path) -> None:
+    """Create MLflow's tables in a file beside the database and rename it.
 
-
-def follow_move(database: Path, project: Path) -> None:
-    """Let a database that was moved or copied together with its artifacts name the folder that they are in now.
-
-    MLflow keeps absolute paths, and has no command that changes them: a moved project would have lost its models, and a
-    copied one would write among the original's.
+    The creation takes seconds. Whatever ends it halfway leaves a file that MLflow never accepts again.
     """
-    home = database.parent
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        query = "SELECT artifact_location FROM experiments WHERE name = ?"
-        found = connection.execute(query, (f"{PREFIX}train",)).fetchone()
-        then, own, _ = str(found[0] if found else "").rpartition(f"/{ARTIFACTS}/train")
-        if not own or then == home.as_uri() or not (home == project or (home / ARTIFACTS).is_dir()):
-            return
-        pairs = ((then, home.as_uri()), (url2pathname(urlsplit(then).path), str(home)))
-        for (table, column), (old, new) in itertools.product(PLACES, pairs):
-            change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
-            connection.execute(change, (new, len(old) + 1, len(old) + 1, f"{old}/"))
+    for abandoned in database.parent.glob(f".{database.name}.*.tmp*"):
+        abandoned.unlink()
+    if is_missing(database):
+        with files.replace_file(database) as temporary:
+            Client(f"{SQLITE}{temporary}", f"{SQLITE}{temporary}").search_experiments(max_results=1)
+
+
+def check_database(connection: sqlite3.Connection, database: Path) -> None:
+    """Raise TiplineError for a database whose creation was cut off: it has tables and not one experiment."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    queries = [f"SELECT 1 FROM {table} LIMIT 1" for table in tables & {"experiments", "registered_models"}]  # noqa: S608
+    if queries and not any(connection.execute(query).fetchone() for query in queries):
+        what = "The creation of MLflow's database was interrupted; the file holds no runs and cannot be used."
+        todo = "Unless another program is creating it right now, delete this file and run the command again."
+        raise TiplineError(what, str(database), todo)
+
+
+def follow_move(connection: sqlite3.Connection, home: Path, project: Path) -> None:
+    """Replace the absolute paths in a database that was moved or copied together with its artifacts.
+
+    MLflow has no command for it. Without it a moved project loses its models, and a copy writes into the original.
+    """
+    query = "SELECT artifact_location FROM experiments WHERE name = ?"
+    row = connection.execute(query, (f"{PREFIX}train",)).fetchone()
+    old, is_own, _ = str(row[0] if row else "").rpartition(f"/{ARTIFACTS}/train")
+    if not is_own or old == home.as_uri() or not (home == project or (home / ARTIFACTS).is_dir()):
+        return
+    pairs = ((old, home.as_uri()), (url2pathname(urlsplit(old).path), str(home)))
+    for (table, column), (before, after) in itertools.product(PATH_COLUMNS.items(), pairs):
+        change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+        connection.execute(change, (after, len(before) + 1, len(before) + 1, f"{before}/"))
+
+
+def check_artifact_host(address: str, where: str) -> None:
+    """Refuse an artifact location at another host than MLflow's server: MLflow would send its password there.
+
+    Parameters
+    ----------
+    address
+        The location after all references (`runs:/`, `models:/`) are resolved.
+    """
+    location, server = urlsplit(address), urlsplit(mlflow.get_tracking_uri())
+    if location.scheme not in {"http", "https", "mlflow-artifacts"} or not location.hostname:
+        return
+    scheme = server.scheme if location.scheme == "mlflow-artifacts" else location.scheme
+    if (scheme, location.hostname, location.port) != (server.scheme, server.hostname, server.port):
+        what = f"Its files are at {hide_secrets(address)}, and MLflow would send its password there."
+        raise TiplineError(what, where, "Promote another version, and tell the person who runs MLflow's server.")
 
 
 def ensure_experiment(client: Client, paths: Paths, name: str) -> str:
-    """The id of the experiment `tipline/NAME`, made if it is not there."""
-    found = client.get_experiment_by_name(PREFIX + name)
-    if found is not None:
-        return str(found.experiment_id)
-    # A server knows where its artifacts go. A database's are kept beside it, named now: by default the place would be
-    # relative to whatever the working directory is.
-    database = get_database_path(paths)
-    local = (database.parent / ARTIFACTS / name).as_uri() if database else None
-    return str(client.create_experiment(PREFIX + name, artifact_location=local))
+    """Return the id of the experiment `tipline/NAME`; create it, or restore it if it was deleted."""
+    experiment = client.get_experiment_by_name(PREFIX + name)
+    if experiment is None:
+        # By default a database's artifacts go where the working directory happens to be. A server has its own place.
+        database = get_database_path(paths)
+        location = (database.parent / ARTIFACTS / name).as_uri() if database else None
+        return str(client.create_experiment(PREFIX + name, artifact_location=location))
+    if experiment.lifecycle_stage != entities.LifecycleStage.ACTIVE:
+        client.restore_experiment(experiment.experiment_id)
+        log.info("The experiment %s%s had been deleted in MLflow. It is restored.", PREFIX, name)
+    return str(experiment.experiment_id)
 
 
-def find_run(client: Client, experiment_id: str, digest: str, parent: str | None = None) -> Run | None:
-    """The run of this digest, a finished one where there is one; None where there is none."""
-    below = f" and tags.`{PARENT}` = '{parent}'" if parent else ""
-    runs = client.search_runs([experiment_id], f"tags.`{DIGEST}` = '{digest}'{below}", max_results=100)
-    return min(runs, key=lambda run: (not is_finished(run), run.info.start_time), default=None)
+def find_runs(client: Client, experiment_id: str, digest: str | None = None) -> dict[str, Run]:
+    """Return the runs of an experiment by digest, or that of one digest; of several a finished one, the oldest."""
+    query, token = f"tags.`{DIGEST}` = '{digest}'" if digest else "", None
+    runs: list[Run] = []
+    while token != "":
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        runs, token = [*runs, *page], page.token or ""
+    runs.sort(key=lambda run: (is_finished(run), -run.info.start_time))
+    return {run.data.tags[DIGEST]: run for run in runs if DIGEST in run.data.tags}
 
 
 def is_finished(run: Run) -> bool:
     """Whether a run has ended well."""
     return str(run.info.status) == "FINISHED"
-
-
-def collect_lineage(stage: str) -> dict[str, str]:
-    """Tags that say where a run comes from: git revision, DVC stage and experiment."""
-    revision = git.get_revision()
-    tags = {
-        "mlflow.source.git.commit": revision.removesuffix("-dirty"),
-        "tipline.git": revision,
-        "dvc.stage": os.environ.get("DVC_STAGE", stage),
-    }
-    return tags | ({EXPERIMENT: join_experiment_names(None)} if join_experiment_names(None) else {})
-
-
-@contextlib.contextmanager
-def open_run(
-    client: Client, experiment_id: str, name: str, tags: Mapping[str, str], found: Run | None = None
-) -> Iterator[str]:
-    """Give the id of a run that is to be written, a new one or one that was not finished.
-
-    It is finished if the block ends well and failed if not. A killed process leaves it as it is; the next one of the
-    same digest goes on with it: what is logged twice is the same.
-    """
-    begun = found or client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    run = str(begun.info.run_id)
-    try:
-        yield run
-    except BaseException:
-        with contextlib.suppress(MlflowException):  # why the block failed matters more, a dead server say
-            client.set_terminated(run, status="FAILED")
-        raise
-    client.set_terminated(run)
-
-
-def log_batch(
-    client: Client, run: str, metrics: Mapping[str, float | None], params: Mapping[str, Any], step: int = 0
-) -> None:
-    """Log params and metrics in one call; a metric that is None has no value and is left out."""
-    now = int(time.time() * 1000)
-    values = [entities.Metric(key, float(value), now, step) for key, value in metrics.items() if value is not None]
-    client.log_batch(run, values, [entities.Param(key, str(value)) for key, value in params.items()])
-
-
-def add_experiment_name(client: Client, run: Run) -> None:
-    """Add the name of the DVC experiment that runs now to a run that it has come to, too."""
-    names = join_experiment_names(run.data.tags.get(EXPERIMENT))
-    if names != run.data.tags.get(EXPERIMENT, ""):
-        client.set_tag(run.info.run_id, EXPERIMENT, names)
-
-
-def join_experiment_names(names: str | None) -> str:
-    """Names of DVC experiments, with the one that runs now."""
-    now = os.environ.get("DVC_EXP_NAME")
-    return ", ".join(dict.fromkeys([*(names.split(", ") if names else []), *([now] if now else [])]))

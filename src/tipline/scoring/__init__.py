@@ -1,1 +1,1 @@
-"""Bulk scoring: the plan, the work on one block, publishing a month."""
+"""Bulk scoring: plan the blocks, score a block on a worker, publish a month."""

@@ -1,12 +1,11 @@
-"""Bulk scoring: which blocks of which months are to be scored, one block on a worker, publishing a month.
+"""Plan which blocks of which months have to be scored.
 
-A part is done if it was made from the same prepared month, the same model and the same FORMAT; that one rule serves
+A part is finished if it was made from the same prepared month, the same model and the same FORMAT. This one rule serves
 a killed run, an added month and a new champion.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +15,22 @@ from tipline import files, formats
 from tipline.errors import TiplineError, UsageError, join_lines, summarize_exception
 from tipline.ingest import columns
 from tipline.paths import Paths, month_name
-from tipline.storage import LocalStorage, Storage, open_storage
+from tipline.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-
-log = logging.getLogger(__name__)
-
 
 SCHEMA = pa.schema(
     [pa.field("row", pa.int64(), nullable=False), pa.field("tip_probability", pa.float32(), nullable=False)]
 )
 MARKERS = ".made"
 PHASES = ("read", "score", "count", "write")
+OLD_MANIFEST = "_receipt.json"  # of tipline 0.1
 
 
 @dataclass(frozen=True)
 class Locations:
-    """Where prepared months come from, where predictions go, and where they wait until a month is whole."""
+    """Storage of prepared months, of predictions, and of parts whose month is not whole yet."""
 
     trips: Storage
     predictions: Storage
@@ -42,20 +38,15 @@ class Locations:
 
     @classmethod
     def resolve(cls, paths: Paths, trips: str = "", to: str = "") -> Locations:
-        """The project's own folders, or those that the command names.
-
-        Raises
-        ------
-        UsageError
-            Where one is no place, or both are the same: predictions would replace the months.
-        """
-        source = open_storage(trips or paths.root / "data" / "trips")
+        """Return the locations that the command names; default: the folders of the project."""
+        own = open_storage(paths.root / "data" / "trips")
+        source = open_storage(trips) if trips else own
         if not to:
-            return cls(source, LocalStorage(paths.predictions), LocalStorage(paths.staging / "predictions"))
+            return cls(source, open_storage(paths.predictions), open_storage(paths.staging / "predictions"))
         target = open_storage(to)
-        if target in (source, open_storage(paths.root / "data" / "trips")):
+        if target in (source, own):
             raise UsageError("The predictions would replace the prepared months.", to, "Name another place with --to.")
-        # In the place itself, which may be a file system of its own; readers pass over the underscore.
+        # Inside the target, which may be a file system of its own; readers skip the underscore.
         return cls(source, target, open_storage(target.address("_staging")))
 
 
@@ -65,31 +56,31 @@ class Block:
 
     month: str
     locations: Locations
-    state: str | None  # of the prepared file, when the run began
+    state: str | None  # of the prepared file when the run began
     row_group: int
     rows: int
-    key: str
+    key: str  # sha256 of the month's key
     model: str  # digest
 
     @property
     def trips(self) -> str:
-        """The prepared month's file."""
+        """The file of the prepared month."""
         return f"{month_name(self.month)}/{columns.PREPARED_FILE}"
 
     @property
     def name(self) -> str:
-        """The part's file."""
+        """The name of the part."""
         return f"part-{self.row_group:05d}.parquet"
 
     @property
     def part(self) -> str:
-        """The part among the staged files."""
-        return f"{staged_name(self.month, self.key)}/{self.name}"
+        """The staged part."""
+        return f"{name_staged_folder(self.month, self.key)}/{self.name}"
 
     @property
     def marker(self) -> str:
-        """What was made, written when the part is whole."""
-        return f"{staged_name(self.month, self.key)}{MARKERS}/part-{self.row_group:05d}.json"
+        """The staged file that describes the part, written when the part is whole."""
+        return f"{name_staged_folder(self.month, self.key)}{MARKERS}/part-{self.row_group:05d}.json"
 
 
 @dataclass
@@ -100,57 +91,54 @@ class Month:
     locations: Locations
     key: dict[str, Any]
     blocks: list[Block]
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # markers of finished parts by name
 
     @property
     def staged(self) -> str:
         """Its folder among the staged ones."""
-        return staged_name(self.month, files.hash_json(self.key))
+        return name_staged_folder(self.month, files.hash_json(self.key))
 
     @property
     def open(self) -> list[Block]:
-        """The blocks whose parts are not there yet."""
+        """The blocks whose parts are not finished."""
         return [block for block in self.blocks if block.name not in self.done]
 
 
-def staged_name(month: str, key: str) -> str:
-    """Where a month's parts wait: apart for each key, so that a worker of a run that was killed cannot meddle."""
+def name_staged_folder(month: str, key: str) -> str:
+    """Name the folder of a month's parts. Runs with equal keys share it, because they write equal parts."""
     return f"{month_name(month)}.{key[:12]}"
 
 
-# ---- what is to be done ----
-
-
 def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tuple[list[Month], dict[str, str]]:
-    """The months that are not published with this model and their prepared rows, with the parts that are done.
+    """Find the months that are not published with this model and these prepared rows.
 
     Returns
     -------
     tuple
-        The months to score, and why others, whose prepared rows are missing or damaged, cannot be.
+        The months to score, with the parts that an earlier run has finished; and for each month that cannot be scored
+        the reason.
     """
     planned, failed = [], {}
     for month in months:
         try:
             key = compute_key(locations, month, digest)
             if not is_published(locations.predictions, month, key):
-                refuse_other_files(locations.predictions, month)
+                check_replaceable(locations.predictions, month)
                 blocks = list_blocks(locations, month, key)
-                planned.append(
-                    Month(month, locations, key, blocks, dict(find_finished_parts(locations.staged, blocks)))
-                )
+                done = dict(find_finished_parts(locations.staged, blocks))
+                planned.append(Month(month, locations, key, blocks, done))
         except TiplineError as error:
             failed[month] = join_lines(error)
     return planned, failed
 
 
 def compute_key(locations: Locations, month: str, digest: str) -> dict[str, Any]:
-    """What the predictions of a month are made from.
+    """Return what the predictions of a month are made from: digests of rows and model, and the format.
 
     Raises
     ------
     TiplineError
-        Where the month is not prepared, or its file has not the length that its manifest says.
+        The month is not prepared, or its file does not have the length in its manifest.
     """
     folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
     manifest = locations.trips.read_json(f"{folder}/{files.MANIFEST}")
@@ -160,25 +148,31 @@ def compute_key(locations: Locations, month: str, digest: str) -> dict[str, Any]
     try:
         expected, sha256 = int(manifest["trips"]["bytes"]), str(manifest["trips"]["sha256"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TiplineError("This is no manifest of a prepared month.", where, todo) from error
-    size = locations.trips.list_sizes(folder).get(columns.PREPARED_FILE)
+        raise TiplineError("This is not the manifest of a prepared month.", where, todo) from error
+    size = locations.trips.list_sizes(folder).get(columns.PREPARED_FILE, 0)
     if size != expected:
-        what = f"The prepared month has {size or 0:,} bytes, its manifest says {expected:,}."
+        what = f"The prepared month has {size:,} bytes; its manifest says {expected:,}."
         raise TiplineError(what, locations.trips.address(f"{folder}/{columns.PREPARED_FILE}"), todo)
     return {"trips": sha256, "model": digest, "format": formats.PREDICTIONS}
 
 
-def refuse_other_files(predictions: Storage, month: str) -> None:
-    """Refuse to put predictions in place of what is none: a folder is replaced as a whole."""
-    ours = ("part-", files.MANIFEST, ".")
-    strangers = [name for name in predictions.list_sizes(month_name(month)) if not name.startswith(ours)]
-    if strangers:
-        where = predictions.address(f"{month_name(month)}/{min(strangers)}")
-        raise TiplineError("This is no prediction, and would be lost.", where, "Move it, or name another place (--to).")
+def check_replaceable(predictions: Storage, month: str) -> None:
+    """Refuse to replace a folder that holds other files than predictions."""
+    names = predictions.list_sizes(month_name(month))
+    if others := [name for name in names if not name.startswith(("part-", files.MANIFEST, "."))]:
+        where, todo = predictions.address(f"{month_name(month)}/{min(others)}"), "Move it, or use another place (--to)."
+        raise TiplineError("This file is not a prediction and would be lost.", where, todo)
+
+
+def refuse_old_months(storage: Storage, todo: str) -> None:
+    """Refuse months of tipline 0.1. One look is enough: it wrote all of them, and this version adds none to them."""
+    first = next((name for name in storage.list_folders() if name.startswith("month=")), "")
+    if first and storage.read(f"{first}/{OLD_MANIFEST}") is not None:
+        raise TiplineError("These months were written by tipline 0.1.", storage.address(), todo)
 
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
-    """A month's row groups."""
+    """List the row groups of a prepared month as blocks."""
     name = f"{month_name(month)}/{columns.PREPARED_FILE}"
     state, digest = locations.trips.get_state(name), files.hash_json(key)
     groups = locations.trips.count_group_rows(name, state)
@@ -186,38 +180,37 @@ def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> lis
 
 
 def find_finished_parts(staged: Storage, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of an earlier run that can be kept: made from the same key, with the digest that was written down.
+    """Yield names and markers of parts that an earlier run has finished from the same key.
 
-    The prepared file must not have been touched since then: no month is made from two states of it.
+    The prepared file must not have been replaced since: a month is never made from two states of it.
     """
-    there = staged.list_sizes(staged_name(blocks[0].month, blocks[0].key)) if blocks else {}
+    sizes = staged.list_sizes(name_staged_folder(blocks[0].month, blocks[0].key)) if blocks else {}
     for block in blocks:
-        made = staged.read_json(block.marker) if block.name in there else None
-        if made is None or (made["key"], made.get("state")) != (block.key, block.state):
-            continue
-        if made["bytes"] == there[block.name] and files.hash_bytes(staged.read(block.part) or b"") == made["sha256"]:
-            yield block.name, made
+        marker = staged.read_json(block.marker) if block.name in sizes else None
+        if marker and (marker["key"], marker["state"]) == (block.key, block.state):
+            data = staged.read(block.part) or b""
+            if (len(data), files.hash_bytes(data)) == (marker["bytes"], marker["sha256"]):
+                yield block.name, marker
 
 
 def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bool:
-    """Whether a month's predictions are there, whole, and made from this key."""
+    """Whether all predictions of a month exist, made from this key."""
     manifest = predictions.read_json(f"{month_name(month)}/{files.MANIFEST}")
     try:
-        told, parts = manifest["key"], {part["name"]: part["bytes"] for part in manifest["parts"]}
-    except (KeyError, TypeError):  # none, or not one that `score` wrote
+        is_same, parts = manifest["key"] == dict(key), {part["name"]: part["bytes"] for part in manifest["parts"]}
+    except (KeyError, TypeError):  # no manifest, or not one that `score` wrote
         return False
     sizes = predictions.list_sizes(month_name(month))
-    return bool(told == dict(key)) and all(sizes.get(name) == length for name, length in parts.items())
+    return bool(is_same and all(sizes.get(name) == size for name, size in parts.items()))
 
 
 def explain_failure(block: Block, error: Exception) -> TiplineError:
-    """Why a block failed; errors that are not ours say neither what kind they are nor where they were."""
+    """Return an error that says which block failed and why."""
     if isinstance(error, TiplineError):
         return error
     if isinstance(error, OSError) and error.errno in files.DISK_FULL_ERRORS:
         todo = "Free some space and run it again; finished parts are kept."
         return TiplineError(f"The disk is full: {error.strerror}.", block.locations.staged.address(), todo)
+    what = f"{type(error).__name__}: {summarize_exception(error)}."
     where = f"row group {block.row_group} of {block.locations.trips.address(block.trips)}"
-    return TiplineError(
-        f"{type(error).__name__}: {summarize_exception(error)}.", where, "Run it again; report it if it stays."
-    )
+    return TiplineError(what, where, "Run it again; report it if it happens again.")

@@ -1,6 +1,6 @@
-"""record: curve, evaluation and months mirrored into MLflow, each once.
+"""record: learning curve, evaluation and months in MLflow, each once, and the cards of challenger and champion.
 
-Runs at every `dvc repro`, because DVC brings reports back from its cache without running the stages that made them.
+Runs at every `dvc repro`, because DVC may restore reports from its cache without running the stages that make them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from tipline.errors import format_count
-from tipline.registry import client_errors, descriptions, records, store
-from tipline.registry.records import Model
+from tipline.model import artifact  # noqa: F401 (before tipline.registry, see register)
+from tipline.registry import client_errors, model_card, runs, store
 
 if TYPE_CHECKING:
     from tipline.config import Settings
@@ -21,27 +21,30 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Make the runs that are not there yet, and bring the words on runs and versions up to date."""
-    not_allowed = "what is new is not recorded; who may: dvc repro record"
-    with store.connect_store(paths) as client, store.lock_store(paths), client_errors.skip_if_forbidden(not_allowed):
-        count = mirror(client, settings, paths)
+    """Create the runs that are missing, and bring descriptions up to date."""
+    warning = "new results were not logged. Ask someone with access to run `dvc repro record`."
+    with store.connect_store(paths) as client, store.lock_store(paths), client_errors.skip_if_forbidden(warning):
+        count = record_results(client, settings, paths)
         log.info("MLflow has the learning curve, the evaluation and %s", format_count(count, "month"))
 
 
-def mirror(client: Client, settings: Settings, paths: Paths) -> int:
-    """Make the runs, tell of both models where they are compared; return how many months there are."""
+def record_results(client: Client, settings: Settings, paths: Paths) -> int:
+    """Create runs and descriptions; return the number of months."""
     folders = {"challenger": paths.challenger, "champion": paths.champion}
-    both = {role: Model.of(client, settings, paths, folder) for role, folder in folders.items()}
-    records.record_entry(client, paths, records.build_curve_entry(settings, paths))
-    months = records.build_month_entries(settings, paths, both["champion"])
-    shown = {"evaluation": records.build_evaluation_entry(settings, paths, both), **months}
-    runs = {label: client.get_run(records.record_entry(client, paths, entry)) for label, entry in shown.items()}
-    links = {label: records.format_run_link(label, run) for label, run in runs.items()}
-    # One model in both places is told of as the champion; an experiment's copy of the project leaves that alone.
-    for role in {model.digest: role for role, model in both.items()}.values():
+    entries = {
+        role: model_card.find_entry(client, paths, settings.model.name, folder) for role, folder in folders.items()
+    }
+    links, digests = ({role: getattr(entry, name) for role, entry in entries.items()} for name in ("link", "digest"))
+    months = runs.describe_months(settings, paths, links["champion"])
+    runs.ensure_runs(client, paths, [runs.describe_curve(settings, paths)])
+    evaluated = runs.ensure_runs(client, paths, [runs.describe_evaluation(settings, paths, links, digests)])
+    monitored = runs.ensure_runs(client, paths, list(months.values()))
+    shown = dict(zip(["evaluation", *months], [*evaluated, *monitored], strict=True))
+    run_links = {label: runs.format_run_link(label, run) for label, run in shown.items()}
+    # One model in both folders is described as the champion. An experiment's copy leaves the champion alone.
+    for role in {digest: role for role, digest in digests.items()}.values():
         if role == "challenger" or not paths.is_experiment_copy:
-            told = descriptions.collect_facts(settings, paths, both[role], role, links)
-            descriptions.describe_model(client, paths, both[role], told)
+            model_card.describe_model(client, settings, paths, entries[role], role, run_links)
     if not paths.is_experiment_copy:
-        descriptions.describe_registered_model(client, settings)
+        model_card.describe_registered_model(client, settings)
     return len(months)

@@ -1,6 +1,6 @@
-"""register: the challenger as a run and a version in MLflow, and the champion's files here.
+"""register: the challenger as a run and a version in MLflow, and the champion's files in models/champion/.
 
-Runs at every `dvc repro`, because an alias can move without DVC seeing it. What is there already is not made again.
+Runs at every `dvc repro`, because DVC cannot see that an alias was moved. What exists is not created again.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tipline.model import artifact
-from tipline.registry import champion, client_errors, history, model_versions, store, training_runs
+from tipline.model import artifact  # before tipline.registry: beside MLflow it would import pandas and MLflow's models
+from tipline.registry import champion, client_errors, model_versions, runs, store
 
 if TYPE_CHECKING:
     from tipline.config import Settings
@@ -21,47 +21,40 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Register the challenger, resolve the champion, keep its files in models/champion/."""
-    before = champion.read_champion_ref(paths)
+    """Register the challenger, find the champion and fetch its files."""
+    name, before = settings.model.name, champion.read_champion_ref(paths)
     with store.connect_store(paths) as client, store.lock_store(paths):
-        if not paths.is_experiment_copy:
-            history.restore_lost_lines(paths)
-            champion.refill_registry(client, paths, settings.model.name)
-        challenger = mirrored(client, settings, paths)
+        if not paths.is_experiment_copy and model_versions.get_champion(client, name) is None:
+            champion.restore_champion(client, paths, name)
+        challenger = register_challenger(client, paths, name)
         version = champion.resolve_champion(client, settings, paths, challenger)
         now = champion.build_ref(paths, version, challenger)
         champion.write_champion_folder(paths, version, now)
-    log.info("challenger: %s %s; champion: %s", now["name"], numbered(challenger), numbered(now))
+    log.info("challenger: %s %s; champion: %s", name, format_ref(challenger), format_ref(now))
     if before and before["digest"] != now["digest"]:
-        tell_of_move(settings, paths, before, now)
+        months = ", ".join(champion.list_scored_months(paths, settings.months, before["digest"]))
+        old, new = (f"{format_ref(ref)} ({ref['digest'][:8]})" for ref in (before, now))
+        again = f"; {months}, scored by the old one, will be scored again" if months else ""
+        log.info("the champion moved from %s to %s%s", old, new, again)
 
 
-def mirrored(client: Client, settings: Settings, paths: Paths) -> Ref:
-    """The challenger as MLflow has it now.
+def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
+    """Return the challenger as MLflow has it.
 
-    An experiment in a copy of the project leaves a run and a model, no version: a sweep of fifty is no fifty versions.
+    An experiment in a copy of the project logs a run and no version: a sweep of 50 runs does not create 50 versions.
     """
-    name, digest, trained = settings.model.name, artifact.read_digest(paths.challenger), None
-    with client_errors.skip_if_forbidden("the challenger is not registered; who may: dvc repro register"):
+    digest, run_id = artifact.read_digest(paths.challenger), None
+    with client_errors.skip_if_forbidden(
+        "the challenger was not registered. Ask someone with access to run `dvc repro register`."
+    ):
         if not paths.is_experiment_copy:
-            return model_versions.describe_version(model_versions.ensure_version(client, paths, name, paths.challenger))
-        trained = training_runs.ensure_run(client, paths, paths.challenger).info.run_id
-    found = model_versions.find_version(client, name, digest)
-    return (
-        model_versions.describe_version(found)
-        if found
-        else {"name": name, "version": None, "run": trained, "digest": digest}
-    )
+            return champion.describe_version(model_versions.ensure_version(client, paths, name, paths.challenger))
+        run_id = runs.ensure_training_run(client, paths, paths.challenger).info.run_id
+    version = model_versions.find_version(client, name, digest)
+    unregistered = {"name": name, "version": None, "run": run_id, "digest": digest, "months": None}
+    return champion.describe_version(version) if version else unregistered
 
 
-def numbered(ref: Ref) -> str:
-    """A model's version, in words."""
-    return f"version {ref['version']}" if ref["version"] is not None else "not registered"
-
-
-def tell_of_move(settings: Settings, paths: Paths, before: Ref, now: Ref) -> None:
-    """Say that another model scores now, and which months the one before had scored."""
-    months = ", ".join(champion.list_scored_months(paths, settings.months, before["digest"]))
-    there, here = (f"{numbered(one)} ({one['digest'][:8]})" for one in (before, now))  # a lost registry counts anew
-    again = f"; {months}, scored by the former, are scored again" if months else ""
-    log.info("the champion moved from %s to %s%s", there, here, again)
+def format_ref(ref: Ref) -> str:
+    """Name a model's version."""
+    return "not registered" if ref["version"] is None else f"version {ref['version']}"

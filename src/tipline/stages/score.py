@@ -18,13 +18,11 @@ from tipline.model import artifact, external, golden_rows, pyfunc
 from tipline.scoring import plan, publish, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from tipline.cluster import Client
     from tipline.config import Settings
     from tipline.paths import Paths
-    from tipline.scoring.plan import Locations
-from tipline.scoring.plan import Month
+    from tipline.scoring.plan import Block, Month
 
 log = logging.getLogger(__name__)
 
@@ -37,113 +35,89 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
     Parameters
     ----------
     trips, to
-        Where prepared months and predictions are; default: the project's folders. Predictions elsewhere than there
-        are never removed, also of months that are in `months` no more.
+        Prepared months and predictions; default: the project's folders. Only there are predictions of months removed
+        that are not in `months` any more.
 
     Raises
     ------
     MonthsFailedError
-        Where some months could not be scored; the others are published.
-    TiplineError
-        Where another run is scoring, or the model's files are not the registered ones.
+        Some months could not be scored; the others are published.
     """
-    with files.hold_lock(paths.staging / "score.lock", "scoring this project"):
-        locations = plan.Locations.resolve(paths, trips, to)
-        locations.predictions.recover(locations.staged)
+    locations = plan.Locations.resolve(paths, trips, to)
+    plan.refuse_old_months(locations.trips, "Prepare them again with this version: dvc repro prepare")
+    plan.refuse_old_months(locations.predictions, "Remove this folder and score again, or name another one (--to).")
+    with locations.staged.hold_lock():
+        locations.predictions.recover_folders(locations.staged)
         ref = files.read_json(paths.champion_ref, "Run: dvc repro register")
+        locations.trips.check_access()
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
-            for month in publish.remove_unlisted_months(locations, settings.months):
-                log.info("%s is no longer in `months`: its predictions are removed", month)
-        score(settings, locations, ref, contents)
-
-
-def score(settings: Settings, locations: Locations, ref: dict[str, Any], contents: dict[str, bytes]) -> None:
-    """Plan, score, publish."""
-    locations.trips.check_access()
-    months, failed = plan.plan_months(locations, settings.months, ref["digest"])
-    publish.remove_stale_staging(locations, months, failed)
-    announce(ref, months, failed)
-    made = recorded(ref)
-    for month in months:
-        if not month.open:  # a run was ended before it could publish it
-            publish_or_record(month, made | {"seconds": 0.0}, failed)
-    left = [month for month in months if month.open]
-    if left:
-        contents = with_canary(contents, left)
-        started = time.perf_counter()
-        with cluster.connect_client(settings.cluster.n_workers) as client:
-            worker.send_model(client, contents, ref["digest"])
-            worker.check_access(client, locations)
-            ready = time.perf_counter()
-            failed |= score_months(client, left, made)
-            ended = time.perf_counter()
-        log.info("%.1f s, and %.1f s for the workers' start", ended - ready, ready - started)
+            for name in publish.remove_unlisted_months(locations.predictions, settings.months):
+                log.info("%s: no longer in `months`, predictions removed", name)
+        months, failed = plan.plan_months(locations, settings.months, ref["digest"])
+        publish.remove_stale_staging(locations, months, failed)
+        failed |= score_months(settings, months, ref, contents)
     if failed:
-        reasons = "; ".join(f"{month}: {why}" for month, why in failed.items())
-        what = f"{len(failed)} of {len(settings.months)} months failed: {reasons}"
-        others = "None is published, but" if len(failed) == len(settings.months) else "The others are published and"
-        todo = f"{others} finished parts are kept; mend the cause and run it again (dvc repro)."
+        what = f"{len(failed)} of {len(settings.months)} months failed: "
+        what += "; ".join(f"{month}: {reason}" for month, reason in failed.items())
+        todo = "The other months are published, finished parts are kept. Fix the cause and run it again (dvc repro)."
         raise MonthsFailedError(what, "score", todo)
 
 
-def with_canary(contents: dict[str, bytes], months: Sequence[Month]) -> dict[str, bytes]:
-    """The model's files; one that tipline did not make gets canary rows here, from the first that are to be scored."""
-    first = next((block for month in months for block in month.blocks), None)
-    if first is None or not external.is_external(contents):
-        return contents
-    rows = worker.read_block(first, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
-    return golden_rows.score_golden_rows(contents, rows)
-
-
-def announce(ref: dict[str, Any], months: Sequence[Month], failed: Mapping[str, str]) -> None:
-    """Say what is to be scored, and what an earlier run has done of it."""
-    rows = sum(block.rows for month in months for block in month.open)
-    named = ", ".join(month.month for month in months) or ("nothing that can be" if failed else "nothing to do")
-    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], named, format_count(rows, "row"))
-    kept = sum(part["rows"] for month in months for part in month.done.values())
-    if kept:
+def score_months(
+    settings: Settings, months: Sequence[Month], ref: dict[str, Any], contents: dict[str, bytes]
+) -> dict[str, str]:
+    """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
+    by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]
+    names, rows = ", ".join(by_name) or "nothing to do", format_count(sum(block.rows for block in blocks), "row")
+    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], names, rows)
+    if kept := sum(part["rows"] for month in months for part in month.done.values()):
         log.info("%s of a run that did not end are kept", format_count(kept, "row"))
+    made = {name: ref[name] for name in ("name", "version", "run")} | describe_environment()
+    failed, started = dict[str, str](), time.perf_counter()
 
+    def publish_month(month: Month) -> None:
+        try:
+            publish.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
+            log.info("%s: published", month.month)
+        except (TiplineError, OSError) as error:
+            failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
 
-def score_months(client: Client, months: Sequence[Month], made: dict[str, Any]) -> dict[str, str]:
-    """Score all open blocks at once, publish each month when it is whole; return the months that failed, with why."""
-    started = time.perf_counter()
-    by_name = {month.month: month for month in months}
-    blocks = [block for month in months for block in month.open]
-    failed: dict[str, str] = {}
-    with logging_redirect_tqdm(), progress.show_progress(sum(block.rows for block in blocks), " rows") as add:
+    for month in months:
+        if not month.open:
+            publish_month(month)
+    if not blocks:
+        return failed
+    storages, contents = [blocks[0].locations.trips, blocks[0].locations.staged], add_golden_rows(contents, blocks[0])
+    with (
+        cluster.connect_client(settings.cluster.n_workers) as client,
+        worker.send_model(client, contents, ref["digest"], storages),
+        logging_redirect_tqdm(),
+        progress.show_progress(sum(block.rows for block in blocks), " rows") as add,
+    ):
+        started = time.perf_counter()
         for block, result in cluster.run_tasks(client, worker.score_block, blocks, group=lambda block: block.month):
             if isinstance(result, Exception):
                 failed[block.month] = join_lines(plan.explain_failure(block, result))
                 continue
-            month = by_name[block.month]
-            month.done[block.name] = result
+            by_name[block.month].done[block.name] = result
             add(block.rows)
-            if not month.open:
-                publish_or_record(month, made | {"seconds": round(time.perf_counter() - started, 3)}, failed)
+            if not by_name[block.month].open:
+                publish_month(by_name[block.month])
     return failed
 
 
-def publish_or_record(month: Month, made: dict[str, Any], failed: dict[str, str]) -> None:
-    """Publish a month; where that fails, add it to those that failed."""
-    try:
-        publish.publish_month(month, made)
-    except (TiplineError, OSError) as error:
-        failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
-    else:
-        log.info("%s: published", month.month)
+def add_golden_rows(contents: dict[str, bytes], block: Block) -> dict[str, bytes]:
+    """Add golden rows to a model that tipline did not make: rows of this block, scored here."""
+    if not external.is_external(contents):
+        return contents
+    rows = worker.read_block(block, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
+    return golden_rows.score_golden_rows(contents, rows)
 
 
-def recorded(ref: dict[str, Any]) -> dict[str, Any]:
-    """What the manifests record of this run, and no later run compares."""
-    return {
-        "name": ref["name"],
-        "version": ref["version"],
-        "run": ref["run"],
-        "git": git.get_revision(),
-        "python": platform.python_version(),
-        "libraries": {name: version(name) for name in LIBRARIES},
-    }
+def describe_environment() -> dict[str, Any]:
+    """Describe code and libraries, for the manifests."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"git": git.get_revision(), "python": platform.python_version(), "libraries": libraries}

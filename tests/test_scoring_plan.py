@@ -1,0 +1,216 @@
+"""Which parts of which months have to be scored, and what is published: decided from files alone, without a cluster."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tipline import files, formats, storage
+from tipline.errors import TiplineError, UsageError
+from tipline.ingest.columns import PREPARED_FILE
+from tipline.monitoring.counts import Counts
+from tipline.paths import Paths
+from tipline.scoring import plan, publish, worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MONTH, GROUPS = "2009-01", (3, 3, 2)
+MODEL, OTHER_MODEL = "m" * 64, "n" * 64
+ROWS = sum(GROUPS)
+PARTS = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    """A project with one prepared month of three row groups."""
+    paths = Paths(tmp_path)
+    write_prepared(paths, range(ROWS))
+    return paths
+
+
+def write_prepared(paths: Paths, rows: range) -> None:
+    """Write a prepared month with these row numbers, and its manifest."""
+    folder = paths.prepared(MONTH)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"row": pa.array(rows, pa.int64())}), folder / PREPARED_FILE, row_group_size=GROUPS[0])
+    files.write_json(folder / files.MANIFEST, {"trips": files.describe_file(folder / PREPARED_FILE)})
+
+
+def plan_month(paths: Paths, model: str = MODEL) -> plan.Month | None:
+    """Plan the month; None if it is published."""
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], model)
+    assert not failed
+    return planned[0] if planned else None
+
+
+def list_open_parts(paths: Paths, model: str = MODEL) -> list[str]:
+    """Name the parts that have to be scored."""
+    month = plan_month(paths, model)
+    return [block.name for block in month.open] if month else []
+
+
+def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
+    """Do what a worker does, with scores of one half."""
+    count = block.rows if rows is None else rows
+    numbers = pa.array(range(sum(GROUPS[: block.row_group]), sum(GROUPS[: block.row_group]) + count), pa.int64())
+    data = worker.encode_part(numbers, pa.array([0.5] * count, pa.float32()))
+    part = {"name": block.name, "rows": count, "bytes": len(data), "sha256": files.hash_bytes(data)}
+    marker = {"key": block.key, "state": block.state, **part, "counts": Counts(count, count / 2).to_json()}
+    marker["seconds"] = dict.fromkeys(plan.PHASES, 0.25)
+    block.locations.staged.write(block.part, data)
+    block.locations.staged.write(block.marker, json.dumps(marker).encode())
+    return marker
+
+
+def publish_month(paths: Paths, model: str = MODEL) -> dict[str, Any]:
+    """Score and publish the month; return its manifest."""
+    month = plan_month(paths, model)
+    assert month
+    month.done |= {block.name: score_block(block) for block in month.open}
+    publish.publish_month(month, {"version": 1})
+    manifest: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
+    return manifest
+
+
+def test_a_new_month_has_one_part_per_row_group(paths: Paths) -> None:
+    month = plan_month(paths)
+    assert month
+    assert [(block.name, block.rows) for block in month.open] == list(zip(PARTS, GROUPS, strict=True))
+
+
+def test_manifest_lists_parts_rows_counts_and_times(paths: Paths) -> None:
+    manifest = publish_month(paths)
+    assert manifest["rows"] == ROWS
+    assert [(part["name"], part["rows"]) for part in manifest["parts"]] == list(zip(PARTS, GROUPS, strict=True))
+    for part in manifest["parts"]:
+        published = paths.predictions / f"month={MONTH}" / part["name"]
+        assert files.describe_file(published) == {"bytes": part["bytes"], "sha256": part["sha256"]}
+    assert (manifest["counts"]["rows"], manifest["counts"]["probability"]) == (ROWS, ROWS / 2)
+    trips = files.hash_file(paths.prepared_file(MONTH))
+    assert manifest["key"] == {"trips": trips, "model": MODEL, "format": formats.PREDICTIONS}
+    assert manifest["made"] == {"version": 1, "worker_seconds": dict.fromkeys(plan.PHASES, 0.75)}
+
+
+@pytest.mark.parametrize("change", ["nothing", "model", "rows", "format", "a longer part", "no part"])
+def test_a_published_month_is_scored_again_only_if_it_differs(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    publish_month(paths)
+    part = paths.predictions / f"month={MONTH}" / PARTS[0]
+    if change == "rows":
+        write_prepared(paths, range(1, ROWS + 1))
+    elif change == "format":
+        monkeypatch.setattr(formats, "PREDICTIONS", formats.PREDICTIONS + 1)
+    elif change == "a longer part":
+        part.write_bytes(part.read_bytes() + b"x")
+    elif change == "no part":
+        part.unlink()
+    open_parts = list_open_parts(paths, OTHER_MODEL if change == "model" else MODEL)
+    assert open_parts == ([] if change == "nothing" else PARTS)
+
+
+@pytest.mark.parametrize("damage", ["", "cut", "other bytes", "no part", "no marker", "another state"])
+def test_finished_parts_are_kept_if_they_are_what_their_marker_says(paths: Paths, damage: str) -> None:
+    month = plan_month(paths)
+    assert month
+    score_block(month.blocks[1])
+    staged = paths.staging / "predictions"
+    part, trips = staged / month.blocks[1].part, paths.prepared_file(MONTH)
+    data = part.read_bytes()
+    if damage in {"no part", "no marker"}:
+        (part if damage == "no part" else staged / month.blocks[1].marker).unlink()
+    elif damage == "another state":  # equal bytes and so an equal key, but nobody knows what was there in between
+        rows = trips.read_bytes()
+        trips.unlink()
+        trips.write_bytes(rows)
+    elif damage:
+        part.write_bytes(data[:-1] if damage == "cut" else bytes(reversed(data)))
+    again = plan_month(paths)
+    assert again
+    assert [block.name for block in again.open] == (PARTS if damage else [PARTS[0], PARTS[2]])
+    assert [marker["rows"] for marker in again.done.values()] == ([] if damage else [GROUPS[1]])
+
+
+def test_what_a_killed_worker_began_is_not_published(paths: Paths) -> None:
+    month = plan_month(paths)
+    assert month
+    month.locations.staged.write(f"{month.staged}/.part-00000.parquet.1.tmp", b"begun")
+    publish_month(paths)
+    assert {path.name for path in (paths.predictions / f"month={MONTH}").iterdir()} == {*PARTS, files.MANIFEST}
+    assert month.locations.staged.list_folders() == []
+
+
+@pytest.mark.parametrize("fault", ["a row too few", "a part is missing"])
+def test_incomplete_months_are_not_published(paths: Paths, fault: str) -> None:
+    month = plan_month(paths)
+    assert month
+    short = fault == "a row too few"
+    month.done |= {
+        block.name: score_block(block, block.rows - (short and block.row_group == 1)) for block in month.blocks
+    }
+    if not short:
+        month.locations.staged.remove_files([month.blocks[2].part])
+    with pytest.raises(TiplineError, match="do not have the month's rows" if short else "are missing"):
+        publish.publish_month(month, {})
+    assert not paths.predictions.exists()
+
+
+def test_a_second_run_that_finishes_the_same_month_finds_it_published(paths: Paths) -> None:
+    first, second = plan_month(paths), plan_month(paths)
+    assert first
+    assert second
+    done = {block.name: score_block(block) for block in first.blocks}
+    first.done |= done
+    second.done |= done
+    publish.publish_month(first, {"version": 1})
+    score_block(second.blocks[2])  # its worker was still busy
+    publish.publish_month(second, {"version": 2})
+    manifest = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
+    assert manifest["made"]["version"] == 1
+    assert first.locations.staged.list_folders() == []
+
+
+def test_staged_parts_of_other_models_are_removed_and_failed_months_are_left_alone(paths: Paths) -> None:
+    other, now = plan_month(paths, OTHER_MODEL), plan_month(paths)
+    assert other
+    assert now
+    for block in (other.blocks[0], now.blocks[0]):
+        score_block(block)
+    publish.remove_stale_staging(now.locations, [now], [MONTH])
+    assert len(now.locations.staged.list_folders()) == 4
+    publish.remove_stale_staging(now.locations, [now], [])
+    assert now.locations.staged.list_folders() == [now.staged, now.staged + plan.MARKERS]
+
+
+def test_a_prepared_month_of_another_length_fails(paths: Paths) -> None:
+    with paths.prepared_file(MONTH).open("ab") as file:
+        file.write(b"x")
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], MODEL)
+    assert not planned
+    assert "its manifest says" in failed[MONTH]
+
+
+def test_files_that_are_not_predictions_are_not_lost(paths: Paths) -> None:
+    publish_month(paths)
+    (paths.predictions / f"month={MONTH}" / "notes.txt").write_text("mine")
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], OTHER_MODEL)
+    assert not planned
+    assert "notes.txt" in failed[MONTH]
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/trips", "s3://", "s3:///"])
+def test_other_addresses_are_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="s3://BUCKET/FOLDER"):
+        storage.open_storage(address)
+
+
+@pytest.mark.parametrize("trips", ["s3://bucket/trips", "data/trips", ""])
+def test_predictions_never_replace_the_months(paths: Paths, monkeypatch: pytest.MonkeyPatch, trips: str) -> None:
+    monkeypatch.chdir(paths.root)
+    with pytest.raises(UsageError, match="would replace the prepared months"):
+        plan.Locations.resolve(paths, trips, f"{trips or 'data/trips'}/")

@@ -1,0 +1,112 @@
+"""A month's figures and its verdict, from counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tipline.evaluation import baseline
+from tipline.monitoring import verdict
+from tipline.monitoring.counts import BANDS, Counts, Sums, assign_band
+
+BASELINE = {"by": ["payment_type"], "smoothing": 10, "overall": 0.2, "rates": {"cash": 0.1, "credit": 0.9}}
+ROWS = {"cash": 70, "credit": 30}
+
+
+def make_month(skill: float, days: int = 28, rates: dict[str, float] | None = None) -> Counts:
+    """Make a month whose scores take this share off the losses of tip rates, by default the baseline's.
+
+    Days differ by a tip, and by two points of skill.
+    """
+    rates = rates or {"cash": 0.1, "credit": 0.9}
+    counts = Counts(rows=days * sum(ROWS.values()))
+    for day in range(days):
+        counts.days[str(day + 1)] = groups = {}
+        for name, rate in rates.items():
+            tips = round(ROWS[name] * rate) + ((-1) ** day if rate > 0 else 0)
+            loss = baseline.sum_group_loss({"overall": 0, "rates": rates}, name, ROWS[name], tips)
+            groups[name] = Sums(ROWS[name], tips, ROWS[name] * rate, (1 - skill + 0.02 * (-1) ** (day // 2)) * loss)
+    return counts
+
+
+def summarize(counts: Counts, **spec: Any) -> dict[str, Any]:
+    return verdict.summarize_month(counts, {"baseline": BASELINE} | spec)
+
+
+@pytest.mark.parametrize(
+    ("skill", "expected", "reason"),
+    [
+        (0.1, "keep", "Significantly better than the tip rate by payment_type: skill 10"),
+        (-0.1, "retrain", "Significantly worse than the tip rate by payment_type: skill -10.0% ("),
+        (0.0, "keep", "Not significantly different from the tip rate by payment_type: skill "),
+    ],
+)
+def test_the_verdict_rests_on_skill(skill: float, expected: str, reason: str) -> None:
+    month = summarize(make_month(skill))
+    assert (month["verdict"], month["skill"]) == (expected, pytest.approx(skill, abs=1e-3))
+    assert month["reason"].startswith(reason)
+    assert month["skill_low"] < month["skill"] < month["skill_high"]
+
+
+def test_a_model_that_the_refitted_baseline_beats_is_to_be_retrained() -> None:
+    # Far better than rates that no longer hold, worse than those that do.
+    month = summarize(make_month(-0.2, rates={"cash": 0.3, "credit": 0.6}))
+    assert month["skill_low"] > 0.05
+    assert (month["verdict"], month["refitted_skill_high"] < 0) == ("retrain", True)
+    expected = "Significantly worse than this month's tip rate by payment_type (leave-one-day-out): skill -"
+    assert month["reason"].startswith(expected)
+
+
+@pytest.mark.parametrize(("days", "words"), [(0, ""), (1, "on 1 day, "), (13, "on 13 days, ")])
+def test_under_fourteen_days_a_month_is_not_judged(days: int, words: str) -> None:
+    month = summarize(make_month(-0.5, days=days))
+    names = [f"{name}_{bound}" for name in ("skill", "refitted_skill", "excess_tips") for bound in ("low", "high")]
+    assert {month[name] for name in names} == {None}
+    assert month["verdict"] == ("keep" if days else "no labels")
+    assert words in month["reason"]
+    assert summarize(make_month(-0.5, days=14))["verdict"] == "retrain"
+    undated = summarize(Counts(days={"other": {"cash": Sums(100, 10, 10.0, 40.0)}}))
+    assert (undated["verdict"], undated["days"], undated["refitted_skill"]) == ("keep", 0, None)
+    assert "on rows without a date" in undated["reason"]
+
+
+def test_where_the_baseline_leaves_nothing_to_gain_the_model_is_kept() -> None:
+    month = summarize(make_month(0.0, rates={"cash": 0.0}), baseline=BASELINE | {"rates": {"cash": 0.0}})
+    assert (month["skill"], month["skill_low"], month["refitted_skill"], month["verdict"]) == (None, None, None, "keep")
+    assert (month["tips"], month["groups"].keys()) == (0, {"cash"})
+    assert "leaves nothing to gain" in month["reason"]
+
+
+def test_groups_under_a_thousand_rows_are_not_judged() -> None:
+    groups = summarize(make_month(0.1))["groups"]
+    assert (groups["cash"]["rows"], groups["cash"]["skill"]) == (1960, pytest.approx(0.1, abs=1e-3))
+    assert (groups["credit"]["rows"], groups["credit"]["skill"]) == (840, None)
+    assert groups["credit"]["tip_rate"] == pytest.approx(0.9)
+
+
+def test_calibration_groups_are_by_score_and_hold_all_labelled_rows() -> None:
+    generator = np.random.default_rng(5)
+    scores = generator.beta(0.2, 0.5, 50_000).astype(np.float32)
+    bands = np.zeros((BANDS, 3), np.int64)
+    np.add.at(bands, (assign_band(scores), (generator.random(50_000) < scores).astype(int)), 1)
+    bands[500, 2] = 10**6
+    groups = verdict.compute_calibration(bands)
+    assert (len(groups), sum(group["rows"] for group in groups)) == (10, 50_000)
+    predicted = [group["predicted"] for group in groups]
+    assert predicted == sorted(predicted)
+    assert [group["observed"] for group in groups] == pytest.approx(predicted, abs=0.05)
+    assert verdict.compute_calibration(np.zeros((BANDS, 3), np.int64)) == []
+
+
+def test_drift_does_not_decide() -> None:
+    counts = make_month(0.1)
+    counts.bands[800, 2] = counts.rows
+    score = {"starts": [0, 500], "counts": [900, 100], "psi_bound": 0.02}
+    month = summarize(counts, reference={"rows": 1000, "features": {}, "score": score})
+    assert month["drift"]["score"]["flagged"] is True
+    assert (month["drifted"], month["verdict"]) == ("score", "keep")
+    assert month["reason"].endswith("Drift in score; drift alone does not change the verdict.")
+    without = summarize(make_month(0.1))
+    assert (without["drift"], without["drifted"]) == (None, "")
