@@ -237,7 +237,7 @@ def describe_curve(settings: Settings, paths: Paths) -> Record:
         files.hash_json({**decision, "sizes": content}),
         {**artifact.describe_settings(settings), **params, "months": ", ".join(settings.sample.get_months("train"))},
         {0: baseline, **steps},
-        {NOTE: "\n\n".join(filter(None, (decision["reason"], decision["sanity"])))},
+        {NOTE: decision["reason"]},
         [paths.learning_curve, paths.learning_curve.with_suffix(".png")],
     )
 
