@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -264,6 +265,15 @@ def test_a_part_whose_note_does_not_fit_is_not_resumed(
         note.write_text(change(note.read_text()))
     part.write_bytes(b"x" * len(part.read_bytes()))
     assert download(shelf, part) == OLD
+
+
+@pytest.mark.parametrize(("data", "fetched"), [(OLD, 0), (OLD + b"more", len(OLD))], ids=["complete", "too long"])
+def test_a_complete_part_is_not_fetched_again(shelf: servers.Shelf, part: Path, data: bytes, fetched: int) -> None:
+    part.write_bytes(data)
+    note = {"address": shelf.address("/trips.csv"), "size": len(OLD), "version": servers.etag(OLD)}
+    part.with_name(f"{part.name}.json").write_text(json.dumps(note))
+    assert download(shelf, part) == OLD
+    assert shelf.count_sent_bytes() == fetched
 
 
 # ---- interrupts ----

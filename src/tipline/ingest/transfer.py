@@ -134,6 +134,8 @@ def download_rest(address: str, part: Path, label: str, *, as_stream: bool = Fal
         remove_part(part)
         raise TemporaryError(TiplineError("The file changed at its source during the download.", where, TODO))
     if state.size not in {None, arrived}:
+        if arrived > (state.size or 0):
+            remove_part(part)
         what = f"{arrived:,} bytes arrived, but the source states {state.size:,}."
         raise TemporaryError(TiplineError(what, where, TODO))
     return state
