@@ -1,4 +1,4 @@
-"""From a source (the simulation, a path, https, S3) to the published file of a month, whole or not at all."""
+"""Fetch the published file of a month from its source: the simulation, a path, https or S3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tipline import files
 from tipline.errors import TiplineError, hide_secrets, summarize_exception
-from tipline.ingest import simulate
+from tipline.ingest import simulate, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,100 +23,77 @@ TODO = "Check `source` in params.yaml."
 
 
 def format_address(source: str, month: str, home: Path) -> str:
-    """Return the address of a month; a relative path starts at the project's folder."""
+    """Return the address of a month; relative paths start at the folder `home`."""
     scheme = urlsplit(source).scheme
-    filled = source.replace("{month}", month)
+    address = source.replace("{month}", month)
     if scheme in REMOTE:
-        return scheme + filled[len(scheme) :]  # fsspec does not know HTTP://
-    return os.path.normpath(home / filled.removeprefix("file://"))
+        return scheme + address[len(scheme) :]  # fsspec does not know HTTP://
+    return os.path.normpath(home / address.removeprefix("file://"))
 
 
 def fetch_month(
-    source: str, month: str, folder: Path, home: Path, simulated: Mapping[str, int], part: Path
+    source: str, month: str, folder: Path, home: Path, demo: Mapping[str, int], part: Path
 ) -> dict[str, Any]:
-    """Put the published file of a month into `folder` and return its manifest.
+    """Write the published file of a month to `folder` and return its manifest: address, name, bytes, sha256.
+
+    The manifest of a file from a server holds under `upstream` the size and version that the server states.
 
     Parameters
     ----------
-    source
-        `demo`, or an address with {month} in it.
-    simulated
-        rows and seed of a simulated month.
+    demo
+        Rows and seed of a simulated month, whose source is `demo`.
     part
-        Where the bytes are collected; the next run resumes from it. On the same file system as `folder`.
-
-    Returns
-    -------
-    dict
-        address, name, bytes, sha256; and `upstream`, the size and version that a server states.
+        Where the bytes are collected, on the file system of `folder`; the next run resumes from it.
 
     Raises
     ------
     NotPublishedError
         The source does not have the month.
     TiplineError
-        The bytes do not arrive whole, or are neither Parquet nor CSV.
+        The source fails, or the file is neither Parquet nor CSV.
     """
     upstream = {}
     if source == "demo":
-        shown = f"demo:{month}?rows={simulated['rows']}&seed={simulated['seed']}"
-        target = folder / f"yellow_tripdata_{month}.parquet"
-        simulate.simulate_month(target, month, simulated["rows"], simulated["seed"])
+        shown, name = f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}", f"yellow_tripdata_{month}.parquet"
+        simulate.simulate_month(folder / name, month, demo["rows"], demo["seed"])
     else:
-        from tipline.ingest import transfer  # noqa: PLC0415 (simulated months do not wait for it)
-
         address = format_address(source, month, home)
         check_folder(source, address, home)
-        shown, target = hide_secrets(address), folder / get_file_name(address, month)
-        stated = transfer.download_file(address, part, month)
-        part.replace(target)
-        if not address.startswith("/"):
-            upstream = {"upstream": {"size": stated.size, "version": stated.version}}
-    check_format(target, shown)
-    return {"address": shown, "name": target.name} | files.describe_file(target) | upstream
-
-
-def get_file_name(address: str, month: str) -> str:
-    """Return the last part of an address; a `#` in a local path is part of the name."""
-    path = address if address.startswith("/") else urlsplit(address).path
-    return Path(path).name or month
+        is_local = address.startswith("/")  # a # or ? in a local path is part of the name
+        shown, name = hide_secrets(address), Path(address if is_local else urlsplit(address).path).name or month
+        state = transfer.download_file(address, part, month)
+        part.replace(folder / name)
+        upstream = {} if is_local else {"upstream": {"size": state.size, "version": state.version}}
+    check_format(folder / name, shown)
+    return {"address": shown, "name": name} | files.describe_file(folder / name) | upstream
 
 
 def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Path) -> bool:
     """Whether `folder` holds what its manifest says and the server still states the same size and version.
 
-    Simulated and local months, and servers that state no version, are fetched again.
-
-    Raises
-    ------
-    NotPublishedError, TiplineError
-        As `fetch_month`, if the server does not answer.
+    Simulated and local months, and months of servers that state no version, are fetched again. Errors are those of
+    `fetch_month`.
     """
     match files.try_read_json(manifest):
         case {"address": old, "name": str(name), "sha256": digest, "upstream": {"size": size, "version": str(version)}}:
-            from tipline.ingest import transfer  # noqa: PLC0415
-
             address, path = format_address(source, month, home), folder / name
             if hide_secrets(address) == old and path.is_file() and files.hash_file(path) == digest:
-                stated, _ = transfer.peek_bytes(address, 0, 1)
-                return (stated.size, stated.version) == (size, version)
+                return transfer.fetch_state(address) == transfer.FileState(size, version)
     return False
 
 
 def check_published(source: str, month: str, home: Path) -> None:
-    """Ask a source for a month; errors as in `fetch_month`."""
+    """Ask a source whether it has a month; errors are those of `fetch_month`."""
     if source == "demo":
         simulate.get_published_schema(month)
-        return
-    from tipline.ingest import transfer  # noqa: PLC0415
-
-    address = format_address(source, month, home)
-    check_folder(source, address, home)
-    transfer.peek_bytes(address, 0, 1)
+    else:
+        address = format_address(source, month, home)
+        check_folder(source, address, home)
+        transfer.fetch_state(address)
 
 
 def check_folder(source: str, address: str, home: Path) -> None:
-    """Tell a wrong path from a month that does not exist yet, whose folder exists."""
+    """Refuse a local path whose folder does not exist; if only the file is missing, the month is not published."""
     # As text, because a Path would drop the slash that separates a folder from the beginning of a name.
     folder, _ = os.path.split(os.path.join(home, source.removeprefix("file://").partition("{month}")[0]))  # noqa: PTH118
     if address.startswith("/") and not Path(folder).is_dir():
@@ -127,14 +104,12 @@ def check_format(path: Path, where: str) -> None:
     """Refuse a file that cannot be a month: Parquet without a footer, a web page, something binary."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    if not head.startswith(b"PAR1") and path.suffix != ".parquet":
+    if is_html(head) or not (head.startswith(b"PAR1") or path.suffix == ".parquet"):
         check_head(head, where)
         return
     try:
         pq.read_metadata(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if is_html(head):
-            raise TiplineError("This is a web page, not a Parquet file.", where, TODO) from error
         what = f"This Parquet file is damaged or cut off: {summarize_exception(error)}"
         raise TiplineError(what, where, "Fetch it again, or ask the publisher.") from error
 
