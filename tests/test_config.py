@@ -47,10 +47,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("months", [*FIRST, 2009.04], f"months: 2009.04 {NOT_A_MONTH}"),
     ("months", [*FIRST, "2009-01"], "months: 2009-01 is listed twice"),
     ("months", [], "months: has no month; add one per line, as `- 2009-01`"),
-    ("months", "2009-01", "months: has to be a list with one month per line, as `- 2009-01`; "
-     "DVC cannot expand dvc.yaml without it"),
-    ("months", {"2009-01": None}, "months: has to be a list with one month per line, as `- 2009-01`; "
-     "DVC cannot expand dvc.yaml without it"),
+    ("months", "2009-01", ("months: has to be a list with one month per line, as `- 2009-01`; "
+     "DVC cannot expand dvc.yaml without it")),
+    ("months", {"2009-01": None}, ("months: has to be a list with one month per line, as `- 2009-01`; "
+     "DVC cannot expand dvc.yaml without it")),
     ("sample.months", give_roles("train", "validation") | {"2009-12": "test"},
      "sample.months: 2009-12 is not in the list `months`"),
     ("sample.months", give_roles("train", "validation") | {"2009-13": "test"},
@@ -117,8 +117,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("learning_curve.budget", {"rows": 1},
      "The file has keys of tipline 0.1: `learning_curve.budget.rows` is now `learning_curve.max_rows`."),
     ("sample.months", give_roles("fit", "size", "evaluate"),
-     "The file has keys of tipline 0.1: the role `fit` is now `train`; the role `size` is now `validation`; "
-     "the role `evaluate` is now `test`."),
+     ("The file has keys of tipline 0.1: the role `fit` is now `train`; the role `size` is now `validation`; "
+     "the role `evaluate` is now `test`.")),
 ]  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def create_noisy_study(behind: list[float], repeats: int = 5, days: int = 10, no
 
 
 def replace_baseline(study: Study, **figures: float) -> Study:
-    return dataclasses.replace(study, baseline=study.baseline | figures)
+    return dataclasses.replace(study, baseline={**study.baseline, **figures})
 
 
 # ---- the study ----

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from tests import story, workbench
+from tests import stories, workbench
 from tests.conftest import ROOT, missing
 from tipline.commands import month, repro
 from tipline.errors import NotPublishedError, UsageError
@@ -34,9 +34,9 @@ CURVE = {"smallest": 100, "sizes": 3, "repeats": 2}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> story.Story:
+def project(tmp_path_factory: pytest.TempPathFactory) -> stories.Story:
     """A project in which nothing has run, in git with a remote, with a DVC remote."""
-    project = story.start(tmp_path_factory.mktemp("month") / "project", **SMALL, learning_curve=CURVE)
+    project = stories.start(tmp_path_factory.mktemp("month") / "project", **SMALL, learning_curve=CURVE)
     settings = project.root / "params.yaml"
     settings.write_text("# a comment\n" + settings.read_text())
     for command in (
@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> story.Story:
 
 
 @contextlib.contextmanager
-def killed_command(project: story.Story, file: str) -> Iterator[psutil.Process]:
+def killed_command(project: stories.Story, file: str) -> Iterator[psutil.Process]:
     """Kill `tipline month`, and it alone, as soon as a stage has written a file; yield the process of its DVC."""
     with workbench.running("tipline", "month", NEW, folder=project.root) as process:
         workbench.wait_for((project.root / file).exists)
@@ -68,20 +68,20 @@ def read_months(root: Path) -> list[str]:
     return sorted(path.parent.name.removeprefix("month=") for path in root.glob("data/predictions/*/_manifest.json"))
 
 
-def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(project: story.Story) -> None:
+def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(project: stories.Story) -> None:
     done = project.run("tipline", "month", "2010-01")
     assert done.returncode == 5
     assert "Running stage" not in done.stdout
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_dvc_ends_with_a_killed_command(project: story.Story) -> None:
+def test_dvc_ends_with_a_killed_command(project: stories.Story) -> None:
     with killed_command(project, "data/raw/2009-01.json") as dvc:
         workbench.wait_for(lambda: not dvc.is_running() or dvc.status() == psutil.STATUS_ZOMBIE)
     assert not (project.root / "data/raw/2009-03.json").exists()
 
 
-def test_the_next_command_resumes_at_once(project: story.Story) -> None:
+def test_the_next_command_resumes_at_once(project: stories.Story) -> None:
     with killed_command(project, "data/trips/month=2009-01/_manifest.json"):
         done = project.run("tipline", "month", NEW)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -89,7 +89,7 @@ def test_the_next_command_resumes_at_once(project: story.Story) -> None:
     assert read_months(project.root) == [*MONTHS, NEW]
 
 
-def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project: story.Story) -> None:
+def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project: stories.Story) -> None:
     done = project.run("tipline", "month", NEW)
     assert re.findall(r"Running stage '(.+?)'", done.stdout) == ["register", "record"]
     entry = json.loads((project.root / "reports/monitoring/months.json").read_text())[-1]
@@ -104,7 +104,7 @@ def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project:
     assert list(month.list_next_commands(project.root, NEW)) == ["nothing to commit", "  git push", "  dvc push"]
 
 
-def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: story.Story) -> None:
+def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: stories.Story) -> None:
     (project.root / "data/trips/month=2009-05").write_text("a file is in the way")
     done = project.run("tipline", "month", "2009-05")
     assert done.returncode == 1

@@ -25,13 +25,13 @@ def assert_picture(path: Path) -> None:
     assert [other.name for other in path.parent.iterdir()] == [path.name]
 
 
-def make_size(rows: int, seconds: float = 0.5, **skill: float | None) -> dict[str, float | None]:
-    skill = {"skill": 0.02, "skill_low": 0.01, "skill_high": 0.03} | skill
+def make_size(rows: int, seconds: float = 0.5, **given: float | None) -> dict[str, float | None]:
+    skill = {"skill": 0.02, "skill_low": 0.01, "skill_high": 0.03, **given}
     sets = {f"{name}.{figure}": value for name in ("held_out", "validation") for figure, value in skill.items()}
     return {"rows": rows, "fit_seconds": seconds, **sets}
 
 
-UNKNOWN_SKILL = dict.fromkeys(("skill", "skill_low", "skill_high"))
+UNKNOWN_SKILL: dict[str, Any] = dict.fromkeys(("skill", "skill_low", "skill_high"))
 
 
 def test_learning_curves_are_drawn(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 arguments, environment, folder and open files to a server, which forks: the fork runs the command's own `main`, as the
 script in the environment would, and the client ends with its exit code. A client that is killed takes the fork with it.
 
-The first `dvc repro` of `mirror.lived` and commands that are to be killed or interrupted run as they are.
+The first `dvc repro` of `stories.copy_first` and commands that are to be killed or interrupted run as they are.
 """
 
 from __future__ import annotations
