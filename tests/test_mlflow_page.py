@@ -168,7 +168,7 @@ def row_of(page: Page, name: str) -> list[str]:
 def metrics(seen: str, runs: int) -> dict[str, list[str]]:
     """The metrics of the comparison: the page has their names first, then the figures, run by run."""
     lines = seen.partition("Metrics\nShow diff only\n")[2].partition("\nArtifacts\n")[0].split("\n")
-    names = [line for line in lines if re.match(r"(train|evaluate|gate)\.", line)]
+    names = [line for line in lines if re.match(r"(train|test|gate)\.", line)]
     values = lines[len(names) :]
     return {name: values[place * runs : (place + 1) * runs] for place, name in enumerate(names)}
 
@@ -192,7 +192,7 @@ def test_three_models_are_compared_side_by_side(shown: Shown) -> None:
     # The same names for training and evaluation, each with a figure of every model; few enough to be read at once.
     figures = metrics(seen, len(runs))
     names = ["log_loss", "baseline_log_loss", "skill", "auc"]
-    for metric in (f"{part}.{name}" for part in ("train", "evaluate") for name in names):
+    for metric in (f"{part}.{name}" for part in ("train", "test") for name in names):
         assert all(re.fullmatch(r"-?[\d.]+", value) for value in figures[metric]), figures
     assert all(len(run.data.params) <= 6 and len(run.data.metrics) <= 11 for run in runs)
     shown.page.get_by_text("Run details").click()
@@ -214,7 +214,7 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
 
 def test_the_versions_are_told_apart_in_their_list(shown: Shown) -> None:
     shown.go(f"models/{NAME}", "Version 3")
-    assert "How likely tip_amount of a trip is to be above zero" in shown.text()
+    assert "The probability that tip_amount of a trip is above zero" in shown.text()
     for number in (1, 2, 3):
         row = version_row(shown, number).inner_text()
         assert re.search(r"skill -?[\d.]+% on 2009-03", row), row

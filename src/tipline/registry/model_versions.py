@@ -119,7 +119,8 @@ def ensure_version(client: Client, paths: Paths, name: str, folder: Path) -> Ver
     if version is None:
         return register_run(client, name, runs.ensure_training_run(client, paths, folder))
     if folder == paths.challenger and "DVC_EXP_NAME" in os.environ and (run := get_run(client, version)):
-        runs.add_experiment_name(client, run)
+        run = runs.add_experiment_name(client, run)
+        return tag_version(client, version, select_version_tags(run.data.tags))
     return version
 
 

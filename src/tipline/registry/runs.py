@@ -73,9 +73,7 @@ def ensure_run(
 ) -> Run:
     """Return the finished run of a record; create one, or complete the one that a killed process left."""
     if run is not None and store.is_finished(run):
-        if record.is_trial:
-            add_experiment_name(client, run)
-        return run
+        return add_experiment_name(client, run) if record.is_trial else run
     if run is None:
         revision, trial = git.get_revision(), os.environ.get("DVC_EXP_NAME") if record.is_trial else None
         tags = {"tipline.git": revision, "mlflow.source.git.commit": revision.removesuffix("-dirty"), **record.tags}
@@ -111,11 +109,13 @@ def log_metrics(
     client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in (params or {}).items()])
 
 
-def add_experiment_name(client: Client, run: Run) -> None:
-    """Add the DVC experiment that runs now to those that led to a run."""
+def add_experiment_name(client: Client, run: Run) -> Run:
+    """Add the DVC experiment that runs now to those that led to a run; return the run with it."""
     now, names = os.environ.get("DVC_EXP_NAME"), list_experiment_names(run)
-    if now and now not in names:
-        client.set_tag(run.info.run_id, DVC_EXPERIMENT, ", ".join([*names, now]))
+    if not now or now in names:
+        return run
+    client.set_tag(run.info.run_id, DVC_EXPERIMENT, ", ".join([*names, now]))
+    return client.get_run(run.info.run_id)
 
 
 def list_experiment_names(run: Run) -> list[str]:
