@@ -36,7 +36,7 @@ REQUESTS = 16  # at the same time
 # A bucket has no locks. Younger staged files may belong to a run with another model that is still going on.
 ABANDONED_AFTER = dt.timedelta(days=1)
 MISSING = (FileNotFoundError, NotADirectoryError)
-HTTP_FORBIDDEN, HTTP_RANGE_NOT_SATISFIABLE = 403, 416
+HTTP_RANGE_NOT_SATISFIABLE = 416
 
 
 @dataclass(frozen=True)
@@ -223,19 +223,16 @@ class Storage:
             yield
         except (OSError, ValueError, aiohttp.ClientError, boto.BotoCoreError) as error:
             response = getattr(error.__cause__, "response", {})
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            what, where = hide_secrets(summarize_exception(error)).rstrip("."), self.address(name)
-            if response.get("Error", {}).get("Code") == "NoSuchBucket":
-                todo = "Check --trips and --to, or create the bucket."
-                raise TiplineError("The bucket does not exist.", where, todo) from error
-            if isinstance(error, FileNotFoundError) or status == HTTP_RANGE_NOT_SATISFIABLE:
+            is_bucket_missing = response.get("Error", {}).get("Code") == "NoSuchBucket"
+            is_range_missing = response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTP_RANGE_NOT_SATISFIABLE
+            if is_range_missing or (isinstance(error, FileNotFoundError) and not is_bucket_missing):
                 raise
-            no_keys = (PermissionError, boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)
-            if status == HTTP_FORBIDDEN or isinstance(error, no_keys):
-                todo = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, here and on every worker."
-                raise TiplineError(f"The store refuses these keys: {what}.", where, todo) from error
-            todo = "Check the address, AWS_ENDPOINT_URL and the network, here and on the workers; then run it again."
-            raise TiplineError(f"The store cannot be used: {what}.", where, todo) from error
+            what = f"The store cannot be used: {hide_secrets(summarize_exception(error)).rstrip('.')}."
+            todo = (
+                "Check the bucket, the keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), "
+                "AWS_ENDPOINT_URL and the network, here and on every worker; then run it again."
+            )
+            raise TiplineError(what, self.address(name), todo) from error
 
 
 class LocalStorage(Storage):
