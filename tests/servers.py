@@ -55,7 +55,7 @@ def sha256(data: bytes) -> str:
 
 @dataclass
 class Request:
-    """What was asked for, and what was answered."""
+    """A request and its answer."""
 
     path: str
     headers: dict[str, str]
@@ -64,14 +64,14 @@ class Request:
 
     @property
     def span(self) -> str:
-        """The range that was asked for, empty for the whole file."""
+        """The requested range; empty for the whole file."""
         return self.headers.get("range", "")
 
 
 class Shelf(http.server.ThreadingHTTPServer):
     """A server of a few files; each attribute is a way to misbehave.
 
-    It states length and ETag, answers for ranges and heeds If-Range and If-Match, unless told otherwise.
+    It states length and ETag, answers for ranges and heeds If-Range and If-Match, unless an attribute says otherwise.
     """
 
     daemon_threads = True
@@ -105,7 +105,7 @@ class Shelf(http.server.ThreadingHTTPServer):
         return f"http://{user}127.0.0.1:{self.server_address[1]}{path}"
 
     def spans(self) -> list[str]:
-        """The ranges that were asked for, in order."""
+        """The requested ranges, in order."""
         return [request.span for request in self.log]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -115,7 +115,7 @@ class Shelf(http.server.ThreadingHTTPServer):
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """What the server says."""
+    """The answers of the server."""
 
     server: Shelf
 
@@ -497,7 +497,7 @@ class Passing(socketserver.BaseRequestHandler):
             self.request.shutdown(socket.SHUT_RDWR)
 
     def forward(self, inner: socket.socket) -> None:
-        """What the client says."""
+        """Pass on what the client sends."""
         with contextlib.suppress(OSError):
             while data := self.request.recv(BLOCK):
                 self.server.asked.append(data)

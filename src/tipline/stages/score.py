@@ -40,10 +40,10 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
     plan.refuse_old_months(locations.predictions, "Remove this folder and score again, or name another one (--to).")
     with locations.staged.hold_lock():
         locations.predictions.recover_folders(locations.staged)
-        locations.trips.check_access()
         ref = files.read_json(paths.champion_ref, "Run: dvc repro register")
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
+        locations.trips.check_access()
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
             for name in publish.remove_unlisted_months(locations.predictions, settings.months):
