@@ -13,15 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import config, files
-from tipline.errors import (
-    NotPublishedError,
-    TiplineError,
-    UsageError,
-    combine_failures,
-    format_count,
-    hide_secrets,
-    shorten_text,
-)
+from tipline.errors import NotPublishedError, TiplineError, UsageError, combine_failures, format_count, hide_secrets, shorten_text
 from tipline.ingest import prepare, readers, source, transfer
 from tipline.ingest.schema import load_schema
 
