@@ -37,13 +37,10 @@ def count_cpus() -> int:
 
 
 def start_forkserver(module: str) -> bool:
-    """Start the forkserver, which imports dask and a module, unless it runs already.
+    """Start the forkserver, which imports dask and a module, unless it runs already; return whether there is one.
 
-    Returns
-    -------
-    bool
-        Whether there is one. There is none if the environment names a scheduler, or if its socket has no place: the
-        temporary folder is full, or its path is too long for the name of a socket.
+    There is none if the environment names a scheduler, or if its socket has no place: the temporary folder is full, or
+    its path is too long for the name of a socket.
     """
     if not CAN_FORK or os.environ.get(ADDRESS):
         return False

@@ -180,7 +180,7 @@ def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> lis
 def find_finished_parts(staged: Storage, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield names and markers of parts that an earlier run has finished from the same key.
 
-    The prepared file must not have been replaced since: a month is never made from two states of it.
+    The prepared file must not have been replaced since, so that no month is made from two states of it.
     """
     sizes = staged.list_sizes(name_staged_folder(blocks[0].month, blocks[0].key)) if blocks else {}
     for block in blocks:

@@ -44,6 +44,7 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         locations.trips.check_access()
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
+        locations.trips.check_access()
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
             for name in publish.remove_unlisted_months(locations.predictions, settings.months):
