@@ -1,23 +1,29 @@
-"""`tipline promote` asks the gate, and a version that it refuses becomes champion only with a reason on record."""
+"""`tipline promote` asks the gate; a version that it refuses becomes champion only with a recorded reason."""
 
 from __future__ import annotations
 
-import getpass
-import json
-import os
 import shutil
 from typing import TYPE_CHECKING
 
+import mlflow
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
-from tests import test_foreign, workbench
-from tests.test_registry import NAME, champion, client, train_another
+from tests import workbench
+from tests.conftest import forget_store
+from tests.test_registry import NAME, client, get_champion, read_ref, train_another
 from tipline import files
 from tipline.commands import promote
 from tipline.errors import UsageError
 from tipline.model import artifact
-from tipline.registry import model_versions
+from tipline.registry import history, model_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 
     from tipline.paths import Paths
 
-    Run = Callable[..., tuple[int, str]]
+    RunCli = Callable[..., tuple[int, str]]
 
 pytestmark = [
     *workbench.MLFLOW_WARNINGS,
@@ -35,213 +41,221 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def registered(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path
-) -> Paths:
+def registered(scored_template: Paths, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Paths:
     """A project whose champion is version 1, and whose challenger, version 2, is much worse."""
-    paths = workbench.copy_project(workbench.scored(request), tmp_path_factory.mktemp("registered"))
+    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("registered"))
     shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
-    workbench.run(paths, "register")
-    train_another(paths, 0.0001)
-    workbench.run(paths, "register", "evaluate")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with forget_store():
+        workbench.run(paths, "register")
+        train_another(paths, 0.0001)
+        workbench.run(paths, "register", "evaluate")
     return paths
 
 
 @pytest.fixture
 def project(registered: Paths) -> Iterator[Paths]:
-    """That project, as it was before what an earlier test did to it."""
-    before = {path: path.read_bytes() for path in kept(registered)}
-    client(registered).set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
-    for number in (1, 2):
-        for name in {promote.FORCED, promote.BY, model_versions.VERDICT} & set(tags(registered, number)):
-            client(registered).delete_model_version_tag(NAME, str(number), name)
+    """That project, put back afterwards."""
+    connected = client(registered)
+    before = {path: path.read_bytes() for path in list_files(registered)}
+    kept = dict(connected.get_registered_model(NAME).tags)
     yield registered
+    connected.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
+    for key in set(connected.get_registered_model(NAME).tags) - set(kept):
+        connected.delete_registered_model_tag(NAME, key)
     for path, data in before.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
 
 
-def kept(paths: Paths) -> list[Path]:
+def list_files(paths: Paths) -> list[Path]:
     """The files that a test may damage."""
-    estimators = (paths.root / "mlartifacts").rglob("estimator.skops")
-    return [paths.sample("test", "2009-03"), paths.evaluation, paths.champion_ref, paths.promotions, *estimators]
+    estimators = sorted((paths.root / "mlartifacts").rglob("estimator.skops"))
+    models = [path for folder in (paths.challenger, paths.champion) for path in folder.iterdir()]
+    return [paths.sample("test", "2009-03"), paths.evaluation, *models, *estimators]
 
 
-def tags(paths: Paths, number: int = 2) -> dict[str, str]:
-    return dict(client(paths).get_model_version(NAME, str(number)).tags)
-
-
-def test_a_worse_version_is_refused_with_the_reasons_and_what_overrules_them(project: Paths, run_cli: Run) -> None:
-    code, printed = run_cli(project.root, "promote", "2")
-    assert code == 3, printed
-    assert "The gate refuses it: its gain over the champion may be as low as -" in printed
-    assert "Judged on 2009-03; says nothing about months to come." in printed
-    assert f"{NAME} version 2 against the champion, version 1" in printed
-    assert 'tipline promote 2 --force "reason"' in printed
-    assert champion(project) == 1
-    assert not {promote.FORCED, promote.BY} & set(tags(project))
-
-
-def test_force_is_recorded_with_who_and_what_the_gate_said(project: Paths, run_cli: Run) -> None:
-    code, printed = run_cli(project.root, "promote", "2", "--force", "the owner wants it")
-    assert code == 0, printed
-    assert champion(project) == 2
-    told = tags(project)
-    assert told[promote.FORCED] == "the owner wants it"
-    assert told[promote.BY] == getpass.getuser()
-    assert told[model_versions.VERDICT].startswith("The gate refuses it: ")
-    # Back again it passes: what was forced is the champion now, and the note of that stays with its version.
-    code, printed = run_cli(project.root, "promote", "1")
-    assert code == 0, printed
-    assert champion(project) == 1
-    assert tags(project, 1)[model_versions.VERDICT].startswith("The gate lets it pass. ")
-    assert promote.FORCED not in tags(project, 1)
-    assert promote.FORCED in tags(project)
-
-
-@pytest.mark.parametrize("reason", ["", "  "])
-def test_an_empty_reason_is_a_usage_error(project: Paths, run_cli: Run, reason: str) -> None:
-    code, printed = run_cli(project.root, "promote", "2", "--force", reason)
-    assert code == 2
-    assert "--force has no reason" in printed
-    assert champion(project) == 1
-
-
-def test_the_champion_needs_no_gate(project: Paths, run_cli: Run, caplog: pytest.LogCaptureFixture) -> None:
-    code, printed = run_cli(project.root, "promote", "1")
-    assert code == 0, printed
-    assert "version 1 of tip-probability is the champion already" in caplog.text
-    assert promote.BY not in tags(project, 1)
-
-
-def test_without_a_champion_there_is_nothing_to_hold_it_against(project: Paths) -> None:
-    client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
-    project.champion_ref.unlink()
-    project.promotions.unlink()
-    promote.run(workbench.load_settings(project), project, "2")
-    assert champion(project) == 2
-    assert tags(project)[model_versions.VERDICT] == "There was no other champion."
-
-
-def test_without_the_alias_it_is_held_against_what_scores(project: Paths, run_cli: Run) -> None:
-    client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
-    code, printed = run_cli(project.root, "promote", "2")
-    assert code == 3, printed
-    assert f"{NAME} version 2 against the champion, version 1" in printed
-
-
-def test_a_champion_that_the_registry_has_lost_is_to_come_back_first(project: Paths, run_cli: Run) -> None:
-    client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
-    digest = workbench.read_json(project.champion_ref)["digest"]
-    project.promotions.write_text(project.promotions.read_text().replace(digest, "0" * 64))
-    code, printed = run_cli(project.root, "promote", "2")
-    assert code == 1, printed
-    assert "Run: dvc repro register" in printed
-
-
-def test_a_verdict_on_paper_does_not_promote_files_that_were_changed(project: Paths, run_cli: Run) -> None:
-    write_report(project)
-    for path in (project.root / "mlartifacts").rglob("estimator.skops"):
-        path.write_bytes(path.read_bytes() + b"x")
-    for command in (("promote", "2"), ("promote", "2", "--force", "whatever is in it")):
-        code, printed = run_cli(project.root, *command)
-        assert code == 1, printed
-        assert "not those that were registered" in printed
-    assert champion(project) == 1
+def get_verdict(paths: Paths, number: int = 2) -> str | None:
+    return client(paths).get_model_version(NAME, str(number)).tags.get(model_versions.VERDICT)
 
 
 def write_report(paths: Paths, **made: str) -> None:
-    """Let the report say that the gate lets the challenger pass, and change what it was made of."""
+    """Let the report say that the gate lets the challenger pass, and change what it was made from."""
     report = workbench.read_json(paths.evaluation)
     report["gate"] |= {"promote": True, "words": "As written."}
     files.write_json(paths.evaluation, report | {"made": report["made"] | made})
 
 
-def test_the_verdict_of_evaluate_is_used_where_it_is_of_the_same_things(project: Paths) -> None:
+@pytest.mark.parametrize("arguments", [(), ("2",)])
+def test_a_worse_version_is_refused_with_reasons_and_the_way_to_overrule(
+    project: Paths, run_cli: RunCli, arguments: tuple[str, ...]
+) -> None:
+    code, printed = run_cli(project.root, "promote", *arguments)
+    assert (code, get_champion(project)) == (3, 1)
+    assert "refuses" in printed
+    assert "2009-03" in printed
+    assert f"{NAME} version 2 against the champion, version 1" in printed
+    assert 'tipline promote 2 --force "reason"' in printed
+    assert [change.how for change in history.list_changes(client(project), NAME)] == ["first"]
+
+
+def test_force_is_recorded_and_the_way_back_passes_the_gate(project: Paths, run_cli: RunCli) -> None:
+    assert run_cli(project.root, "promote", "2", "--force", "the owner wants it")[0] == 0
+    assert get_champion(project) == 2
+    assert "refuses" in str(get_verdict(project))
+    code, printed = run_cli(project.root, "promote", "1")
+    assert (code, get_champion(project)) == (0, 1), printed
+    changes = history.list_changes(client(project), NAME)
+    assert [change.reason for change in changes[1:]] == ["the owner wants it", None]
+    assert changes[-1].verdict == get_verdict(project, 1)
+
+
+@pytest.mark.parametrize("arguments", [("2", "--force", ""), ("2", "--force", "  "), ("",), ("nobody",)])
+def test_what_names_nothing_is_a_usage_error(project: Paths, run_cli: RunCli, arguments: tuple[str, ...]) -> None:
+    assert run_cli(project.root, "promote", *arguments)[0] == 2
+    assert get_champion(project) == 1
+
+
+@pytest.mark.parametrize("number", ["3", "0", "-1"])
+def test_a_version_that_does_not_exist_is_refused_with_those_that_do(
+    project: Paths, run_cli: RunCli, number: str
+) -> None:
+    code, printed = run_cli(project.root, "promote", "--", number)
+    assert code == 2, printed
+    assert f"no version {number}. Versions: 2, 1." in printed
+
+
+def test_a_name_of_two_runs_is_a_usage_error(project: Paths) -> None:
+    experiment = client(project).get_experiment_by_name("tipline/train").experiment_id
+    for run in client(project).search_runs([experiment]):
+        client(project).set_tag(run.info.run_id, "dvc.exp", "twice")
+    with pytest.raises(UsageError, match="2 runs are called 'twice'"):
+        promote.run(workbench.load_settings(project), project, "twice")
+
+
+def test_the_champion_is_not_promoted_again(project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture) -> None:
+    assert run_cli(project.root, "promote", "1")[0] == 0
+    assert "version 1 of tip-probability is the champion already" in caplog.text
+
+
+def test_the_default_is_the_model_in_models_challenger(project: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(project.champion, project.challenger, dirs_exist_ok=True)  # the workspace trained version 1 last
+    promote.run(workbench.load_settings(project), project)
+    assert "version 1 of tip-probability is the champion already" in caplog.text
+    (project.challenger / artifact.CODE).write_text("not registered")
+    with pytest.raises(UsageError, match="models/challenger is not registered yet"):
+        promote.run(workbench.load_settings(project), project)
+
+
+@pytest.mark.parametrize("arguments", [(), ("2",)])
+def test_a_training_that_failed_does_not_stop_a_promotion(
+    project: Paths, run_cli: RunCli, arguments: tuple[str, ...]
+) -> None:
+    shutil.rmtree(project.challenger)
+    code, printed = run_cli(project.root, "promote", *arguments, "--force", "test")
+    assert (code, get_champion(project)) == (0, 2), printed
+
+
+def test_without_the_alias_it_is_compared_with_the_last_champion(project: Paths, run_cli: RunCli) -> None:
+    client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
+    code, printed = run_cli(project.root, "promote", "2")
+    assert code == 3, printed
+    assert f"{NAME} version 2 against the champion, version 1" in printed
+
+
+def test_the_verdict_of_evaluate_is_used_for_the_same_models_rows_and_settings(project: Paths) -> None:
     write_report(project)
     promote.run(workbench.load_settings(project), project, "2")
-    assert champion(project) == 2
-    assert tags(project)[model_versions.VERDICT] == "As written."
+    assert (get_champion(project), get_verdict(project)) == (2, "As written.")
 
 
 @pytest.mark.parametrize("what", ["challenger", "champion", "rows", "settings"])
-def test_a_verdict_of_other_things_is_not_used(project: Paths, run_cli: Run, what: str) -> None:
+def test_a_verdict_on_something_else_is_not_used(project: Paths, run_cli: RunCli, what: str) -> None:
     write_report(project, **{what: "0" * 64})
     code, printed = run_cli(project.root, "promote", "2")
     assert code == 3, printed
     assert "As written." not in printed
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut off", "of another schema", "report is no json"])
-def test_what_cannot_be_read_fails_closed_and_can_be_overruled(project: Paths, run_cli: Run, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "cut off", "other columns", "report"])
+def test_what_cannot_be_read_is_a_refusal_that_can_be_overruled(project: Paths, run_cli: RunCli, damage: str) -> None:
     sample = project.sample("test", "2009-03")
     if damage == "missing":
         sample.unlink()
     elif damage == "cut off":
         sample.write_bytes(sample.read_bytes()[:5000])
-    elif damage == "of another schema":
+    elif damage == "other columns":
         pq.write_table(pq.read_table(sample).drop_columns("tip_amount"), sample)
     else:
         project.evaluation.write_text("{")
     code, printed = run_cli(project.root, "promote", "2")
-    assert code == 3, printed
-    assert "Traceback" not in printed
-    assert "defect" not in printed
-    assert champion(project) == 1
-    if damage == "missing":
-        assert "dvc repro sample@2009-03" in printed
+    assert (code, get_champion(project), "defect" in printed) == (3, 1, False), printed
     code, printed = run_cli(project.root, "promote", "2", "--force", "we know")
-    assert code == 0, printed
-    assert champion(project) == 2
-    assert tags(project)[model_versions.VERDICT].startswith("The gate refuses it: ")
+    assert (code, get_champion(project)) == (0, 2), printed
 
 
-def test_files_that_are_not_the_registered_ones_fail_closed(project: Paths, run_cli: Run) -> None:
-    project.evaluation.write_text("{}")
-    for path in kept(project)[4:]:
-        path.write_bytes(path.read_bytes() + b" ")
-    for command in (("promote", "2"), ("promote", "2", "--force", "whatever is in it")):
-        code, printed = run_cli(project.root, *command)
-        assert code == 1, printed
-        assert "not those that were registered" in printed
-    assert champion(project) == 1
+@pytest.mark.parametrize("arguments", [("2",), ("2", "--force", "whatever is in it")])
+def test_changed_files_are_refused_whatever_the_verdict(
+    project: Paths, run_cli: RunCli, arguments: tuple[str, ...]
+) -> None:
+    write_report(project)
+    for path in (project.root / "mlartifacts").rglob("estimator.skops"):
+        path.write_bytes(path.read_bytes() + b"x")
+    code, printed = run_cli(project.root, "promote", *arguments)
+    assert (code, get_champion(project)) == (1, 1), printed
+    assert "not those that were registered" in printed
 
 
-def test_the_verdict_stands_where_models_are_compared(project: Paths) -> None:
+def test_the_verdict_is_shown_where_models_are_compared(project: Paths) -> None:
     workbench.run(project, "evaluate", "record")
     report = workbench.read_json(project.evaluation)
     version = client(project).get_model_version(NAME, "2")
     run = client(project).get_run(version.run_id).data
     assert version.tags[model_versions.VERDICT] == report["gate"]["words"]
-    for words in (version.description, run.tags["mlflow.note.content"]):
-        assert report["gate"]["words"] in words
-    assert run.metrics["gate.gain"] == pytest.approx(report["gate"]["gain"]["value"])
-    assert run.metrics["gate.promote"] == 0
-    assert report["made"]["challenger"] == artifact.read_digest(project.challenger)
+    assert report["gate"]["words"] in version.description
+    assert report["gate"]["words"] in run.tags["mlflow.note.content"]
+    assert read_ref(project)["version"] == 1
 
 
-def test_no_version_yet_is_a_usage_error(project: Paths) -> None:
-    settings = workbench.load_settings(project)
-    other = settings.model_copy(update={"register_": settings.register_.model_copy(update={"name": "other"})})
-    with pytest.raises(UsageError, match="other has no versions yet"):
-        promote.run(other, project, None)
-    assert json.loads(project.champion_ref.read_text())["version"] == 1
+def test_an_empty_registry_says_what_to_run(trained_project: Paths) -> None:
+    for number in (None, "1"):
+        with pytest.raises(UsageError, match="dvc repro register"):
+            promote.run(workbench.load_settings(trained_project), trained_project, number)
 
 
-def test_a_version_of_somebody_elses_passes_once_its_months_are_known(project: Paths, run_cli: Run) -> None:
-    model = test_foreign.fitted(project)
-    number = test_foreign.add_version(project, model, test_foreign.SIGNATURE, pyfunc_predict_fn="predict_proba")
-    # The champion is the one that is much worse.
-    promote.run(workbench.load_settings(project), project, "2", "test")
-    code, printed = run_cli(project.root, "promote", str(number))
-    assert code == 3, printed
-    assert "which months the challenger was made on" in printed
-    for months, words in (("2009-13", "'2009-13' is not a month"), ("2009-03", "no month is left to judge on")):
-        client(project).set_model_version_tag(NAME, str(number), "tipline.months", months)
-        code, printed = run_cli(project.root, "promote", str(number))
+def register_external(paths: Paths) -> str:
+    """Register a scikit-learn model as a colleague would who does not know tipline; return its number."""
+    trips = workbench.read_prepared(paths, "2009-01")
+    one_hot = ColumnTransformer([("payment", OneHotEncoder(handle_unknown="ignore"), ["payment_type"])])
+    frame = trips.select(["payment_type"]).to_pandas().astype("str")
+    model = make_pipeline(one_hot, LogisticRegression()).fit(frame, trips["tip_amount"].to_numpy() > 0)
+    signature = ModelSignature(
+        Schema([ColSpec(DataType.string, "payment_type")]), Schema([TensorSpec(np.dtype("float64"), (-1, 2))])
+    )
+    with mlflow.start_run(experiment_id=client(paths).create_experiment("other", (paths.root / "other").as_uri())):
+        logged = mlflow.sklearn.log_model(
+            model,
+            name="model",
+            signature=signature,
+            serialization_format="skops",
+            skops_trusted_types=["numpy.dtype"],
+            pip_requirements=["scikit-learn"],
+            pyfunc_predict_fn="predict_proba",
+        )
+    return str(mlflow.register_model(logged.model_uri, NAME).version)
+
+
+def test_an_external_version_passes_once_its_months_are_known_and_without_a_challenger(
+    project: Paths, run_cli: RunCli
+) -> None:
+    promote.run(workbench.load_settings(project), project, "2", "test")  # the one that is much worse
+    shutil.rmtree(project.challenger)
+    number = register_external(project)
+    for months, words in ((None, "tipline.months"), ("2009-13", "'2009-13' is not a month"), ("2009-03", "2009-03")):
+        if months:
+            client(project).set_model_version_tag(NAME, number, "tipline.months", months)
+        code, printed = run_cli(project.root, "promote", number)
         assert code == 3, printed
         assert words in printed
-    client(project).set_model_version_tag(NAME, str(number), "tipline.months", "2009-01, 2009-02")
-    code, printed = run_cli(project.root, "promote", str(number))
-    assert code == 0, printed
-    assert champion(project) == number
+    client(project).set_model_version_tag(NAME, number, "tipline.months", "2009-01, 2009-02")
+    code, printed = run_cli(project.root, "promote", number)
+    assert (code, get_champion(project)) == (0, int(number)), printed

@@ -1,4 +1,4 @@
-"""A model is one run and one version, whatever the registry has been through; the alias says which one scores."""
+"""A model is one run and one version, whatever happened to the registry; the alias says which version scores."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
-import time
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,40 +21,29 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tests import workbench
-from tipline import cluster, files
+from tipline import files
 from tipline.commands import promote
-from tipline.errors import TiplineError, UsageError, hide_secrets
+from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
-from tipline.registry import history, model_versions, store, training_runs
+from tipline.registry import champion, history, model_card, model_versions, runs, store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tipline.paths import Paths
 
+    RunCli = Callable[..., tuple[int, str]]
+
 pytestmark = workbench.MLFLOW_WARNINGS
 NAME = "tip-probability"
+TIPLINE = str(Path(sys.executable).with_name("tipline"))
 
 
 @pytest.fixture
-def trained(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
-    """A project with a challenger and an empty store."""
-    del mlflow_store
-    return workbench.copy_project(workbench.trained(request), tmp_path)
-
-
-@pytest.fixture
-def project(trained: Paths) -> Paths:
+def project(trained_project: Paths) -> Paths:
     """A project whose first version is registered and champion."""
-    workbench.run(trained, "register")
-    return trained
-
-
-@pytest.fixture
-def complete(request: pytest.FixtureRequest, tmp_path: Path, mlflow_store: Path) -> Paths:
-    """A project in which all stages have run, but whose registry is empty."""
-    del mlflow_store
-    return workbench.copy_project(workbench.scored(request), tmp_path)
+    workbench.run(trained_project, "register")
+    return trained_project
 
 
 def client(paths: Paths) -> MlflowClient:
@@ -62,25 +53,21 @@ def client(paths: Paths) -> MlflowClient:
     return MlflowClient()
 
 
-def versions(paths: Paths) -> list[int]:
+def list_versions(paths: Paths) -> list[int]:
     return [int(version.version) for version in model_versions.list_versions(client(paths), NAME)]
 
 
-def champion(paths: Paths) -> int | None:
-    found = model_versions.get_champion(client(paths), NAME)
-    return int(found.version) if found else None
+def get_champion(paths: Paths) -> int | None:
+    version = model_versions.get_champion(client(paths), NAME)
+    return int(version.version) if version else None
 
 
-def runs(paths: Paths, experiment: str) -> list[Any]:
+def list_runs(paths: Paths, experiment: str) -> list[Any]:
     found = client(paths).get_experiment_by_name(f"tipline/{experiment}")
     return list(client(paths).search_runs([found.experiment_id])) if found else []
 
 
-def digest(folder: Path) -> str:
-    return artifact.hash_artifact(artifact.read_artifact(folder))
-
-
-def ref(paths: Paths) -> Any:
+def read_ref(paths: Paths) -> Any:
     return workbench.read_json(paths.champion_ref)
 
 
@@ -88,64 +75,62 @@ def train_another(paths: Paths, c: float = 0.01) -> str:
     """Train with another C; return the new challenger's digest."""
     workbench.change_settings(paths, train={"params": {"C": c}})
     workbench.run(paths, "train")
-    return digest(paths.challenger)
+    return artifact.read_digest(paths.challenger)
 
 
-def test_the_first_model_is_one_run_one_version_and_champion(trained: Paths) -> None:
-    workbench.run(trained, "register")
-    assert versions(trained) == [1]
-    assert champion(trained) == 1
-    assert len(runs(trained, "train")) == 1
-    assert ref(trained) == {
-        "name": NAME,
-        "version": 1,
-        "run": runs(trained, "train")[0].info.run_id,
-        "digest": digest(trained.challenger),
-    }
-    assert digest(trained.champion) == digest(trained.challenger)
-    assert {path.name for path in trained.champion.iterdir()} == {*artifact.FILES, artifact.TRAINING, "ref.json"}
+def force_promotion(paths: Paths, version: int) -> None:
+    promote.run(workbench.load_settings(paths), paths, str(version), "test")
 
 
-def test_registering_again_makes_nothing(project: Paths) -> None:
-    written = {path: path.stat().st_mtime_ns for path in project.champion.iterdir()}
-    workbench.run(project, "register")
-    assert versions(project) == [1]
-    assert len(runs(project, "train")) == 1
-    assert {path: path.stat().st_mtime_ns for path in project.champion.iterdir()} == written
+def use_new_store(paths: Paths, template: Path) -> None:
+    """Replace the store by an empty one; under another name, because MLflow keeps databases open."""
+    new = shutil.copyfile(template, paths.root / f"new-{len(list(paths.root.glob('new-*.db')))}.db")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{new}"
 
 
-def test_the_run_tells_of_the_training(project: Paths) -> None:
-    run = runs(project, "train")[0]
-    training = workbench.read_json(project.challenger / artifact.TRAINING)
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == training["name"] == f"{training['params']['rows']:,}x7 C=1.0 logistic_regression"
-    assert run.data.params == {name: str(value) for name, value in training["params"].items()}
-    assert run.data.params["estimator.C"] == "1.0"
-    assert run.data.metrics == pytest.approx(training["metrics"])
-    assert set(run.data.metrics) == {"train.log_loss", "train.baseline_log_loss", "train.skill", "train.auc"}
-    tags = run.data.tags
-    assert tags["tipline.digest"] == digest(project.challenger)
-    assert tags["tipline.data"] == training["data"]
-    assert tags["dvc.stage"] == "train"
-    assert tags["tipline.git"].removesuffix("-dirty") == tags["mlflow.source.git.commit"]
-    assert [file.path for file in client(project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
+# ---- the challenger ----
 
 
-def test_dvcs_names_are_tags(trained: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_model_is_one_run_and_one_version_and_becomes_champion(trained_project: Paths) -> None:
+    paths = trained_project
+    workbench.run(paths, "register")
+    (run,) = list_runs(paths, "train")
+    digest = artifact.read_digest(paths.challenger)
+    assert (list_versions(paths), get_champion(paths)) == ([1], 1)
+    assert read_ref(paths) == {"name": NAME, "version": 1, "run": run.info.run_id, "digest": digest, "months": None}
+    assert artifact.read_digest(paths.champion) == digest
+    assert {path.name for path in paths.champion.iterdir()} == {*artifact.FILES, artifact.TRAINING, "ref.json"}
+    written = {path: path.stat().st_mtime_ns for path in paths.champion.iterdir()}
+    workbench.run(paths, "register")
+    assert (list_versions(paths), len(list_runs(paths, "train"))) == ([1], 1)
+    assert {path: path.stat().st_mtime_ns for path in paths.champion.iterdir()} == written
+
+
+def test_the_training_run_shows_the_training(trained_project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "register")
     monkeypatch.setenv("DVC_EXP_NAME", "soft-cat")
-    workbench.run(trained, "register")
-    tags = runs(trained, "train")[0].data.tags
+    workbench.run(trained_project, "register")
+    (run,) = list_runs(trained_project, "train")
+    training = workbench.read_json(trained_project.challenger / artifact.TRAINING)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == training["name"]
+    assert run.data.params == {name: str(value) for name, value in training["params"].items()}
+    assert run.data.metrics == pytest.approx(training["metrics"])
+    tags = run.data.tags
+    assert tags["tipline.digest"] == artifact.read_digest(trained_project.challenger)
+    assert tags["tipline.data"] == training["data"]
     assert (tags["dvc.stage"], tags["dvc.exp"]) == ("register", "soft-cat")
+    assert tags["tipline.git"].removesuffix("-dirty") == tags["mlflow.source.git.commit"]
+    assert [file.path for file in client(trained_project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
+    monkeypatch.setenv("DVC_EXP_NAME", "hard-dog")
+    workbench.run(trained_project, "register")
+    assert list_runs(trained_project, "train")[0].data.tags["dvc.exp"] == "soft-cat, hard-dog"
 
 
 def test_the_model_has_signature_example_and_pinned_requirements(project: Paths) -> None:
-    version = client(project).get_model_version(NAME, "1")
-    assert version.tags["tipline.digest"] == digest(project.challenger)
-    assert version.run_id == runs(project, "train")[0].info.run_id
     uri = f"models:/{NAME}/1"
-    info = mlflow.models.get_model_info(uri)
-    types = {column.name: column.type.name for column in info.signature.inputs}
+    signature = mlflow.models.get_model_info(uri).signature
+    types = {column.name: column.type.name for column in signature.inputs}
     assert types == {
         "vendor": "string",
         "pickup_datetime": "datetime",
@@ -155,455 +140,546 @@ def test_the_model_has_signature_example_and_pinned_requirements(project: Paths)
         "fare_amount": "double",
         "extra": "double",
     }
-    assert [(column.name, column.type.name) for column in info.signature.outputs] == [("tip_probability", "float")]
+    assert [(column.name, column.type.name) for column in signature.outputs] == [("tip_probability", "float")]
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     example = json.loads((root / "input_example.json").read_text())
-    assert example["columns"] == list(types)
-    assert len(example["data"]) == 5
-    pinned = (root / "requirements.txt").read_text().split()
-    assert [line.split("==")[0] for line in pinned] == list(training_runs.REQUIREMENTS)
-    assert not [line for line in pinned if "==" not in line]
+    assert (example["columns"], len(example["data"])) == (list(types), 5)
+    pinned = [line.split("==") for line in (root / "requirements.txt").read_text().split()]
+    assert [name for name, _ in pinned] == list(runs.REQUIREMENTS)
+    assert not list(project.challenger.rglob("__pycache__"))
 
 
-def test_an_equal_model_is_the_same_version(project: Paths) -> None:
+def test_an_example_row_may_have_missing_values() -> None:
+    features = [{"name": "a", "kind": "category"}, {"name": "b", "kind": "hour"}, {"name": "c", "kind": "number"}]
+    full = {"a": "CMT", "b": "2009-01-02 03:04:05", "c": 2}
+    frame = runs.create_example(features, [full, dict.fromkeys(full)])
+    assert frame.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
+    assert [dtype.kind for dtype in frame.dtypes] == ["O", "M", "f"]
+
+
+def test_equal_models_share_a_version_and_another_model_leaves_the_champion(project: Paths) -> None:
+    before = read_ref(project)
     workbench.run(project, "train", "register")
-    train_another(project)
+    assert train_another(project) != before["digest"]
     workbench.run(project, "register")
     train_another(project, 1.0)
     workbench.run(project, "register")
-    assert versions(project) == [2, 1]
-    assert len(runs(project, "train")) == 2
+    assert (list_versions(project), len(list_runs(project, "train"))) == ([2, 1], 2)
+    assert (get_champion(project), read_ref(project)) == (1, before)
 
 
-def test_another_model_is_version_2_and_the_champion_stays(project: Paths) -> None:
-    before = ref(project)
-    assert train_another(project) != before["digest"]
-    workbench.run(project, "register")
-    assert versions(project) == [2, 1]
-    assert champion(project) == 1
-    assert ref(project) == before
-    assert digest(project.champion) == before["digest"]
+def test_a_challenger_of_symlinks_as_dvc_may_lay_them_out_is_logged(trained_project: Paths) -> None:
+    cache = trained_project.root / "cache"
+    cache.mkdir()
+    for index, path in enumerate(sorted(trained_project.challenger.iterdir())):
+        path.rename(cache / str(index))
+        path.symlink_to(cache / str(index))
+    workbench.run(trained_project, "register")
+    assert list_versions(trained_project) == [1]
 
 
-@pytest.mark.parametrize("number", ["2", None])
-def test_promoting_brings_the_versions_own_files(project: Paths, number: str | None) -> None:
-    first, second = digest(project.challenger), train_another(project)
-    workbench.run(project, "register")
-    registered = {name: (project.challenger / name).read_bytes() for name in (*artifact.FILES, artifact.TRAINING)}
-    train_another(project, 0.1)  # what lies in the workspace is neither of them
-    promote.run(workbench.load_settings(project), project, number, "test")
-    assert champion(project) == 2
-    assert ref(project)["digest"] == first
-    workbench.run(project, "register")
-    assert ref(project)["digest"] == second
-    assert ref(project)["version"] == 2
-    assert {name: (project.champion / name).read_bytes() for name in registered} == registered
+def test_a_failed_run_is_completed_by_the_next_one(trained_project: Paths) -> None:
+    picture = trained_project.learning_curve.with_suffix(".png")
+    picture.rename(picture.with_suffix(".away"))
+    with pytest.raises((OSError, MlflowException, TiplineError)):
+        workbench.run(trained_project, "register")
+    assert [run.info.status for run in list_runs(trained_project, "train")] == ["FAILED"]
+    assert list_versions(trained_project) == []
+    picture.with_suffix(".away").rename(picture)
+    workbench.run(trained_project, "register")
+    assert [run.info.status for run in list_runs(trained_project, "train")] == ["FINISHED"]
+    assert list_versions(trained_project) == [1]
 
 
-def test_promoting_back_is_a_roll_back(project: Paths) -> None:
-    first, second = digest(project.challenger), train_another(project)
-    workbench.run(project, "register")
-    for number, expected in ((2, second), (1, first)):
-        promote.run(workbench.load_settings(project), project, str(number), "test")
-        workbench.run(project, "register")
-        assert (ref(project)["version"], ref(project)["digest"]) == (number, expected)
+def test_an_experiments_copy_logs_a_run_and_no_version(
+    project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = workbench.copy_project(project, tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(project.root))
+    monkeypatch.setenv("DVC_EXP_NAME", "other-c")
+    digest = train_another(copy)
+    workbench.run(copy, "register")
+    assert (list_versions(project), get_champion(project), read_ref(copy)["version"]) == ([1], 1, 1)
+    assert [change.how for change in history.list_changes(client(project), NAME)] == ["first"]
+    monkeypatch.delenv("DVC_ROOT")
+    promote.run(workbench.load_settings(project), project, "other-c", "test")
+    version = model_versions.get_champion(client(project), NAME)
+    assert version is not None
+    assert (version.version, version.tags["dvc.exp"], model_versions.get_digest(version)) == (2, "other-c", digest)
 
 
-def test_an_alias_set_in_mlflow_is_followed(project: Paths) -> None:
+# ---- the champion ----
+
+
+@pytest.mark.parametrize("where", ["promote", "MLflow's page"])
+def test_a_promoted_versions_own_files_are_fetched(project: Paths, where: str) -> None:
     second = train_another(project)
     workbench.run(project, "register")
-    client(project).set_registered_model_alias(NAME, "champion", "2")
+    registered = {name: (project.challenger / name).read_bytes() for name in (*artifact.FILES, artifact.TRAINING)}
+    train_another(project, 0.1)  # what is in the workspace is neither of them
+    if where == "promote":
+        force_promotion(project, 2)
+    else:
+        client(project).set_registered_model_alias(NAME, "champion", "2")
+    assert read_ref(project)["version"] == 1
     workbench.run(project, "register")
-    assert ref(project)["digest"] == digest(project.champion) == second
-
-
-@pytest.mark.parametrize("number", ["3", "0", "-1"])
-def test_a_version_that_does_not_exist_is_refused_with_those_that_do(
-    project: Paths, run_cli: Callable[..., tuple[int, str]], number: str
-) -> None:
-    train_another(project)
-    workbench.run(project, "register")
-    code, printed = run_cli(project.root, "promote", "--", number)
-    assert code == 2, printed
-    assert f"no version {number}; there are: 2, 1." in printed
-    assert champion(project) == 1
-
-
-def test_promoting_with_an_empty_registry_says_what_to_run(
-    trained: Paths, run_cli: Callable[..., tuple[int, str]]
-) -> None:
-    for arguments in ((), ("1",)):
-        code, printed = run_cli(trained.root, "promote", *arguments)
-        assert code == 2, printed
-        assert "dvc repro register" in printed
+    assert (read_ref(project)["version"], read_ref(project)["digest"]) == (2, second)
+    assert {name: (project.champion / name).read_bytes() for name in registered} == registered
 
 
 def test_a_pinned_version_scores_whatever_the_alias_says(project: Paths) -> None:
     second = train_another(project)
     workbench.run(project, "register")
-    workbench.change_settings(project, score={"version": 2})
+    workbench.change_settings(project, score={"model": 2})
     workbench.run(project, "register")
-    assert (ref(project)["version"], ref(project)["digest"]) == (2, second)
-    assert champion(project) == 1
-    workbench.change_settings(project, score={"version": 3})
-    with pytest.raises(UsageError, match="no version 3; there are: 2, 1") as caught:
+    assert (read_ref(project)["digest"], get_champion(project)) == (second, 1)
+    workbench.change_settings(project, score={"model": 3})
+    with pytest.raises(UsageError, match=r"no version 3\. Versions: 2, 1") as caught:
         workbench.run(project, "register")
-    assert caught.value.parts[1] == "params.yaml, score.version"
-    assert digest(project.champion) == second
+    assert caught.value.parts[1] == "params.yaml, score.model"
+    assert artifact.read_digest(project.champion) == second
 
 
-def test_a_registry_that_was_lost_is_refilled_with_the_champion(
-    project: Paths, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = digest(project.challenger), train_another(project)
+def test_changed_files_in_models_champion_are_fetched_again(project: Paths) -> None:
+    (project.champion / artifact.CODE).write_text("changed")
     workbench.run(project, "register")
-    # Files without their registry, as in a fresh clone. In another folder, because MLflow keeps databases open.
-    (tmp_path / "clone").mkdir()
-    clone = workbench.copy_project(project, tmp_path / "clone")
-    shutil.copyfile(request.getfixturevalue("mlflow_template"), clone.root / "mlflow.db")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert versions(clone) == []
-    workbench.run(clone, "register")
-    found = model_versions.get_champion(client(clone), NAME)
-    assert found is not None
-    assert model_versions.get_digest(found) == ref(clone)["digest"] == digest(clone.champion) == first
-    assert {model_versions.get_digest(one) for one in model_versions.list_versions(client(clone), NAME)} == {
-        first,
-        second,
+    assert artifact.read_digest(project.champion) == read_ref(project)["digest"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "lost"])
+def test_damaged_files_in_the_registry_are_refused(project: Paths, damage: str) -> None:
+    train_another(project)
+    workbench.run(project, "register")
+    second = (project.challenger / "estimator.skops").read_bytes()
+    for path in (project.root / "mlartifacts").rglob("estimator.skops"):
+        if path.read_bytes() == second:
+            path.unlink() if damage == "lost" else path.write_bytes(second + b" ")
+    before = workbench.read_tree(project.champion)
+    client(project).set_registered_model_alias(NAME, "champion", "2")
+    train_another(project, 0.1)  # otherwise the challenger's own files would do
+    with pytest.raises(TiplineError, match="not those that were registered"):
+        workbench.run(project, "register")
+    shutil.rmtree(project.root / "mlartifacts")
+    with pytest.raises(TiplineError, match="version 2"):
+        workbench.run(project, "register")
+    assert workbench.read_tree(project.champion) == before
+
+
+def test_a_version_that_is_no_model_is_refused(project: Paths, run_cli: RunCli) -> None:
+    before = workbench.read_tree(project.champion)
+    number = str(client(project).create_model_version(NAME, source=(project.root / "mlartifacts").as_uri()).version)
+    code, printed = run_cli(project.root, "promote", number)
+    assert (code, get_champion(project)) == (2, 1)
+    assert f"version {number}" in printed
+    client(project).set_registered_model_alias(NAME, "champion", number)
+    assert run_cli(project.root, "register")[0] == 2
+    assert workbench.read_tree(project.champion) == before
+
+
+class Thief(BaseHTTPRequestHandler):
+    """Answer everything, and keep the passwords."""
+
+    seen: tuple[str | None, ...] = ()
+
+    def do_GET(self) -> None:
+        type(self).seen += (self.headers.get("Authorization"),)
+        self.send_response(404)
+        self.end_headers()
+
+    do_PUT = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def thief() -> Iterator[str]:
+    """The address of a server that is not MLflow's."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Thief) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "source", ["{thief}/model", "runs:/{run}/model", "models:/{model}", "mlflow-artifacts://{host}/m"]
+)
+def test_the_password_is_not_sent_to_another_host(
+    project: Paths, thief: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of ann")
+    experiment = client(project).create_experiment("elsewhere", f"{thief}/artifacts")
+    run = client(project).create_run(experiment).info.run_id
+    model = client(project).create_logged_model(experiment, "model", source_run_id=run).model_id
+    source = source.format(thief=thief, run=run, model=model, host=thief.removeprefix("http://"))
+    with sqlite3.connect(project.root / "mlflow.db") as connection:  # not every server refuses such a location
+        version = client(project).create_model_version(NAME, (project.root / "mlartifacts").as_uri()).version
+        update = "UPDATE model_versions SET source = ?, storage_location = ? WHERE version = ?"
+        connection.execute(update, (source, source, version))
+    code, printed = run_cli(project.root, "promote", str(version))
+    assert code == 1, printed
+    assert Thief.seen == ()
+
+
+# ---- a registry without a champion ----
+
+
+def test_a_lost_registry_gets_the_champion_back_from_its_files(project: Paths, mlflow_template: Path) -> None:
+    first, second = read_ref(project)["digest"], train_another(project)
+    workbench.run(project, "register")
+    use_new_store(project, mlflow_template)
+    workbench.run(project, "register")
+    version = model_versions.get_champion(client(project), NAME)
+    assert version is not None
+    assert model_versions.get_digest(version) == read_ref(project)["digest"] == artifact.read_digest(project.champion)
+    digests = {model_versions.get_digest(one) for one in model_versions.list_versions(client(project), NAME)}
+    assert (model_versions.get_digest(version), digests) == (first, {first, second})
+    assert (read_ref(project)["version"], read_ref(project)["run"]) == (int(version.version), version.run_id)
+    (change,) = history.list_changes(client(project), NAME)
+    assert (change.how, change.reason) == ("first", "restored from models/champion/")
+
+
+def test_a_deleted_alias_is_set_to_the_last_champion_of_the_history(project: Paths) -> None:
+    second = train_another(project)
+    workbench.run(project, "register")
+    force_promotion(project, 2)  # models/champion/ is still version 1
+    client(project).delete_registered_model_alias(NAME, "champion")
+    workbench.run(project, "register")
+    assert (get_champion(project), read_ref(project)["digest"]) == (2, second)
+    assert [change.how for change in history.list_changes(client(project), NAME)] == ["first", "promote"]
+
+
+def test_deleting_everything_starts_over(scored_project: Paths) -> None:
+    paths = scored_project
+    workbench.run(paths, "register")
+    write_lock(paths, "0" * 64)
+    (paths.root / "mlflow.db").unlink()
+    for folder in (paths.root / "mlartifacts", paths.champion, paths.challenger, paths.predictions):
+        shutil.rmtree(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    train_another(paths)
+    done = subprocess.run([TIPLINE, "register"], cwd=paths.root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Starting over: nothing is left of the champion in dvc.lock (000000000000)" in done.stderr
+    assert read_ref(paths)["digest"] == artifact.read_digest(paths.challenger)
+
+
+def write_lock(paths: Paths, digest: str) -> None:
+    """Write what matters of dvc.lock."""
+    stages = {
+        "score": {"params": {"models/champion/ref.json": {"digest": digest}}},
+        "register": {"outs": [{"path": "models/champion", "md5": "0123.dir"}]},
     }
-    assert ref(clone)["version"] == int(found.version)
-    assert ref(clone)["run"] == found.run_id
+    files.write_json(paths.root / "dvc.lock", {"stages": stages})
+    (paths.root / ".dvc").mkdir(exist_ok=True)
+    (paths.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
 
 
-def closed_port() -> int:
+@pytest.mark.parametrize(
+    ("left", "sign"),
+    [
+        ("predictions", "it has scored month=2009-01 in data/predictions"),
+        ("ref", "models/champion/ref.json names it"),
+        ("another store", "dvc.lock names it"),
+        ("a remote", "dvc.lock names it"),
+    ],
+)
+def test_another_model_is_not_the_first_champion_where_one_was(
+    scored_project: Paths, mlflow_template: Path, run_cli: RunCli, left: str, sign: str
+) -> None:
+    paths = scored_project
+    train_another(paths)
+    if left != "predictions":
+        shutil.rmtree(paths.predictions)
+    if left == "ref":
+        (paths.champion / artifact.CODE).unlink()
+    else:
+        shutil.rmtree(paths.champion)
+    if left == "another store":
+        use_new_store(paths, mlflow_template)
+    write_lock(paths, "0" * 64)
+    if left == "a remote":  # as in a clone before `dvc pull`
+        (paths.root / ".dvc" / "config").write_text("['remote \"store\"']\n    url = /tmp/store\n")
+    before = workbench.read_tree(paths.champion)
+    code, printed = run_cli(paths.root, "register")
+    assert code == 1, printed
+    assert f"there was one: {sign} (digest " in printed
+    assert "MLFLOW_TRACKING_URI" in printed
+    assert 'tipline promote --force "starting over"' in printed
+    assert workbench.read_tree(paths.champion) == before
+    assert run_cli(paths.root, "promote")[0] == 1
+    assert run_cli(paths.root, "promote", "--force", "starting over")[0] == 0
+    assert run_cli(paths.root, "register")[0] == 0
+    assert read_ref(paths)["digest"] == artifact.read_digest(paths.challenger)
+    (change,) = history.list_changes(client(paths), NAME)
+    assert (change.how, change.reason) == ("promote", "starting over")
+
+
+def test_another_name_begins_with_its_own_first_champion(scored_project: Paths) -> None:
+    digest = train_another(scored_project)
+    workbench.change_settings(scored_project, model={"name": "other"})
+    workbench.run(scored_project, "register")
+    assert (read_ref(scored_project)["name"], read_ref(scored_project)["digest"]) == ("other", digest)
+
+
+# ---- the store ----
+
+
+def find_closed_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def unreachable() -> str:
-    return f"http://person:geheim@127.0.0.1:{closed_port()}"
-
-
-def assert_told_in_words(code: int, printed: str) -> None:
+@pytest.mark.parametrize("command", ["register", "promote", "record"])
+def test_a_server_that_cannot_be_reached_is_reported(
+    scored_project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:geheim@127.0.0.1:{find_closed_port()}")
+    code, printed = run_cli(scored_project.root, command)
     assert code == 1
     assert "cannot be reached" in printed
+    assert "Connection refused" in printed
     assert "MLFLOW_TRACKING_URI" in printed
     assert "geheim" not in printed
-    assert "person" not in printed
-    assert "Traceback" not in printed
     assert len(printed.splitlines()) == 3, printed
 
 
-def test_a_registry_that_cannot_be_reached_is_told_in_seconds(trained: Paths) -> None:
-    started = time.monotonic()
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("tipline")), "register"],
-        cwd=trained.root,
-        env=os.environ | {"MLFLOW_TRACKING_URI": unreachable()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert time.monotonic() - started < 20
-    assert_told_in_words(done.returncode, done.stdout)
-    assert not trained.ref.exists()
-
-
-@pytest.mark.parametrize("command", ["promote", "record"])
-def test_other_commands_too_tell_of_a_registry_that_cannot_be_reached(
-    complete: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, command: str
+def test_a_database_is_created_with_its_folder_and_bad_ones_are_reported(
+    trained_project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable())
-    started = time.monotonic()
-    assert_told_in_words(*run_cli(complete.root, command))
-    assert time.monotonic() - started < 10
-
-
-def test_a_store_in_a_folder_that_does_not_exist_is_made_or_told(
-    trained: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'no such folder' / 'mlflow.db'}")
-    assert run_cli(trained.root, "register")[0] == 0  # MLflow makes the folder
+    root = trained_project.root
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}")
+    assert run_cli(root, "register")[0] == 0
+    assert {path.name for path in (tmp_path / "new folder").iterdir()} == {"mlflow.db", ".mlflow.lock", "mlartifacts"}
     (tmp_path / "a file").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'a file' / 'mlflow.db'}")
-    code, printed = run_cli(trained.root, "register")
+    code, printed = run_cli(root, "register")
+    assert (code, "a file" in printed, "defect" in printed) == (1, True, False)
+    (tmp_path / "text.db").write_text("this is a text file, and longer than a page header is" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'text.db'}")
+    code, printed = run_cli(root, "register")
+    assert (code, "database cannot be used: file is not a database" in printed) == (1, True)
+
+
+def test_a_creation_that_is_killed_leaves_no_database(make_project: Callable[..., Paths]) -> None:
+    paths = make_project()
+    script = (
+        "import sys; from tipline.paths import Paths; from tipline.registry import store; from pathlib import Path\n"
+    )
+    script += "with store.connect_store(Paths(Path(sys.argv[1]))): pass"
+    process = subprocess.Popen([sys.executable, "-c", script, str(paths.root)])
+    workbench.wait_for(lambda: any(path.stat().st_size for path in paths.root.glob(".mlflow.db.*.tmp")))
+    process.kill()
+    process.wait()
+    assert not (paths.root / "mlflow.db").exists()
+    with store.connect_store(paths) as connected:
+        assert [experiment.name for experiment in connected.search_experiments()] == ["Default"]
+    assert {path.name for path in paths.root.glob("*mlflow*")} | {
+        path.name for path in paths.root.glob(".mlflow*")
+    } == {
+        "mlflow.db",
+        ".mlflow.lock",
+    }
+
+
+def test_a_database_that_was_cut_off_while_mlflow_created_it_is_recognised(
+    make_project: Callable[..., Paths], run_cli: RunCli
+) -> None:
+    paths = make_project()
+    with sqlite3.connect(paths.root / "mlflow.db") as connection:
+        connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+        connection.execute("CREATE TABLE _alembic_tmp_runs (run_id TEXT)")
+    code, printed = run_cli(paths.root, "register")
     assert code == 1
-    assert "a file" in printed
-    assert "defect" not in printed
+    assert "creation of MLflow's database was interrupted" in printed
+    assert f"where: {paths.root / 'mlflow.db'}" in printed
+    assert "delete this file" in printed
 
 
-def test_a_database_that_is_none_is_told(trained: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    (trained.root / "mlflow.db").write_text("this is a text file, and longer than a page header is" * 100)
-    code, printed = run_cli(trained.root, "status")
-    assert code == 1
-    assert "cannot be reached" in printed
-    assert "defect" not in printed
-
-
-def register_foreign(paths: Paths) -> str:
-    """Register a version as somebody would without tipline."""
-    mlflow_client = client(paths)
-    version = mlflow_client.create_model_version(NAME, source=(paths.root / "mlartifacts").as_uri())
-    return str(version.version)
-
-
-def test_a_version_that_is_no_model_is_not_promoted(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    number = register_foreign(project)
-    code, printed = run_cli(project.root, "promote", number)
-    assert code == 2
-    assert "are no MLflow model" in printed
-    assert f"version {number}" in printed
-    assert champion(project) == 1
-
-
-def test_a_version_that_is_no_model_promoted_in_mlflow_is_refused(project: Paths) -> None:
-    before = workbench.read_tree(project.champion)
-    client(project).set_registered_model_alias(NAME, "champion", register_foreign(project))
-    with pytest.raises(TiplineError, match="are no MLflow model"):
-        workbench.run(project, "register")
-    assert workbench.read_tree(project.champion) == before
-
-
-def test_files_changed_in_the_artifact_store_are_refused(project: Paths) -> None:
-    train_another(project)
-    workbench.run(project, "register")
-    changed = [
-        path
-        for path in (project.root / "mlartifacts").rglob("estimator.skops")
-        if path.read_bytes() == (project.challenger / "estimator.skops").read_bytes()
-    ]
-    assert changed
-    for path in changed:
-        path.write_bytes(path.read_bytes() + b" ")
-    before = workbench.read_tree(project.champion)
-    client(project).set_registered_model_alias(NAME, "champion", "2")
-    train_another(project, 0.1)  # or the challenger's own files would do
-    with pytest.raises(TiplineError, match="not those that were registered"):
-        workbench.run(project, "register")
-    assert workbench.read_tree(project.champion) == before
-
-
-def test_files_missing_in_the_artifact_store_are_told(project: Paths, run_cli: Callable[..., tuple[int, str]]) -> None:
-    train_another(project)
-    workbench.run(project, "register")
-    promote.run(workbench.load_settings(project), project, "2", "test")
-    train_another(project, 0.1)
-    shutil.rmtree(project.root / "mlartifacts")
-    before = workbench.read_tree(project.champion)
+def test_a_database_of_another_mlflow_is_reported_with_the_upgrade(project: Paths, run_cli: RunCli) -> None:
+    other = shutil.copyfile(project.root / "mlflow.db", project.root / "other.db")  # MLflow has checked the first
+    with sqlite3.connect(other) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'ffff00000000'")
+    os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///other.db"
     code, printed = run_cli(project.root, "register")
     assert code == 1
-    assert "defect" not in printed
-    assert workbench.read_tree(project.champion) == before
+    assert "upgrade MLflow" in printed.splitlines()[2]
 
 
-def test_two_processes_may_begin_with_a_fresh_store_at_once(trained: Paths, tmp_path: Path) -> None:
-    (trained.root / "mlflow.db").unlink()
-    other = tmp_path / "other"
-    other.mkdir()
-    second = workbench.copy_project(trained, other)
+def test_two_processes_may_create_a_store_at_once(trained_project: Paths, tmp_path: Path) -> None:
+    (trained_project.root / "mlflow.db").unlink()
+    second = workbench.copy_project(trained_project, tmp_path / "other")
     workbench.change_settings(second, train={"params": {"C": 0.5}})
     workbench.run(second, "train")
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{trained.root / 'mlflow.db'}"}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{trained_project.root / 'mlflow.db'}"}
     processes = [
-        subprocess.Popen(
-            [str(Path(sys.executable).with_name("tipline")), "register"],
-            cwd=paths.root,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for paths in (trained, second)
+        subprocess.Popen([TIPLINE, "register"], cwd=paths.root, env=environment, stderr=subprocess.PIPE, text=True)
+        for paths in (trained_project, second)
     ]
     printed = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
-    digests = {model_versions.get_digest(version) for version in model_versions.list_versions(client(trained), NAME)}
-    assert digests == {digest(trained.challenger), digest(second.challenger)}
-    assert ref(trained)["digest"] == ref(second)["digest"]
-    assert len(history.history(trained, NAME) + history.history(second, NAME)) == 1
+    versions = model_versions.list_versions(client(trained_project), NAME)
+    assert {model_versions.get_digest(version) for version in versions} == {
+        artifact.read_digest(paths.challenger) for paths in (trained_project, second)
+    }
+    assert read_ref(trained_project)["digest"] == read_ref(second)["digest"]
+    assert len(history.list_changes(client(trained_project), NAME)) == 1
 
 
-def test_a_failed_run_is_marked_and_gone_on_with(trained: Paths) -> None:
-    picture = trained.learning_curve.with_suffix(".png")
-    picture.rename(picture.with_suffix(".away"))
-    with pytest.raises((OSError, MlflowException, TiplineError)):
-        workbench.run(trained, "register")
-    assert [run.info.status for run in runs(trained, "train")] == ["FAILED"]
-    assert versions(trained) == []
-    picture.with_suffix(".away").rename(picture)
-    workbench.run(trained, "register")
-    assert versions(trained) == [1]
-    assert [run.info.status for run in runs(trained, "train")] == ["FINISHED"]
+def test_a_deleted_experiment_is_restored(project: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    client(project).delete_experiment(client(project).get_experiment_by_name("tipline/train").experiment_id)
+    train_another(project)
+    workbench.run(project, "register")
+    assert "The experiment tipline/train had been deleted in MLflow. It is restored." in caplog.text
+    assert list_versions(project) == [2, 1]
 
 
-def test_record_makes_each_run_once(complete: Paths) -> None:
-    workbench.run(complete, "register", "record")
-    counts = {name: len(runs(complete, name)) for name in ("train", "learning_curve", "evaluate", "monitor")}
-    assert counts == {"train": 1, "learning_curve": 1 + 3, "evaluate": 1, "monitor": len(workbench.MONTHS)}
-    workbench.run(complete, "record")
-    assert {name: len(runs(complete, name)) for name in counts} == counts
+@pytest.mark.parametrize("name", ["données", "a#b", "50% off", "a&b=c", "100%25", "a b"])
+def test_a_project_folder_may_have_any_name(make_project: Callable[..., Paths], tmp_path: Path, name: str) -> None:
+    paths = type(make_project())(tmp_path / "parent" / name)
+    shutil.copytree(tmp_path / "project", paths.root)
+    with store.connect_store(paths) as connected:
+        store.ensure_experiment(connected, paths, "train")
+    assert (paths.root / "mlflow.db").is_file()
+    assert [path.name for path in paths.root.parent.iterdir() if any(path.iterdir())] == [name]
 
 
-def test_a_study_made_again_is_the_same_run_though_its_fits_took_other_seconds(complete: Paths) -> None:
-    workbench.run(complete, "register", "record")
-    report = complete.learning_curve.with_suffix(".json")
-    decision = workbench.read_json(report)
-    for size in decision["sizes"]:
-        size["fit_seconds"] += 1
-    files.write_json(report, decision)
-    workbench.run(complete, "record")
-    assert len(runs(complete, "learning_curve")) == 1 + len(decision["sizes"])
-
-
-def test_the_curve_is_a_run_with_a_child_for_each_size(complete: Paths) -> None:
-    workbench.run(complete, "register", "record")
-    decision = workbench.read_json(complete.learning_curve.with_suffix(".json"))
-    found = runs(complete, "learning_curve")
-    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    children = {int(run.data.params["rows"]): run for run in found if "mlflow.parentRunId" in run.data.tags}
-    assert len(parents) == 1
-    parent = parents[0]
-    assert parent.data.tags["mlflow.note.content"] == f"{decision['reason']}\n\n{decision['sanity']}"
-    assert parent.info.run_name == f"{decision['rows']:,}x7 C=1.0 logistic_regression"
-    assert parent.data.params["rows"] == str(decision["rows"])
-    assert parent.data.metrics["size.baseline_log_loss"] == pytest.approx(decision["baseline"]["validation.log_loss"])
-    artifacts = {file.path for file in client(complete).list_artifacts(parent.info.run_id)}
-    assert artifacts == {"learning_curve.csv", "learning_curve.png"}
-    for name in ("held_out.skill", "validation.skill"):
-        history = client(complete).get_metric_history(parent.info.run_id, name)
-        assert {point.step: point.value for point in history} == {
-            size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]
-        }
-    for size in decision["sizes"]:
-        child = children[size["rows"]]
-        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert child.data.metrics["validation.log_loss"] == pytest.approx(size["validation.log_loss"])
-
-
-def test_the_evaluation_is_a_run_and_on_the_training_run(complete: Paths) -> None:
-    workbench.run(complete, "register", "record")
-    report = workbench.read_json(complete.evaluation)
-    run = runs(complete, "evaluate")[0]
-    assert run.data.tags["mlflow.note.content"].startswith(f"{report['verdict']} {report['gate']['words']}")
-    for name, kind in {"": "challenger", "champion_": "champion", "baseline_": "baseline"}.items():
-        assert run.data.metrics[f"test.{name}log_loss"] == pytest.approx(report[kind]["log_loss"])
-    training = runs(complete, "train")[0]
-    assert training.data.metrics["test.skill"] == pytest.approx(report["challenger"]["skill"])
-    assert training.data.tags["test.months"] == "2009-03"
-    artifacts = {file.path for file in client(complete).list_artifacts(training.info.run_id)}
-    assert "evaluation.png" in artifacts
-
-
-def test_each_month_is_a_run_and_another_one_for_another_model(
-    complete: Paths, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, workbench.dask_cluster(request))
-    workbench.run(complete, "register", "record")
-    months = workbench.read_json(complete.monitoring / "months.json")
-    found = {run.data.params["month"]: run for run in runs(complete, "monitor")}
-    for month in months:
-        run = found[month["month"]]
-        assert run.data.params["role"] == (month["role"] or "-")
-        assert run.data.params["model_digest"] == ref(complete)["digest"][:12]
-        assert run.data.metrics["skill"] == pytest.approx(month["skill"])
-        assert run.data.metrics["rows"] == month["rows"]
-        assert run.data.metrics["skill_low"] == pytest.approx(month["skill_low"])
-        assert run.data.metrics["psi.fare_amount"] == month["drift"]["features"]["fare_amount"]["psi"]
-        assert run.data.tags["tipline.verdict"] == month["verdict"]
-        assert run.data.tags["mlflow.note.content"].startswith(f"{month['verdict']}: {month['reason']}")
-    train_another(complete)
-    workbench.run(complete, "register")
-    promote.run(workbench.load_settings(complete), complete, "2", "test")
-    workbench.run(complete, "register", "evaluate", "score", "monitor", "record")
-    assert len(runs(complete, "monitor")) == 2 * len(months)
-    assert len(runs(complete, "evaluate")) == 2
-
-
-def test_months_are_recorded_under_the_number_that_the_registry_has_now(complete: Paths) -> None:
-    workbench.run(complete, "register")
-    for path in complete.predictions.glob("month=*/_manifest.json"):
-        manifest = workbench.read_json(path)
-        manifest["made"]["version"] = 7  # the number that a registry, lost since, had given the champion
-        files.write_json(path, manifest)
-    workbench.run(complete, "record")
-    assert {run.data.params["version"] for run in runs(complete, "monitor")} == {"1"}
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("sqlite:////tmp/a/mlflow.db", "sqlite:////tmp/a/mlflow.db"),
-        ("https://mlflow.example.org:5000", "https://mlflow.example.org:5000"),
-        ("https://me:secret@mlflow.example.org:5000/x", "https://***@mlflow.example.org:5000/x"),
-        ("postgresql://me:se@cret@db/mlflow", "postgresql://***@db/mlflow"),
-        ("https://token@host", "https://***@host"),
-    ],
-)
-def test_an_address_is_shown_without_its_password(address: str, shown: str) -> None:
-    assert hide_secrets(address) == shown
-
-
-def test_a_store_whose_driver_is_not_installed_is_told_with_the_package(
+def test_a_missing_driver_is_reported_with_its_package(
     make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://me:secret@127.0.0.1/mlflow")
-    with pytest.raises(TiplineError, match="not installed") as caught, store.connect_store(make_project()):
+    with pytest.raises(TiplineError, match="is missing") as caught, store.connect_store(make_project()):
         pass
     assert "uv pip install 'mysqlclient'" in str(caught.value)
     assert "mysql://***@127.0.0.1/mlflow" in str(caught.value)
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_another_module_that_is_missing_is_not_told_as_the_stores(
-    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_another_missing_module_is_not_reported_as_a_driver(make_project: Callable[..., Paths]) -> None:
     with pytest.raises(ModuleNotFoundError, match="elsewhere"), store.connect_store(make_project()):
         importlib.import_module("elsewhere")
 
 
-def test_artifacts_lie_in_the_project_whatever_the_working_directory(
-    trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_artifacts_are_in_the_project_and_follow_it(
+    trained_project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    workbench.run(trained, "register")
-    assert list((trained.root / "mlartifacts" / "train").iterdir())
+    workbench.run(trained_project, "register")
     assert not list(elsewhere.iterdir())
-
-
-def test_a_moved_project_has_its_models_and_pictures_where_it_is_now(project: Paths, tmp_path: Path) -> None:
-    moved = type(project)(tmp_path / "moved to")
+    moved = type(trained_project)(tmp_path / "moved to é")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    project.root.rename(moved.root)
+    trained_project.root.rename(moved.root)
     with store.connect_store(moved):
         pass
-    (run,) = runs(moved, "train")
+    (run,) = list_runs(moved, "train")
     assert run.info.artifact_uri.startswith((moved.root / "mlartifacts").as_uri())
     assert [one.path for one in client(moved).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
     assert "tip_probability" in mlflow.pyfunc.load_model(f"models:/{NAME}/1").metadata.signature.outputs.input_names()
     workbench.run(moved, "register")
-    assert versions(moved) == [1]
+    assert list_versions(moved) == [1]
 
 
-def test_files_of_the_kept_champion_that_were_changed_are_fetched_anew(project: Paths) -> None:
-    expected = digest(project.champion)
-    (project.champion / artifact.CODE).write_text("changed")
+# ---- record ----
+
+
+def test_record_creates_each_run_once(scored_project: Paths) -> None:
+    workbench.run(scored_project, "register", "record")
+    expected = {"train": 1, "learning_curve": 1, "evaluate": 1, "monitor": len(workbench.MONTHS)}
+    assert {name: len(list_runs(scored_project, name)) for name in expected} == expected
+    report = scored_project.learning_curve.with_suffix(".json")
+    decision = workbench.read_json(report)
+    for size in decision["sizes"]:  # the same study, made again
+        size["fit_seconds"] += 1
+    files.write_json(report, decision)
+    workbench.run(scored_project, "record")
+    assert {name: len(list_runs(scored_project, name)) for name in expected} == expected
+
+
+def test_the_learning_curve_is_one_run_with_the_sizes_as_steps(scored_project: Paths) -> None:
+    workbench.run(scored_project, "register", "record")
+    decision = workbench.read_json(scored_project.learning_curve.with_suffix(".json"))
+    (run,) = list_runs(scored_project, "learning_curve")
+    assert run.data.params["rows"] == str(decision["rows"])
+    assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(
+        decision["baseline"]["validation.log_loss"]
+    )
+    paths = {file.path for file in client(scored_project).list_artifacts(run.info.run_id)}
+    assert paths == {"learning_curve.csv", "learning_curve.png"}
+    for name in ("held_out.skill", "validation.skill"):
+        points = client(scored_project).get_metric_history(run.info.run_id, name)
+        assert {point.step: point.value for point in points} == {
+            size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]
+        }
+
+
+def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_project: Paths) -> None:
+    workbench.run(scored_project, "register", "record")
+    report = workbench.read_json(scored_project.evaluation)
+    (run,), (training,) = list_runs(scored_project, "evaluate"), list_runs(scored_project, "train")
+    assert run.data.tags["mlflow.note.content"].startswith(report["verdict"])
+    for prefix, role in {"": "challenger", "champion_": "champion", "baseline_": "baseline"}.items():
+        assert run.data.metrics[f"test.{prefix}log_loss"] == pytest.approx(report[role]["log_loss"])
+    assert training.data.metrics["test.skill"] == pytest.approx(report["challenger"]["skill"])
+    assert training.data.tags["test.months"] == "2009-03"
+    assert "evaluation.png" in {one.path for one in client(scored_project).list_artifacts(training.info.run_id)}
+    card = client(scored_project).get_model_version(NAME, "1").description
+    assert card.startswith(f"skill {report['challenger']['skill']:.1%} on 2009-03: ")
+    assert f"digest `{artifact.read_digest(scored_project.champion)}`" in card
+    assert all(f"[{month}](#/experiments/" in card for month in workbench.MONTHS)
+    client(scored_project).update_model_version(NAME, "1", f"{card}\n\nA person's note.")
+    files.write_json(scored_project.evaluation, report | {"rows": 12345})
+    workbench.run(scored_project, "record")
+    card = client(scored_project).get_model_version(NAME, "1").description
+    assert "12,345 rows" in card
+    assert card.endswith(f"{model_card.END}\n\nA person's note.")
+
+
+@pytest.mark.parametrize("existing", [None, "A note.", f"old\n\n{model_card.END}\n\nA note."])
+def test_a_long_description_is_cut_and_a_persons_text_is_kept(existing: str | None) -> None:
+    text = model_card.merge_text(existing, "x" * 9000)
+    assert len(text) == model_card.DESCRIPTION_LETTERS
+    assert text.endswith("A note." if existing else model_card.END)
+
+
+def test_each_month_is_a_run_and_another_one_for_another_model(
+    scored_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = scored_project
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
+    workbench.run(paths, "register")
+    for path in paths.predictions.glob("month=*/_manifest.json"):
+        manifest = workbench.read_json(path)  # with the number that another registry gave the champion
+        files.write_json(path, manifest | {"made": manifest["made"] | {"version": 7}})
+    workbench.run(paths, "record")
+    months = workbench.read_json(paths.monitoring / "months.json")
+    found = {run.data.params["month"]: run.data for run in list_runs(paths, "monitor")}
+    for month in months:
+        data = found[month["month"]]
+        assert (data.params["role"], data.params["version"]) == (month["role"] or "-", "1")
+        assert data.params["model_digest"] == read_ref(paths)["digest"][:12]
+        assert (data.metrics["rows"], data.metrics["skill"]) == (month["rows"], pytest.approx(month["skill"]))
+        assert data.metrics["psi.fare_amount"] == month["drift"]["features"]["fare_amount"]["psi"]
+        assert data.tags["tipline.verdict"] == month["verdict"]
+    train_another(paths)
+    workbench.run(paths, "register")
+    force_promotion(paths, 2)
+    workbench.run(paths, "register", "evaluate", "score", "monitor", "record")
+    assert (len(list_runs(paths, "monitor")), len(list_runs(paths, "evaluate"))) == (2 * len(months), 2)
+
+
+def test_the_months_of_an_external_champion_are_in_ref_json(project: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    version = model_versions.get_champion(client(project), NAME)
+    client(project).set_model_version_tag(NAME, "1", "tipline.months", "2009-01, 2009-02")
     workbench.run(project, "register")
-    assert digest(project.champion) == ref(project)["digest"] == expected
-    assert files.MANIFEST not in {path.name for path in project.champion.iterdir()}
-
-
-def test_an_example_row_may_have_missing_values() -> None:
-    features = [
-        {"name": "vendor", "kind": "category"},
-        {"name": "pickup_datetime", "kind": "hour"},
-        {"name": "passenger_count", "kind": "number"},
-    ]
-    full = {"vendor": "CMT", "pickup_datetime": "2009-01-02 03:04:05", "passenger_count": 2}
-    frame = training_runs.example(features, [full, dict.fromkeys(full)])
-    assert frame.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
-    assert [dtype.kind for dtype in frame.dtypes] == ["O", "M", "f"]
+    assert read_ref(project)["months"] == {"train": ["2009-01", "2009-02"], "validation": []}
+    client(project).set_model_version_tag(NAME, "1", "tipline.months", "2009-13")
+    workbench.run(project, "register")
+    assert read_ref(project)["months"] is None
+    assert "'2009-13' is not a month" in caplog.text
+    assert version is not None
+    assert champion.list_scored_months(project, ["2009-01"], model_versions.get_digest(version)) == []

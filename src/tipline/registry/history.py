@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     How: TypeAlias = Literal["promote", "rollback", "first", "external"]
 
 PREFIX = "tipline.champion."  # followed by the UTC time and a random suffix
-TEXT_LETTERS = 1500  # a registry on PostgreSQL takes 5,000 letters of a tag
+TEXT_LETTERS = 1100  # two texts; a registry on PostgreSQL takes 5,000 letters of a tag, and JSON may double them
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def record_change(
     texts = {"reason": reason, "verdict": verdict}
     change |= {name: text and shorten_text(text, TEXT_LETTERS) for name, text in texts.items()}
     key = f"{PREFIX}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
-    client.set_registered_model_tag(version.name, key, json.dumps(change))
+    client.set_registered_model_tag(version.name, key, json.dumps(change, ensure_ascii=False))
 
 
 def record_external_change(client: Client, version: Version, verdict: str | None) -> None:

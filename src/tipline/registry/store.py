@@ -57,9 +57,12 @@ def get_store_address(paths: Paths) -> str:
     database, question_mark, query = address.removeprefix(SQLITE).partition("?")
     if not address.startswith(SQLITE) or database.startswith("/"):
         return address
-    path = str(paths.workspace / (unquote(database) or DATABASE))
-    # Only what SQLAlchemy would read as something else.
-    return SQLITE + re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), path) + question_mark + query
+    return format_address(paths.workspace / (unquote(database) or DATABASE)) + question_mark + query
+
+
+def format_address(database: Path) -> str:
+    """Return the address of an SQLite file; only what SQLAlchemy would read as something else is encoded."""
+    return SQLITE + re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), str(database))
 
 
 def get_database_path(paths: Paths) -> Path | None:
@@ -118,7 +121,7 @@ def create_database(database: Path) -> None:
         abandoned.unlink()
     if is_missing(database):
         with files.replace_file(database) as temporary:
-            Client(f"{SQLITE}{temporary}", f"{SQLITE}{temporary}").search_experiments(max_results=1)
+            Client(format_address(temporary)).search_experiments(max_results=1)
 
 
 def check_database(connection: sqlite3.Connection, database: Path) -> None:
