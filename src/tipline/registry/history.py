@@ -62,7 +62,7 @@ class Change:
 
 def list_changes(client: Client, name: str) -> list[Change]:
     """Return the changes of a registered model's champion, oldest first."""
-    model = client_errors.find_or_none(client.get_registered_model, name)
+    model = store.find_model(client, name)
     tags = model.tags if model else {}
     changes = (parse_change(key, tags[key]) for key in sorted(tags) if key.startswith(PREFIX))
     return [change for change in changes if change is not None]

@@ -39,7 +39,9 @@ FROM_RUN = (store.DIGEST, loader.FILES, EXTERNAL_SPEC, DVC_EXPERIMENT)
 
 def get_champion(client: Client, name: str) -> Version | None:
     """Return the version that the alias `champion` names, or None."""
-    return client_errors.find_or_none(client.get_model_version_by_alias, name, CHAMPION)
+    model = store.find_model(client, name)
+    number = model.aliases.get(CHAMPION) if model else None
+    return client.get_model_version(name, str(number)) if number else None
 
 
 def set_champion(client: Client, version: Version) -> None:

@@ -167,6 +167,14 @@ def check_artifact_host(address: str, where: str) -> None:
         raise TiplineError(what, where, "Promote another version, and tell the person who runs MLflow's server.")
 
 
+def find_model(client: Client, name: str) -> entities.model_registry.RegisteredModel | None:
+    """Return a registered model with its tags and aliases, or None.
+
+    By a search, because a server with users answers a question for a model that does not exist as if it were forbidden.
+    """
+    return next(iter(client.search_registered_models(f"name = '{name}'")), None)
+
+
 def ensure_experiment(client: Client, paths: Paths, name: str) -> str:
     """Return the id of the experiment `tipline/NAME`; create it, or restore it if it was deleted."""
     experiment = client.get_experiment_by_name(PREFIX + name)
