@@ -112,7 +112,7 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
         what = f"MLflow's server does not let this user do that: {reason}.", todo
     elif status in SERVER_FAILURES:
         what = f"MLflow's server failed: {reason}.", f"Look into the server's log. {again}"
-    elif requests.Timeout in kinds:
+    elif kinds & {requests.Timeout, TimeoutError}:
         seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
         todo = f"Check the server, or allow more time with MLFLOW_HTTP_REQUEST_TIMEOUT. {again}"
         what = f"MLflow's server did not answer within {seconds} s.", todo
