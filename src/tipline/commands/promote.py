@@ -31,14 +31,7 @@ def run(settings: Settings, paths: Paths, version: str | None = None, force: str
         A version's number, or a run (its id, name or DVC experiment), which is registered if it has no version.
         Default: the challenger, the model in models/challenger, or without one the newest version.
     force
-        The reason to promote it whatever the gate says.
-
-    Raises
-    ------
-    UsageError
-        There is no such version, it cannot score prepared trips, or the reason is empty.
-    GateRefusedError
-        The gate refuses it or cannot judge.
+        The reason to promote it whatever the gate says. Without one, GateRefusedError if it refuses or cannot judge.
     """
     if version is not None and not version.strip():
         raise UsageError("The version or run is empty.", "command line", "Name one, or none for the challenger.")
@@ -55,12 +48,12 @@ def run(settings: Settings, paths: Paths, version: str | None = None, force: str
         contents = model_versions.read_files(chosen)  # also with --force: only files of the registered digest may score
         words = "There was no other champion."
         if now:
-            history.record_external_change(client, now, now.tags.get(model_versions.VERDICT))
-            words = check_gate(chosen, now, judge(client, settings, paths, chosen, now, contents), force)
+            history.record_external_change(client, now)
+            words = check_gate(chosen, now, judge_version(client, settings, paths, chosen, now, contents), force)
         elif force is None:
             champion.check_first_champion(client, paths, name, digest)
         model_versions.tag_version(client, chosen, {model_versions.VERDICT: words})
-        champion.change_champion(client, now, chosen, "promote", reason=force, verdict=words)
+        history.change_champion(client, now, chosen, "promote", force, words)
     was = f", it was version {now.version}" if now else ""
     log.info("champion of %s: version %s%s. %s", name, chosen.version, was, champion.describe_next_repro(settings))
 
@@ -79,7 +72,7 @@ def find_version(client: Client, paths: Paths, name: str, wanted: str | None) ->
     raise UsageError(what, "MLflow's registry", "Run: dvc repro register")
 
 
-def judge(
+def judge_version(
     client: Client, settings: Settings, paths: Paths, chosen: Version, now: Version, contents: Mapping[str, bytes]
 ) -> dict[str, Any]:
     """Return the gate's verdict; whatever goes wrong is a reason to refuse."""
@@ -101,7 +94,7 @@ def judge(
 
 
 def check_gate(chosen: Version, now: Version, verdict: Mapping[str, Any], force: str | None) -> str:
-    """Return the verdict in words; raise GateRefusedError for a version that neither passes nor is forced."""
+    """Return the verdict's text; raise GateRefusedError for a version that neither passes nor is forced."""
     words = str(verdict["words"])
     if not verdict["promote"] and force is None:
         where = f"{model_versions.format_version(chosen)} against the champion, version {now.version}"

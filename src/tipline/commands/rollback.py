@@ -19,12 +19,7 @@ log = logging.getLogger(__name__)
 def run(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
     """Make the previous champion the champion again, without asking the gate.
 
-    Raises
-    ------
-    UsageError
-        There is no champion, or none before it.
-    TiplineError
-        The registry has lost the previous champion, or its files.
+    Raises UsageError if there is no champion or none before it, TiplineError if the registry has lost that one.
     """
     name = settings.model_name
     if name is None:
@@ -33,11 +28,11 @@ def run(settings: PartialSettings, paths: Paths, reason: str | None = None) -> N
         now = model_versions.get_champion(client, name)
         if now is None:
             raise UsageError(f"{name} has no champion.", "MLflow's registry", "Run: dvc repro register")
-        history.record_external_change(client, now, now.tags.get(model_versions.VERDICT))
-        previous = find_previous(client, now)
+        history.record_external_change(client, now)
+        previous = find_previous_version(client, now)
         model_versions.read_files(previous)  # only files of the registered digest may score
         verdict = previous.tags.get(model_versions.VERDICT)
-        champion.change_champion(client, now, previous, "rollback", reason=reason, verdict=verdict)
+        history.change_champion(client, now, previous, "rollback", reason, verdict)
     moved = f"version {previous.version} again, it was version {now.version}"
     log.info("champion of %s: %s. %s", name, moved, champion.describe_next_repro(settings.settings))
     months = champion.list_scored_months(paths, settings.months, now.tags.get(store.DIGEST))
@@ -45,20 +40,17 @@ def run(settings: PartialSettings, paths: Paths, reason: str | None = None) -> N
         log.info("version %s had scored %s", now.version, ", ".join(months))
 
 
-def find_previous(client: Client, now: Version) -> Version:
+def find_previous_version(client: Client, now: Version) -> Version:
     """Return the version that was champion before."""
-    where, digest = f"the registered model {now.name}", now.tags.get(store.DIGEST)
-    previous = history.find_previous_champion(history.list_changes(client, now.name), digest)
+    where, todo = f"the registered model {now.name}", "Name the version that is to score: tipline promote VERSION"
+    changes = history.list_changes(client, now.name)
+    previous = history.find_previous_champion(changes, now.tags.get(store.DIGEST))
     if previous is None:
-        todo = "Name the version that is to score: tipline promote VERSION"
         raise UsageError(f"MLflow's history has no champion before version {now.version}.", where, todo)
     version = model_versions.find_version(client, now.name, previous.digest or "")
     if version is None:
         lost = f"version {previous.version} (digest {(previous.digest or '')[:12]})"
         what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."
-        todo = (
-            "Check out the commit that trained it, then: dvc checkout && tipline register && git checkout - && "
-            "tipline rollback. Or name another version: tipline promote VERSION"
-        )
-        raise TiplineError(what, where, todo)
+        again = "Check out the commit that trained it and run: dvc checkout && tipline register. Then roll back again."
+        raise TiplineError(what, where, f"{again} Or name another version: tipline promote VERSION")
     return version

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,6 +16,7 @@ from tipline.registry import history, model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tipline.config import Settings
     from tipline.paths import Paths
@@ -35,15 +36,8 @@ def read_champion_ref(paths: Paths) -> Ref | None:
 
 def describe_version(version: Version) -> Ref:
     """Return what ref.json says about a version."""
-    try:
-        months = model_versions.get_months(version)
-    except ValueError as error:
-        log.warning(
-            "%s has an unusable tag %s: %s", model_versions.format_version(version), model_versions.MONTHS, error
-        )
-        months = None
-    digest, number = version.tags.get(store.DIGEST), int(version.version)
-    return {"name": version.name, "version": number, "run": version.run_id, "digest": digest, "months": months}
+    champion = {"version": int(version.version), "run": version.run_id, "digest": version.tags.get(store.DIGEST)}
+    return {"name": version.name, **champion, "months": model_versions.get_months(version)}
 
 
 def restore_champion(client: Client, paths: Paths, name: str) -> Version | None:
@@ -59,54 +53,42 @@ def restore_champion(client: Client, paths: Paths, name: str) -> Version | None:
     if version is None and artifact.try_read_digest(paths.champion) == digest:
         version = model_versions.ensure_version(client, paths, name, paths.champion)
     if version is not None:
-        model_versions.set_champion(client, version)
-        if not changes:
-            history.record_change(client, None, version, "first", reason="restored from models/champion/")
+        if changes:
+            client.set_registered_model_alias(name, model_versions.CHAMPION, str(version.version))
+        else:
+            history.change_champion(client, None, version, "first", "restored from models/champion/", None)
         log.info("MLflow had no champion; version %s, the last one, is champion again.", version.version)
     return version
 
 
 def resolve_champion(client: Client, settings: Settings, paths: Paths, challenger: Ref) -> Version | None:
-    """Return the version to score with: the pinned one, the champion, or the first one there is.
+    """Return the version to score with: the pinned one, the champion, or if there never was one the challenger.
 
-    Returns
-    -------
-    Version or None
-        None in an experiment's copy, or for a user without write access, where nothing is registered yet.
-
-    Raises
-    ------
-    TiplineError
-        There was another champion, and neither the registry nor models/champion/ has it.
+    Returns None in an experiment's copy, and for a user without write access, if nothing is registered yet.
     """
     name, wanted = settings.model.name, settings.score.model
     if isinstance(wanted, int):
         pinned = model_versions.get_version(client, name, wanted, "params.yaml, score.model")
         return model_versions.adopt_version(client, settings, paths, pinned)
     champion = model_versions.get_champion(client, name)
-    if paths.is_experiment_copy:  # a trial must not adopt, restore or record anything
+    if paths.is_experiment_copy:  # a trial must not adopt or record anything
+        if champion is not None:
+            model_versions.get_digest(champion)
         return champion
     if champion is not None:
         champion = model_versions.adopt_version(client, settings, paths, champion)
-        history.record_external_change(client, champion, champion.tags.get(model_versions.VERDICT))
+        history.record_external_change(client, champion)
         return champion
     check_first_champion(client, paths, name, challenger["digest"])
     version = model_versions.find_version(client, name, challenger["digest"])
     if version is not None:
-        model_versions.set_champion(client, version)
-        history.record_change(client, None, version, "first")
+        history.change_champion(client, None, version, "first", None, None)
         log.info("There was no champion; version %s is the first.", version.version)
     return version
 
 
 def check_first_champion(client: Client, paths: Paths, name: str, digest: str) -> None:
-    """Refuse a model as the first champion if there are signs of another champion.
-
-    Raises
-    ------
-    TiplineError
-        MLFLOW_TRACKING_URI is wrong, or this is a clone before `dvc pull`, for example. The message names both ways on.
-    """
+    """Refuse a model as the first champion if there are signs of another one, for example in a clone before a pull."""
     sign = find_lost_champion(client, paths, name, digest)
     if sign is not None:
         what = f"MLflow has no champion of {name}, but there was one: {sign}."
@@ -127,35 +109,28 @@ def find_lost_champion(client: Client, paths: Paths, name: str, digest: str) -> 
     for path in sorted(paths.predictions.glob(f"month=*/{files.MANIFEST}")):
         signs[f"it has scored {path.parent.name} in data/predictions"] = read_scored_digest(path)
     signs = {sign: other for sign, other in signs.items() if other not in {None, digest}}
-    locked = read_locked_champion(paths)
-    if not signs and locked.digest not in {None, digest}:
+    locked, is_remote = read_locked_champion(paths)
+    if not signs and locked not in {None, digest}:
         own = store.get_database_path(paths) == paths.workspace / store.DATABASE
         versions = model_versions.list_versions(client, name)
-        if own and not locked.is_remote and all(version.tags.get(store.DIGEST) == digest for version in versions):
-            log.info("Starting over: nothing is left of the champion in dvc.lock (%s).", str(locked.digest)[:12])
+        if own and not is_remote and all(version.tags.get(store.DIGEST) == digest for version in versions):
+            log.info("Starting over: nothing is left of the champion in dvc.lock (%s).", str(locked)[:12])
         else:
-            signs["dvc.lock names it"] = locked.digest
+            signs["dvc.lock names it"] = locked
     return next((f"{sign} (digest {str(other)[:12]})" for sign, other in signs.items()), None)
 
 
-class LockedChampion(NamedTuple):
-    """The champion that dvc.lock was written with, and whether only a DVC remote may have its files."""
-
-    digest: str | None
-    is_remote: bool
-
-
-def read_locked_champion(paths: Paths) -> LockedChampion:
-    """Read dvc.lock; a file that is missing or has conflict markers names no champion."""
+def read_locked_champion(paths: Paths) -> tuple[str | None, bool]:
+    """Return the digest of the champion in dvc.lock, and whether only a DVC remote may have its files."""
+    config = paths.root / ".dvc" / "config"
     try:
         stages = yaml.load((paths.root / "dvc.lock").read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"]
         digest = stages["score"]["params"]["models/champion/ref.json"]["digest"]
         hashes = [str(out["md5"]) for out in stages["register"]["outs"] if out["path"] == "models/champion"]
-        config = (paths.root / ".dvc" / "config").read_text(encoding="utf-8")
-    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):
-        return LockedChampion(None, is_remote=False)
+    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):  # missing, or with conflict markers
+        return None, False
     cached = any((paths.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists() for md5 in hashes)
-    return LockedChampion(digest, "remote" in config and not cached)
+    return digest, config.is_file() and "remote" in config.read_text(encoding="utf-8") and not cached
 
 
 def build_ref(paths: Paths, version: Version | None, challenger: Ref) -> Ref:
@@ -177,16 +152,14 @@ def write_champion_folder(paths: Paths, version: Version | None, ref: Ref) -> No
             for name in (*artifact.FILES, artifact.TRAINING):
                 shutil.copyfile(paths.challenger / name, folder / name)
         else:
-            model_versions.get_digest(version)
             model_versions.download_files(version, folder)
         files.write_json(folder / paths.champion_ref.name, ref)
 
 
-def read_scored_digest(manifest: Any) -> str | None:  # noqa: ANN401
-    """Return the digest of the model that a month was scored with, by its manifest."""
-    content = files.try_read_json(manifest)
-    key = content.get("key") if isinstance(content, dict) else None
-    return key.get("model") if isinstance(key, dict) else None
+def read_scored_digest(manifest: Path) -> str | None:
+    """Return the digest of the model that a month was scored with."""
+    digest: str | None = (files.try_read_json(manifest) or {}).get("key", {}).get("model")
+    return digest
 
 
 def list_scored_months(paths: Paths, months: Sequence[str], digest: str | None) -> list[str]:
@@ -201,12 +174,3 @@ def describe_next_repro(settings: Settings | None) -> str:
     if isinstance(pinned, int):
         return f"But score.model in params.yaml pins version {pinned}: `dvc repro` scores with that one."
     return "`dvc repro` scores with it."
-
-
-def change_champion(
-    client: Client, now: Version | None, new: Version, how: history.How, *, reason: str | None, verdict: str | None
-) -> None:
-    """Move the alias and record the change; if that ends in between, `register` records an external change."""
-    before = history.describe_champion(now) if now else None
-    model_versions.set_champion(client, new)
-    history.record_change(client, before, new, how, reason=reason, verdict=verdict)

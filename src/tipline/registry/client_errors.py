@@ -1,4 +1,4 @@
-"""Errors of the MLflow client, classified by error code, HTTP status and exception type, in tipline's three parts."""
+"""Errors of the MLflow client, distinguished by error code, HTTP status and exception type."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def list_causes(error: BaseException) -> list[BaseException]:
 def get_status(error: BaseException) -> int | None:
     """Return the HTTP status that an error stands for, or None if it stands for none."""
     for cause in list_causes(error):
-        if isinstance(cause, requests.exceptions.RetryError):  # raised for all that MLflow would try again
-            return int(http.HTTPStatus.INTERNAL_SERVER_ERROR)
         if isinstance(cause, requests.RequestException) and cause.response is not None:
             return int(cause.response.status_code)
+        if isinstance(cause, requests.exceptions.RetryError):  # raised for answers that say that the server failed
+            return int(http.HTTPStatus.INTERNAL_SERVER_ERROR)
     # MLflow gives this code to everything that has no other.
     if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
         return int(error.get_http_status_code())
@@ -101,7 +101,7 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
     """Say what happened and what to do about it."""
     status, causes, again = get_status(error), list_causes(error), "Then run the command again; it resumes."
     kinds = {kind for cause in causes for kind in type(cause).__mro__}
-    reason = hide_secrets(summarize_exception(causes[-1])).rstrip(".")
+    reason = hide_secrets(summarize_exception(causes[-1])).partition(". ")[0].rstrip(".")
     check = f"Check MLFLOW_TRACKING_URI and that the server runs. {again}"
     what = f"MLflow refused the request: {reason}.", check
     if status == http.HTTPStatus.UNAUTHORIZED:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tipline.errors import shorten_text
-from tipline.registry import client_errors, store
+from tipline.registry import client_errors, model_versions, store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,27 +37,15 @@ class Champion:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of champion.
-
-    Attributes
-    ----------
-    time
-        UTC and a random suffix; changes are listed in this order.
-    before, after
-        The champions; `before` is None for the first.
-    by
-        The user, or None for a change that was made elsewhere, in MLflow's page for example, and noticed later.
-    reason, verdict
-        What the user gave as the reason, and what the gate said.
-    """
+    """A change of champion; changes are listed in the order of `time`, which is UTC and a random suffix."""
 
     time: str
-    before: Champion | None
+    before: Champion | None  # None for the first champion
     after: Champion
-    how: How
+    how: How  # external: made elsewhere, in MLflow's page for example, and noticed later
     by: str | None = None
     reason: str | None = None
-    verdict: str | None = None
+    verdict: str | None = None  # what the gate said
 
 
 def list_changes(client: Client, name: str) -> list[Change]:
@@ -84,24 +72,26 @@ def describe_champion(version: Version) -> Champion:
 
 
 def record_change(
-    client: Client,
-    before: Champion | None,
-    version: Version,
-    how: How,
-    *,
-    reason: str | None = None,
-    verdict: str | None = None,
+    client: Client, before: Champion | None, version: Version, how: How, reason: str | None, verdict: str | None
 ) -> None:
     """Add a change to the history."""
     change: dict[str, Any] = {"from": before and asdict(before), "to": asdict(describe_champion(version)), "how": how}
     change["by"] = None if how == "external" else get_user()
-    texts = {"reason": reason, "verdict": verdict}
-    change |= {name: text and shorten_text(text, TEXT_LETTERS) for name, text in texts.items()}
+    for name, text in {"reason": reason, "verdict": verdict}.items():
+        change[name] = text and shorten_text(text, TEXT_LETTERS)
     key = f"{PREFIX}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
     client.set_registered_model_tag(version.name, key, json.dumps(change, ensure_ascii=False))
 
 
-def record_external_change(client: Client, version: Version, verdict: str | None) -> None:
+def change_champion(
+    client: Client, now: Version | None, new: Version, how: How, reason: str | None, verdict: str | None
+) -> None:
+    """Move the alias, then record the change; if this ends in between, `register` records an external change."""
+    client.set_registered_model_alias(new.name, model_versions.CHAMPION, str(new.version))
+    record_change(client, describe_champion(now) if now else None, new, how, reason, verdict)
+
+
+def record_external_change(client: Client, version: Version) -> None:
     """Record that a version is champion, unless the history ends with it or this user may not write.
 
     A version without a digest was never adopted. It cannot score, so it is not recorded.
@@ -110,17 +100,14 @@ def record_external_change(client: Client, version: Version, verdict: str | None
     last = changes[-1].after if changes else None
     if digest and (last is None or last.digest != digest):
         with client_errors.skip_if_forbidden():
-            record_change(client, last, version, "external", verdict=verdict)
+            record_change(client, last, version, "external", None, version.tags.get(model_versions.VERDICT))
 
 
 def find_previous_champion(changes: Sequence[Change], digest: str | None) -> Champion | None:
     """Return the champion before the one of this digest; each rollback takes one change back.
 
-    Returns
-    -------
-    Champion or None
-        None if there was none before, or if the history does not end with this digest. For a digest of None (a
-        champion that was never adopted, and so is not in the history) the last one.
+    Returns None if there was none, or if the history does not end with this digest. A digest of None stands for a
+    champion that was never adopted: it is not in the history, so the last one there is the one before it.
     """
     champions: list[Champion] = []
     for change in changes:

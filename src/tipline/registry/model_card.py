@@ -16,7 +16,7 @@ from tipline.model import artifact, pyfunc
 from tipline.registry import champion, model_versions, runs, store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tipline.config import Settings
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from tipline.registry.store import Client, Run, Version
 
 END = "*Written by `tipline record`; text below this line is kept.*"
-# A registry on PostgreSQL takes so many letters of a description.
-DESCRIPTION_LETTERS = 5000
-FILTERS = {
+DESCRIPTION_LETTERS = 5000  # a registry on PostgreSQL takes no more
+FILTERS: dict[str, Callable[[Any], str]] = {
     "number": lambda value: "-" if value is None else f"{value:.4f}",
     "percent": lambda value: "-" if value is None else f"{value:.1%}",
     "thousands": lambda value: f"{value:,.0f}",
@@ -35,8 +34,9 @@ FILTERS = {
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model in models/, and what MLflow has of it: a model trained in an experiment's copy has no version."""
+    """The challenger or the champion, and what MLflow has of it; a trial in an experiment's copy has no version."""
 
+    role: str
     folder: Path
     digest: str
     version: Version | None
@@ -51,85 +51,65 @@ class ModelEntry:
         return runs.format_run_link(self.run.info.run_name, self.run) if self.run else self.digest[:12]
 
 
-def find_entry(client: Client, paths: Paths, name: str, folder: Path) -> ModelEntry:
-    """Look a model up in MLflow."""
+def find_entry(client: Client, paths: Paths, name: str, role: str) -> ModelEntry:
+    """Look the challenger or the champion up in MLflow."""
+    folder: Path = getattr(paths, role)
     digest, experiment = artifact.read_digest(folder), store.ensure_experiment(client, paths, "train")
     version = model_versions.find_version(client, name, digest)
-    return ModelEntry(folder, digest, version, store.find_runs(client, experiment, digest).get(digest))
+    return ModelEntry(role, folder, digest, version, store.find_runs(client, experiment, digest).get(digest))
 
 
 def describe_model(
-    client: Client, settings: Settings, paths: Paths, entry: ModelEntry, role: str, links: Mapping[str, str]
+    client: Client, settings: Settings, paths: Paths, entry: ModelEntry, links: Mapping[str, str]
 ) -> None:
     """Bring a model's training run and version up to date; an experiment's copy leaves versions alone.
 
-    Parameters
-    ----------
-    role
-        `challenger` or `champion`: which of the two the model is in reports/evaluation.json.
-    links
-        Links to the runs of the evaluation and, by month, of the months.
+    `links` are links to the runs of the evaluation and, by month, of the months.
     """
-    report = files.read_json(paths.evaluation, runs.TODO)
-    facts = collect_facts(settings, paths, entry, report, role) | {"links": links}
-    if entry.run is not None:
-        describe_run(client, paths, entry.run, report, role, f"{entry.link}: {facts['summary']}")
-    if entry.version is not None and not paths.is_experiment_copy:
-        tags = {"tipline.worth": report["worth"]} if entry.digest == report["made"]["challenger"] else {}
-        tags |= {model_versions.VERDICT: facts["verdict"]} if role == "challenger" else {}
-        model_versions.tag_version(client, entry.version, tags)
-        text = merge_text(entry.version.description, render_card(facts))
-        if text != entry.version.description:
-            client.update_model_version(entry.version.name, str(entry.version.version), text)
+    report, run, version = files.read_json(paths.evaluation, runs.TODO), entry.run, entry.version
+    tested, figures, skill = ", ".join(report["months"]), report[entry.role], FILTERS["percent"]
+    verdict = version.tags.get(model_versions.VERDICT) if version else None  # the champion keeps that of its promotion
+    tags = {"tipline.worth": report["worth"]} if entry.digest == report["made"]["challenger"] else {}
+    if entry.role == "challenger":
+        verdict = tags[model_versions.VERDICT] = report["gate"]["words"]
+    facts = collect_facts(settings, paths, entry) | {"report": report, "verdict": verdict, "links": links}
+    if run is not None:  # where models are compared
+        metrics = runs.collect_test_metrics(report, entry.role)
+        changed = {name: value for name, value in metrics.items() if value not in {None, run.data.metrics.get(name)}}
+        if changed:
+            runs.log_metrics(client, run.info.run_id, {0: changed}, {})
+            client.log_artifact(run.info.run_id, str(paths.evaluation.with_suffix(".png")))
+        note = f"{entry.link}: skill {skill(figures['skill'])} on {tested} over the rate by {facts['baseline']}."
+        text = merge_text(run.data.tags.get(runs.NOTE), f"{note} {verdict or ''}".strip())
+        for name, value in {runs.NOTE: text, "test.months": tested}.items():
+            if run.data.tags.get(name) != value:
+                client.set_tag(run.info.run_id, name, value)
+    if version is not None and not paths.is_experiment_copy:
+        model_versions.tag_version(client, version, tags)
+        text = merge_text(version.description, render_card(facts))
+        if text != version.description:
+            client.update_model_version(version.name, str(version.version), text)
 
 
-def describe_run(client: Client, paths: Paths, run: Run, report: Mapping[str, Any], role: str, note: str) -> None:
-    """Put the evaluation on a training run, where models are compared."""
-    metrics, run_id = runs.collect_test_metrics(report, role), run.info.run_id
-    changed = {name: value for name, value in metrics.items() if value not in {None, run.data.metrics.get(name)}}
-    if changed:
-        runs.log_metrics(client, run_id, {0: changed})
-        client.log_artifact(run_id, str(paths.evaluation.with_suffix(".png")))
-    tags = {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": ", ".join(report["months"])}
-    for name, value in tags.items():
-        if run.data.tags.get(name) != value:
-            client.set_tag(run_id, name, value)
-
-
-def collect_facts(
-    settings: Settings, paths: Paths, entry: ModelEntry, report: Mapping[str, Any], role: str
-) -> dict[str, Any]:
-    """Return what the card is rendered from."""
+def collect_facts(settings: Settings, paths: Paths, entry: ModelEntry) -> dict[str, Any]:
+    """Return what the card says beside the report."""
     spec = files.read_json(entry.folder / pyfunc.SPEC, runs.TODO)
     training = files.try_read_json(entry.folder / artifact.TRAINING) or {}
-    scored = champion.list_scored_months(paths, settings.months, entry.digest)
-    months, baseline = (
+    months, schema = (
         files.read_json(paths.monitoring / "months.json", runs.TODO),
-        get_baseline_columns(spec["baseline"]),
+        load_schema(paths.root / settings.schema_),
     )
-    skills = {group: figures[role] for group, figures in report["groups"].items()}
-    # The champion keeps the verdict of its promotion.
-    kept = entry.version.tags.get(model_versions.VERDICT) if entry.version else None
-    verdict = report["gate"]["words"] if role == "challenger" else kept
-    skill, tested = FILTERS["percent"](report[role]["skill"]), ", ".join(report["months"])
+    scored = champion.list_scored_months(paths, settings.months, entry.digest)
     return {
+        "role": entry.role,
         "digest": entry.digest,
         "name": training.get("name") or spec.get("name") or entry.digest[:12],
-        "summary": f"skill {skill} on {tested} over the rate by {' and '.join(baseline)}. {verdict or ''}".strip(),
-        "verdict": verdict,
         "spec": spec,
         "training": training,
-        "report": report,
-        "figures": {**report[role], "baseline_log_loss": report["baseline"]["log_loss"]},
-        "skills": {group: value for group, value in skills.items() if value is not None},
-        "unjudged": [group for group, value in skills.items() if value is None],
-        "baseline": " and ".join(baseline),
-        "calibration": (spec.get("calibration") or {}).get("method"),
-        "tips": report["tips"][role],
+        "baseline": " and ".join(get_baseline_columns(spec["baseline"])),
         "months": [month for month in months if month["month"] in scored],
-        "roles": {**(spec.get("months") or {}), "test": report["months"]},
         "source": hide_secrets(settings.source),
-        "meaning": load_schema(paths.root / settings.schema_).columns[settings.model.target].meaning,
+        "meaning": schema.columns[settings.model.target].meaning,
         "tags": entry.run.data.tags if entry.run else {},
         "training_link": runs.format_run_link("training", entry.run) if entry.run else None,
     }
@@ -140,12 +120,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
     In lists, because MLflow's page draws tables without space between their columns.
     """
-    environment = Environment(
-        loader=PackageLoader("tipline.registry", "."),
-        autoescape=False,  # noqa: S701 (Markdown; MLflow's page removes HTML)
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
+    loader = PackageLoader("tipline.registry", ".")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
     environment.filters |= FILTERS
     return environment.get_template("model_card.md.j2").render(facts).strip()
 
@@ -156,14 +132,3 @@ def merge_text(existing: str | None, text: str) -> str:
     kept = after.strip() if end else before.strip()
     ending = f"\n\n{END}" + (f"\n\n{kept}" if kept else "")
     return text[: max(DESCRIPTION_LETTERS - len(ending), 0)] + ending
-
-
-def describe_registered_model(client: Client, settings: Settings) -> None:
-    """Describe the registered model, unless someone has."""
-    name = settings.model.name
-    if not client.get_registered_model(name).description:
-        client.update_registered_model(
-            name,
-            f"The probability that `{settings.model.target}` of a trip is above zero. The version with the alias "
-            "`champion` scores: move it, and the next `dvc repro` follows. Each version's description is its card.",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +35,10 @@ CHAMPION = "champion"
 # Tags of versions: what the gate said last, and the months that a model was made on if its model.json does not say.
 VERDICT = "tipline.verdict"
 MONTHS = "tipline.months"
+DESCRIPTION = (
+    "The version with the alias `champion` scores: move it, and the next `dvc repro` follows. The description of each "
+    "version is its card."
+)
 FROM_RUN = (store.DIGEST, loader.FILES, EXTERNAL_SPEC, DVC_EXPERIMENT)
 
 
@@ -44,19 +49,8 @@ def get_champion(client: Client, name: str) -> Version | None:
     return client.get_model_version(name, str(number)) if number else None
 
 
-def set_champion(client: Client, version: Version) -> None:
-    """Set the alias `champion`."""
-    client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
-
-
 def get_version(client: Client, name: str, number: int, where: str) -> Version:
-    """Return the version with a number.
-
-    Raises
-    ------
-    UsageError
-        There is none; the message lists the numbers that exist.
-    """
+    """Return the version with a number; raise UsageError with the numbers that exist if there is none."""
     version = client_errors.find_or_none(client.get_model_version, name, str(number))
     if version is None:
         numbers = ", ".join(str(version.version) for version in list_versions(client, name)) or "none yet"
@@ -87,13 +81,7 @@ def format_version(version: Version) -> str:
 
 
 def get_digest(version: Version) -> str:
-    """Return the digest of a version's model.
-
-    Raises
-    ------
-    TiplineError
-        The version was never adopted.
-    """
+    """Return the digest of a version's model; raise TiplineError for a version that was never adopted."""
     if store.DIGEST not in version.tags:
         what = "tipline did not register this version, so there is no digest to check its files with."
         raise TiplineError(what, format_version(version), f"Run: tipline promote {version.version}")
@@ -101,15 +89,13 @@ def get_digest(version: Version) -> str:
 
 
 def get_months(version: Version) -> dict[str, list[str]] | None:
-    """Return the months that the tag `tipline.months` names, by role, or None without the tag.
-
-    Raises
-    ------
-    ValueError
-        One of them is not a month.
-    """
+    """Return the months that the tag `tipline.months` names, by role, or None without the tag."""
     tag = version.tags.get(MONTHS)
-    return {"train": [check_month(month.strip()) for month in tag.split(",")], "validation": []} if tag else None
+    try:
+        return {"train": [check_month(month.strip()) for month in tag.split(",")], "validation": []} if tag else None
+    except ValueError as error:
+        where = f"the tag {MONTHS} of {format_version(version)}"
+        raise UsageError(f"{error}.", where, "Correct the tag in MLflow, for example: 2009-01,2009-02") from None
 
 
 # ---- register ----
@@ -132,7 +118,7 @@ def register_run(client: Client, name: str, run: Run) -> Version:
     if version := find_version(client, name, digest):
         return version
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -140,10 +126,9 @@ def register_run(client: Client, name: str, run: Run) -> Version:
     model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
     tags = select_version_tags(run.data.tags)
     created = client.create_model_version(name, source=uri, run_id=run.info.run_id, tags=tags, model_id=model_id)
-    oldest = find_version(client, name, digest)
-    if oldest is None or oldest.version == created.version:
-        return created
-    client.delete_model_version(name, str(created.version))  # another clone has registered the same model meanwhile
+    oldest = find_version(client, name, digest) or created
+    if oldest.version != created.version:  # another clone has registered the same model meanwhile
+        client.delete_model_version(name, str(created.version))
     return oldest
 
 
@@ -163,12 +148,7 @@ def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Ve
 def adopt_version(client: Client, settings: Settings, paths: Paths, version: Version) -> Version:
     """Return a version that has a digest; check one that tipline did not register, and tag it with what scoring needs.
 
-    Raises
-    ------
-    UsageError
-        Its signature does not take prepared columns.
-    TiplineError
-        Its files are refused.
+    Raises UsageError if its signature does not take prepared columns, TiplineError if its files are refused.
     """
     if store.DIGEST in version.tags:
         return version
@@ -189,12 +169,11 @@ def adopt_version(client: Client, settings: Settings, paths: Paths, version: Ver
 
 def find_own_spec(client: Client, paths: Paths, name: str) -> dict[str, Any]:
     """Return model.json of the challenger, of the champion's files, or of the newest version of tipline's."""
-    for folder in (paths.challenger, paths.champion):
-        if spec := files.try_read_json(folder / pyfunc.SPEC):
+    specs = (files.try_read_json(folder / pyfunc.SPEC) for folder in (paths.challenger, paths.champion))
+    own = (version for version in list_versions(client, name) if store.DIGEST in version.tags)
+    for spec in itertools.chain(specs, (json.loads(read_files(version)[pyfunc.SPEC]) for version in own)):
+        if spec:
             return dict(spec)
-    for version in list_versions(client, name):
-        if store.DIGEST in version.tags:
-            return dict(json.loads(read_files(version)[pyfunc.SPEC]))
     what = "There is no model of tipline's to take target and baseline from."
     raise TiplineError(what, str(paths.challenger), "Run: dvc repro train")
 
@@ -204,12 +183,9 @@ def find_own_spec(client: Client, paths: Paths, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_download(version: Version) -> Iterator[Path]:
-    """Yield a folder with the files of a version as MLflow logged them, after checking that they may be loaded.
+    """Yield a folder with the files of a version as MLflow logged them.
 
-    Raises
-    ------
-    TiplineError
-        They cannot be downloaded, were changed, or could run code that they should not.
+    Raises TiplineError if they cannot be downloaded, were changed, or could run code that they should not.
     """
     where, uri = format_version(version), f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory(prefix="tipline-") as scratch:

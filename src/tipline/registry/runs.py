@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
     from tipline.config import Settings
     from tipline.paths import Paths
+    from tipline.registry.model_card import ModelEntry
     from tipline.registry.store import Client, Run
+
+    Steps = Mapping[int, Mapping[str, float | None]]  # metrics by step
 
 MODEL_URI = "tipline.model_uri"  # tag of training runs: the address of the logged model
 EXTERNAL_SPEC = "tipline.model"  # tag of runs and versions of models that tipline did not make: their model.json
@@ -49,13 +52,13 @@ TODO = "Run: dvc repro"
 
 @dataclass(frozen=True)
 class Record:
-    """What one run shows; metrics are by step. `is_trial` means that DVC experiments lead to such runs."""
+    """What one run shows. `is_trial` means that DVC experiments lead to such runs."""
 
     experiment: str
     name: str
     digest: str
     params: Mapping[str, Any]
-    steps: Mapping[int, Mapping[str, float | None]]
+    steps: Steps
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Sequence[Path] = ()
     is_trial: bool = True
@@ -63,6 +66,8 @@ class Record:
 
 def ensure_runs(client: Client, paths: Paths, records: Sequence[Record]) -> list[Run]:
     """Return the runs of records of one experiment; create those that are missing."""
+    if not records:
+        return []
     experiment = store.ensure_experiment(client, paths, records[0].experiment)
     existing = store.find_runs(client, experiment, records[0].digest if len(records) == 1 else None)
     return [ensure_run(client, experiment, record, existing.get(record.digest)) for record in records]
@@ -96,17 +101,12 @@ def ensure_run(
     return client.get_run(run_id)
 
 
-def log_metrics(
-    client: Client,
-    run_id: str,
-    steps: Mapping[int, Mapping[str, float | None]],
-    params: Mapping[str, Any] | None = None,
-) -> None:
+def log_metrics(client: Client, run_id: str, steps: Steps, params: Mapping[str, Any]) -> None:
     """Log metrics by step, and params, in one call; a metric that is None is left out."""
     now = int(time.time() * 1000)
     pairs = [(step, name, value) for step, values in steps.items() for name, value in values.items()]
     metrics = [Metric(name, float(value), now, step) for step, name, value in pairs if value is not None]
-    client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in (params or {}).items()])
+    client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in params.items()])
 
 
 def add_experiment_name(client: Client, run: Run) -> Run:
@@ -133,11 +133,21 @@ def format_run_link(text: str, run: Run) -> str:
 
 def ensure_training_run(client: Client, paths: Paths, folder: Path) -> Run:
     """Return the run of the model in a folder; create it and log the model if there is none of its digest."""
-    record, external_files = describe_training(paths, folder), folder / external.FOLDER
+    digest, is_external = artifact.read_digest(folder), (folder / external.FOLDER).is_dir()
+    if is_external:
+        name = f"{files.read_json(folder / pyfunc.SPEC, TODO)['name']}, not made by tipline"
+        tags = {EXTERNAL_SPEC: (folder / pyfunc.SPEC).read_text(encoding="utf-8")}
+        record = Record("train", name, digest, {}, {}, tags, is_trial=False)
+    else:
+        training = files.read_json(folder / artifact.TRAINING, "Run: dvc repro train")
+        is_trial = folder == paths.challenger  # and not a champion that is restored
+        pictures = [paths.learning_curve.with_suffix(".png")] if is_trial else []
+        tags, metrics = {"tipline.data": training["data"]}, {0: training["metrics"]}
+        record = Record("train", training["name"], digest, training["params"], metrics, tags, pictures, is_trial)
 
     def log_model(run_id: str) -> None:
-        if external_files.is_dir():
-            client.log_artifacts(run_id, str(external_files), "model")
+        if is_external:
+            client.log_artifacts(run_id, str(folder / external.FOLDER), "model")
             uri = f"runs:/{run_id}/model"
         else:
             with mlflow.start_run(run_id=run_id):
@@ -145,22 +155,7 @@ def ensure_training_run(client: Client, paths: Paths, folder: Path) -> Run:
         client.set_tag(run_id, MODEL_URI, uri)
 
     experiment = store.ensure_experiment(client, paths, record.experiment)
-    run = store.find_runs(client, experiment, record.digest).get(record.digest)
-    return ensure_run(client, experiment, record, run, log_model)
-
-
-def describe_training(paths: Paths, folder: Path) -> Record:
-    """Return the record of a training; of a model that tipline did not make, its name."""
-    digest = artifact.read_digest(folder)
-    if (folder / external.FOLDER).is_dir():
-        spec = (folder / pyfunc.SPEC).read_text(encoding="utf-8")
-        name = f"{files.read_json(folder / pyfunc.SPEC, TODO)['name']}, not made by tipline"
-        return Record("train", name, digest, {}, {}, {EXTERNAL_SPEC: spec}, is_trial=False)
-    training = files.read_json(folder / artifact.TRAINING, "Run: dvc repro train")
-    is_challenger = folder == paths.challenger  # and not a champion that is restored
-    pictures = [paths.learning_curve.with_suffix(".png")] if is_challenger else []
-    tags, metrics = {"tipline.data": training["data"]}, {0: training["metrics"]}
-    return Record("train", training["name"], digest, training["params"], metrics, tags, pictures, is_challenger)
+    return ensure_run(client, experiment, record, store.find_runs(client, experiment, digest).get(digest), log_model)
 
 
 def log_own_model(folder: Path) -> str:
@@ -223,28 +218,20 @@ def find_training_run(client: Client, wanted: str) -> Run:
 def describe_curve(settings: Settings, paths: Paths) -> Record:
     """Return the record of the learning curve; its sizes are the steps of its metrics."""
     decision = files.read_json(paths.learning_curve.with_suffix(".json"), TODO)
-    sizes = {size["rows"]: {name: size[name] for name in size if name != "rows"} for size in decision["sizes"]}
+    sizes, baseline = {size["rows"]: size for size in decision["sizes"]}, decision["baseline"]
+    shown = [name for name in decision["sizes"][0] if name != "rows" and not name.endswith(IN_TABLE)]
+    steps = {rows: {name: size[name] for name in shown} for rows, size in sizes.items()}
+    steps[0] = {f"{part}.baseline_log_loss": baseline[f"{part}.log_loss"] for part in ("held_out", "validation")}
+    params = artifact.describe_settings(settings) | {name: decision[name] for name in ("min_gain", "rows", "segment")}
+    params["months"] = ", ".join(settings.sample.get_months("train"))
     # The seconds of the fits differ each time that the same study is made.
-    content = [{**size, "fit_seconds": None} for size in decision["sizes"]]
-    steps = {rows: {name: one[name] for name in one if not name.endswith(IN_TABLE)} for rows, one in sizes.items()}
-    baseline = {
-        f"{rows}.baseline_log_loss": decision["baseline"][f"{rows}.log_loss"] for rows in ("held_out", "validation")
-    }
-    params = {name: decision[name] for name in ("min_gain", "rows", "segment")}
-    return Record(
-        "learning_curve",
-        artifact.format_title(settings, decision["rows"]),
-        files.hash_json({**decision, "sizes": content}),
-        {**artifact.describe_settings(settings), **params, "months": ", ".join(settings.sample.get_months("train"))},
-        {0: baseline, **steps},
-        {NOTE: decision["reason"]},
-        [paths.learning_curve, paths.learning_curve.with_suffix(".png")],
-    )
+    digest = files.hash_json({**decision, "sizes": [{**size, "fit_seconds": None} for size in decision["sizes"]]})
+    title, pictures = artifact.format_title(settings, decision["rows"]), [paths.learning_curve.with_suffix(".png")]
+    tags = {NOTE: decision["reason"]}
+    return Record("learning_curve", title, digest, params, steps, tags, [paths.learning_curve, *pictures])
 
 
-def describe_evaluation(
-    settings: Settings, paths: Paths, links: Mapping[str, str], digests: Mapping[str, str]
-) -> Record:
+def describe_evaluation(settings: Settings, paths: Paths, entries: Mapping[str, ModelEntry]) -> Record:
     """Return the record of challenger, champion, baseline and majority on the test months."""
     report = files.read_json(paths.evaluation, TODO)
     months, gate, gain = ", ".join(report["months"]), report["gate"], report["gate"]["gain"] or {}
@@ -252,16 +239,13 @@ def describe_evaluation(
     metrics |= {f"test.champion_{name}": report["champion"][name] for name in FIGURES}
     metrics |= {"test.majority_log_loss": report["majority"]["log_loss"], "gate.promote": float(gate["promote"])}
     metrics |= {"gate.gain": gain.get("value"), "gate.gain_lower": gain.get("lower")}
-    text = " · ".join(f"{role}: {link}" for role, link in links.items())
-    return Record(
-        "evaluate",
-        f"{settings.train.estimator} on {months}",
-        files.hash_json([report, digests]),
-        {"months": months, "rows": report["rows"]} | {f"{role}_digest": one[:12] for role, one in digests.items()},
-        {0: metrics},
-        {NOTE: f"{report['verdict']} {gate['words']}\n\n{text}"},
-        [paths.evaluation, paths.evaluation.with_suffix(".png")],
-    )
+    digests = {role: entry.digest for role, entry in entries.items()}
+    params = {"months": months, "rows": report["rows"]} | {f"{role}_digest": digests[role][:12] for role in digests}
+    text = " · ".join(f"{role}: {entry.link}" for role, entry in entries.items())
+    tags = {NOTE: f"{report['verdict']} {gate['words']}\n\n{text}"}
+    title, digest = f"{settings.train.estimator} on {months}", files.hash_json([report, digests])
+    pictures = [paths.evaluation, paths.evaluation.with_suffix(".png")]
+    return Record("evaluate", title, digest, params, {0: metrics}, tags, pictures)
 
 
 def collect_test_metrics(report: Mapping[str, Any], role: str) -> dict[str, float | None]:
@@ -272,26 +256,20 @@ def collect_test_metrics(report: Mapping[str, Any], role: str) -> dict[str, floa
 
 def describe_months(settings: Settings, paths: Paths, link: str) -> dict[str, Record]:
     """Return the record of each scored month; a month that another model scores is another run."""
-    months = files.read_json(paths.monitoring / "months.json", TODO)
     # Not the manifest's version: in another registry the same model has another number.
-    version = files.read_json(paths.champion_ref, TODO)["version"]
-    listed = (month for month in months if month["month"] in settings.months)
-    return {month["month"]: describe_month(paths, month, version, link) for month in listed}
-
-
-def describe_month(paths: Paths, month: Mapping[str, Any], version: int | None, link: str) -> Record:
-    """Return the record of one month."""
-    key = files.read_json(month_folder(paths.predictions, month["month"]) / files.MANIFEST, TODO)["key"]
-    drift = {**month["drift"]["features"], "score": month["drift"]["score"]} if month["drift"] else {}
-    metrics = {name: value for name, value in month.items() if isinstance(value, (int, float))}
-    params = {"month": month["month"], "role": month["role"] or "-", "version": version}
-    return Record(
-        "monitor",
-        f"{month['month']}, " + (f"model {key['model'][:12]}" if version is None else f"version {version}"),
-        files.hash_json([month, key]),
-        params | {"model_digest": key["model"][:12]},
-        {0: metrics | {f"psi.{name}": value["psi"] for name, value in drift.items()}},
-        {NOTE: f"{month['verdict']}: {month['reason']}\n\n{link}", "tipline.verdict": month["verdict"]},
-        [paths.monitoring / name for name in ("index.html", "monitoring.png")],
-        is_trial=False,
-    )
+    version, records = files.read_json(paths.champion_ref, TODO)["version"], {}
+    for figures in files.read_json(paths.monitoring / "months.json", TODO):
+        month = figures["month"]
+        if month not in settings.months:
+            continue
+        key = files.read_json(month_folder(paths.predictions, month) / files.MANIFEST, TODO)["key"]
+        drift = {**figures["drift"]["features"], "score": figures["drift"]["score"]} if figures["drift"] else {}
+        metrics = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
+        metrics |= {f"psi.{name}": value["psi"] for name, value in drift.items()}
+        title = f"{month}, " + (f"model {key['model'][:12]}" if version is None else f"version {version}")
+        params = {"month": month, "role": figures["role"] or "-", "version": version, "model_digest": key["model"][:12]}
+        tags = {NOTE: f"{figures['verdict']}: {figures['reason']}\n\n{link}", "tipline.verdict": figures["verdict"]}
+        pictures = [paths.monitoring / name for name in ("index.html", "monitoring.png")]
+        digest = files.hash_json([figures, key])
+        records[month] = Record("monitor", title, digest, params, {0: metrics}, tags, pictures, is_trial=False)
+    return records

@@ -39,12 +39,8 @@ SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 # Columns of MLflow's database that hold paths, as addresses or plain.
-PATH_COLUMNS = {
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "logged_models": "artifact_location",
-    "model_versions": "storage_location",
-}
+PATH_COLUMNS = {"experiments": "artifact_location", "logged_models": "artifact_location"}
+PATH_COLUMNS |= {"runs": "artifact_uri", "model_versions": "storage_location"}
 
 
 def get_store_address(paths: Paths) -> str:
@@ -75,10 +71,7 @@ def get_database_path(paths: Paths) -> Path | None:
 def connect_store(paths: Paths) -> Iterator[Client]:
     """Yield a client of the store; create its database first if that is missing.
 
-    Raises
-    ------
-    TiplineError
-        The store cannot be reached, or refuses what the block does.
+    Raises TiplineError, also for the block, if the store cannot be reached or refuses something.
     """
     address = get_store_address(paths)
     for name in ("mlflow", "alembic", "urllib3"):
@@ -151,13 +144,7 @@ def follow_move(connection: sqlite3.Connection, home: Path, project: Path) -> No
 
 
 def check_artifact_host(address: str, where: str) -> None:
-    """Refuse an artifact location at another host than MLflow's server: MLflow would send its password there.
-
-    Parameters
-    ----------
-    address
-        The location after all references (`runs:/`, `models:/`) are resolved.
-    """
+    """Refuse an artifact location at another host than MLflow's server: MLflow would send its password there."""
     location, server = urlsplit(address), urlsplit(mlflow.get_tracking_uri())
     if location.scheme not in {"http", "https", "mlflow-artifacts"} or not location.hostname:
         return
