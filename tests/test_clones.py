@@ -52,7 +52,7 @@ class Life:
         done = story.repros[name]
         there = (story.root / "models/champion/ref.json").is_file()
         digest = stories.ref(story.root)["digest"] if there else None
-        changes = [change.how for change in stories.changes(story.root)]
+        changes = [str(change.how) for change in stories.changes(story.root)]
         self.steps[name] = Step(
             story.root, done.code, done.stages, done.output, digest, stories.scores(story.root), changes
         )

@@ -49,7 +49,7 @@ def register_another(paths: Paths, c: float) -> str:
 def list_moves(paths: Paths) -> list[tuple[str, int | None, int]]:
     """How, from which version and to which the champion moved."""
     changes = history.list_changes(client(paths), NAME)
-    return [(change.how, change.before and change.before.version, change.after.version) for change in changes]
+    return [(change.how, change.before.version if change.before else None, change.after.version) for change in changes]
 
 
 def roll_back(paths: Paths) -> None:

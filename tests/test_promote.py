@@ -75,7 +75,8 @@ def list_files(paths: Paths) -> list[Path]:
 
 
 def get_verdict(paths: Paths, number: int = 2) -> str | None:
-    return client(paths).get_model_version(NAME, str(number)).tags.get(model_versions.VERDICT)
+    verdict: str | None = client(paths).get_model_version(NAME, str(number)).tags.get(model_versions.VERDICT)
+    return verdict
 
 
 def write_report(paths: Paths, **made: str) -> None:
