@@ -60,6 +60,8 @@ def project(registered: Paths) -> Iterator[Paths]:
     kept = dict(connected.get_registered_model(NAME).tags)
     yield registered
     connected.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
+    for version in model_versions.list_versions(connected, NAME)[:-2]:
+        connected.delete_model_version(NAME, str(version.version))
     for key in set(connected.get_registered_model(NAME).tags) - set(kept):
         connected.delete_registered_model_tag(NAME, key)
     for path, data in before.items():

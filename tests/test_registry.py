@@ -25,7 +25,7 @@ from tipline import files
 from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
-from tipline.registry import champion, history, model_card, model_versions, runs, store
+from tipline.registry import history, model_card, model_versions, runs, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -672,14 +672,11 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
     assert (len(list_runs(paths, "monitor")), len(list_runs(paths, "evaluate"))) == (2 * len(months), 2)
 
 
-def test_the_months_of_an_external_champion_are_in_ref_json(project: Paths, caplog: pytest.LogCaptureFixture) -> None:
-    version = model_versions.get_champion(client(project), NAME)
+def test_the_months_of_a_tag_are_in_ref_json(project: Paths) -> None:
     client(project).set_model_version_tag(NAME, "1", "tipline.months", "2009-01, 2009-02")
     workbench.run(project, "register")
     assert read_ref(project)["months"] == {"train": ["2009-01", "2009-02"], "validation": []}
     client(project).set_model_version_tag(NAME, "1", "tipline.months", "2009-13")
-    workbench.run(project, "register")
-    assert read_ref(project)["months"] is None
-    assert "'2009-13' is not a month" in caplog.text
-    assert version is not None
-    assert champion.list_scored_months(project, ["2009-01"], model_versions.get_digest(version)) == []
+    with pytest.raises(UsageError, match="'2009-13' is not a month") as caught:
+        workbench.run(project, "register")
+    assert caught.value.parts[1] == "the tag tipline.months of tip-probability version 1"
