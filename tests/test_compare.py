@@ -161,7 +161,7 @@ def test_equal_versions_are_not_compared(project: Paths, run_cli: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("1", "7"), "tip-probability has no version 7; there are: 2, 1."),
+        (("1", "7"), "tip-probability has no version 7. Versions: 2, 1."),
         (("latest", "2"), "has no version 'latest'"),
         (("1", "2", "--threshold", "50"), "--threshold"),
         (("1", "2", "--largest", "0"), "--largest"),

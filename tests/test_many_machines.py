@@ -378,7 +378,7 @@ def test_a_store_that_cannot_be_used_is_explained(
     finally:
         set_on_workers(team, name, team.environment[name])
     assert code == 1
-    assert "The store cannot be used: " in output
+    assert ("S3 refuses these keys: " if fault == "keys" else "S3 cannot be used: ") in output
     assert fault == "keys" or f'Could not connect to the endpoint URL: "{down}/' in output
     assert f"s3://{bucket.name}/" in output
     assert name in output.split("to do:")[1]

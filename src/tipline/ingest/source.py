@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tipline import files
 from tipline.errors import TiplineError, hide_secrets, summarize_exception
-from tipline.ingest import simulate, transfer
+from tipline.ingest import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +61,8 @@ def fetch_month(
         check_folder(source, address, home)
         is_local = address.startswith("/")  # a # or ? in a local path is part of the name
         shown, name = hide_secrets(address), Path(address if is_local else urlsplit(address).path).name or month
+        from tipline.ingest import transfer  # noqa: PLC0415 (a quarter of a second)
+
         state = transfer.download_file(address, part, month)
         part.replace(folder / name)
         upstream = {} if is_local else {"upstream": {"size": state.size, "version": state.version}}
@@ -76,6 +78,8 @@ def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Pa
     """
     match files.try_read_json(manifest):
         case {"address": old, "name": str(name), "sha256": digest, "upstream": {"size": size, "version": str(version)}}:
+            from tipline.ingest import transfer  # noqa: PLC0415
+
             address, path = format_address(source, month, home), folder / name
             if hide_secrets(address) == old and path.is_file() and files.hash_file(path) == digest:
                 return transfer.fetch_state(address) == transfer.FileState(size, version)
@@ -87,6 +91,8 @@ def check_published(source: str, month: str, home: Path) -> None:
     if source == "demo":
         simulate.get_published_schema(month)
     else:
+        from tipline.ingest import transfer  # noqa: PLC0415
+
         address = format_address(source, month, home)
         check_folder(source, address, home)
         transfer.fetch_state(address)

@@ -284,7 +284,7 @@ class Model:
         self.spec: dict[str, Any] = json.loads(files[SPEC])
         self.features: list[dict[str, Any]] = self.spec["features"]
         self.columns = [feature["name"] for feature in self.features]
-        self.calibration: dict[str, Any] | None = self.spec["calibration"]
+        self.calibration: dict[str, Any] | None = self.spec.get("calibration")
         self._dump = files[ESTIMATOR]
         self.linear = Linear.from_json(self.spec["linear"]) if self.spec["linear"] else None
         if self.linear is None:

@@ -108,7 +108,8 @@ def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, 
         calibration.set(title=f"Calibration on {', '.join(report['months'])}")
         calibration.set(xlabel="mean score", ylabel="observed tip rate")
         format_percent(calibration.xaxis, calibration.yaxis)
-        calibration.legend()
+        if scores:
+            calibration.legend()
         bars.axhline(0, color=GREY, linewidth=1)
         bars.set(title="Skill over the baseline")
         format_percent(bars.yaxis)
