@@ -214,7 +214,7 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
 
 def test_the_versions_are_told_apart_in_their_list(shown: Shown) -> None:
     shown.go(f"models/{NAME}", "Version 3")
-    assert "The probability that tip_amount of a trip is above zero" in shown.text()
+    assert "The description of each version is its card." in shown.text()
     for number in (1, 2, 3):
         row = version_row(shown, number).inner_text()
         assert re.search(r"skill -?[\d.]+% on 2009-03", row), row
