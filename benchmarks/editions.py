@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--command", default="tipline score")
     options = parser.parse_args()
     pairs = [(options.paths[0], options.paths[1]), (options.paths[2], options.paths[3])]
-    rounds = [[time_command(project, source, options.command) for project, source in pairs] for _ in range(options.rounds)]
+    rounds = [[time_command(*pair, command=options.command) for pair in pairs] for _ in range(options.rounds)]
     first, second = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
     sys.stdout.write(f"{options.command}: {first:.2f} s and {second:.2f} s, ratio {second / first:.2f}\n")
 
