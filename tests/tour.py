@@ -58,8 +58,8 @@ def compose(page: Page, pictures: Path, output: str) -> None:
         <div><img src="{data(pictures / "promote.png")}" style="margin-top: -148px"></div></section>
         <section><h2>2 · Type <code>dvc repro</code>: only what changed is scored again</h2>
         <pre>{terminal(output)}</pre></section>
-        <section class="wide"><h2>3 · See what each month's scores were worth, real trips of 2009</h2>
-        <div><img src="{data(pictures / "monitoring_page.png")}" style="margin-top: -866px"></div></section>
+        <section class="wide"><h2>3 · See how good the scores of each month were</h2>
+        <div><img src="{data(pictures / "monitoring_page.png")}" style="margin-top: -24px"></div></section>
         </main>"""
     )
     page.locator("body").screenshot(path=pictures / "tour.png")
