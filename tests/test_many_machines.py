@@ -326,6 +326,18 @@ def test_two_clones_with_one_model_that_score_to_one_bucket_both_end_well(
     assert_whole(bucket, expected)
 
 
+def test_staged_parts_that_another_run_has_published_take_nothing_away(
+    bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli
+) -> None:
+    score(run_cli, project, bucket)
+    predictions = storage.open_storage(f"s3://{bucket.name}/predictions")
+    with pytest.raises(FileNotFoundError):
+        predictions.publish_folder(
+            storage.open_storage(f"s3://{bucket.name}/predictions/_staging"), "gone", "month=2009-01"
+        )
+    assert_whole(bucket, expected)
+
+
 def test_staged_parts_of_another_model_are_kept_while_its_run_may_go_on(
     bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

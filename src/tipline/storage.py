@@ -123,11 +123,14 @@ class Storage:
         manifest is not published. A manifest of an equal key stays, because another run may have just published the
         same parts. Readers that ignore the manifest can see old parts beside new ones while the files are copied.
         """
-        manifests = self.read_json(f"{folder}/{files.MANIFEST}"), staged.read_json(f"{source}/{files.MANIFEST}")
-        old_key, new_key = (manifest.get("key") if isinstance(manifest, dict) else None for manifest in manifests)
-        if old_key != new_key:
+        published, manifest = (
+            place.read_json(f"{name}/{files.MANIFEST}") for place, name in ((self, folder), (staged, source))
+        )
+        if not isinstance(manifest, dict):  # the other run has published the month and removed the staged folder
+            raise FileNotFoundError(staged.address(source))
+        if not isinstance(published, dict) or published.get("key") != manifest["key"]:
             self.remove_files([f"{folder}/{files.MANIFEST}"])
-        names = sorted(staged.list_sizes(source).keys() - {files.MANIFEST})
+        names = [part["name"] for part in manifest["parts"]]
         self._copy_files(staged, source, folder, names)
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
         self._copy_files(staged, source, folder, [files.MANIFEST])

@@ -32,7 +32,8 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     sizes = staged.list_sizes(month.staged)
     if all(sizes.get(part["name"]) == part["bytes"] for part in parts):
         # Left by a worker that was killed while it wrote.
-        staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - {part["name"] for part in parts})
+        kept = {files.MANIFEST, *(part["name"] for part in parts)}
+        staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - kept)
         seconds = {phase: round(sum(part["seconds"][phase] for part in parts), 3) for phase in plan.PHASES}
         manifest = {
             "month": month.month,
