@@ -125,6 +125,14 @@ def write_lock(root: Path, *pids: int) -> Path:
     return path
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"read": {"a"'])
+def test_a_lock_that_a_killed_command_has_left_half_written_is_removed(tmp_path: Path, content: str) -> None:
+    lock = write_lock(tmp_path, os.getpid())
+    lock.write_text(content)
+    repro.wait_for_dvc(tmp_path)
+    assert not lock.exists()
+
+
 def test_another_dvc_command_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tipline")
     command = [sys.executable, "-c", "import time; time.sleep(1)", "dvc", "repro"]

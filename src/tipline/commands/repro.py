@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import itertools
+import json
 import logging
 import os
 import re
@@ -19,6 +21,7 @@ import psutil
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+POLLS_PER_INTERRUPT = 10
 
 
 def run_repro(root: Path) -> int:
@@ -43,6 +46,10 @@ def wait_for_dvc(root: Path) -> None:
     """Wait for the DVC commands that run stages of a project, and unlock what ended ones have left locked."""
     repository = next((folder for folder in (root, *root.parents) if (folder / ".dvc").is_dir()), root)
     path, has_logged = repository / ".dvc" / "tmp" / "rwlock", False
+    if is_damaged(path):
+        time.sleep(POLL_SECONDS)
+        if is_damaged(path):  # a running command would have completed it by now
+            path.unlink(missing_ok=True)
     while holders := re.findall(r'"pid": (\d+)', path.read_text(encoding="utf-8") if path.is_file() else ""):
         if not any(is_running_dvc(int(pid)) for pid in holders):
             path.unlink(missing_ok=True)  # DVC itself would take a zombie for a running command
@@ -51,6 +58,17 @@ def wait_for_dvc(root: Path) -> None:
             log.info("waiting for another DVC command to end: process %s", ", ".join(sorted(set(holders))))
         has_logged = True
         time.sleep(POLL_SECONDS)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether DVC was killed while it wrote a lock file."""
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def is_running_dvc(pid: int) -> bool:
@@ -65,11 +83,12 @@ def end_with_parent() -> None:
     """Wait for the end of the parent; then end the running stage, so that DVC releases its locks and ends."""
     while os.read(sys.stdin.fileno(), 1):
         pass
-    while True:
+    for count in itertools.count():
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
-        _thread.interrupt_main()
+        if count % POLLS_PER_INTERRUPT == 0:  # seldom, because DVC may be writing its locks
+            _thread.interrupt_main()
         time.sleep(POLL_SECONDS)
 
 
