@@ -17,6 +17,8 @@ from tests import warm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from playwright.sync_api import Browser
+
     from tipline.paths import Paths
 
 ROOT = Path(__file__).parent.parent
@@ -225,3 +227,20 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return code, output.out + output.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, driven by playwright."""
+    program = shutil.which("chromium")
+    if program is None:
+        missing("no chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("no playwright")
+    flags = ["--no-sandbox"] if os.getuid() == 0 else []
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", *flags])
+        yield started
+        started.close()

@@ -22,7 +22,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import tour, workbench
-from tests.conftest import missing
 from tests.servers import free_port
 from tests.stories import Story, start
 from tipline import cluster
@@ -32,7 +31,7 @@ from tipline.registry import history
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.in_order, *workbench.MLFLOW_WARNINGS]  # a promotion by clicking is the end of it
 NAME = "tip-probability"
@@ -115,25 +114,14 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def shown(story: Story) -> Iterator[Shown]:
-    """The page of `mlflow ui` in the project, in Debian's Chromium."""
-    program = shutil.which("chromium")
-    if program is None:
-        missing("no chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("no playwright")
+def shown(story: Story, browser: Browser) -> Iterator[Shown]:
+    """The page of `mlflow ui` in the project."""
     address = f"sqlite:///{story.root / 'mlflow.db'}"
-    client = MlflowClient(address, address)
-    flags = ["--no-sandbox"] if os.getuid() == 0 else []
-    with ui(story.root) as place, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", *flags])
-        context = browser.new_context(viewport={"width": 1200, "height": 800})
-        context.add_init_script(QUIET)
-        context.set_default_timeout(60_000)
-        yield Shown(story, context.new_page(), place, client)
-        browser.close()
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    context.add_init_script(QUIET)
+    context.set_default_timeout(60_000)
+    with ui(story.root) as place:
+        yield Shown(story, context.new_page(), place, MlflowClient(address, address))
 
 
 @contextlib.contextmanager

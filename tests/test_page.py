@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
-from tests.conftest import missing
 from tests.test_verdict import make_month, summarize
 from tipline.evaluation.histograms import Histogram
 from tipline.monitoring import page, plots
 from tipline.monitoring.counts import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from playwright.sync_api import Browser
@@ -51,22 +46,6 @@ def write_page(folder: Path, months: list[dict[str, Any]]) -> Path:
     plots.plot_monitoring(folder / "monitoring.png", months)
     page.write_page(folder / "index.html", months, folder / "monitoring.png")
     return folder / "index.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if program is None:
-        missing("no chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("no playwright")
-    flags = ["--no-sandbox"] if os.getuid() == 0 else []
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--disable-gpu", *flags])
-        yield started
-        started.close()
 
 
 def test_it_reads_well_offline_at_any_width_light_and_dark(browser: Browser, tmp_path: Path) -> None:

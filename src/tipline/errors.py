@@ -106,3 +106,11 @@ def join_lines(error: object) -> str:
 def summarize_exception(error: BaseException) -> str:
     """Return the first line of another library's message."""
     return shorten_text(next(iter(str(error).splitlines()), repr(error)), 300)
+
+
+def list_causes(error: BaseException) -> list[BaseException]:
+    """Return an error and those that led to it, the first cause last."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    return chain

@@ -13,7 +13,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from tipline.errors import TiplineError, hide_secrets
+from tipline.errors import TiplineError, hide_secrets, list_causes
 
 TODO_KEYS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, and "
@@ -31,7 +31,7 @@ def open_s3(retries: int = 3) -> Any:  # noqa: ANN401 (fsspec has no types)
     Parameters
     ----------
     retries
-        Attempts per request for a server that does not answer.
+        How often a request is repeated if the server does not answer.
     """
     # Stores that only resemble S3 know no trailing checksums, and cached listings would hide what others write.
     config = {"retries": {"mode": "standard", "max_attempts": retries}, "connect_timeout": 5, "read_timeout": 60}
@@ -71,8 +71,6 @@ def get_store_answer(error: Exception) -> tuple[int, str, str]:
     return 0, "", str(words).rstrip(".")
 
 
-def find_cause(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
+def find_cause(error: Exception, *kinds: type[BaseException]) -> BaseException | None:
     """Return the first error of these kinds among an error and those that led to it, or None."""
-    while error is not None and not isinstance(error, kinds):
-        error = error.__cause__ or error.__context__
-    return error
+    return next((cause for cause in list_causes(error) if isinstance(cause, kinds)), None)

@@ -14,7 +14,7 @@ import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from tipline.errors import TiplineError, hide_secrets, summarize_exception
+from tipline.errors import TiplineError, hide_secrets, list_causes, summarize_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,14 +68,6 @@ def find_or_none(query: Callable[..., Found], *arguments: str) -> Found | None:
         if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise
         return None
-
-
-def list_causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what led to it, the first cause last."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
-        chain.append(cause)
-    return chain
 
 
 def get_status(error: BaseException) -> int | None:
