@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,12 @@ def test_help_lists_every_stage_and_command(capsys: pytest.CaptureFixture[str]) 
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
     assert ended.value.code == 0
     assert {*stages, "promote", "status"} <= listed
+
+
+def test_every_module_and_function_of_a_command_exists() -> None:
+    for command in cli.COMMANDS.values():
+        assert callable(cli.import_function(command.function))
+        assert not command.workers or find_spec(f"tipline.{command.workers}")
 
 
 def test_help_imports_nothing_that_is_slow() -> None:

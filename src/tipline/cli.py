@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,44 +22,34 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
+Argument = tuple[str, dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand.
+    """A subcommand."""
 
-    Parameters
-    ----------
-    text
-        What it does, as `tipline --help` prints it.
-    function
-        `module:function` below `tipline`; called with the settings, the paths and the arguments.
-    arguments
-        Arguments of `add_argument`; each has the name of a parameter of the function.
-    interrupted
-        The message after Ctrl-C.
-    workers
-        The module that workers of a local cluster run. They import it while this process reads its settings.
-    accepts_invalid_settings
-        Whether it gets `PartialSettings`, and so works while params.yaml is invalid.
-    """
+    text: str  # what it does, as `tipline --help` prints it
+    function: str  # `module:function` below `tipline`; called with the settings, the paths and the arguments
+    arguments: tuple[Argument, ...] = ()
+    interrupted: str = "interrupted; no half-written file is left, run it again"  # the message after Ctrl-C
+    workers: str = ""  # the module that workers of a local cluster import while this process reads its settings
+    accepts_invalid_settings: bool = False  # whether it gets `PartialSettings`, and so works with any params.yaml
 
-    text: str
-    function: str
-    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
-    interrupted: str = "interrupted; no half-written file is left, run it again"
-    workers: str = ""
-    accepts_invalid_settings: bool = False
+
+def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of `add_argument`)
+    """Describe an argument of a subcommand; it has the name of a parameter of the function."""
+    return name, options
 
 
 RESUMES = "interrupted; what is finished is kept, run it again to resume"
-MONTH = ("month", {"help": "for example 2009-01"})
-MONTHS = ("months", {"nargs": "+", "metavar": "month", "help": "for example 2009-01"})
-OPTIONAL_MONTHS = (
-    "months",
-    {"nargs": "*", "metavar": "month", "help": "for example 2009-01; default: all of `months`"},
-)
-LOCATION: dict[str, Any] = {"default": "", "metavar": "LOCATION"}
-TRIPS = ("--trips", {**LOCATION, "help": "prepared months, a path or s3://...; default: data/trips"})
+MONTH = argument("month", help="for example 2009-01")
+MONTHS = argument("months", nargs="+", metavar="month", help="for example 2009-01")
+OPTIONAL_MONTHS = argument("months", nargs="*", metavar="month", help="for example 2009-01; default: all of `months`")
+PREPARED = "prepared months, a path or s3://...; default: data/trips"
+TRIPS = argument("--trips", default="", metavar="LOCATION", help=PREPARED)
+VERSION = "a version number, or the id, name or DVC experiment of a run; default: the challenger"
+PREDICTIONS = "predictions, a path or s3://...; default: data/predictions"
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
     "download": Command(
@@ -70,7 +61,7 @@ COMMANDS = {
     "prepare": Command("convert a month to the schema", "stages.prepare:run", (MONTH,)),
     "sample": Command("draw the sample of a month that has a role", "stages.sample:run", (MONTH,)),
     "learning_curve": Command(
-        "study how many rows the model needs", "stages.learning_curve:run", workers="training.fits"
+        "study how many rows the model needs", "stages.learning_curve:run", workers="training.learning_curve"
     ),
     "train": Command("fit the model on the sample", "stages.train:run"),
     "register": Command("register the model in MLflow and follow the alias `champion`", "stages.register:run"),
@@ -78,7 +69,7 @@ COMMANDS = {
     "score": Command(
         "score every month with the champion on a dask cluster",
         "stages.score:run",
-        (TRIPS, ("--to", {**LOCATION, "help": "where predictions go, a path or s3://...; default: data/predictions"})),
+        (TRIPS, argument("--to", default="", metavar="LOCATION", help=PREDICTIONS)),
         RESUMES,
         workers="scoring.worker",
     ),
@@ -99,64 +90,44 @@ COMMANDS = {
     "check": Command(
         "show how the months of a source would be read, from headers and footers alone",
         "commands.check:run",
-        (("source", {"help": "a path, https:// or s3://, with {month} in it"}), MONTHS),
+        (argument("source", help="a path, https:// or s3://, with {month} in it"), MONTHS),
     ),
     "promote": Command(
         "make a version the champion if the gate lets it pass; the next `dvc repro` scores with it",
         "commands.promote:run",
         (
-            (
-                "version",
-                {
-                    "nargs": "?",
-                    "metavar": "version|run",
-                    "help": "a version number, or the id, name or DVC experiment of a run; default: the challenger",
-                },
-            ),
-            ("--force", {"metavar": "REASON", "help": "promote it whatever the gate says; the reason is recorded"}),
+            argument("version", nargs="?", metavar="version|run", help=VERSION),
+            argument("--force", metavar="REASON", help="promote it whatever the gate says; the reason is recorded"),
         ),
     ),
     "rollback": Command(
         "make the previous champion the champion again; the next `dvc repro` scores with it",
         "commands.rollback:run",
-        (("--reason", {"metavar": "TEXT", "help": "why; recorded in MLflow"}),),
+        (argument("--reason", metavar="TEXT", help="why; recorded in MLflow"),),
         accepts_invalid_settings=True,
     ),
     "compare": Command(
         "compare the scores of two versions on prepared months without writing predictions",
         "commands.compare:run",
         (
-            (
-                "versions",
-                {"nargs": 2, "metavar": ("A", "B"), "help": "version numbers in MLflow, or `champion`"},
-            ),
+            argument("versions", nargs=2, metavar=("A", "B"), help="version numbers in MLflow, or `champion`"),
             OPTIONAL_MONTHS,
-            (
-                "--threshold",
-                {"type": float, "default": 0.5, "metavar": "P", "help": "count rows that cross it; default: 0.5"},
-            ),
-            (
-                "--largest",
-                {"type": int, "default": 10, "metavar": "K", "help": "rows to list with the largest changes: 10"},
-            ),
+            argument("--threshold", type=float, default=0.5, metavar="P", help="count rows that cross it: 0.5"),
+            argument("--largest", type=int, default=10, metavar="K", help="rows to list with the largest changes: 10"),
             TRIPS,
         ),
         workers="commands.compare",
     ),
     "verify": Command(
-        "check predictions against their manifests and the prepared months: hashes, sizes, rows, counts",
+        "check predictions against their manifests and the prepared months: hashes, sizes, rows",
         "commands.verify:run",
-        (
-            OPTIONAL_MONTHS,
-            TRIPS,
-            ("--predictions", {**LOCATION, "help": "predictions, a path or s3://...; default: data/predictions"}),
-        ),
+        (OPTIONAL_MONTHS, TRIPS, argument("--predictions", default="", metavar="LOCATION", help=PREDICTIONS)),
         accepts_invalid_settings=True,
     ),
     "explain": Command(
         "trace one prediction: contributions, model, prepared row, published row, source",
         "commands.explain:run",
-        (MONTH, ("row", {"type": int, "help": "the number in the column `row` of the predictions"})),
+        (MONTH, argument("row", type=int, help="the number in the column `row` of the predictions")),
     ),
 }
 
@@ -172,8 +143,8 @@ def create_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.text, description=command.text)
-        for argument, options in command.arguments:
-            subparser.add_argument(argument, **options)
+        for flag, options in command.arguments:
+            subparser.add_argument(flag, **options)
     return parser
 
 
@@ -247,13 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "TIPLINE_DEBUG" in os.environ:
             raise
         todo = "to do: this is a defect of tipline; run it with TIPLINE_DEBUG=1 and report the output"
-        return report_failure(arguments, 1, f"{type(error).__name__}: {error}", f"where: {find_origin(error)}", todo)
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"where: {origin.filename}:{origin.lineno}"
+        return report_failure(arguments, 1, f"{type(error).__name__}: {error}", where, todo)
     return 0
-
-
-def find_origin(error: BaseException) -> str:
-    """Return file and line that an error was raised in."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"

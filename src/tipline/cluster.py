@@ -18,7 +18,7 @@ from tipline.errors import TiplineError
 from tipline.processes import ADDRESS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
 
@@ -130,41 +130,24 @@ def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator
                 client.unregister_worker_plugin(name)
 
 
-def run_tasks(
-    client: Client, task: Callable[[T], Any], items: Sequence[T], group: Callable[[T], Hashable] = id
-) -> Iterator[tuple[T, Any]]:
+def run_tasks(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> Iterator[tuple[T, Any]]:
     """Run a task for each item on the workers; yield items with results or exceptions, as they come.
 
     A task that kills its worker is tried again some times and can take other tasks of that worker with it. Tasks that
-    ended like this run once more, one at a time, which shows whose fault it is. Each death costs seconds, so the rest
-    of the task's group waits, and is dropped if a task of the group is to blame.
+    ended like this run once more, one at a time, which shows whose fault it is.
     """
-    blamed: set[Hashable] = set()
-    left = list(items)
-    while left:
-        futures = dict(zip(client.map(task, left, pure=False, retries=1), left, strict=True))
-        killed, left = list[T](), list[T]()
-        for future, result in iterate_results(list(futures)):
-            if future not in futures:
-                continue  # it waits
-            item = futures.pop(future)
-            if isinstance(result, KilledWorker):
-                killed.append(item)
-                waiting = [other for other in futures if group(futures[other]) == group(item)]
-                left += [futures.pop(other) for other in waiting]
-                client.cancel(waiting)
-            elif isinstance(result, CancelledError):
-                raise result
-            else:
-                yield item, result
-        for item in killed:
-            if group(item) not in blamed:
-                ((_, result),) = iterate_results([client.submit(task, item, pure=False)])
-                if isinstance(result, KilledWorker):
-                    blamed.add(group(item))
-                    result = explain_killed_worker(result)
-                yield item, result
-        left = [item for item in left if group(item) not in blamed]
+    futures = dict(zip(client.map(task, items, pure=False, retries=1), items, strict=True))
+    killed = []
+    for future, result in iterate_results(list(futures)):
+        if isinstance(result, CancelledError):
+            raise result
+        if isinstance(result, KilledWorker):
+            killed.append(futures[future])
+        else:
+            yield futures[future], result
+    for item in killed:
+        ((_, result),) = iterate_results([client.submit(task, item, pure=False)])
+        yield item, explain_killed_worker(result) if isinstance(result, KilledWorker) else result
 
 
 def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:

@@ -43,10 +43,15 @@ OLD_ROLES = {"fit": "train", "size": "validation", "evaluate": "test"}
 
 def check_month(month: object) -> str:
     """Return a month written YYYY-MM; raise ValueError for anything else."""
-    if not isinstance(month, str) or not re.fullmatch(r"20[0-9][0-9]-(0[1-9]|1[0-2])", month):
+    if not is_month(month):
         message = f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on"
         raise ValueError(message)
-    return month
+    return str(month)
+
+
+def is_month(month: object) -> bool:
+    """Whether a value is a month written YYYY-MM."""
+    return isinstance(month, str) and bool(re.fullmatch(r"20[0-9][0-9]-(0[1-9]|1[0-2])", month))
 
 
 def check_months(months: object) -> object:
@@ -116,9 +121,8 @@ def check_roles(months: dict[str, Role]) -> dict[str, Role]:
     for early, late in itertools.pairwise(ROLES):
         last, first = filter_role(months, early)[-1], filter_role(months, late)[0]
         if last >= first:
-            message = (
-                f"{early} ({last}) has to end before {late} ({first}) begins; the order is train, validation, test"
-            )
+            order = f"the order is {', '.join(ROLES)}"
+            message = f"{early} ({last}) has to end before {late} ({first}) begins; {order}"
             raise ValueError(message)
     return months
 
@@ -295,34 +299,16 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class PartialSettings:
-    """What `status`, `verify` and `rollback` need, as far as an invalid params.yaml has it.
+    """What `status`, `verify` and `rollback` need, as far as an invalid params.yaml has it."""
 
-    Attributes
-    ----------
-    settings
-        The settings of a valid file, otherwise None.
-    problem
-        What is wrong with an invalid file, otherwise None.
-    months
-        The valid months of the list `months`.
-    model_name
-        `model.name`, or None if the file does not have it.
-    """
-
-    settings: Settings | None
-    problem: UsageError | None
-    months: tuple[str, ...]
+    settings: Settings | None  # None for an invalid file
+    problem: UsageError | None  # what is wrong with it
+    months: tuple[str, ...]  # the valid months of the list `months`
     model_name: str | None
 
 
 def load_settings(path: Path) -> Settings:
-    """Read and check the settings.
-
-    Raises
-    ------
-    UsageError
-        The message names every mistake.
-    """
+    """Read and check the settings; raise a UsageError that names every mistake."""
     values = validation.read_mapping(path, "Change to the project's folder.")
     check_renamed_keys(values, path)
     settings = validation.validate_values(values, Settings, path)
@@ -351,15 +337,6 @@ def salvage_settings(path: Path, problem: UsageError) -> PartialSettings:
     return PartialSettings(None, problem, tuple(dict.fromkeys(valid)), name if isinstance(name, str) else None)
 
 
-def is_month(month: object) -> bool:
-    """Whether a value is a month written YYYY-MM."""
-    try:
-        check_month(month)
-    except ValueError:
-        return False
-    return True
-
-
 def check_renamed_keys(values: Mapping[str, Any], path: Path) -> None:
     """Refuse a file of tipline 0.1 with one message that names the new keys."""
     found = [text for key, text in RENAMED.items() if has_key(values, key)]
@@ -380,13 +357,7 @@ def has_key(values: Mapping[str, Any], key: str) -> bool:
 
 
 def parse_month(text: str) -> str:
-    """Return a month given on the command line.
-
-    Raises
-    ------
-    UsageError
-        It is not written YYYY-MM.
-    """
+    """Return a month given on the command line; raise UsageError unless it is written YYYY-MM."""
     try:
         return check_month(text)
     except ValueError as error:
@@ -394,13 +365,7 @@ def parse_month(text: str) -> str:
 
 
 def check_columns(settings: Settings, schema: Schema, where: str) -> None:
-    """Check columns, target, categories and baseline against the schema.
-
-    Raises
-    ------
-    UsageError
-        A name is not in the schema, has the wrong type, or would give the answer away.
-    """
+    """Refuse columns, target, categories and baseline that do not suit the schema or would give the answer away."""
     model = settings.model
     schema.check_features(model.columns, f"{where}, model.columns")
     schema.check_features(settings.evaluate.baseline, f"{where}, evaluate.baseline")

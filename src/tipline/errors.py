@@ -21,17 +21,7 @@ SECRETS = re.compile(
 
 
 class TiplineError(Exception):
-    """A failure that a person can act on.
-
-    Parameters
-    ----------
-    what
-        What happened, in one sentence.
-    where
-        The file, column, month or setting that is affected.
-    todo
-        What to do about it.
-    """
+    """A failure that a person can act on: what happened, which file, column or setting is affected, what to do."""
 
     exit_code = 1
 

@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import psutil
 
 from tipline.errors import TiplineError
 
@@ -142,29 +143,15 @@ def remove_abandoned(staging: Path) -> None:
     """Remove staging folders of processes of this machine that have died."""
     for path in staging.glob(f"*.{socket.gethostname()}-*-*"):
         process = path.name.rsplit("-", 2)[1]
-        if path.is_dir() and process.isdecimal() and not is_alive(int(process)):
+        if path.is_dir() and process.isdecimal() and not psutil.pid_exists(int(process)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of the block; the system releases the lock of a process that dies.
 
-    Raises
-    ------
-    TiplineError
-        Another process is in it, and this one does not wait; `activity` says what that is doing.
+    Raises TiplineError if another process is in it and this one does not wait; `activity` says what that is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)
@@ -207,13 +194,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (any JSON value)
-    """Read a JSON file that tipline wrote.
-
-    Raises
-    ------
-    TiplineError
-        The file is missing or is not JSON; `todo` says how to get it back.
-    """
+    """Read a JSON file that tipline wrote; if it is missing or is not JSON, `todo` says how to get it back."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -83,15 +83,9 @@ class Paths:
 
     def recover_folders(self) -> None:
         """Put back each folder that an interrupted swap has left aside."""
-        data, models, reports = (self.root / name for name in ("data", "models", "reports"))
-        for staging, parent in {
-            "raw": data / "raw",
-            "trips": data / "trips",
-            "predictions": data / "predictions",
-        }.items():
-            files.recover_folders(self.staging / staging, parent)
-        files.recover_folders(self.staging / "models", models)
-        files.recover_folders(self.staging / "reports", reports)
+        folders = {name: f"data/{name}" for name in ("raw", "trips", "predictions")}
+        for staging, parent in (folders | {"models": "models", "reports": "reports"}).items():
+            files.recover_folders(self.staging / staging, self.root / parent)
 
 
 def month_folder(parent: Path, month: str) -> Path:
@@ -105,13 +99,7 @@ def month_name(month: str) -> str:
 
 
 def find_project(start: Path | None = None) -> Paths:
-    """Find the project that `start` (default: the working directory) lies in.
-
-    Raises
-    ------
-    UsageError
-        Neither the folder nor one above it has both dvc.yaml and params.yaml.
-    """
+    """Find the project that `start` (default: the working directory) lies in; raise UsageError if there is none."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():

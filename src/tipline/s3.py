@@ -26,13 +26,7 @@ FORBIDDEN, CHANGED, BUSY, FAILED = 403, {412, 416}, {408, 429}, 500
 
 
 def open_s3(retries: int = 3) -> Any:  # noqa: ANN401 (fsspec has no types)
-    """Return the S3 filesystem of this process.
-
-    Parameters
-    ----------
-    retries
-        How often a request is repeated if the server does not answer.
-    """
+    """Return the S3 filesystem of this process; a request without an answer is repeated `retries` times."""
     # Stores that only resemble S3 know no trailing checksums, and cached listings would hide what others write.
     config = {"retries": {"mode": "standard", "max_attempts": retries}, "connect_timeout": 5, "read_timeout": 60}
     config |= {"request_checksum_calculation": "when_required"}
@@ -40,13 +34,7 @@ def open_s3(retries: int = 3) -> Any:  # noqa: ANN401 (fsspec has no types)
 
 
 def explain_store_error(error: Exception, address: str, todo: str) -> tuple[TiplineError, bool]:
-    """Return the message for an error of S3, and whether it may pass.
-
-    Parameters
-    ----------
-    todo
-        What to do about a bucket that does not exist.
-    """
+    """Return the message for an error of S3, and whether it may pass; `todo` is for a bucket that does not exist."""
     status, code, words = get_store_answer(error)
     where, words = hide_secrets(address), hide_secrets(words)
     if code == "NoSuchBucket":

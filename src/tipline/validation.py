@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# pydantic's error types -> what the value has to be.
-EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "literal_error": "{expected}",
-    "greater_than_equal": "{ge:,.10g} or more",
-    "greater_than": "above {gt:,.10g}",
-    "less_than_equal": "{le:,.10g} at most",
-    "less_than": "below {lt:,.10g}",
-}
-
 
 class Loader(yaml.SafeLoader):
     """Refuse repeated keys, of which YAML would silently take the last, and read 1e-3 as a number."""
@@ -59,19 +42,15 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", POWER_OF_TEN, list("-+.0
 
 
 def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -> Model:
-    """Validate what a file holds.
-
-    Raises
-    ------
-    UsageError
-        The message names every mistake.
-    """
+    """Validate what a file holds; raise a UsageError that names every mistake."""
     try:
         # As JSON, because strict Python input would refuse a list where a tuple is expected.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems = [explain_problem(dict(problem), model) for problem in error.errors() if not is_echo(dict(problem))]
-        what = "; ".join(problems)
+        problems = [dict(problem) for problem in error.errors()]
+        # A list is also called too short if a value in it was refused.
+        found = [p for p in problems if not (p["type"] == "too_short" and p["input"])]
+        what = "; ".join(explain_problem(problem, model) for problem in found)
         what += "" if what.endswith("?") else "."
         raise UsageError(what, str(path), "Correct the file and run the command again.") from None
     except ValueError as error:
@@ -80,17 +59,9 @@ def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -
 
 
 def read_mapping(path: Path, missing: str) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
+    """Read a YAML file whose top level is a mapping; raise a UsageError for anything else.
 
-    Parameters
-    ----------
-    missing
-        What to do if there is no such file.
-
-    Raises
-    ------
-    UsageError
-        There is no such file, or it is not a YAML mapping.
+    `missing` says what to do if there is no such file.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 (a SafeLoader)
@@ -115,16 +86,11 @@ def has_conflict(path: Path) -> bool:
     return bool(re.search(r"^(<{7}|>{7}) ", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
 
 
-def is_echo(problem: Mapping[str, Any]) -> bool:
-    """Whether a list is called too short only because a value in it was refused."""
-    return bool(problem["type"] == "too_short" and problem["input"])
-
-
 def explain_problem(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """Phrase one problem that pydantic found; an unknown key comes with the nearest known one."""
+    """Shorten pydantic's message; an unknown key comes with the nearest known one."""
     # Positions in a list are left out, because the message names the value.
     location = ".".join(part for part in problem["loc"] if isinstance(part, str) and part != "[key]")
-    kind, bounds = problem["type"], problem.get("ctx", {})
+    kind, value, message = problem["type"], problem["input"], problem["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(location.split(".")[-1], list_known_keys(model, problem["loc"][:-1]), 1, 0.4)
         return f"unknown key {location}" + (f", did you mean {near[0]}?" if near else "")
@@ -132,21 +98,11 @@ def explain_problem(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"the key {location} is missing"
     if kind in {"too_short", "string_too_short"}:
         return f"{location} must not be empty"
-    if kind in EXPECTED:
-        return f"{location} has to be {EXPECTED[kind].format(**bounds)}, not {format_value(problem['input'], kind)}"
-    message = problem["msg"].removeprefix("Value error, ")
+    if message.startswith("Input should be "):
+        hint = ": put it in quotes" if kind == "string_type" and value is not None else ""
+        shown = "empty" if value is None else shorten_text(json.dumps(value, ensure_ascii=False))
+        return f"{location} has to be {message.removeprefix('Input should be ')}, not {shown}{hint}"
     return f"{location}: {message}" if location else message
-
-
-def format_value(value: object, kind: str) -> str:
-    """Show a value as the file has it, and point out quotes that should not be there."""
-    if isinstance(value, str) and kind in {"int_type", "float_type"} and re.fullmatch(r"[-+.0-9eE]*[0-9]", value):
-        return f"the text {value!r}: take the quotes off"
-    if kind == "string_type" and isinstance(value, bool | int | float):
-        return f"{json.dumps(value)}: put it in quotes"
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "a mapping"
-    return "empty" if value is None else shorten_text(repr(value) if isinstance(value, str) else json.dumps(value))
 
 
 def list_known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:  # noqa: ANN401 (a model, or a mapping to models)

@@ -181,7 +181,7 @@ def compare_months(
         worker.send_model(client, b.contents, b.digest),
         progress.show_progress(sum(block.rows for block in blocks), " rows") as add,
     ):
-        for block, result in cluster.run_tasks(client, compare, blocks, group=lambda block: block.month):
+        for block, result in cluster.run_tasks(client, compare, blocks):
             add(block.rows)
             if isinstance(result, Exception):
                 failed.setdefault(block.month, plan.explain_failure(block, result))

@@ -91,7 +91,7 @@ def score_months(
         progress.show_progress(sum(block.rows for block in blocks), " rows") as add,
     ):
         started = time.perf_counter()
-        for block, result in cluster.run_tasks(client, worker.score_block, blocks, group=lambda block: block.month):
+        for block, result in cluster.run_tasks(client, worker.score_block, blocks):
             if isinstance(result, Exception):
                 failed[block.month] = join_lines(plan.explain_failure(block, result))
                 continue
