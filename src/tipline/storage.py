@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.parquet import AlreadyBufferedFile
-from fsspec.utils import merge_offset_ranges
 
 from tipline import files
 from tipline.errors import TiplineError, UsageError, summarize_exception
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 SCHEME = "s3://"
-FOOTER_BYTES = 1 << 16  # holds the footer of a month of 20 row groups; a longer one takes a second request
 REQUESTS = 16  # at the same time
 # A bucket has no locks. Younger staged files may belong to a run with another model that is still going on.
 ABANDONED_AFTER = dt.timedelta(days=1)
@@ -154,11 +151,7 @@ class Storage:
 
     def hash_file(self, name: str) -> str:
         """Return the sha256 of a file that need not fit in memory; raise a TiplineError if it cannot be read."""
-        with (
-            self._explain_damage(name, self.get_state(name)),
-            self._explain_errors(name),
-            self._filesystem.open(self.address(name)) as file,
-        ):
+        with self._explain_damage(name, self.get_state(name)), self._open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def count_group_rows(self, name: str, state: str | None) -> list[int]:
@@ -173,24 +166,17 @@ class Storage:
         Only the bytes of these columns are fetched. Raises a TiplineError if the file cannot be read, or is not in the
         state that `get_state` returned when the run began.
         """
-        with self._explain_damage(name, state):
-            footer = _read_footer(self, name, state)
-            chunks = [footer.row_group(group).column(index) for index in range(footer.num_columns)]
-            chunks = [chunk for chunk in chunks if chunk.path_in_schema in columns]
-            starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
-            ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
-            options = {"cache_options": {"data": self._fetch_ranges(name, starts, ends)}, "size": max(ends)}
-            with AlreadyBufferedFile(None, name, "rb", cache_type="parts", **options) as file:
-                table = pq.ParquetFile(file, metadata=footer).read_row_group(group, list(columns), use_threads=False)
+        with self._explain_damage(name, state), self._open(name) as file:
+            month = pq.ParquetFile(file, metadata=_read_footer(self, name, state), pre_buffer=True)
+            table = month.read_row_group(group, list(columns), use_threads=False)
         self._check_state(name, state)
         return table
 
-    def _fetch_ranges(self, name: str, starts: list[int], ends: list[int]) -> dict[tuple[int, int], bytes]:
-        """Return byte ranges of a file by start and end; ranges close to each other are fetched as one."""
-        paths, starts, ends = merge_offset_ranges([self.address(name)] * len(starts), starts, ends, FOOTER_BYTES)
-        with self._explain_errors(name):
-            data = self._filesystem.cat_ranges(paths, starts, ends, on_error="raise")
-        return dict(zip(zip(starts, ends, strict=True), data, strict=True))
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        """Open a file of which ranges are read, each with one request."""
+        with self._explain_errors(name), self._filesystem.open(self.address(name), cache_type="none") as file:
+            yield file
 
     def _check_state(self, name: str, state: str | None) -> None:
         """Refuse a file that was removed or replaced since the run began."""
@@ -214,7 +200,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _explain_errors(self, name: str) -> Iterator[None]:
-        """Turn errors of the S3 client into TiplineErrors; a missing file stays a FileNotFoundError."""
+        """Turn errors of the S3 client into TiplineErrors; those of Arrow and FileNotFoundErrors stay as they are."""
         import aiohttp  # noqa: PLC0415 (local folders do not need it)
 
         from tipline import s3  # noqa: PLC0415
@@ -222,7 +208,9 @@ class Storage:
         try:
             yield
         except (OSError, ValueError, aiohttp.ClientError, *s3.STORE_ERRORS) as error:
-            if isinstance(error, FileNotFoundError) and s3.get_store_answer(error)[1] != "NoSuchBucket":
+            is_missing = isinstance(error, FileNotFoundError) and s3.get_store_answer(error)[1] != "NoSuchBucket"
+            # Arrow raises OSError for damaged pages, without the number that errors of the system and of S3 have.
+            if is_missing or isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
                 raise
             todo = "Check --trips and --to, or create the bucket."
             raise s3.explain_store_error(error, self.address(name), todo)[0] from error
@@ -266,16 +254,10 @@ class LocalStorage(Storage):
 
 
 @functools.lru_cache(maxsize=16)
-def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaData:
+def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaData:  # noqa: ARG001 (part of the key)
     """Read the footer of a Parquet file; cached, because a worker scores block after block of a month."""
-    if state is None:
-        raise FileNotFoundError(storage.address(name))
-    size = int(state.partition("-")[0])
-    (tail,) = storage._fetch_ranges(name, [max(size - FOOTER_BYTES, 0)], [size]).values()  # noqa: SLF001
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if tail.endswith(b"PAR1") and len(tail) < length <= size:
-        (tail,) = storage._fetch_ranges(name, [size - length], [size]).values()  # noqa: SLF001
-    return pq.read_metadata(pa.BufferReader(tail))
+    with storage._open(name) as file:  # noqa: SLF001
+        return pq.read_metadata(file)
 
 
 def open_storage(address: str | Path) -> Storage:

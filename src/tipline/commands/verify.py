@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,12 @@ from pydantic import AliasPath, BaseModel, Field
 from tipline import files, formats, processes
 from tipline.errors import TiplineError, UsageError, format_count, summarize_exception
 from tipline.ingest import columns
-from tipline.monitoring.counts import Counts
 from tipline.paths import month_name
 from tipline.scoring import plan, worker
 from tipline.storage import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tipline.config import PartialSettings
     from tipline.paths import Paths
@@ -45,8 +44,8 @@ class Manifest(BaseModel):
     trips: str = Field(validation_alias=AliasPath("key", "trips"))  # sha256 of the prepared file
     format: int = Field(validation_alias=AliasPath("key", "format"))
     rows: int
+    counted: int = Field(validation_alias=AliasPath("counts", "rows"))
     parts: list[Part]
-    counts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,9 @@ class Month:
 def run(
     settings: PartialSettings, paths: Paths, months: Sequence[str] = (), trips: str = "", predictions: str = ""
 ) -> Iterator[str]:
-    """Check published months; yield a line about each, followed by its problems.
+    """Check published months; yield a line about each, followed by its problems. Raises at the end if there are any.
 
     If params.yaml is so broken that it has no months, all published months are checked.
-
-    Raises
-    ------
-    UsageError
-        A requested month has no predictions.
-    TiplineError
-        There are no predictions, or, at the end, some are not what their manifests say.
     """
     locations = plan.Locations.resolve(paths, trips, predictions)
     published = [name.removeprefix("month=") for name in locations.predictions.list_folders() if "month=" in name]
@@ -100,25 +92,20 @@ def run(
 
 def check_month(pool: ThreadPoolExecutor, month: Month) -> tuple[str, list[TiplineError]]:
     """Check one month; return a summary and the problems."""
-    predictions, problems, totals, blocks = month.locations.predictions, list[TiplineError](), list[float](), {}
+    predictions, problems = month.locations.predictions, list[TiplineError]()
     data = predictions.read(f"{month.folder}/{files.MANIFEST}")
     try:
-        manifest, counts = read_manifest(month, data)
+        manifest = read_manifest(month, data)
     except TiplineError as error:
         return "1 problem", [error]
-    problems += check_manifest(month, manifest, counts)
+    problems += check_manifest(month, manifest)
+    blocks: dict[str, Block] = {}
     try:
         blocks = find_blocks(month, manifest)
     except TiplineError as error:
         problems.append(error)
-    for future in [pool.submit(check_part, month, part, blocks.get(part.name)) for part in manifest.parts]:
-        try:
-            totals.append(future.result())
-        except TiplineError as error:
-            problems.append(error)
-    if len(totals) == len(manifest.parts) and not math.isclose(sum(totals), counts.probability):
-        what = f"The probabilities add up to {sum(totals):.9g}, the manifest's counts say {counts.probability:.9g}."
-        problems.append(month.describe_problem(what))
+    check = functools.partial(check_part, month, blocks)
+    problems += [problem for problem in pool.map(check, manifest.parts) if problem is not None]
     if problems and predictions.read(f"{month.folder}/{files.MANIFEST}") != data:
         what, where = "The month was published again while it was checked.", predictions.address(month.folder)
         problems = [TiplineError(what, where, "Run the command again.")]
@@ -126,33 +113,26 @@ def check_month(pool: ThreadPoolExecutor, month: Month) -> tuple[str, list[Tipli
     return format_count(len(problems), "problem") if problems else whole, problems
 
 
-def read_manifest(month: Month, data: bytes | None) -> tuple[Manifest, Counts]:
+def read_manifest(month: Month, data: bytes | None) -> Manifest:
     """Read what `score` wrote."""
     if data is None:
         is_old = plan.is_old_month(month.locations.predictions, month.folder)
         raise month.describe_problem("tipline 0.1 made these predictions." if is_old else "The month has no manifest.")
     try:
-        manifest = Manifest.model_validate_json(data)
-        return manifest, Counts.from_json(manifest.counts)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return Manifest.model_validate_json(data)
+    except ValueError as error:
         raise month.describe_problem(f"tipline did not write this manifest: {summarize_exception(error)}.") from error
 
 
-def check_manifest(month: Month, manifest: Manifest, counts: Counts) -> Iterator[TiplineError]:
+def check_manifest(month: Month, manifest: Manifest) -> Iterator[TiplineError]:
     """Check that a manifest belongs to its month, adds up, and lists all that readers of the folder would use."""
     if (manifest.month, manifest.format) != (month.name, formats.PREDICTIONS):
         yield month.describe_problem(f"The manifest is of month {manifest.month}, format {manifest.format}.")
-    in_parts, in_bands = sum(part.rows for part in manifest.parts), int(counts.bands.sum())
-    if not manifest.rows == in_parts == counts.rows == in_bands:
-        numbers = f"its parts {in_parts:,}, its counts {counts.rows:,}, its score bands {in_bands:,}"
+    in_parts = sum(part.rows for part in manifest.parts)
+    if not manifest.rows == in_parts == manifest.counted:
+        numbers = f"its parts {in_parts:,}, its counts {manifest.counted:,}"
         yield month.describe_problem(f"The manifest has {manifest.rows:,} rows, {numbers}.")
-    labelled, in_groups = int(counts.bands[:, :2].sum()), sum(sums.rows for sums in counts.groups().values())
-    if labelled != in_groups:
-        yield month.describe_problem(f"The score bands have {labelled:,} labelled rows, the groups {in_groups:,}.")
-    names = [part.name for part in manifest.parts]
-    if len(set(names)) < len(names):
-        yield month.describe_problem("The manifest lists a part twice.")
-    predictions = month.locations.predictions
+    predictions, names = month.locations.predictions, {part.name for part in manifest.parts}
     folders = open_storage(predictions.address(month.folder)).list_folders()
     for name in sorted({*predictions.list_sizes(month.folder), *folders} - {*names, files.MANIFEST}):
         if not name.startswith("."):
@@ -175,26 +155,22 @@ def find_blocks(month: Month, manifest: Manifest) -> dict[str, Block]:
     return blocks
 
 
-def check_part(month: Month, part: Part, block: Block | None) -> float:
-    """Check one part, with `block` against the prepared rows; return the sum of its probabilities."""
-    data = month.locations.predictions.read(f"{month.folder}/{part.name}")
-    if data is None:
-        raise month.describe_problem("The part is missing.", part.name)
-    if (len(data), files.hash_bytes(data)) != (part.bytes, part.sha256):
-        what = f"The part's sha256 is not the one in the manifest; it has {len(data):,} of {part.bytes:,} bytes."
-        raise month.describe_problem(what, part.name)
+def check_part(month: Month, blocks: Mapping[str, Block], part: Part) -> TiplineError | None:
+    """Compare one part with the manifest and its row numbers with those of its block; return the problem."""
     try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        data = month.locations.predictions.read(f"{month.folder}/{part.name}")
+        if data is None:
+            return month.describe_problem("The part is missing.", part.name)
+        if (len(data), files.hash_bytes(data)) != (part.bytes, part.sha256):
+            what = f"The part's sha256 is not the one in the manifest; it has {len(data):,} of {part.bytes:,} bytes."
+            return month.describe_problem(what, part.name)
+        rows = pq.read_table(io.BytesIO(data), columns=["row"], use_threads=False)["row"].to_numpy()
+        expected = worker.read_block(blocks[part.name], {})["row"].to_numpy() if part.name in blocks else rows
+    except TiplineError as error:
+        return error
     except (pa.ArrowException, OSError) as error:
-        raise month.describe_problem(f"This is not valid Parquet: {summarize_exception(error)}.", part.name) from error
-    if not table.schema.equals(plan.SCHEMA):
-        raise month.describe_problem(f"The part has other columns: {', '.join(map(str, table.schema))}.", part.name)
-    rows, scores = table["row"].to_numpy(), table["tip_probability"].to_numpy()
-    if len(rows) != part.rows:
-        raise month.describe_problem(f"The part has {len(rows):,} rows, the manifest says {part.rows:,}.", part.name)
-    if not ((scores >= 0) & (scores <= 1)).all():  # also finds NaN
-        raise month.describe_problem("Not all values are probabilities.", part.name)
-    if block is not None and not np.array_equal(rows, expected := worker.read_block(block, {})["row"].to_numpy()):
+        return month.describe_problem(f"This is not valid Parquet: {summarize_exception(error)}.", part.name)
+    if len(rows) != part.rows or not np.array_equal(rows, expected):
         what = f"Its {len(rows):,} row numbers are not those of the prepared month ({len(expected):,} rows)."
-        raise month.describe_problem(what, part.name)
-    return float(scores.sum(dtype=np.float64))
+        return month.describe_problem(what, part.name)
+    return None
