@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import yaml
 from tests import servers, workbench
 from tests.conftest import ROOT
 from tipline import files, processes
-from tipline.commands import promote, status
+from tipline.commands import promote
 from tipline.errors import GateRefusedError
 from tipline.model import artifact, pyfunc
 from tipline.registry import model_versions, store
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = workbench.MLFLOW_WARNINGS
 NAME, MONTH = "tip-probability", "2009-02"
+REGISTER = "dvc repro register", "register"
 IMPORTS_OF_STATUS = """
 import sys
 from tipline import cli
@@ -141,22 +141,19 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
     assert not printed.wrong
 
 
-def test_a_champion_is_never_to_be_promoted(complete: Paths, show_status: Any) -> None:
+def test_the_champion_and_a_pinned_version_are_never_to_be_promoted(complete: Paths, show_status: Any) -> None:
     """The newest version need not be the challenger, and the report need not be about the champion of now."""
     train_another(complete)
+    set_gate(complete, promote=True)
+    workbench.change_settings(complete, score={"model": 1})
+    promote.run(workbench.load_settings(complete), complete, "2", "test")
+    assert show_status(complete).lines["next"] == "nothing"
+    promote.run(workbench.load_settings(complete), complete, "1", "test")
     workbench.change_settings(complete, train={"params": {"C": 1.0}})
     workbench.run(complete, "train", "register", "evaluate")
     assert len(model_versions.list_versions(connect(complete), NAME)) == 2
     printed = show_status(complete)
     assert (printed.lines["challenger"], printed.lines["next"]) == ("the champion", "nothing")
-    set_gate(complete, promote=True)
-    assert show_status(complete).lines["next"] == "nothing"
-
-
-def test_a_pinned_version_scores_whoever_is_the_champion(complete: Paths, show_status: Any) -> None:
-    train_another(complete)
-    workbench.change_settings(complete, score={"model": 1})
-    promote.run(workbench.load_settings(complete), complete, "2", "test")
     set_gate(complete, promote=True)
     assert show_status(complete).lines["next"] == "nothing"
 
@@ -220,29 +217,14 @@ def test_a_store_that_does_not_answer_hides_nothing_else(
     assert "geheim" not in printed.output
 
 
-def lose_alias(paths: Paths) -> None:
-    """Remove the alias from MLflow."""
-    connect(paths).delete_registered_model_alias(NAME, "champion")
-
-
 @pytest.mark.parametrize(
     ("damage", "words", "fix", "stage"),
     [
-        (lose_alias, "MLflow has no champion", "dvc repro register", "register"),
-        (lambda paths: shutil.rmtree(paths.champion), "no models/champion/", "dvc repro register", "register"),
-        (lambda paths: (paths.champion / pyfunc.SPEC).unlink(), "models/champion/", "dvc repro register", "register"),
-        (
-            lambda paths: (paths.champion / pyfunc.SPEC).write_text("{}"),
-            "other files",
-            "dvc repro register",
-            "register",
-        ),
-        (
-            lambda paths: (paths.challenger / artifact.CODE).unlink(),
-            "models/challenger/",
-            "dvc repro register",
-            "train",
-        ),
+        (lambda paths: connect(paths).delete_registered_model_alias(NAME, "champion"), "no champion", *REGISTER),
+        (lambda paths: shutil.rmtree(paths.champion), "no models/champion/", *REGISTER),
+        (lambda paths: (paths.champion / pyfunc.SPEC).unlink(), "models/champion/", *REGISTER),
+        (lambda paths: (paths.champion / pyfunc.SPEC).write_text("{}"), "other files", *REGISTER),
+        (lambda paths: (paths.challenger / artifact.CODE).unlink(), "models/challenger/", REGISTER[0], "train"),
         (lambda paths: os.truncate(paths.prepared_file(MONTH), 9), MONTH, f"dvc repro -f prepare@{MONTH}", "prepare"),
     ],
 )
@@ -292,19 +274,3 @@ def test_a_merge_conflict_in_the_lock_file(complete: Paths, show_status: Any) ->
     fix = "git checkout --ours dvc.lock && dvc repro"
     assert printed.wrong == [f"dvc.lock has the markers of a merge conflict. Fix: {fix}"]
     assert printed.lines["next"] == fix
-
-
-def test_a_full_disk(complete: Paths, show_status: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MIN_FREE_BYTES", shutil.disk_usage(complete.root).total)
-    (wrong,) = show_status(complete).wrong
-    assert re.fullmatch(r"the disk is full: [\d,]+ MB are free\. Fix: dvc gc -w", wrong)
-
-
-def test_a_scheduler_that_does_not_answer(
-    complete: Paths, show_status: Any, dask_address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(status, "SCHEDULER_SECONDS", 1)
-    monkeypatch.setenv(processes.ADDRESS, f"tcp://127.0.0.1:{servers.free_port()}")
-    assert show_status(complete).wrong[0].startswith("The dask scheduler does not answer")
-    monkeypatch.setenv(processes.ADDRESS, dask_address)
-    assert not show_status(complete).wrong

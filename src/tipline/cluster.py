@@ -90,18 +90,17 @@ def start_local_cluster(n_workers: int) -> LocalCluster:
 
 
 @contextlib.contextmanager
-def connect_remote(address: str, seconds: float | None = None) -> Iterator[Client]:
-    """Connect to a running scheduler; wait for it and for its first worker so long, by default WAIT_SECONDS."""
-    timeout = WAIT_SECONDS if seconds is None else seconds
+def connect_remote(address: str) -> Iterator[Client]:
+    """Connect to a running scheduler; wait for it and for its first worker."""
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
-        client = Client(address, timeout=timeout)
+        client = Client(address, timeout=WAIT_SECONDS)
     # ValueError: not an address. TypeError, RuntimeError: TLS without certificates, or required by the configuration.
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise TiplineError(f"The dask scheduler does not answer: {error}.", address, todo) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=timeout)
+            client.wait_for_workers(1, timeout=WAIT_SECONDS)
         except TimeoutError as error:
             todo = f"Start one: dask worker {address}"
             raise TiplineError("The dask scheduler has no workers.", address, todo) from error

@@ -105,11 +105,7 @@ def run(
     """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines.
 
     It has means, the rows with one score above `threshold` and the other not, and the `largest` largest differences.
-
-    Raises
-    ------
-    TiplineError
-        There is no such version; at the end, if months failed. The report covers the rest.
+    Raises TiplineError at the end if months failed; the report covers the rest.
     """
     if not (0 <= threshold < 1 and largest >= 1):
         raise UsageError("A number is out of range.", WHERE, "--threshold: 0 to below 1; --largest: 1 or more.")

@@ -23,18 +23,10 @@ COMMITTED = ("params.yaml", "dvc.lock")
 
 
 def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
-    """Add a month to params.yaml, run `dvc repro`, and give the lines to print.
+    """Add a month to params.yaml, run `dvc repro`, and yield the lines to print.
 
-    Resumes a month that is already listed; safe to run again.
-
-    Raises
-    ------
-    NotPublishedError
-        The source does not have the month; nothing is changed.
-    UsageError
-        The list `months` does not have one month per line.
-    TiplineError
-        The source does not answer, or `dvc repro` fails.
+    Resumes a month that is already listed; safe to run again. Raises NotPublishedError if the source does not have the
+    month; then nothing is changed.
     """
     if not paths.raw_manifest(month).is_file():
         source.check_published(settings.source, month, paths.workspace)
@@ -54,10 +46,7 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
 def insert_month(text: str, month: str, where: str) -> str:
     """Insert a line after the last earlier month in the text of params.yaml, and change nothing else.
 
-    Raises
-    ------
-    UsageError
-        `months` is not a list with one month per line.
+    Raises UsageError if `months` is not a list with one month per line.
     """
     values = yaml.safe_load(text)
     months = values["months"]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tipline import files, processes, validation
+from tipline import files, validation
 from tipline.commands.month import format_month
 from tipline.errors import TiplineError, format_count, hide_secrets
 from tipline.model import artifact, pyfunc
@@ -27,9 +23,6 @@ if TYPE_CHECKING:
 
     # The problem, and the command that fixes it.
     Findings = Iterator[tuple[str, str]]
-
-SCHEDULER_SECONDS = 5
-MIN_FREE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -50,13 +43,7 @@ class State:
 
 
 def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
-    """Give the lines of the status.
-
-    Raises
-    ------
-    TiplineError
-        A check found something wrong; raised after the last line.
-    """
+    """Yield the lines of the status. Raises TiplineError after the last line if a check found something wrong."""
     state = read_state(settings, paths)
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     findings = [*check_settings(state), *check_models(state), *check_months(state)]
@@ -74,9 +61,8 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     yield f"checks      {format_count(len(findings), 'problem') if findings else 'all passed'}"
     yield from (f"wrong       {problem}. Fix: {fix}" for problem, fix in findings)
     if findings:
-        raise TiplineError(
-            "Some checks failed.", str(paths.root), "Run the commands after `Fix:`, the first one first."
-        )
+        todo = "Run the commands after `Fix:`, the first one first."
+        raise TiplineError("Some checks failed.", str(paths.root), todo)
 
 
 def read_state(settings: PartialSettings, paths: Paths) -> State:
@@ -145,28 +131,14 @@ def advise_next(state: State, report: Mapping[str, Any] | None, months: Sequence
 
 
 def check_settings(state: State) -> Findings:
-    """Check what every command needs: params.yaml, dvc.lock, MLflow, the disk, the dask scheduler."""
+    """Check what every command needs: params.yaml, dvc.lock and MLflow."""
     if state.settings.problem:
         yield describe_problem(state.settings.problem)
     path = state.paths.root / "dvc.lock"
-    try:
-        if path.is_file():  # the parser in C, because the file has thousands of lines
-            yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (safe loaders)
-    except yaml.YAMLError:
-        reason = "has the markers of a merge conflict" if validation.has_conflict(path) else "is not valid YAML"
-        yield f"dvc.lock {reason}", "git checkout --ours dvc.lock && dvc repro"
+    if path.is_file() and validation.has_conflict(path):
+        yield "dvc.lock has the markers of a merge conflict", "git checkout --ours dvc.lock && dvc repro"
     if state.problem:
         yield describe_problem(state.problem)
-    if (free := shutil.disk_usage(state.paths.root).free) < MIN_FREE_BYTES:
-        yield f"the disk is full: {free / 1e6:,.0f} MB are free", "dvc gc -w"
-    if address := os.environ.get(processes.ADDRESS):
-        from tipline import cluster  # noqa: PLC0415 (a quarter of a second)
-
-        try:
-            with cluster.connect_remote(address, SCHEDULER_SECONDS):
-                pass
-        except TiplineError as error:
-            yield describe_problem(error)
 
 
 def describe_problem(error: TiplineError) -> tuple[str, str]:
