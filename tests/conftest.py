@@ -67,13 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
-        warm.begin()
+        warm.start_servers()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop them."""
     if not hasattr(config, "workerinput"):
-        warm.end()
+        warm.stop_servers()
 
 
 def missing(what: str) -> None:

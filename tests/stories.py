@@ -63,7 +63,7 @@ class Story:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a user with an activated environment does."""
         environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
-        folders = [*([str(warm.commands())] if self.warm else []), str(Path(sys.executable).parent)]
+        folders = [*([os.environ[warm.FOLDER]] if self.warm else []), str(Path(sys.executable).parent)]
         environment |= {
             "PATH": os.pathsep.join([*folders, environment["PATH"]]),
             "DVC_NO_ANALYTICS": "1",
