@@ -159,6 +159,12 @@ def dask_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def _on_cluster(dask_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the session's cluster, which outlives the tests as a team's does."""
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
+
+
 @pytest.fixture(scope="session")
 def trained_template(tmp_path_factory: pytest.TempPathFactory, dask_address: str) -> Paths:
     """A project in which the stages up to `train` have run; read it, do not change it."""

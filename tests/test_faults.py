@@ -123,11 +123,6 @@ def project(template: Template, tmp_path: Path) -> Paths:
     return workbench.copy_project(template.paths, tmp_path)
 
 
-@pytest.fixture
-def _on_cluster(dask_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, dask_address)
-
-
 on_cluster = pytest.mark.usefixtures("_on_cluster")
 
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests import workbench
-from tests.conftest import missing
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.ingest import simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tipline.paths import Paths
@@ -196,80 +192,6 @@ def test_project_recovers_each_folder_that_is_swapped(make_project: MakeProject)
         (aside / "file").touch()
     paths.recover_folders()
     assert all((folder / "file").is_file() for folder in folders.values())
-
-
-# ---- a full disk ----
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where `make_project` makes its project: a file system of one megabyte."""
-    disk = tmp_path / "project"
-    disk.mkdir()
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    if not mount or not umount:
-        missing("no mount command")
-    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"]
-    done = subprocess.run([str(mount), *options, str(disk)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        missing(f"no right to mount a small file system: {done.stderr.strip()}")
-    try:
-        yield disk
-    finally:
-        monkeypatch.chdir(tmp_path)
-        subprocess.run([str(umount), str(disk)], check=True)
-
-
-def fill(disk: Path, spare: int) -> Path:
-    """Fill a file system but for so many bytes."""
-    path = disk / "filler"
-    path.write_bytes(bytes(shutil.disk_usage(disk).free - spare))
-    return path
-
-
-def test_a_download_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
-    run_cli: Run, small_disk: Path, make_project: MakeProject
-) -> None:
-    paths = make_project(demo={"rows": 1000})
-    assert run_cli(paths.root, "download", MONTH)[0] == 0
-    before = workbench.read_tree(small_disk / "data")
-    make_project(demo={"rows": 100_000})
-    code, printed = run_cli(paths.root, "download", MONTH)
-    assert code == 1
-    assert "No space left on device" in printed
-    assert "Traceback" not in printed
-    assert workbench.read_tree(small_disk / "data") == before
-
-
-def test_a_copy_onto_a_full_disk_says_so_and_leaves_the_earlier_one(
-    run_cli: Run, small_disk: Path, make_project: MakeProject, tmp_path: Path
-) -> None:
-    paths = make_project(source="../yellow_{month}.parquet")
-    path = tmp_path / f"yellow_{MONTH}.parquet"
-    simulate.simulate_month(path, MONTH, 1000, 1)
-    assert run_cli(paths.root, "download", MONTH)[0] == 0
-    before = workbench.read_tree(small_disk / "data")
-    simulate.simulate_month(path, MONTH, 100_000, 1)
-    code, printed = run_cli(paths.root, "download", MONTH)
-    assert code == 1
-    assert "No space left on device" in printed
-    assert workbench.read_tree(small_disk / "data") == before
-
-
-def test_sampling_onto_a_full_disk_says_so_and_leaves_the_earlier_sample(
-    run_cli: Run, small_disk: Path, make_project: MakeProject
-) -> None:
-    paths = make_project(demo={"rows": 7000}, sample={"rows": 100})
-    for command in ("download", "prepare", "sample"):
-        assert run_cli(paths.root, command, MONTH)[0] == 0
-    before = workbench.read_tree(small_disk / "data")
-    make_project(demo={"rows": 7000}, sample={"rows": 6000})
-    fill(small_disk, 20_000)
-    code, printed = run_cli(paths.root, "sample", MONTH)
-    assert code == 1
-    assert "No space left on device" in printed
-    assert workbench.read_tree(small_disk / "data") == before
-    assert len(pq.read_table(paths.sample("train", MONTH))) == 100
 
 
 def test_a_file_where_a_folder_belongs_is_named(run_cli: Run, make_project: MakeProject) -> None:
