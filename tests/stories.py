@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -142,14 +141,9 @@ def dvc(story: Story, *arguments: str) -> str:
     return done.stdout
 
 
-def read_json(path: Path) -> Any:
-    """A json file."""
-    return json.loads(path.read_text())
-
-
 def ref(root: Path) -> dict[str, Any]:
     """What models/champion/ says of itself."""
-    found: dict[str, Any] = read_json(root / "models/champion/ref.json")
+    found: dict[str, Any] = workbench.read_json(root / "models/champion/ref.json")
     return found
 
 
@@ -236,7 +230,7 @@ def assert_version(root: Path, store: MlflowClient, digest: str, version: Any) -
     place = store.get_model_version_download_uri(NAME, str(version.version))
     files = Path(mlflow.artifacts.download_artifacts(artifact_uri=place))
     assert files.is_relative_to(root / "mlartifacts")
-    spec = read_json(files / "artifacts" / "model.json")
+    spec = workbench.read_json(files / "artifacts" / "model.json")
     model = mlflow.pyfunc.load_model(f"models:/{NAME}/{version.version}")
     assert model.metadata.get_input_schema().input_names() == [feature["name"] for feature in spec["features"]]
 

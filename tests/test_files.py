@@ -50,21 +50,14 @@ def half_write(path: Path, error: type[BaseException]) -> None:
 # ---- one file ----
 
 
-def test_a_file_is_replaced(tmp_path: Path) -> None:
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
-    for text in ("old", "new"):
+    for old, new in ((None, "old"), ("old", "new")):
         with files.replace_file(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(new)
+            assert (path.read_text() if old else None) == old
+            assert temporary.parent == path.parent
     assert workbench.read_tree(tmp_path) == {"new/file": b"new"}
-
-
-def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with files.replace_file(path) as temporary:
-        temporary.write_text("ne")
-        assert path.read_text() == "old"
-        assert temporary.parent == path.parent
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -101,26 +94,15 @@ def test_json_that_is_not_there_or_broken_is_an_error_that_says_what_to_do(
     assert raised.value.parts[1:] == (str(path), "Run: dvc repro")
 
 
-def test_digests_are_sha256(tmp_path: Path) -> None:
+def test_digests_are_sha256_and_those_of_values_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"taxi" * 100_000)
     assert files.hash_file(path) == files.hash_bytes(path.read_bytes()) == hashlib.sha256(b"taxi" * 100_000).hexdigest()
-
-
-def test_a_digest_of_values_does_not_depend_on_the_order_of_keys() -> None:
     assert files.hash_json({"a": 1, "b": 2}) == files.hash_json({"b": 2, "a": 1})
     assert files.hash_json({"a": 1, "b": 2}) != files.hash_json({"a": 2, "b": 1})
 
 
 # ---- a folder ----
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "month"
-    folder.mkdir(parents=True)
-    (folder / "stale").touch()
-    publish(folder, "new")
-    assert workbench.read_tree(tmp_path / "deep" / "month") == {"file": b"new"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -166,6 +148,8 @@ with files.replace_folder(folder, folder.parent / "staging") as staged:
 
 @pytest.mark.parametrize("rename", [1, 2])
 def test_kill_during_a_swap_loses_nothing(tmp_path: Path, rename: int) -> None:
+    (tmp_path / "month").mkdir()
+    (tmp_path / "month" / "stale").touch()
     folder, staging = publish(tmp_path / "month", "old"), tmp_path / "staging"
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(rename)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -177,7 +161,7 @@ def test_kill_during_a_swap_loses_nothing(tmp_path: Path, rename: int) -> None:
     assert not [path for path in staging.iterdir() if path.is_dir()]  # the dead process's folder is removed, too
 
 
-def test_project_recovers_each_folder_that_is_swapped(make_project: MakeProject) -> None:
+def test_any_command_recovers_each_folder_that_is_swapped(run_cli: Run, make_project: MakeProject) -> None:
     paths = make_project()
     folders = {
         "raw": paths.raw(MONTH),
@@ -190,7 +174,7 @@ def test_project_recovers_each_folder_that_is_swapped(make_project: MakeProject)
         aside = paths.staging / staging / f"{folder.name}{files.REPLACED}"
         aside.mkdir(parents=True)
         (aside / "file").touch()
-    paths.recover_folders()
+    run_cli(paths.root, "status")
     assert all((folder / "file").is_file() for folder in folders.values())
 
 
