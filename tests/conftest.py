@@ -71,7 +71,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop them."""
     if not hasattr(config, "workerinput"):
         warm.stop_servers()
 
@@ -141,7 +140,6 @@ def forget_store() -> Iterator[None]:
 
 @pytest.fixture
 def mlflow_store(mlflow_template: Path, tmp_path: Path) -> Path:
-    """A fresh database for the project of `make_project`; returns its path."""
     (tmp_path / "project").mkdir(exist_ok=True)
     target = tmp_path / "project" / "mlflow.db"
     shutil.copyfile(mlflow_template, target)
@@ -237,7 +235,6 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, driven by playwright."""
     program = shutil.which("chromium")
     if program is None:
         missing("no chromium")

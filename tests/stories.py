@@ -42,8 +42,6 @@ SMALL: dict[str, Any] = {
 
 @dataclass
 class Repro:
-    """What one `dvc repro` did."""
-
     code: int
     output: str
     stages: list[str]
@@ -77,14 +75,12 @@ class Story:
         self.keep(name, done.returncode, done.stdout + done.stderr)
 
     def keep(self, name: str, code: int, output: str) -> None:
-        """Keep what a `dvc repro` did under a name."""
         self.repros[name] = Repro(code, output, re.findall(r"Running stage '(.+?)'", output))
         self.manifests[name] = {
             path.parent.name: path.read_text() for path in self.root.glob("data/predictions/month=*/_manifest.json")
         }
 
     def settings(self, **sections: object) -> None:
-        """Write params.yaml."""
         (self.root / "params.yaml").write_text(yaml.safe_dump(settings_values(**sections), sort_keys=False))
 
 
@@ -122,14 +118,12 @@ def copy_first(factory: pytest.TempPathFactory, to: Path) -> Story:
 
 
 def git(story: Story, *arguments: str) -> str:
-    """What git answers; it has to succeed."""
     done = story.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def commit(story: Story, message: str) -> None:
-    """Commit all that git sees."""
     git(story, "add", "--all")
     git(story, "commit", "--quiet", "-m", message)
 
@@ -142,19 +136,16 @@ def dvc(story: Story, *arguments: str) -> str:
 
 
 def ref(root: Path) -> dict[str, Any]:
-    """What models/champion/ says of itself."""
     found: dict[str, Any] = workbench.read_json(root / "models/champion/ref.json")
     return found
 
 
 def scores(root: Path) -> dict[str, str]:
-    """The digests of the predictions' bytes, by file."""
     parts = sorted((root / "data/predictions").rglob("*.parquet"))
     return {str(part.relative_to(root)): hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}
 
 
 def changes(root: Path) -> list[Change]:
-    """Return the history of champions."""
     from tipline.registry import history
 
     return history.list_changes(client(root), NAME)
@@ -173,13 +164,11 @@ def client(root: Path) -> MlflowClient:
 
 
 def runs(store: MlflowClient, name: str) -> list[Run]:
-    """All runs of an experiment, oldest first."""
     found = store.get_experiment_by_name(f"tipline/{name}")
     return store.search_runs([found.experiment_id], order_by=["start_time"]) if found else []
 
 
 def experiments(tags: Mapping[str, str]) -> list[str]:
-    """The DVC experiments that a run or a version carries the names of."""
     return [name for name in tags.get("dvc.exp", "").split(", ") if name]
 
 
@@ -236,7 +225,6 @@ def assert_version(root: Path, store: MlflowClient, digest: str, version: Any) -
 
 
 def has(store: MlflowClient, run: Run, file: Path) -> bool:
-    """Whether a run has an artifact of this name and these bytes."""
     names = [artifact.path for artifact in store.list_artifacts(run.info.run_id)]
     if file.name not in names:
         return False

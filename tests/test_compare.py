@@ -7,12 +7,8 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import numpy as np
 import pytest
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from sklearn.linear_model import LogisticRegression
 
 from tests import workbench
 from tests.conftest import forget_store
@@ -20,7 +16,6 @@ from tipline import cluster, files
 from tipline.commands import compare
 from tipline.commands.compare import Difference
 from tipline.model import artifact
-from tipline.registry import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +55,6 @@ def project(registered_project: Paths, dask_address: str, monkeypatch: pytest.Mo
 
 
 def compare_versions(paths: Paths, *arguments: Any) -> dict[str, bytes]:
-    """Compare both versions; return the files of the report."""
     list(compare.run(workbench.load_settings(paths), paths, ("1", "2"), *arguments))
     return workbench.read_tree(paths.root / "reports" / "compare")
 
@@ -75,7 +69,6 @@ def read_changes(paths: Paths) -> list[dict[str, str]]:
 
 
 def score_exactly(paths: Paths, month: str) -> tuple[Probabilities, Probabilities]:
-    """Score a month with both versions."""
     contents = [artifact.read_artifact(folder) for folder in (paths.root / "first", paths.challenger)]
     a, b = (artifact.load_model(files, artifact.hash_artifact(files)) for files in contents)
     trips = workbench.as_batch(workbench.read_prepared(paths, month))
@@ -199,38 +192,6 @@ def test_a_damaged_month_is_left_out(project: Paths, run_cli: Run, tmp_path: Pat
     assert [month["month"] for month in report["months"]] == complete
     assert list(report["failed"]) == ["2009-02"]
     assert report["all"]["rows"] == 5000 * len(complete)
-
-
-@pytest.mark.filterwarnings("ignore:.*pickle.*")
-@pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*")
-def test_an_external_version_is_compared_before_it_is_promoted(
-    scored_project: Paths, run_cli: Run, dask_address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, dask_address)
-    workbench.run(scored_project, "register")
-    trips = workbench.read_prepared(scored_project, "2009-02")
-    given = trips.select(["fare_amount"]).to_pandas()
-    model = LogisticRegression().fit(given, trips["tip_amount"].to_numpy() > 0)
-    inputs, outputs = Schema([ColSpec(DataType.double, "fare_amount")]), TensorSpec(np.dtype("float64"), (-1, 2))
-    with store.connect_store(scored_project) as client:
-        experiment = client.create_experiment("elsewhere", (scored_project.root / "elsewhere").as_uri())
-        with mlflow.start_run(experiment_id=experiment):
-            info = mlflow.sklearn.log_model(
-                model,
-                name="model",
-                signature=ModelSignature(inputs, Schema([outputs])),
-                serialization_format="skops",
-                skops_trusted_types=["numpy.dtype"],
-                pip_requirements=["scikit-learn"],
-                pyfunc_predict_fn="predict_proba",
-            )
-        number = mlflow.register_model(info.model_uri, "tip-probability").version
-    code, printed = run_cli(scored_project.root, "compare", "champion", str(number), "2009-02")
-    assert code == 0, printed
-    assert f"B: version {number}, not made by tipline" in printed
-    scores = model.predict_proba(given)[:, 1].astype(np.float32)
-    report = workbench.read_json(scored_project.root / "reports" / "compare" / f"1-{number}.json")
-    assert report["months"][0]["mean_b"] == pytest.approx(scores.mean(dtype=float), abs=1e-11)
 
 
 def test_equal_differences_are_sorted_by_month_and_row() -> None:

@@ -32,13 +32,11 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def mount(*arguments: str) -> bool:
-    """Mount something; return False without the right to."""
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0  # noqa: S607
 
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small disk."""
     (folder := tmp_path / "disk").mkdir()
     if not mount("-t", "tmpfs", "-o", "size=12m", "none", str(folder)):
         missing("no right to mount a small disk")
@@ -61,7 +59,6 @@ def publish_month(paths: Paths, kind: str, rows: int) -> None:
 
 
 def read_data(paths: Paths) -> dict[str, bytes]:
-    """Read all that the stages have finished."""
     return {name: data for name, data in workbench.read_tree(paths.root / "data").items() if name[0] != "."}
 
 

@@ -38,8 +38,6 @@ VARIES = re.compile(r"[0-9a-f]{8,}|[-+]?\d+(?:[,.:]\d+)*%?")
 
 @dataclass
 class Block:
-    """A block of a page: its language, its text, what is said before it, the line that it begins in."""
-
     language: str
     text: str
     said: str
@@ -47,12 +45,10 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether it is to be run."""
         return self.language in RUN and not self.said.startswith("not run: ")
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page."""
     text = page.read_text(encoding="utf-8")
     found = []
     for match in BLOCK.finditer(text):
@@ -106,7 +102,6 @@ def run(story: Story, block: Block) -> list[str]:
 
 
 def told(done: subprocess.CompletedProcess[str]) -> str:
-    """All that a command has printed."""
     return done.stdout + done.stderr
 
 

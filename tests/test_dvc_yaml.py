@@ -19,7 +19,6 @@ CODE = "src/tipline"
 
 
 def get_body(stage: str) -> dict[str, Any]:
-    """Return a stage's definition without `foreach`."""
     return STAGES[stage].get("do", STAGES[stage])  # type: ignore[no-any-return]
 
 

@@ -43,7 +43,6 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def settings(story: Story, **sections: Any) -> None:
-    """Write params.yaml, small."""
     merged = {name: stories.SMALL.get(name, {}) | part for name, part in sections.items() if isinstance(part, dict)}
     story.settings(**(stories.SMALL | sections | merged))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -25,8 +24,8 @@ from distributed import LocalCluster
 from tests import workbench
 from tests.conftest import missing
 from tests.test_disk_full import mount
-from tests.test_score import NOWHERE, assert_whole, get_folder, promote_another_model, read_manifest, read_parts
-from tipline import cluster, files, formats, storage
+from tests.test_score import assert_whole, get_folder, promote_another_model, read_manifest, read_parts
+from tipline import cluster, files, formats
 from tipline.model import artifact, golden_rows, pyfunc
 from tipline.paths import Paths, month_name
 from tipline.scoring import plan
@@ -98,7 +97,6 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """The digest of the first champion."""
         return artifact.hash_artifact(self.first.contents)
 
 
@@ -144,7 +142,6 @@ class Run:
 
 @contextlib.contextmanager
 def start_scoring(paths: Paths, *options: str) -> Iterator[Run]:
-    """Run `tipline score` during the block."""
     with tempfile.NamedTemporaryFile(suffix=".printed") as printed:
         path = Path(printed.name)
         with workbench.running("tipline", "score", *options, folder=paths.root, printed=path) as process:
@@ -152,13 +149,11 @@ def start_scoring(paths: Paths, *options: str) -> Iterator[Run]:
 
 
 def score(paths: Paths) -> tuple[int, str]:
-    """Run `tipline score` to its end."""
     with start_scoring(paths) as run:
         return run.wait()
 
 
 def list_markers(folder: Path) -> list[Path]:
-    """List the finished blocks of unpublished months."""
     return list(folder.rglob("part-*.json"))
 
 
@@ -221,7 +216,6 @@ def kill_at(paths: Paths, moment: float) -> bool:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -274,26 +268,6 @@ def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_resumed(
             now = take_turns()
     assert kept
     assert_resumed(project, now)
-
-
-def test_months_that_only_have_to_be_published_are_not_scored_again(
-    template: Template, project: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    template.second.install(project)
-    before = workbench.read_tree(project.predictions)
-
-    def publish_folder(*_: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(project.predictions))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(storage.LocalStorage, "publish_folder", publish_folder)
-        code, output = run_cli(project.root, "score")
-    assert code == 4
-    assert "it is scored, but cannot be published: [Errno 30] Read-only file system" in output
-    assert workbench.read_tree(project.predictions) == before
-    assert len(find_finished(project)) == PARTS * len(workbench.MONTHS)
-    monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
-    assert_resumed(project, template.second)
 
 
 def test_a_second_ctrl_c_does_no_harm(template: Template, project: Paths) -> None:
@@ -459,13 +433,11 @@ def test_a_killed_scheduler_ends_the_run_with_one_message_and_the_next_one_resum
 
 
 def replace(path: Path) -> None:
-    """Put another file of the same length in its place."""
     shutil.copyfile(path, path.with_name("other"))
     path.with_name("other").replace(path)
 
 
 def overwrite(path: Path) -> None:
-    """Write into a file."""
     with path.open("r+b") as file:
         file.seek(4)
         file.write(b"x" * 1000)

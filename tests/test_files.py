@@ -27,21 +27,18 @@ MONTH = "2009-01"
 
 
 def publish(folder: Path, text: str) -> Path:
-    """Publish a folder of one file as the stages do."""
     with files.replace_folder(folder, folder.parent / "staging") as staged:
         (staged / "file").write_text(text)
     return folder
 
 
 def half_publish(folder: Path, error: type[BaseException]) -> None:
-    """Fail in the middle of publishing a folder."""
     with files.replace_folder(folder, folder.parent / "staging") as staged:
         (staged / "file").write_text("half")
         raise error
 
 
 def half_write(path: Path, error: type[BaseException]) -> None:
-    """Fail in the middle of writing a file."""
     with files.replace_file(path) as temporary:
         temporary.write_text("half")
         raise error

@@ -77,7 +77,6 @@ class Team:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of each machine."""
         return SETTINGS | {"AWS_ENDPOINT_URL": f"http://{self.gateway.place}"}
 
 
@@ -97,7 +96,6 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 @pytest.fixture
 def store(team: Team, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s3fs.S3FileSystem]:
-    """The store; the driver's environment names it and the team's scheduler."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -139,11 +137,9 @@ class Bucket:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options of `tipline score`."""
         return ("--trips", f"s3://{self.name}/trips", "--to", f"s3://{self.name}/predictions")
 
     def read_tree(self, folder: str = "predictions") -> dict[str, bytes]:
-        """Read all objects below a folder."""
         start = f"{self.name}/{folder}/"
         return {name.removeprefix(start): self.store.cat_file(name) for name in sorted(self.store.find(start))}
 
@@ -152,7 +148,6 @@ class Bucket:
         return [name for name in self.store.find(f"{self.name}/predictions/_staging") if text in name]
 
     def get_times(self) -> dict[str, Any]:
-        """When each prediction was written."""
         found = self.store.find(f"{self.name}/predictions/", detail=True)
         return {name: info["LastModified"] for name, info in found.items()}
 
@@ -181,7 +176,6 @@ def assert_whole(bucket: Bucket, paths: Paths) -> None:
 
 
 def score(run_cli: RunCli, paths: Paths, bucket: Bucket) -> None:
-    """Score to the bucket, without a fault."""
     code, output = run_cli(paths.root, "score", *bucket.options)
     assert code == 0, output
 
@@ -214,16 +208,6 @@ def test_another_champion_replaces_the_months_in_a_bucket(
     monkeypatch.setenv(cluster.ADDRESS, dask_address)
     workbench.run(project, "score")
     assert_whole(bucket, project)
-
-
-def test_a_bucket_and_a_folder_can_be_mixed_on_one_machine(
-    project: Paths, bucket: Bucket, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(cluster.ADDRESS)
-    code, output = run_cli(project.root, "score", *bucket.options[:2], "--to", str(project.root / "a" / "b"))
-    assert code == 0, output
-    found = {name: data for name, data in workbench.read_tree(project.root / "a").items() if name.endswith("t")}
-    assert found == {f"b/{name}": data for name, data in read_parts(expected).items()}
 
 
 # ---- faults ----
@@ -326,18 +310,6 @@ def test_two_clones_with_one_model_that_score_to_one_bucket_both_end_well(
     assert_whole(bucket, expected)
 
 
-def test_staged_parts_that_another_run_has_published_take_nothing_away(
-    bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli
-) -> None:
-    score(run_cli, project, bucket)
-    predictions = storage.open_storage(f"s3://{bucket.name}/predictions")
-    with pytest.raises(FileNotFoundError):
-        predictions.publish_folder(
-            storage.open_storage(f"s3://{bucket.name}/predictions/_staging"), "gone", "month=2009-01"
-        )
-    assert_whole(bucket, expected)
-
-
 def test_staged_parts_of_another_model_are_kept_while_its_run_may_go_on(
     bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,8 +335,6 @@ def fail(run_cli: RunCli, project: Paths, *options: str) -> tuple[int, str]:
 
 
 def set_on_workers(team: Team, name: str, value: str) -> None:
-    """Change the environment of the workers."""
-
     def change() -> None:
         os.environ[name] = value
         s3fs.S3FileSystem.clear_instance_cache()
@@ -421,7 +391,6 @@ def test_places_that_cannot_be_used_are_explained(
 
 
 def read_block(heading: str, language: str) -> str:
-    """Return a code block of the page."""
     text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
     return text.partition("\n## ")[0].partition(f"```{language}\n")[2].partition("```")[0]
 
@@ -459,7 +428,6 @@ def test_machines_with_the_certificates_of_the_page_score_and_others_are_refused
 
 @pytest.fixture
 def line(team: Team, store: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Line]:
-    """A line to the store that counts requests and bytes."""
     del store
     with servers.line(team.gateway.port) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)

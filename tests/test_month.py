@@ -64,7 +64,6 @@ def killed_command(project: stories.Story, file: str) -> Iterator[psutil.Process
 
 
 def read_months(root: Path) -> list[str]:
-    """Read the months that have predictions."""
     return sorted(path.parent.name.removeprefix("month=") for path in root.glob("data/predictions/*/_manifest.json"))
 
 

@@ -22,7 +22,6 @@ ENVIRON = "os.environ"
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    """Return the names of the script."""
     return runpy.run_path(str(ROOT / "docs" / "reference.py"))
 
 
@@ -64,7 +63,6 @@ def test_row_shows_bounds_and_stages(reference: dict[str, Any], key: str, allowe
 
 
 def find_variables(tree: ast.AST) -> Iterator[ast.expr]:
-    """Yield the keys that are looked up in os.environ."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == ENVIRON:
             yield node.slice

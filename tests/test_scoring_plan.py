@@ -34,7 +34,6 @@ def paths(tmp_path: Path) -> Paths:
 
 
 def write_prepared(paths: Paths, rows: range) -> None:
-    """Write a prepared month with these row numbers, and its manifest."""
     folder = paths.prepared(MONTH)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"row": pa.array(rows, pa.int64())}), folder / PREPARED_FILE, row_group_size=GROUPS[0])
@@ -62,7 +61,6 @@ def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
 
 
 def publish_month(paths: Paths, model: str = MODEL) -> dict[str, Any]:
-    """Score and publish the month; return its manifest."""
     month = plan_month(paths, model)
     assert month
     month.done |= {block.name: score_block(block) for block in month.open}

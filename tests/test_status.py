@@ -40,8 +40,6 @@ assert not {"sklearn", "matplotlib", "dask", "distributed", "dvc", "aiohttp", "m
 
 
 class Printed(NamedTuple):
-    """What the command printed."""
-
     code: int
     lines: dict[str, str]  # by name
     wrong: list[str]
@@ -57,8 +55,6 @@ def complete(scored_project: Paths) -> Paths:
 
 @pytest.fixture
 def show_status(run_cli: Run) -> Callable[[Paths], Printed]:
-    """A function that runs the command."""
-
     def run(paths: Paths) -> Printed:
         code, output = run_cli(paths.root, "status")
         pairs = [(line[:12].strip(), line[12:]) for line in output.splitlines() if not line.startswith(" ")]
@@ -69,20 +65,17 @@ def show_status(run_cli: Run) -> Callable[[Paths], Printed]:
 
 
 def connect(paths: Paths) -> mlflow.MlflowClient:
-    """Return a client of the project's store."""
     mlflow.set_tracking_uri(store.get_store_address(paths))
     mlflow.set_registry_uri(store.get_store_address(paths))
     return mlflow.MlflowClient()
 
 
 def train_another(paths: Paths) -> None:
-    """Train with another C, register and evaluate."""
     workbench.change_settings(paths, train={"params": {"C": 0.01}})
     workbench.run(paths, "train", "register", "evaluate")
 
 
 def set_gate(paths: Paths, **values: Any) -> None:
-    """Change what the gate has said in the report."""
     report = workbench.read_json(paths.evaluation)
     files.write_json(paths.evaluation, report | {"gate": report["gate"] | values})
 

@@ -44,7 +44,6 @@ def list_parts(paths: Paths) -> list[dict[str, Any]]:
 
 
 def change_entry(paths: Paths, **values: Any) -> None:
-    """Change what the manifest says of the second part."""
     first, second, *rest = list_parts(paths)
     change_manifest(paths, parts=[first, second | values, *rest])
 

@@ -53,7 +53,6 @@ def start_servers() -> None:
 
 
 def stop_servers() -> None:
-    """End the servers and remove their folder."""
     for server in servers:
         server.communicate()
     shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)

@@ -55,12 +55,10 @@ GROUP_ROWS = 1700
 
 
 def load_settings(paths: Paths) -> Settings:
-    """Read the settings of a project."""
     return config.load_settings(paths.params)
 
 
 def change_settings(paths: Paths, **sections: Any) -> None:
-    """Update sections of a project's params.yaml."""
     values = yaml.safe_load(paths.params.read_text())
     for name, section in sections.items():
         values[name] = values[name] | section if isinstance(section, dict) else section
@@ -79,7 +77,6 @@ def run(paths: Paths, *stages: str) -> None:
 
 
 def run_month(paths: Paths, stage: str, month: str) -> None:
-    """Run a monthly stage for one month."""
     importlib.import_module(f"tipline.stages.{stage}").run(load_settings(paths), paths, month)
 
 
@@ -91,7 +88,6 @@ def prepare_again(paths: Paths, *months: str) -> None:
 
 
 def run_to(paths: Paths, last: str) -> Paths:
-    """Run all stages up to and with `last`."""
     run(paths, *ORDER[: ORDER.index(last) + 1])
     return paths
 
@@ -105,7 +101,6 @@ def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) ->
 
 
 def write_project(root: Path, **sections: Any) -> Paths:
-    """Create a project folder with small settings."""
     root.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
     values = settings_values(**{"months": list(MONTHS), "cluster": {"n_workers": 2}} | sections)
@@ -148,7 +143,6 @@ def running(
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
-    """Wait until something is true."""
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited in vain"
@@ -160,7 +154,6 @@ LOCAL = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 
 @contextlib.contextmanager
 def scheduler_process(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run `dask scheduler` on a free port; give its address and its process."""
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
     with running("dask", "scheduler", *LOCAL, "--port", "0", "--scheduler-file", str(file)) as process:
@@ -170,7 +163,6 @@ def scheduler_process(folder: Path) -> Iterator[tuple[str, subprocess.Popen[byte
 
 @contextlib.contextmanager
 def scheduler(folder: Path) -> Iterator[str]:
-    """Run `dask scheduler` on a free port; give its address."""
     with scheduler_process(folder) as (address, _):
         yield address
 
@@ -205,20 +197,16 @@ def copy_project(source: Paths, folder: Path) -> Paths:
 
 
 def read_prepared(paths: Paths, month: str) -> pa.Table:
-    """Read the prepared rows of a month."""
     return pq.read_table(paths.prepared_file(month))
 
 
 def as_batch(table: pa.Table) -> pa.RecordBatch:
-    """Give a table as one batch."""
     return table.unify_dictionaries().combine_chunks().to_batches()[0]
 
 
 def read_json(path: Path) -> Any:
-    """Read a json file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """Read all files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
