@@ -317,16 +317,12 @@ def load_settings(path: Path) -> Settings:
 
 
 def load_partial_settings(path: Path) -> PartialSettings:
-    """Read the settings, or what there is of them if the file is invalid."""
+    """Read the settings, or months and model name if the file is invalid."""
     try:
         settings = load_settings(path)
+        return PartialSettings(settings, None, settings.months, settings.model.name)
     except UsageError as error:
-        return salvage_settings(path, error)
-    return PartialSettings(settings, None, settings.months, settings.model.name)
-
-
-def salvage_settings(path: Path, problem: UsageError) -> PartialSettings:
-    """Take months and model name out of an invalid file."""
+        problem = error
     try:
         values = validation.read_mapping(path, "")
     except UsageError:
@@ -339,21 +335,15 @@ def salvage_settings(path: Path, problem: UsageError) -> PartialSettings:
 
 def check_renamed_keys(values: Mapping[str, Any], path: Path) -> None:
     """Refuse a file of tipline 0.1 with one message that names the new keys."""
-    found = [text for key, text in RENAMED.items() if has_key(values, key)]
-    sample = values.get("sample")
-    roles = sample.get("months") if isinstance(sample, dict) else None
+    sections = {name: section for name, section in values.items() if isinstance(section, dict)}
+    keys = {*values, *(f"{name}.{key}" for name, section in sections.items() for key in section)}
+    found = [text for key, text in RENAMED.items() if key in keys]
+    roles = sections.get("sample", {}).get("months")
     old = [role for role in OLD_ROLES if isinstance(roles, dict) and role in roles.values()]
     found += [f"the role `{role}` is now `{OLD_ROLES[role]}`" for role in old]
     if found:
         what = f"The file has keys of tipline 0.1: {'; '.join(found)}."
         raise UsageError(what, str(path), "Rename them. docs/reference.md lists all keys.")
-
-
-def has_key(values: Mapping[str, Any], key: str) -> bool:
-    """Whether nested mappings have a dotted key."""
-    section, _, rest = key.partition(".")
-    value = values.get(section)
-    return section in values and (not rest or (isinstance(value, dict) and has_key(value, rest)))
 
 
 def parse_month(text: str) -> str:
