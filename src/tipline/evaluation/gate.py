@@ -14,8 +14,7 @@ import numpy as np
 
 from tipline.errors import format_count
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import NEXT_TO_NOTHING
-from tipline.evaluation.times import rank_values
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,23 +88,10 @@ class Rows:
 def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: float) -> dict[str, Any]:
     """Decide whether the challenger may replace the champion.
 
-    Parameters
-    ----------
-    made_on
-        For `challenger` and `champion`: the months by purpose, `train` and `validation`, as in model.json; None if they
-        are not known.
-    tolerance
-        In skill points. The one-sided 95% lower bound of the gain has to be above -tolerance.
-    segment_tolerance
-        A segment vetoes if its upper bound is below -segment_tolerance. Its unit is the baseline's mean log-loss over
-        all rows, because the segment's own can be close to zero (cash). The bounds hold for all judged segments
-        together (Bonferroni).
-
-    Returns
-    -------
-    dict
-        The verdict: `promote` and the `reasons` against it, `words` for a person, the `months` judged on and those
-        `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
+    `made_on` has the months of `challenger` and `champion` by purpose, `train` and `validation`; None if they are not
+    known. The one-sided 95% lower bound of the gain has to be above -tolerance, and no segment's upper bound below
+    -segment_tolerance. The verdict has `promote` and the `reasons` against it, `words` for a person, the `months`
+    judged on and those `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
     """
     empty = [name for code, name in enumerate(rows.names) if not (rows.month == code).any()]
     dropped = dict.fromkeys(empty, "it has no row with a known target") | find_used_months(rows.names, made_on)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tipline.evaluation.times import read_microseconds
+from tipline.evaluation.metrics import read_microseconds
 from tipline.model.pyfunc import fill_nulls, hour_of_day, view_values
 
 if TYPE_CHECKING:

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tipline.evaluation import histograms
+from tipline.evaluation import histograms, metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
 from tipline.evaluation.histograms import Histogram
-from tipline.evaluation.metrics import compute_auc, compute_log_loss, compute_skill, divide_or_none, read_labels
-from tipline.evaluation.times import DAY_MICROSECONDS, read_microseconds
 from tipline.ingest.columns import get_baseline_columns
 
 if TYPE_CHECKING:
@@ -19,11 +17,11 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tipline.evaluation.metrics import Counted, Labels
-    from tipline.evaluation.times import Times
+    from tipline.evaluation.metrics import Counted, Labels, Times
     from tipline.model.pyfunc import Codes, Matrix, Probabilities
 
 BANDS = 1000
+DAY_MICROSECONDS = 86_400_000_000
 CHUNK_ROWS = 2**15  # intermediate results of one chunk stay in a core's cache
 # The day of rows outside of the month or without a time, and of all rows if the model has no time column.
 OTHER = "other"
@@ -63,12 +61,12 @@ class Counts:
 
         `scores` are those of the model whose model.json is `spec`.
         """
-        labels, known = read_labels(trips, spec["target"])
+        labels, known = metrics.read_labels(trips, spec["target"])
         groups, codes = group_rows(trips, get_baseline_columns(spec["baseline"]))
         days, start, times = [OTHER], 0, np.zeros(len(trips), np.int64)
         if month and "time" in spec:
             days, start = list_days(month)
-            times = read_microseconds(trips[spec["time"]])
+            times = metrics.read_microseconds(trips[spec["time"]])
         counts = cls(len(trips), float(scores.sum(dtype=np.float64)))
         if not known.all():
             counts.bands[:, 2] = np.bincount(assign_band(scores[~known]), minlength=BANDS)
@@ -128,24 +126,19 @@ class Counts:
     def figures(self, baseline: Mapping[str, Any]) -> dict[str, float | int | None]:
         """Return how good the scores are beside a fitted baseline; undefined figures are None."""
         groups = self.groups()
-        total = sum_groups(groups)
-        loss = divide_or_none(total.loss, total.rows)
-        baseline_loss = divide_or_none(sum_baseline_loss(baseline, groups), total.rows)
+        total = sum(groups.values(), Sums())
+        loss = metrics.divide_or_none(total.loss, total.rows)
+        baseline_loss = metrics.divide_or_none(sum_baseline_loss(baseline, groups), total.rows)
         return {
             "rows": self.rows,
             "labelled_rows": total.rows,
-            "mean_probability": divide_or_none(self.probability, self.rows),
-            "tip_rate": divide_or_none(total.tips, total.rows),
+            "mean_probability": metrics.divide_or_none(self.probability, self.rows),
+            "tip_rate": metrics.divide_or_none(total.tips, total.rows),
             "log_loss": loss,
             "baseline_log_loss": baseline_loss,
-            "skill": compute_skill(loss, baseline_loss),
-            "auc": compute_auc(self.bands),
+            "skill": metrics.compute_skill(loss, baseline_loss),
+            "auc": metrics.compute_auc(self.bands),
         }
-
-
-def sum_groups(groups: Mapping[str, Sums]) -> Sums:
-    """Return the sums over all groups."""
-    return sum(groups.values(), Sums())
 
 
 def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -> float:
@@ -180,7 +173,7 @@ def tally_rows(
         cell += codes[chunk]
         bands += np.bincount(assign_band(score) * 2 + label, minlength=2 * BANDS)
         rows += np.bincount(cell * 2 + label, minlength=2 * cells)
-        for i, values in enumerate((score, compute_log_loss(score, label))):
+        for i, values in enumerate((score, metrics.compute_log_loss(score, label))):
             sums[i] += np.bincount(cell, weights=values, minlength=cells)
     return bands.reshape(BANDS, 2), rows.reshape(cells, 2), sums
 

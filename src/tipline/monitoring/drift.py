@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tipline.evaluation import histograms, times
+from tipline.evaluation import histograms
 from tipline.evaluation.histograms import CELLS, Histogram
 from tipline.evaluation.intervals import MIN_DAYS
-from tipline.evaluation.metrics import divide_or_none
+from tipline.evaluation.metrics import divide_or_none, rank_values, read_days
 from tipline.monitoring.counts import BANDS, assign_band
 
 if TYPE_CHECKING:
@@ -35,15 +35,10 @@ LARGE = 0.1
 def build_reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities) -> dict[str, Any]:
     """Describe the training rows, so that later months can be compared with them.
 
-    `spec` is model.json so far, with `features` and, if the model has a time column, `time`.
-
-    Returns
-    -------
-    dict
-        `rows`, `days`, `features` and `score`. The last two hold bins, `counts` by bin (missing values last), and
-        `psi_bound`: the 99% quantile of the PSI between random days of the reference, None under MIN_DAYS days.
+    `spec` is model.json so far. The result has `rows`, `days`, `features` and `score`; the last two hold bins, `counts`
+    by bin (missing values last), and `psi_bound`, which is None under MIN_DAYS days.
     """
-    days = times.rank_values(times.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
+    days = rank_values(read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
     features = {}
     for feature in spec["features"]:
         column = rows[feature["name"]]

@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 
 from tipline import cluster, files
-from tipline.evaluation import baseline, metrics, times
+from tipline.evaluation import baseline, metrics
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
 from tipline.model import pyfunc
@@ -73,7 +73,7 @@ def build_examples(
         name: learning_curve.Examples(
             pyfunc.build_matrix(part, spec["features"]),
             labels[name],
-            times.rank_values(times.read_days(part[spec["time"]])),
+            metrics.rank_values(metrics.read_days(part[spec["time"]])),
             np.array(groups[name][0])[groups[name][1]] == segment,
             baseline.predict_baseline(part, rule),
         )

@@ -53,25 +53,19 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
         sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            keys = compute_keys(table["row"].to_numpy(), month, seed)
-            # Most rows are dropped here, before they are copied.
-            smallest = find_smallest(keys, table["row"].to_numpy(), rows)
-            chosen = table.take(smallest).append_column(KEY, pa.array(keys[smallest]))
-            sample = take_smallest(pa.concat_tables([sample, chosen]), rows)
+            table = table.append_column(KEY, pa.array(compute_keys(table["row"].to_numpy(), month, seed)))
+            # Most rows are dropped before the rest is copied.
+            sample = take_smallest(pa.concat_tables([sample, take_smallest(table, rows)]), rows)
         return sample.replace_schema_metadata({AVAILABLE: str(file.metadata.num_rows)})
 
 
-def find_smallest(keys: Keys, rows: Numbers, count: int) -> Numbers:
-    """Return the indices of the smallest keys, in order; ties by row number."""
+def take_smallest(table: pa.Table, count: int) -> pa.Table:
+    """Return the rows of a table with the smallest keys, in order; ties by row number."""
+    keys, rows = table[KEY].to_numpy(), table["row"].to_numpy()
     candidates = np.arange(len(keys))
     if len(keys) > count:
         candidates = np.flatnonzero(keys <= np.partition(keys, count - 1)[count - 1])
-    return candidates[np.lexsort((rows[candidates], keys[candidates]))][:count]
-
-
-def take_smallest(table: pa.Table, count: int) -> pa.Table:
-    """Return the rows of a table with the smallest keys, in order."""
-    return table.take(find_smallest(table[KEY].to_numpy(), table["row"].to_numpy(), count))
+    return table.take(candidates[np.lexsort((rows[candidates], keys[candidates]))][:count])
 
 
 def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
