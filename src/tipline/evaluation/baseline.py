@@ -1,7 +1,4 @@
-"""The rule that a model has to beat: the rate of positive labels by the values of some categories.
-
-The rate by one feature is such a rule, too. If it does nearly as well as the model, it may give the label away.
-"""
+"""The rule that a model has to beat: the rate of positive labels by the values of some categories."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tipline.evaluation.histograms import assign_bins
-from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss, read_labels
+from tipline.evaluation.metrics import compute_log_loss, read_labels
 from tipline.ingest.columns import get_baseline_columns
 from tipline.model.pyfunc import fill_nulls
 
@@ -20,12 +16,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tipline.model.pyfunc import Codes, Floats, Probabilities
+    from tipline.model.pyfunc import Codes, Floats
 
 SMOOTHING = 10.0  # rows of the overall rate that the rate of each group is mixed with
-# Share of the model's gain over the overall rate. The best real feature that is not in the baseline reaches a small
-# part of it; one that gives the label away reaches all of it.
-SUSPICIOUS = 0.9
 MISSING = "(missing)"
 SEPARATOR = " | "
 
@@ -47,8 +40,8 @@ def fit_baseline(trips: pa.RecordBatch, target: str, by: Sequence[str]) -> dict[
     """Fit the smoothed rates on prepared trips whose target is known; a group without a rate gets the `overall` one."""
     labels, _ = read_labels(trips, target)
     names, codes = group_rows(trips, by)
-    rows, positive = np.bincount(codes, None, len(names)), np.bincount(codes, labels, len(names))
-    counts = {name: (int(row), int(yes)) for name, row, yes in zip(names, rows, positive, strict=True)}
+    rows, positive = (np.bincount(codes, weights, len(names)).astype(int).tolist() for weights in (None, labels))
+    counts = dict(zip(names, zip(rows, positive, strict=True), strict=True))
     return {"by": list(by), "smoothing": SMOOTHING, **compute_rates(counts, SMOOTHING)}
 
 
@@ -76,28 +69,3 @@ def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floa
     names, codes = group_rows(trips, get_baseline_columns(baseline))
     rates: Floats = np.array([get_rate(baseline, name) for name in names]).take(codes)
     return rates
-
-
-def find_leaks(trips: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabilities | Floats) -> list[str]:
-    """Return a warning for each feature that alone does nearly as well as the model, the worst first.
-
-    A feature alone predicts the rate of its bin in the model's `reference`, mixed with one row of the overall rate.
-    `losses` are the model's. Columns of the baseline may do as well as the model.
-    """
-    labels, _ = read_labels(trips, spec["target"])
-    rate = labels.mean()
-    overall = float(compute_log_loss(np.full(len(trips), rate), labels).mean())
-    gain = overall - float(losses.mean(dtype=np.float64))
-    if gain <= NEXT_TO_NOTHING:
-        return []
-    shares = {}
-    for name, bins in spec["reference"]["features"].items():
-        codes = assign_bins(trips[name], bins)
-        rates = (np.bincount(codes, labels) + rate) / (np.bincount(codes) + 1)
-        shares[name] = (overall - float(compute_log_loss(rates.take(codes), labels).mean())) / gain
-    return [
-        f"{name} alone reaches {share:.0%} of the model's gain over the overall rate. "
-        "Check that it is known before the outcome."
-        for name, share in sorted(shares.items(), key=lambda item: -item[1])
-        if share >= SUSPICIOUS and name not in get_baseline_columns(spec["baseline"])
-    ]

@@ -141,7 +141,6 @@ def build_report(compared: Comparison) -> dict[str, Any]:
     worth, verdict = describe_skills(figures, " and ".join(compared.by))
     return {
         "rows": len(compared.rows),
-        "tip_rate": float(compared.labels.mean()),
         **figures,
         "groups": compute_group_skills(compared),
         "tips": {role: compare_expected(compared, role) for role in ROLES},
@@ -151,17 +150,13 @@ def build_report(compared: Comparison) -> dict[str, Any]:
 
 
 def compute_figures(compared: Comparison, name: str) -> Figures:
-    """Compute log-loss, skill, AUC and accuracy of a model or rule; AUC is None for rows of one class."""
+    """Compute log-loss, skill and AUC of a model or rule; AUC is None for rows of one class."""
     if name not in compared.losses:
-        return dict.fromkeys(("log_loss", "skill", "auc", "accuracy"))
-    probabilities, labels = compared.probabilities[name], compared.labels
+        return dict.fromkeys(("log_loss", "skill", "auc"))
     loss, unit = (float(compared.losses[one].mean()) for one in (name, "baseline"))
-    return {
-        "log_loss": loss,
-        "skill": metrics.compute_skill(loss, unit),
-        "auc": float(roc_auc_score(labels, probabilities)) if labels.any() and not labels.all() else None,
-        "accuracy": float(np.mean((probabilities > 0.5) == labels)),  # noqa: PLR2004
-    }
+    both = 0 < compared.labels.mean() < 1
+    auc = float(roc_auc_score(compared.labels, compared.probabilities[name])) if both else None
+    return {"log_loss": loss, "skill": metrics.compute_skill(loss, unit), "auc": auc}
 
 
 def compute_group_skills(compared: Comparison) -> dict[str, dict[str, Any]]:

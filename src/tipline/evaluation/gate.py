@@ -56,13 +56,12 @@ class Rows:
     @cached_property
     def days(self) -> Codes:
         """Days, moved to the nearest day of their month that has rows, so that wrong clocks add no days."""
-        days = self.day.copy()
-        for code, name in enumerate(self.names):
+        days, months = self.day.copy(), np.array(self.names, "datetime64[M]")
+        inside = self.day.astype("datetime64[D]").astype("datetime64[M]") == months[self.month]
+        for code in np.unique(self.month):
             rows = self.month == code
-            first, after = ((np.datetime64(name, "M") + add).astype("datetime64[D]").astype(np.int32) for add in (0, 1))
-            inside = self.day[rows & (self.day >= first) & (self.day < after)]
-            low, high = (inside.min(), inside.max()) if len(inside) else (first, first)
-            days[rows] = np.clip(self.day[rows], low, high)
+            own = self.day[rows & inside] if (rows & inside).any() else self.day[rows][:1]
+            days[rows] = np.clip(self.day[rows], own.min(), own.max())
         return days
 
     @cached_property
@@ -94,7 +93,14 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
     judged on and those `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
     """
     empty = [name for code, name in enumerate(rows.names) if not (rows.month == code).any()]
-    dropped = dict.fromkeys(empty, "it has no row with a known target") | find_used_months(rows.names, made_on)
+    used = {
+        name: f"the {role} was {PURPOSES[purpose]} on it"
+        for role, purposes in made_on.items()
+        for purpose in PURPOSES
+        for name in (purposes or {}).get(purpose, ())
+        if name in rows.names
+    }
+    dropped = dict.fromkeys(empty, "it has no row with a known target") | used
     months = [name for name in rows.names if name not in dropped]
     kept = rows.select(np.isin(rows.month, [rows.names.index(name) for name in months]))
     if reasons := list(find_obstacles(kept, made_on)):
@@ -127,17 +133,6 @@ def build_refusal(
     return add_words({"months": list(months), "dropped": dict(dropped or {}), **nothing, "reasons": list(reasons)})
 
 
-def find_used_months(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
-    """Return the months that a model was made on, with the reason why they cannot judge it."""
-    return {
-        name: f"the {role} was {PURPOSES[purpose]} on it"
-        for role, months in made_on.items()
-        for purpose in PURPOSES
-        for name in (months or {}).get(purpose, ())
-        if name in names
-    }
-
-
 def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     """Yield reasons why these rows cannot judge."""
     for role, months in made_on.items():
@@ -146,9 +141,7 @@ def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     if not len(rows.gain):
         yield "no month is left to judge on"
         return
-    if not (np.isfinite(rows.gain).all() and np.isfinite(rows.baseline).all()):
-        yield "some rows have no log-loss"
-    elif rows.baseline.mean() < NEXT_TO_NOTHING:
+    if rows.baseline.mean() < NEXT_TO_NOTHING:
         yield "the baseline leaves nothing to gain on these rows"
     if rows.labels.all() or not rows.labels.any():
         yield "all rows have the same label"
@@ -156,6 +149,7 @@ def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
 
 def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
     """Return rows, days and gain of each segment with its bounds, or `why` it is not judged."""
+    # A segment's own mean can be close to zero (cash).
     units = np.full(len(rows.gain), rows.baseline.mean())
     segments: list[tuple[dict[str, Any], Ratio | str]] = []
     for column, (names, codes) in rows.segments.items():

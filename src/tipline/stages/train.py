@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tipline import files
 from tipline.errors import UsageError
 from tipline.evaluation import metrics
-from tipline.evaluation.baseline import find_leaks, fit_baseline
+from tipline.evaluation.baseline import fit_baseline
 from tipline.ingest.columns import list_needed_columns
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, golden_rows, pyfunc
@@ -88,7 +88,7 @@ def train_model(
             "months": ", ".join(settings.sample.get_months("train")),
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
-        "warnings": find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels)),
+        "warnings": drift.find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels)),
         "libraries": {package: version(package) for package in LIBRARIES},
         "example": [
             {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
