@@ -141,7 +141,9 @@ def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     if not len(rows.gain):
         yield "no month is left to judge on"
         return
-    if rows.baseline.mean() < NEXT_TO_NOTHING:
+    if not (np.isfinite(rows.gain).all() and np.isfinite(rows.baseline).all()):
+        yield "some rows have no log-loss"
+    elif rows.baseline.mean() < NEXT_TO_NOTHING:
         yield "the baseline leaves nothing to gain on these rows"
     if rows.labels.all() or not rows.labels.any():
         yield "all rows have the same label"
