@@ -153,13 +153,7 @@ def test_the_bound_is_that_of_a_two_way_bootstrap_drawn_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("behind", "noise", "min_gain", "rows", "reason"),
     [
-        (
-            [0.1, 0.005, 1e-5],
-            0.001,
-            0.01,
-            200,
-            "200 rows: with 95% confidence, 800 rows add less than 0.01 skill points",
-        ),
+        ([0.1, 0.005, 1e-5], 0.001, 0.01, 200, "200 rows: with 95% confidence, 800 rows add less than 0.01 skill p"),
         ([0.1, 0.02, 0.004], 0.001, 0.2, 100, "100 rows: "),
         ([0.1, 0.02, 0.004], 0.001, 0.01, 400, "400 rows: "),
         ([0.1, 0.02, 0.004], 0.001, 0.001, 5000, "The curve has not levelled off: no smaller size is shown"),

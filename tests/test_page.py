@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tipline.evaluation.histograms import Histogram
 
 from tests.test_verdict import make_month, summarize
-from tipline.evaluation.histograms import Histogram
 from tipline.monitoring import page, plots
 from tipline.monitoring.counts import Counts
 
