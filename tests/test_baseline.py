@@ -65,10 +65,3 @@ def test_an_unseen_or_missing_category_has_the_overall_rate_or_its_own() -> None
 def test_groups_without_rows_have_no_rate() -> None:
     assert baseline.compute_rates({"cash": (4, 1), "credit": (0, 0)}, 0) == {"overall": 0.25, "rates": {"cash": 0.25}}
     assert baseline.compute_rates({}, 10) == {"overall": 0, "rates": {}}
-
-
-def test_the_loss_of_a_group_is_that_of_its_rows() -> None:
-    trips = batch(["cash"] * 5, [1.0, 0.0, 0.0, 0.0, 0.0])
-    rates = baseline.predict_baseline(trips, RULE)
-    expected = -np.log(np.where(np.arange(5) == 0, rates, 1 - rates)).sum()
-    assert baseline.sum_group_loss(RULE, "cash", 5, 1) == pytest.approx(expected)

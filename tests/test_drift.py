@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests import workbench
 from tests.test_baseline import TARGET, coded
 from tipline.evaluation import metrics
 from tipline.monitoring import counts, drift
 from tipline.monitoring.counts import Counts
-
-if TYPE_CHECKING:
-    from tipline.paths import Paths
 
 KINDS = {"vendor": "category", "pickup_datetime": "hour", "fare_amount": "number", "extra": "number", "fee": "number"}
 SPEC: dict[str, Any] = {
@@ -153,8 +149,3 @@ def test_a_feature_that_gives_the_target_away_is_named(column: str, probability:
     losses = metrics.compute_log_loss(np.where(labels, probability, 1 - probability), labels)
     warnings = drift.find_leaks(rows, SPEC | {"reference": build_reference(rows)}, losses)
     assert [warning[: len("extra alone reaches 10")] for warning in warnings] == found
-
-
-def test_a_reference_has_all_features(trained_template: Paths) -> None:
-    spec = workbench.read_json(trained_template.challenger / "model.json")
-    assert {feature["name"] for feature in spec["features"]} == spec["reference"]["features"].keys()

@@ -166,11 +166,6 @@ def test_a_model_without_known_months_is_refused(role: str, months: Any) -> None
     assert "tipline.months=2009-01,2009-02" in reason
 
 
-def test_no_month_left_is_refused() -> None:
-    verdict = decide(create_rows(np.ones(31)), {**MADE_ON, "champion": {"train": ["2009-03"]}})
-    assert (verdict["reasons"], verdict["gain"]) == (["no month is left to judge on"], None)
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "value", "reason"),
     [

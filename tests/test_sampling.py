@@ -116,15 +116,6 @@ def test_a_month_without_rows_gives_an_empty_sample(trips: Path, tmp_path: Path)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
 
 
-@pytest.mark.parametrize("count", [1, 7, 20, 49, 60])
-def test_smallest_keys_are_found_in_order_ties_by_row(count: int) -> None:
-    rows = np.random.default_rng(count).permutation(50)
-    keys = np.array([3, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)[rows % 4]
-    taken = sampling.take_smallest(pa.table({sampling.KEY: keys, "row": rows}), count)
-    expected = sorted(zip(keys.tolist(), rows.tolist(), strict=True))[:count]
-    assert [tuple(row.values()) for row in taken.to_pylist()] == expected
-
-
 # ---- several months ----
 
 
@@ -162,16 +153,6 @@ def test_the_beginning_of_a_pool_is_the_same_in_a_pool_of_larger_samples(make_sa
     shared = sum(key <= bound for key in small[sampling.KEY].to_pylist())
     assert 1000 < shared <= 1500
     assert small.slice(0, shared).to_pylist() == large.slice(0, shared).to_pylist()
-
-
-def test_equal_keys_in_a_pool_are_in_order_of_their_months(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{month}.parquet" for month in ("2009-02", "2009-01")]
-    keys = np.arange(1000, dtype=np.uint64) // np.uint64(10)
-    for path in paths:
-        pq.write_table(pa.table({"row": np.arange(1000), sampling.KEY: keys}), path)
-    pool = sampling.read_pool(paths).select([sampling.KEY, sampling.MONTH, "row"])
-    expected = sorted((row // 10, month, row) for row in range(1000) for month in (0, 1))
-    assert [tuple(row.values()) for row in pool.to_pylist()] == expected
 
 
 def test_months_with_different_categories_make_one_pool(tmp_path: Path) -> None:

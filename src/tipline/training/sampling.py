@@ -29,10 +29,10 @@ AVAILABLE = b"tipline.rows"  # in the metadata of a sample: the number of rows o
 
 
 def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
-    """Return uniform 64-bit hashes of row numbers, different ones for each month and seed.
+    """Return uniform 64-bit hashes of row numbers, different ones for each row, month and seed.
 
-    SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number,
-    started at a digest of month and seed.
+    SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number, a
+    bijection, started at a digest of month and seed.
     """
     start = int.from_bytes(hashlib.sha256(f"{month} {seed}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
@@ -43,7 +43,7 @@ def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
 
 
 def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
-    """Return the rows of a prepared month with the smallest keys, ordered by key, ties by row number.
+    """Return the rows of a prepared month with the smallest keys, ordered by key.
 
     The first n of them are the sample of size n, so a larger sample contains the smaller. A month with fewer rows is
     returned whole. Reads one row group at a time and holds at most three samples. The table has the prepared columns
@@ -60,12 +60,10 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
 
 
 def take_smallest(table: pa.Table, count: int) -> pa.Table:
-    """Return the rows of a table with the smallest keys, in order; ties by row number."""
-    keys, rows = table[KEY].to_numpy(), table["row"].to_numpy()
-    candidates = np.arange(len(keys))
-    if len(keys) > count:
-        candidates = np.flatnonzero(keys <= np.partition(keys, count - 1)[count - 1])
-    return table.take(candidates[np.lexsort((rows[candidates], keys[candidates]))][:count])
+    """Return the rows of a table with the smallest keys, in order."""
+    keys = table[KEY].to_numpy()
+    smallest = np.argpartition(keys, count)[:count] if len(keys) > count else np.arange(len(keys))
+    return table.take(smallest[np.argsort(keys[smallest])])
 
 
 def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
