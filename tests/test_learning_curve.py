@@ -151,21 +151,22 @@ def test_the_bound_is_that_of_a_two_way_bootstrap_drawn_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("behind", "noise", "min_gain", "rows", "reason"),
+    ("behind", "min_gain", "max_rows", "rows", "reason"),
     [
-        ([0.1, 0.005, 1e-5], 0.001, 0.01, 200, "200 rows: with 95% confidence, 800 rows add less than 0.01 skill p"),
-        ([0.1, 0.02, 0.004], 0.001, 0.2, 100, "100 rows: "),
-        ([0.1, 0.02, 0.004], 0.001, 0.01, 400, "400 rows: "),
-        ([0.1, 0.02, 0.004], 0.001, 0.001, 5000, "The curve has not levelled off: no smaller size is shown"),
-        ([0.0], 0.05, 0.001, 5000, "all 5,000 rows of the sample are used. A larger sample would help"),
-        ([-0.05, -0.02], 0.001, 0.001, 100, "(at most 0.00000)"),
+        ([0.1, 0.005, 1e-5], 0.01, None, 200, "200 rows: with 95% confidence, 800 rows add less than 0.01 skill "),
+        ([0.1, 0.02, 0.004], 0.2, 300, 100, "100 rows: "),
+        ([0.1, 0.02, 0.004], 0.01, None, 400, "400 rows: "),
+        ([0.1, 0.02, 0.004], 0.001, None, 5000, "The curve has not levelled off: no smaller size is shown"),
+        ([0.001], 0.001, 8000, 5000, "all 5,000 rows of the sample are used. A larger sample would help"),
+        ([0.1], 0.001, 300, 300, "so the 300 rows that learning_curve.max_rows allows are used. A larger sample"),
+        ([-0.05, -0.02], 0.001, None, 100, "(at most 0.00000)"),
     ],
 )
-def test_the_smallest_size_that_is_enough_is_chosen(
-    behind: list[float], noise: float, min_gain: float, rows: int, reason: str
+def test_the_smallest_size_that_is_enough_is_chosen_or_as_many_as_allowed(
+    behind: list[float], min_gain: float, max_rows: int | None, rows: int, reason: str
 ) -> None:
-    decision = choose_rows(create_noisy_study(behind, noise=noise), min_gain, 5000)
-    assert (decision["rows"], decision["levelled_off"]) == (rows, rows != 5000)
+    decision = choose_rows(create_noisy_study(behind), min_gain, 5000, max_rows)
+    assert (decision["rows"], decision["levelled_off"]) == (rows, "levelled" not in decision["reason"])
     assert reason in decision["reason"]
     for size in decision["sizes"][:-1]:
         assert size["rows"] >= rows or size["behind_largest_upper"] >= min_gain
@@ -192,16 +193,6 @@ def test_a_study_that_cannot_judge_takes_all_rows_and_says_why(study: Study, rea
     assert reason in decision["reason"]
     assert len(study.sizes) > 2 or learning_curve.extrapolate_skill(study, 10_000) is None
     assert json.loads(json.dumps(decision, allow_nan=False)) == decision
-
-
-@pytest.mark.parametrize(
-    ("max_rows", "rows", "words"), [(300, 300, "the 300 rows that learning_curve.max_rows allows"), (8000, 5000, "all")]
-)
-def test_max_rows_binds_if_the_curve_does_not_level_off(max_rows: int, rows: int, words: str) -> None:
-    decision = choose_rows(create_noisy_study([0.1]), 0.001, 5000, max_rows)
-    assert decision["rows"] == rows
-    assert f"so {words}" in decision["reason"]
-    assert choose_rows(create_noisy_study([0.0001]), 0.01, 5000, max_rows)["rows"] == 100
 
 
 # ---- power law ----

@@ -176,28 +176,20 @@ def prepared_project(make_project: MakeProject) -> Paths:
     return paths
 
 
-def test_the_stage_writes_the_sample_that_the_settings_ask_for(prepared_project: Paths) -> None:
-    path, written = prepared_project.sample("train", MONTH), []
-    for _ in range(2):
-        workbench.run_month(prepared_project, "sample", MONTH)
-        written.append(path.read_bytes())
-    assert written[0] == written[1]
-    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, 3000, 1))
-
-
 @pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        (5000, ""),
-        (5001, ", all that the month has; sample.rows asks for 5,001"),
-    ],
+    ("rows", "words"), [(5000, ""), (5001, ", all that the month has; sample.rows asks for 5,001")]
 )
-def test_fewer_rows_than_asked_for_are_reported(
+def test_the_stage_writes_the_sample_that_the_settings_ask_for_and_reports_fewer_rows(
     run_cli: Run, prepared_project: Paths, caplog: pytest.LogCaptureFixture, rows: int, words: str
 ) -> None:
+    path, written = prepared_project.sample("train", MONTH), []
     workbench.change_settings(prepared_project, sample={"rows": rows})
-    assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
-    assert caplog.messages[-1] == f"{MONTH}: 5,000 rows for train{words}"
+    for _ in range(2):
+        assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
+        assert caplog.messages[-1] == f"{MONTH}: 5,000 rows for train{words}"
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, rows, 1))
 
 
 @pytest.mark.parametrize(

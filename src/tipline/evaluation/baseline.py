@@ -53,19 +53,15 @@ def compute_rates(counts: Mapping[str, tuple[int, int]], smoothing: float) -> di
     return {"overall": overall, "rates": rates}
 
 
-def get_rate(baseline: Mapping[str, Any], name: str) -> float:
-    """Return the rate of a group."""
-    return float(baseline["rates"].get(name, baseline["overall"]))
-
-
 def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive: float) -> float:
     """Return the sum of the baseline's log-losses over rows of a group."""
-    yes, no = compute_log_loss(np.full(2, get_rate(baseline, name)), np.array([True, False]))
+    rate = float(baseline["rates"].get(name, baseline["overall"]))
+    yes, no = compute_log_loss(np.full(2, rate), np.array([True, False]))
     return float(positive * yes + (rows - positive) * no)
 
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:
     """Return the baseline's probability for each row."""
     names, codes = group_rows(trips, get_baseline_columns(baseline))
-    rates: Floats = np.array([get_rate(baseline, name) for name in names]).take(codes)
-    return rates
+    rates: Floats = np.array([baseline["rates"].get(name, baseline["overall"]) for name in names], float)
+    return rates.take(codes)

@@ -1,7 +1,7 @@
 """The gate: may a challenger replace the champion? Decided from the log-losses of both on the same rows.
 
 A gain is in skill points: the log-loss that the challenger takes off the champion's, divided by the log-loss of the
-champion's baseline, which stays the same from challenger to challenger. docs/gate.md has the rule and its error rates.
+champion's baseline, which stays the same from challenger to challenger. docs/statistics.md has the rule and its errors.
 """
 
 from __future__ import annotations

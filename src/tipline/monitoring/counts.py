@@ -232,8 +232,8 @@ def count_column(column: pa.Array, bins: Mapping[str, Any]) -> Histogram:
         known = [by_name.get(value, 0) for value in bins["values"]]
         return Histogram(np.array([*known, sum(new.values())], np.int64), missing, new)
     step = max(1, len(column) // SAMPLED_ROWS)
-    counts = np.bincount(assign_bins(column, bins, step), minlength=count_bins(bins) + 1)[:-1] * step
-    return Histogram(counts, int(column.null_count))
+    codes, size = assign_bins(column, bins, step)
+    return Histogram(np.bincount(codes, minlength=size + 1)[:-1] * step, int(column.null_count))
 
 
 def count_codes(codes: Codes, size: int) -> Rows:
@@ -248,25 +248,22 @@ def count_codes(codes: Codes, size: int) -> Rows:
     return counts
 
 
-def count_bins(bins: Mapping[str, Any]) -> int:
-    """Return the number of bins, without the one for missing values."""
-    return {"category": len(bins.get("values", ())) + 1, "hour": HOURS}.get(bins["kind"]) or len(bins["starts"])
-
-
-def assign_bins(column: pa.Array, bins: Mapping[str, Any], step: int = 1) -> Codes:
-    """Return the bin of every step-th row; missing values get `count_bins(bins)`."""
+def assign_bins(column: pa.Array, bins: Mapping[str, Any], step: int = 1) -> tuple[Codes, int]:
+    """Return the bin of every step-th row and the number of bins, which is the code of missing values."""
     if bins["kind"] == "hour":
         times = metrics.read_microseconds(column, NO_TIME)[::step]
-        return np.where(times == NO_TIME, np.int32(HOURS), hour_of_day(times))
+        return np.where(times == NO_TIME, np.int32(HOURS), hour_of_day(times)), HOURS
     if bins["kind"] == "number":
+        size = len(bins["starts"])
         bin_of_code = np.searchsorted(bins["starts"], np.arange(CELLS), side="right") - 1
         codes = assign_cells(read_numbers(column)[::step], bins["low"], bins["high"])
     else:
+        size = len(bins["values"]) + 1
         names, place = column.dictionary.to_pylist(), {value: i for i, value in enumerate(bins["values"])}
-        bin_of_code = np.array([place.get(name, len(place)) for name in names], np.int64)
+        bin_of_code = np.array([place.get(name, size - 1) for name in names], np.int64)
         codes = fill_nulls(column.indices, len(names))[::step]
-    table: Codes = np.append(bin_of_code, count_bins(bins)).astype(np.int32)
-    return table.take(codes)
+    table: Codes = np.append(bin_of_code, size).astype(np.int32)
+    return table.take(codes), size
 
 
 def read_numbers(column: pa.Array) -> Floats:

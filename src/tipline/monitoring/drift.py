@@ -47,8 +47,8 @@ def build_reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Proba
     for feature in spec["features"]:
         column = rows[feature["name"]]
         bins = choose_bins(column, feature["kind"])
-        codes = counts.assign_bins(column, bins)
-        features[feature["name"]] = bins | count_by_day(codes, days, counts.count_bins(bins) + 1)
+        codes, size = counts.assign_bins(column, bins)
+        features[feature["name"]] = bins | count_by_day(codes, days, size + 1)
     bands = counts.assign_band(scores)
     starts = choose_starts(np.bincount(bands, minlength=counts.BANDS))
     codes = (np.searchsorted(starts, bands, side="right") - 1).astype(np.int32)
@@ -147,7 +147,7 @@ def find_leaks(trips: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabili
         return []
     shares = {}
     for name, bins in spec["reference"]["features"].items():
-        codes = counts.assign_bins(trips[name], bins)
+        codes, _ = counts.assign_bins(trips[name], bins)
         rates = (np.bincount(codes, labels) + rate) / (np.bincount(codes) + 1)
         shares[name] = (overall - float(metrics.compute_log_loss(rates.take(codes), labels).mean())) / gain
     return [

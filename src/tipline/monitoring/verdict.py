@@ -80,15 +80,10 @@ def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, S
 
 def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one of the baseline's groups; under MIN_ROWS rows its skill is None."""
-    loss = sums.loss / sums.rows
-    baseline_loss = sum_group_loss(baseline, name, sums.rows, sums.tips) / sums.rows
-    return {
-        "rows": sums.rows,
-        "tip_rate": sums.tips / sums.rows,
-        "mean_probability": sums.probability / sums.rows,
-        "log_loss": loss,
-        "skill": compute_skill(loss, baseline_loss) if sums.rows >= MIN_ROWS else None,
-    }
+    rows, tips, probability, loss = sums
+    skill = compute_skill(loss / rows, sum_group_loss(baseline, name, rows, tips) / rows) if rows >= MIN_ROWS else None
+    means = {"tip_rate": tips / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
+    return {"rows": rows, **means, "skill": skill}
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:

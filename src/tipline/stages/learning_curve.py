@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
+import pyarrow.parquet as pq
 
 from tipline import cluster, files
 from tipline.evaluation import baseline, metrics
@@ -46,7 +47,8 @@ def run(settings: Settings, paths: Paths) -> None:
     client = cluster.connect_client(settings.cluster.n_workers)
     with client, joblib.parallel_config("dask", scatter=[fitted_on, examples]):
         study = learning_curve.run_study(pipeline, fitted_on, examples, sizes, orders)
-    available = sampling.count_available(sampling.list_samples(settings, paths, "train"))
+    samples = sampling.list_samples(settings, paths, "train")
+    available = sum(int(pq.read_metadata(path).metadata[sampling.AVAILABLE]) for path in samples)
     decision = {
         **learning_curve.choose_rows(study, curve.min_gain, len(train), curve.max_rows),
         "segment": segment,

@@ -1,4 +1,4 @@
-"""Study how skill grows with the number of training rows, and choose that number. docs/learning-curve.md has the rule.
+"""Study how skill grows with the number of training rows, and choose that number. docs/statistics.md has the rule.
 
 The pipeline is fitted on nested samples of several sizes, several times each, and scored on the same validation rows.
 """
@@ -198,26 +198,23 @@ def bound_excess(study: Study) -> tuple[Floats, Floats]:
     """Return the skill of the largest size above each size on the `validation` rows, and its 95% upper bound.
 
     Differences are paired: same rows, same repeat. Given the pool, the repeats are independent. They share rows, but
-    that shifts the loss of all sizes alike and cancels in the difference (docs/learning-curve.md).
+    that shifts the loss of all sizes alike and cancels in the difference.
     """
     losses = study.losses["validation"]
-    mean, draws = bootstrap_ratio(losses - losses[-1], get_unit(study, "validation"))
+    mean, draws = bootstrap_skill(study, "validation", losses - losses[-1])
     return mean, np.quantile(draws, CONFIDENCE, axis=0)
 
 
-def get_unit(study: Study, name: str) -> Floats:
-    """Return the baseline's losses by day, in which skill is measured; NaN if they are too small to divide by."""
-    too_small = study.baseline[f"{name}.log_loss"] < NEXT_TO_NOTHING
-    return np.where(too_small, np.nan, study.baseline_losses[name])
-
-
-def bootstrap_ratio(losses: Cube, unit: Floats) -> tuple[Floats, Matrix]:
-    """Return losses in units of the baseline's, shape (sizes,), and resampled, shape (draws, sizes).
+def bootstrap_skill(study: Study, name: str, losses: Cube) -> tuple[Floats, Matrix]:
+    """Return losses in units of the baseline's on a set, shape (sizes,), and resampled, shape (draws, sizes).
 
     Repeats and days are resampled independently. A resample varies less than the sample it is drawn from, so deviations
     are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles of
-    Student's t with k - 1 degrees of freedom and the normal distribution. With one repeat or day they are NaN.
+    Student's t with k - 1 degrees of freedom and the normal distribution. Both are NaN with nothing to gain, draws with
+    one repeat or day.
     """
+    too_small = study.baseline[f"{name}.log_loss"] < NEXT_TO_NOTHING
+    unit: Floats = np.where(too_small, np.nan, study.baseline_losses[name])
     count, repeats, days = losses.shape
     center: Floats = losses.mean(axis=1).sum(axis=1) / unit.sum()
     smaller = min(repeats, days)
@@ -240,7 +237,7 @@ def summarize_sizes(study: Study) -> list[dict[str, float]]:
         for index, size in enumerate(study.sizes)
     ]
     for name, losses in study.losses.items():
-        mean, draws = bootstrap_ratio(losses, get_unit(study, name))
+        mean, draws = bootstrap_skill(study, name, losses)
         columns = np.vstack([1 - mean, np.quantile(1 - draws, BAND, axis=0)])
         for row, values in zip(table, columns.T.tolist(), strict=True):
             row.update(zip((f"{name}.skill", f"{name}.skill_low", f"{name}.skill_high"), values, strict=True))
@@ -260,7 +257,7 @@ def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     baseline leaves nothing to gain.
     """
     losses = study.losses["validation"]
-    mean, draws = bootstrap_ratio(losses, get_unit(study, "validation"))
+    mean, draws = bootstrap_skill(study, "validation", losses)
     if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
         return None
     spread = losses.sum(axis=2).std(axis=1)

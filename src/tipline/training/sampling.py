@@ -89,11 +89,6 @@ def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
     return samples
 
 
-def count_available(samples: Sequence[Path]) -> int:
-    """Return how many rows the months of these samples have."""
-    return sum(int(pq.read_metadata(path).metadata[AVAILABLE]) for path in samples)
-
-
 def read_pool(samples: Sequence[Path]) -> pa.Table:
     """Read the samples of several months, named by month, as one that nests: ordered by key, ties by month.
 
