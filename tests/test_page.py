@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.image
@@ -35,7 +36,7 @@ def make_months() -> list[dict[str, Any]]:
     drifted = make_month(-0.1)
     drifted.bands[800, 1] = drifted.bands[200, 0] = 1400
     drifted.histograms = {
-        "vendor": Histogram(np.array([2000, 500]), 300, {SCRIPT: 500}),
+        "vendor": Histogram(np.array([2000, 500]), 300, Counter({SCRIPT: 500})),
         "fare_amount": Histogram(np.array([100, 2700])),
     }
     counts = [make_month(0.1), drifted, Counts(rows=5), Counts()]

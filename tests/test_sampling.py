@@ -105,7 +105,12 @@ def test_no_more_than_two_samples_are_held_beside_a_row_group(
 ) -> None:
     pq.write_table(pq.read_table(trips), tmp_path / "parts", row_group_size=1000)
     held, concat_tables = [], pa.concat_tables
-    monkeypatch.setattr(pa, "concat_tables", lambda tables: held.append(sum(map(len, tables))) or concat_tables(tables))
+
+    def watch(tables: list[pa.Table]) -> pa.Table:
+        held.append(sum(map(len, tables)))
+        return concat_tables(tables)
+
+    monkeypatch.setattr(pa, "concat_tables", watch)
     assert len(sampling.sample_month(tmp_path / "parts", MONTH, 100, 1)) == 100
     assert max(held) == 200
 
