@@ -55,23 +55,13 @@ def test_two_columns_make_groups_of_their_pairs() -> None:
     np.testing.assert_array_equal(baseline.predict_baseline(trips, rule), [0.5, 1.0, 0.75, 0.5])
 
 
-def test_an_unseen_or_missing_category_has_the_overall_rate() -> None:
+def test_an_unseen_or_missing_category_has_the_overall_rate_or_its_own() -> None:
     trips = batch(["no charge", None, "credit"], [1.0, 0.0, 1.0])
-    np.testing.assert_array_equal(baseline.predict_baseline(trips, RULE), [0.4, 0.4, 0.9])
-
-
-def test_a_missing_category_that_was_seen_has_its_own_rate() -> None:
+    assert baseline.predict_baseline(trips, RULE).tolist() == [0.4, 0.4, 0.9]
     seen = RULE | {"rates": {"cash": 0.1, baseline.MISSING: 0.7}}
-    np.testing.assert_array_equal(baseline.predict_baseline(batch([None, "cash"], [1.0, 0.0]), seen), [0.7, 0.1])
+    assert baseline.predict_baseline(trips, seen).tolist() == [0.4, 0.7, 0.4]
 
 
 def test_groups_without_rows_have_no_rate() -> None:
     assert baseline.compute_rates({"cash": (4, 1), "credit": (0, 0)}, 0) == {"overall": 0.25, "rates": {"cash": 0.25}}
     assert baseline.compute_rates({}, 10) == {"overall": 0, "rates": {}}
-
-
-def test_the_loss_of_a_group_is_that_of_its_rows() -> None:
-    trips = batch(["cash"] * 5, [1.0, 0.0, 0.0, 0.0, 0.0])
-    rates = baseline.predict_baseline(trips, RULE)
-    expected = -np.log(np.where(np.arange(5) == 0, rates, 1 - rates)).sum()
-    assert baseline.sum_group_loss(RULE, "cash", 5, 1) == pytest.approx(expected)

@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from tests import workbench
-from tests.test_baseline import BY, TARGET, batch
-from tipline.evaluation import baseline, metrics
+from tests.test_baseline import BY, TARGET, batch, coded
+from tipline.evaluation import metrics
 from tipline.model import artifact
 from tipline.monitoring import counts
-from tipline.monitoring.counts import Counts
+from tipline.monitoring.counts import Counts, Histogram
 
 if TYPE_CHECKING:
     from tipline.model.pyfunc import Probabilities
     from tipline.paths import Paths
-
-    March = tuple[pa.RecordBatch, Probabilities, dict[str, Any]]
 
 RATES = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}
 SPEC: dict[str, Any] = {"target": TARGET, "baseline": RATES, "time": "pickup_datetime"}
@@ -39,69 +37,41 @@ def count_rows(trips: pa.RecordBatch, scores: Probabilities) -> Counts:
     return Counts.from_rows(trips, SPEC, scores)
 
 
-@pytest.fixture(scope="module")
-def march(trained_template: Paths) -> March:
-    """Demo trips of a month that the model was not fitted on, their scores, model.json."""
+@pytest.mark.parametrize("edges", [[0, 1, 777, 778, 3001, 5000], [0, 2500, 5000], [0, 0, 5000]])
+def test_counts_of_parts_add_up_to_those_of_the_whole(trained_template: Paths, edges: list[int]) -> None:
     contents = artifact.read_artifact(trained_template.challenger)
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
     trips = workbench.as_batch(workbench.read_prepared(trained_template, "2009-03"))
-    return trips, model.probabilities(trips), model.spec
-
-
-@pytest.mark.parametrize("edges", [[0, 1, 777, 778, 3001, 5000], [0, 2500, 5000], [0, 0, 5000]])
-def test_counts_of_parts_add_up_to_those_of_the_whole(march: March, edges: list[int]) -> None:
-    trips, scores, spec = march
-    whole = Counts.from_rows(trips, spec, scores, "2009-03")
+    scores = model.probabilities(trips)
+    whole = Counts.from_rows(trips, model.spec, scores, "2009-03")
     parts = [
-        Counts.from_rows(trips.slice(low, high - low), spec, scores[low:high], "2009-03")
+        Counts.from_rows(trips.slice(low, high - low), model.spec, scores[low:high], "2009-03")
         for low, high in itertools.pairwise(edges)
     ]
     written = [json.dumps(part.to_json()) for part in parts]
     merged = Counts.merge(Counts.from_json(json.loads(text)) for text in written)
     assert json.dumps(merged.to_json()) == json.dumps(Counts.merge(parts).to_json())
     assert [json.dumps(part.to_json()) for part in parts] == written
-    assert whole.rows == merged.rows == len(trips)
+    found, expected = merged.to_json(), whole.to_json()
+    assert found["rows"] == expected["rows"] == len(trips)
     assert len(whole.days) >= 31
-    assert whole.histograms.keys() == {feature["name"] for feature in spec["features"]}
-    np.testing.assert_array_equal(merged.bands, whole.bands)
-    assert merged.probability == pytest.approx(whole.probability, rel=1e-12)
-    assert merged.to_json()["histograms"] == whole.to_json()["histograms"]
-    assert merged.days.keys() == whole.days.keys()
+    assert whole.histograms.keys() == {feature["name"] for feature in model.spec["features"]}
+    assert [found[name] for name in ("bands", "histograms")] == [expected[name] for name in ("bands", "histograms")]
+    assert found["probability"] == pytest.approx(expected["probability"], rel=1e-12)
+    assert found["days"].keys() == expected["days"].keys()
     for day, groups in whole.days.items():
         assert merged.days[day] == {name: pytest.approx(sums, rel=1e-6) for name, sums in groups.items()}
-
-
-def test_figures_are_those_of_scikit_learn(march: March) -> None:
-    trips, scores, spec = march
-    figures = Counts.from_rows(trips, spec, scores).figures(spec["baseline"])
-    labels = trips[TARGET].to_numpy() > 0
-    loss = log_loss(labels, scores.astype(float))
-    baseline_loss = log_loss(labels, baseline.predict_baseline(trips, spec["baseline"]))
-    assert figures == {
-        "rows": len(trips),
-        "labelled_rows": len(trips),
-        "mean_probability": pytest.approx(scores.mean(dtype=float), rel=1e-9),
-        "tip_rate": pytest.approx(labels.mean()),
-        "log_loss": pytest.approx(loss, rel=1e-5),
-        "baseline_log_loss": pytest.approx(baseline_loss, rel=1e-5),
-        "skill": pytest.approx(1 - loss / baseline_loss, abs=1e-4),
-        "auc": pytest.approx(roc_auc_score(labels, scores), abs=1e-3),
-    }
 
 
 def test_days_are_those_of_the_month_and_all_other_rows_are_apart() -> None:
     first = int(np.datetime64("2009-02-01", "us").astype(int))
     times = [first, first + DAY - 1, first + 27 * DAY, first + 28 * DAY, first - 1, -(DAY * 9), None]
-    trips = batch(
-        ["cash"] * 7, [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0], pickup_datetime=pa.array(times, pa.timestamp("us"))
-    )
+    tips = [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    trips = batch(["cash"] * 7, tips, pickup_datetime=pa.array(times, pa.timestamp("us")))
     days = Counts.from_rows(trips, SPEC, floats(0.75, *[0.5] * 6), "2009-02").days
     assert days["1"]["cash"] == pytest.approx((2, 1, 1.25, -math.log(0.25) - math.log(0.5)))
-    assert {day: groups["cash"][:2] for day, groups in days.items()} == {
-        "1": (2, 1),
-        "28": (1, 0),
-        counts.OTHER: (4, 1),
-    }
+    in_days = {day: groups["cash"][:2] for day, groups in days.items()}
+    assert in_days == {"1": (2, 1), "28": (1, 0), counts.OTHER: (4, 1)}
     assert count_rows(trips, floats(*[0.5] * 7)).days[counts.OTHER]["cash"][:2] == (7, 2)
 
 
@@ -115,11 +85,12 @@ def test_chunks_of_rows_are_counted_as_one() -> None:
 def test_auc_is_exact_for_scores_at_the_centres_of_bands() -> None:
     generator = np.random.default_rng(7)
     labels = generator.random(4000) < 0.4
-    centres = generator.integers(0, counts.BANDS, 4000)
-    centres[labels] = np.minimum(centres[labels] + 100, counts.BANDS - 1)
+    centres = np.minimum(generator.integers(0, counts.BANDS, 4000) + 100 * labels, counts.BANDS - 1)
     scores = ((centres + 0.5) / counts.BANDS).astype(np.float32)
     bands = count_rows(batch(["cash"] * 4000, labels.astype(float).tolist()), scores).bands
     assert metrics.compute_auc(bands) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    for one_class in (0, 1):
+        assert metrics.compute_auc(np.where(np.arange(3) == one_class, bands, 0)) is None
 
 
 def test_a_score_is_counted_in_its_band() -> None:
@@ -127,12 +98,36 @@ def test_a_score_is_counted_in_its_band() -> None:
     assert {band: bands[band].tolist() for band in (0, 1, 999)} == {0: [0, 2, 0], 1: [0, 1, 0], 999: [0, 2, 0]}
 
 
+@pytest.mark.parametrize(
+    ("loss", "baseline_loss", "skill"),
+    [(0.3, 0.4, 0.25), (0.5, 0.4, -0.25), (0.0, 0.4, 1), (None, 0.4, None), (0.3, None, None), (0.3, 1e-9, None)],
+)
+def test_skill_is_what_is_taken_off_the_baselines_loss(
+    loss: float | None, baseline_loss: float | None, skill: float | None
+) -> None:
+    assert metrics.compute_skill(loss, baseline_loss) == (skill and pytest.approx(skill))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_certainty_that_proves_wrong_costs_much_but_not_all(kind: type[np.floating[Any]]) -> None:
+    certain: Any = np.array([0, 1, 0, 1], kind)
+    loss = metrics.compute_log_loss(certain, np.array([True, False, False, True]))
+    assert np.isfinite(loss).all()
+    np.testing.assert_allclose(loss[:2], 24 * math.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(loss[2:], 0)
+
+
+def test_rows_with_a_negative_tip_count_as_no_tip() -> None:
+    trips = pa.RecordBatch.from_pydict({"tip_amount": [-1.0, 0.0, 0.01, None]})
+    labels, known = metrics.read_labels(trips, "tip_amount")
+    assert (labels.tolist(), known.tolist()) == ([False, False, True, False], [True, True, True, False])
+
+
 def test_rows_without_labels_are_scored_but_not_judged() -> None:
-    counted = count_rows(
-        batch(["cash", "credit", "credit", "cash"], [0.0, None, 3.0, None]), floats(0.1, 0.9, 0.8, 0.3)
-    )
+    scores, tips = floats(0.1, 0.9, 0.8, 0.3), [0.0, None, 3.0, None]
+    counted = count_rows(batch(["cash", "credit", "credit", "cash"], tips), scores)
     figures = counted.figures(RATES)
-    judged = count_rows(batch(["cash", "credit"], [0.0, 3.0]), floats(0.1, 0.8)).figures(RATES)
+    judged = count_rows(batch(["cash", "credit"], [0.0, 3.0]), scores[[0, 2]]).figures(RATES)
     assert (figures["rows"], figures["labelled_rows"]) == (4, 2)
     assert figures["mean_probability"] == pytest.approx(0.525)
     assert np.flatnonzero(counted.bands[:, 2]).tolist() == [300, 900]
@@ -142,6 +137,50 @@ def test_rows_without_labels_are_scored_but_not_judged() -> None:
 @pytest.mark.parametrize("rows", [0, 2])
 def test_without_labels_only_the_scores_are_known(rows: int) -> None:
     figures = count_rows(batch(["cash"] * rows, [None] * rows), floats(*[0.25] * rows)).figures(RATES)
-    assert (figures["rows"], figures["labelled_rows"]) == (rows, 0)
-    assert figures["mean_probability"] == (0.25 if rows else None)
-    assert {figures[name] for name in JUDGED} == {None}
+    known = {"rows": rows, "labelled_rows": 0, "mean_probability": 0.25 if rows else None}
+    assert figures == known | dict.fromkeys(JUDGED)
+
+
+# ---- features ----
+
+NUMBER = {"kind": "number", "low": 0.0, "high": 1024.0, "starts": [0, 10, 1000]}
+
+
+def test_numbers_fall_into_bins_with_open_ends() -> None:
+    values = pa.array([-5.0, 0.0, 9.999, 10.0, 999.0, 1000.0, 1e300, math.inf, None])
+    counted = counts.count_column(values, NUMBER)
+    assert (counted.counts.tolist(), counted.missing) == ([3, 2, 3], 1)
+    assert counts.assign_bins(values, NUMBER)[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3]
+    constant = {"kind": "number", "low": 7.0, "high": 7.0, "starts": [0]}
+    assert counts.count_column(pa.array([7.0, 7.0]), constant).counts.tolist() == [2]
+
+
+def test_hours_and_missing_times_are_counted() -> None:
+    times = pa.array(np.array(["2009-02-03T10:59", "2009-02-03T23:00", "1969-12-31T23:30", "NaT"], "datetime64[us]"))
+    counted = counts.count_column(times, {"kind": "hour"})
+    assert (np.flatnonzero(counted.counts).tolist(), counted.counts.sum(), counted.missing) == ([10, 23], 3, 1)
+
+
+@pytest.mark.parametrize("names", [[*"abcd", "unused"], [*"abcd", *(f"zone {i}" for i in range(20))]])
+def test_values_that_the_reference_does_not_have_are_named(names: list[str]) -> None:
+    bins = {"kind": "category", "values": ["a", "b"]}
+    column = coded(["b", "c", None, "a", "c", "d"], names)
+    counted = counts.count_column(column, bins)
+    assert (counted.counts.tolist(), counted.missing, counted.new) == ([1, 1, 3], 1, {"c": 2, "d": 1})
+    assert counts.assign_bins(column, bins)[0].tolist() == [1, 2, 3, 0, 2, 2]
+
+
+def test_free_text_keeps_its_most_frequent_values_only() -> None:
+    names = [f"value {number:03d}" for number in range(300)]
+    counted = counts.count_column(coded([*names, "value 299"], names), {"kind": "category", "values": []})
+    read = Histogram.from_json((counted + counted).to_json())
+    assert (len(read.new), read.new["value 299"], read.counts.tolist()) == (counts.MAX_NEW_NAMES, 4, [602])
+
+
+def test_the_numbers_of_a_large_block_are_estimated_from_evenly_spaced_rows() -> None:
+    rows = 4 * counts.SAMPLED_ROWS + 3
+    values = np.random.default_rng(1).random(rows) * 1024
+    counted = counts.count_column(pa.array(values), NUMBER).counts
+    assert counted.sum() == pytest.approx(rows, abs=4)
+    shares = np.histogram(values, [0, 10, 1000, 1024])[0] / rows
+    np.testing.assert_allclose(counted / counted.sum(), shares, atol=0.002)

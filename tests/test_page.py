@@ -1,15 +1,19 @@
-"""The monitoring page in a browser: narrow and wide, light and dark, offline, and whatever its values are."""
+"""Pictures are drawn for whatever figures a project can have; the monitoring page reads well in a browser."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.image
 import numpy as np
+import pytest
 
+from tests.test_learning_curve import create_noisy_study
 from tests.test_verdict import make_month, summarize
-from tipline.evaluation.histograms import Histogram
 from tipline.monitoring import page, plots
-from tipline.monitoring.counts import Counts
+from tipline.monitoring.counts import Counts, Histogram
+from tipline.training.learning_curve import choose_rows, extrapolate_skill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +36,7 @@ def make_months() -> list[dict[str, Any]]:
     drifted = make_month(-0.1)
     drifted.bands[800, 1] = drifted.bands[200, 0] = 1400
     drifted.histograms = {
-        "vendor": Histogram(np.array([2000, 500]), 300, {SCRIPT: 500}),
+        "vendor": Histogram(np.array([2000, 500]), 300, Counter({SCRIPT: 500})),
         "fare_amount": Histogram(np.array([100, 2700])),
     }
     counts = [make_month(0.1), drifted, Counts(rows=5), Counts()]
@@ -67,11 +71,8 @@ def test_it_reads_well_offline_at_any_width_light_and_dark(browser: Browser, tmp
     assert len(backgrounds) == 2
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     # Values are text.
-    assert (view.title(), view.get_by_text(SCRIPT).count(), view.locator("script").count()) == (
-        "tipline: monitoring",
-        1,
-        0,
-    )
+    counts = view.get_by_text(SCRIPT).count(), view.locator("script").count()
+    assert (view.title(), *counts) == ("tipline: monitoring", 1, 0)
     # The verdict is that of the last month with labels, not of the last one.
     assert view.locator(".verdict").inner_text().split("\n")[0] == "2009-02: ✗ retrain"
     assert months[1]["reason"] in view.locator(".verdict").inner_text()
@@ -87,3 +88,69 @@ def test_one_month_without_rows_has_a_page_and_equal_figures_give_equal_bytes(tm
     written = write_page(tmp_path, months).read_bytes()
     assert b"no reference to compare with" in written
     assert write_page(tmp_path, months).read_bytes() == written
+
+
+# ---- pictures ----
+
+
+def assert_picture(path: Path) -> None:
+    """The file is a picture of a readable size, with something drawn, and nothing lies beside it."""
+    pixels = matplotlib.image.imread(path)
+    height, width, _ = pixels.shape
+    assert 900 <= width <= 2000
+    assert 400 <= height <= 1500
+    assert 0.001 < (pixels[:, :, :3].mean(axis=2) < 0.6).mean() < 0.5
+    assert 5_000 < path.stat().st_size < 500_000
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+def replace_skill(decision: dict[str, Any], **skill: float | None) -> dict[str, Any]:
+    """Give all sizes of a learning curve these figures on both sets of rows."""
+    values = {"skill": 0.02, "skill_low": 0.01, "skill_high": 0.03, "fit_seconds": 0.5} | skill
+    sets = {f"{name}.{figure}": value for name in ("held_out", "validation") for figure, value in values.items()}
+    return decision | {"sizes": [size | sets for size in decision["sizes"]]}
+
+
+@pytest.mark.parametrize(
+    ("behind", "skill"),
+    [
+        ([0.3, 0.2, 0.2, 0.0], {}),
+        ([], {}),
+        ([0.2], {"skill": -4.0, "skill_low": -9.0}),
+        ([0.2], dict.fromkeys(("skill", "skill_low", "skill_high"))),
+    ],
+    ids=["a power law that misses", "one size", "far below zero", "undefined"],
+)
+def test_a_learning_curve_is_drawn(tmp_path: Path, behind: list[float], skill: dict[str, Any]) -> None:
+    study = create_noisy_study(behind)
+    decision = choose_rows(study, 0.001, 14_000_000) | {"power_law": extrapolate_skill(study, 14_000_000)}
+    plots.plot_learning_curve(tmp_path / "curve.png", replace_skill(decision, **skill))
+    assert_picture(tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize(("rows", "skill", "segments"), [(1, None, 0), (50, 0.02, 1), (5000, -0.5, 25)])
+def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None, segments: int) -> None:
+    generator = np.random.default_rng(1)
+    scores = {name: generator.random(rows).astype(np.float32) for name in ("challenger", "champion")[:rows]}
+    # One segment is not judged; without segments the gate is not asked.
+    segment = {"column": "payment_type", "value": "no charge", "gain": -0.03, "lower": -0.04, "upper": -0.02}
+    gate = {
+        "gain": {"value": 0.001, "lower": -0.003, "upper": 0.004} if segments else None,
+        "tolerated": {"gain": 0.002, "segment": 0.01},
+        "segments": [segment | {"gain": None}, *[segment] * (segments - 1)],
+    }
+    report = {"months": ["2009-03"], "challenger": {"skill": skill}, "champion": {"skill": 0.01}, "gate": gate}
+    plots.plot_evaluation(tmp_path / "evaluation.png", report, scores, generator.random(rows) < 0.5)
+    assert_picture(tmp_path / "evaluation.png")
+
+
+@pytest.mark.parametrize("days", [[28, 28, 0], [1], [0], [28] * 48], ids=["some", "unbounded", "unknown", "many"])
+def test_months_are_drawn(tmp_path: Path, days: list[int]) -> None:
+    months = []
+    for place, count in enumerate(days):
+        counts = make_month(0.1 - place / 100, days=count)
+        counts.bands[100, 0] = counts.bands[900, 1] = 50 * count
+        month = f"20{10 + place // 12}-{place % 12 + 1:02d}"
+        months.append({"month": month, "role": "train" if place == 0 else "", **summarize(counts)})
+    plots.plot_monitoring(tmp_path / "monitoring.png", months)
+    assert_picture(tmp_path / "monitoring.png")

@@ -13,6 +13,7 @@ import pytest
 
 from tests import workbench
 from tipline import cluster
+from tipline.errors import UsageError
 from tipline.ingest import prepare, simulate
 from tipline.ingest.schema import load_schema
 from tipline.training import sampling
@@ -57,11 +58,11 @@ def mix(row: int, month: str, seed: int) -> int:
 # ---- one month ----
 
 
-@pytest.mark.parametrize("count", [1, 2, 7777, ROWS - 1, ROWS, ROWS + 1, 10**9])
-def test_a_sample_has_as_many_rows_as_asked_each_once(trips: Path, count: int) -> None:
-    rows = sample_rows(trips, count)
-    assert len(rows) == len(set(rows)) == min(count, ROWS)
-    assert set(rows) <= set(range(ROWS))
+def test_a_sample_of_any_size_is_the_beginning_of_a_larger_one(trips: Path) -> None:
+    largest = sample_rows(trips, ROWS)
+    assert sorted(largest) == list(range(ROWS))
+    for count in (1, 2, 500, 7777, ROWS - 1, ROWS + 1, 10**9):
+        assert sample_rows(trips, count) == largest[:count]
 
 
 def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path) -> None:
@@ -70,12 +71,6 @@ def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path)
     assert sample["row"].to_pylist() == expected
     assert sample[sampling.KEY].to_pylist() == [mix(row, MONTH, 1) for row in expected]
     assert sample.drop_columns([sampling.KEY]).to_pylist() == pq.read_table(trips).take(expected).to_pylist()
-
-
-def test_a_smaller_sample_is_the_beginning_of_a_larger_one(trips: Path) -> None:
-    largest = sample_rows(trips, 8000)
-    for count in (1, 500, 4000):
-        assert sample_rows(trips, count) == largest[:count]
 
 
 @pytest.mark.parametrize("row_group_size", [31, 400, 997, 2999])
@@ -88,12 +83,6 @@ def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
     pq.write_table(head.take(np.arange(3000)[::step]), tmp_path / "parts", row_group_size=row_group_size)
     whole, parts = (sampling.sample_month(tmp_path / name, MONTH, 400, 1) for name in ("whole", "parts"))
     assert whole.to_pylist() == parts.to_pylist()
-
-
-def test_rows_keep_their_numbers_if_some_were_quarantined(trips: Path, tmp_path: Path) -> None:
-    pq.write_table(pq.read_table(trips).slice(100), tmp_path / "rest")
-    expected = [row for row in sample_rows(trips, ROWS) if row >= 100][:5000]
-    assert sample_rows(tmp_path / "rest", 5000) == expected
 
 
 def test_another_month_or_seed_gives_another_sample(trips: Path) -> None:
@@ -115,15 +104,14 @@ def test_no_more_than_two_samples_are_held_beside_a_row_group(
     trips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq.write_table(pq.read_table(trips), tmp_path / "parts", row_group_size=1000)
-    held = []
-    take_smallest = sampling.take_smallest
+    held, concat_tables = [], pa.concat_tables
 
-    def watch(table: pa.Table, count: int) -> pa.Table:
-        held.append(len(table))
-        return take_smallest(table, count)
+    def watch(tables: list[pa.Table]) -> pa.Table:
+        held.append(sum(map(len, tables)))
+        return concat_tables(tables)
 
-    monkeypatch.setattr(sampling, "take_smallest", watch)
-    sampling.sample_month(tmp_path / "parts", MONTH, 100, 1)
+    monkeypatch.setattr(pa, "concat_tables", watch)
+    assert len(sampling.sample_month(tmp_path / "parts", MONTH, 100, 1)) == 100
     assert max(held) == 200
 
 
@@ -131,24 +119,6 @@ def test_a_month_without_rows_gives_an_empty_sample(trips: Path, tmp_path: Path)
     pq.write_table(pq.read_schema(trips).empty_table(), tmp_path / "trips.parquet")
     sample = sampling.sample_month(tmp_path / "trips.parquet", MONTH, 10, 1)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "count", "expected"),
-    [
-        ([(5, 9), (5, 3), (1, 7), (5, 1), (9, 0)], 3, [2, 3, 1]),
-        ([(5, 9), (5, 3), (1, 7), (5, 1), (9, 0)], 2, [2, 3]),
-        ([(7, 4), (7, 2), (7, 0), (7, 3), (7, 1)], 3, [2, 4, 1]),
-        ([(2**64 - 1, 0), (2**63, 1), (2**63 - 1, 2)], 3, [2, 1, 0]),
-        ([(3, 0), (1, 1), (2, 2)], 4, [1, 2, 0]),
-    ],
-    ids=["ties", "cut in a tie", "all equal", "largest keys", "fewer rows"],
-)
-def test_smallest_keys_are_found_in_order_ties_by_row(
-    pairs: list[tuple[int, int]], count: int, expected: list[int]
-) -> None:
-    keys, rows = zip(*pairs, strict=True)
-    assert sampling.find_smallest(np.array(keys, np.uint64), np.array(rows, np.int64), count).tolist() == expected
 
 
 # ---- several months ----
@@ -159,11 +129,11 @@ def make_samples(trips: Path, tmp_path: Path) -> MakeSamples:
     """A function that writes samples of three months with the given number of rows."""
 
     def make(count: int) -> list[Path]:
-        folder = tmp_path / str(count)
-        folder.mkdir(exist_ok=True)
-        for month in ("2009-01", "2009-02", "2009-03"):
-            pq.write_table(sampling.sample_month(trips, month, count, 1), folder / f"{month}.parquet")
-        return sorted(folder.iterdir())
+        paths = [tmp_path / str(count) / f"{month}.parquet" for month in ("2009-01", "2009-02", "2009-03")]
+        paths[0].parent.mkdir()
+        for path in paths:
+            pq.write_table(sampling.sample_month(trips, path.stem, count, 1), path)
+        return paths
 
     return make
 
@@ -181,27 +151,13 @@ def test_a_pool_has_all_rows_in_the_order_of_their_keys_with_their_months(make_s
 
 
 def test_the_beginning_of_a_pool_is_the_same_in_a_pool_of_larger_samples(make_samples: MakeSamples) -> None:
-    small, large = (sampling.read_pool(make_samples(count)) for count in (500, 1000))
+    paths = make_samples(500)
+    small, large = sampling.read_pool(paths), sampling.read_pool(make_samples(1000))
     # The pool nests up to where the first of its months runs out.
-    bound = min(max(pq.read_table(path)[sampling.KEY].to_pylist()) for path in make_samples(500))
+    bound = min(max(pq.read_table(path)[sampling.KEY].to_pylist()) for path in paths)
     shared = sum(key <= bound for key in small[sampling.KEY].to_pylist())
     assert 1000 < shared <= 1500
     assert small.slice(0, shared).to_pylist() == large.slice(0, shared).to_pylist()
-
-
-def test_the_beginning_of_a_pool_mixes_the_months(make_samples: MakeSamples) -> None:
-    months = sampling.read_pool(make_samples(2000)).slice(0, 1500)[sampling.MONTH].to_numpy()
-    assert np.bincount(months, minlength=3).min() > 400
-
-
-def test_equal_keys_in_a_pool_are_in_order_of_their_months(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{month}.parquet" for month in ("2009-02", "2009-01")]
-    keys = np.arange(1000, dtype=np.uint64) // np.uint64(10)
-    for path in paths:
-        pq.write_table(pa.table({"row": np.arange(1000), sampling.KEY: keys}), path)
-    pool = sampling.read_pool(paths).select([sampling.KEY, sampling.MONTH, "row"])
-    expected = sorted((row // 10, month, row) for row in range(1000) for month in (0, 1))
-    assert [tuple(row.values()) for row in pool.to_pylist()] == expected
 
 
 def test_months_with_different_categories_make_one_pool(tmp_path: Path) -> None:
@@ -218,55 +174,48 @@ def test_months_with_different_categories_make_one_pool(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def prepared_project(run_cli: Run, make_project: MakeProject) -> Paths:
+def prepared_project(make_project: MakeProject) -> Paths:
     paths = make_project()
-    for command in ("download", "prepare"):
-        assert run_cli(paths.root, command, MONTH)[0] == 0
+    for stage in ("download", "prepare"):
+        workbench.run_month(paths, stage, MONTH)
     return paths
 
 
-def test_the_stage_writes_the_sample_that_the_settings_ask_for(run_cli: Run, prepared_project: Paths) -> None:
+@pytest.mark.parametrize(
+    ("rows", "words"), [(5000, ""), (5001, ", all that the month has; sample.rows asks for 5,001")]
+)
+def test_the_stage_writes_the_sample_that_the_settings_ask_for_and_reports_fewer_rows(
+    run_cli: Run, prepared_project: Paths, caplog: pytest.LogCaptureFixture, rows: int, words: str
+) -> None:
     path, written = prepared_project.sample("train", MONTH), []
+    workbench.change_settings(prepared_project, sample={"rows": rows})
     for _ in range(2):
         assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
+        assert caplog.messages[-1] == f"{MONTH}: 5,000 rows for train{words}"
         written.append(path.read_bytes())
     assert written[0] == written[1]
-    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, 3000, 1))
+    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, rows, 1))
 
 
-@pytest.mark.parametrize(("rows", "notices"), [(5000, 0), (5001, 1)])
-def test_fewer_rows_than_asked_for_are_reported(
-    run_cli: Run,
-    make_project: MakeProject,
-    prepared_project: Paths,
-    caplog: pytest.LogCaptureFixture,
-    rows: int,
-    notices: int,
-) -> None:
-    make_project(sample={"rows": rows})
-    assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
-    assert pq.read_metadata(prepared_project.sample("train", MONTH)).num_rows == 5000
-    assert f"{MONTH}: 5,000 rows for train" in caplog.text
-    assert caplog.text.count(f"sample.rows asks for {rows:,}") == notices
-
-
-@pytest.mark.parametrize("role", ["validation", "test"])
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"2001-01": "train", MONTH: "validation", "2009-03": "test"},
+        {"2001-01": "train", "2001-02": "validation", MONTH: "test"},
+    ],
+)
 def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(
-    run_cli: Run, make_project: MakeProject, prepared_project: Paths, role: str
+    prepared_project: Paths, roles: dict[str, str]
 ) -> None:
     paths = prepared_project
-    assert run_cli(paths.root, "sample", MONTH)[0] == 0
-    roles = {
-        "validation": {"2001-01": "train", MONTH: "validation", "2009-03": "test"},
-        "test": {"2001-01": "train", "2001-02": "validation", MONTH: "test"},
-    }[role]
-    make_project(months=list(roles), sample={"months": roles})
+    workbench.run_month(paths, "sample", MONTH)
+    workbench.change_settings(paths, months=list(roles), sample={"months": roles})
     listed = paths.sample("train", "2001-01")
     for path in (listed, paths.sample("train", "2009-02"), listed.with_name(".2001-01.parquet.host-1-ab.tmp")):
         path.touch()
     (listed.parent / ".gitignore").touch()  # DVC writes it
-    assert run_cli(paths.root, "sample", MONTH)[0] == 0
-    left = {"train/.gitignore", "train/2001-01.parquet", f"{role}/{MONTH}.parquet"}
+    workbench.run_month(paths, "sample", MONTH)
+    left = {"train/.gitignore", "train/2001-01.parquet", f"{roles[MONTH]}/{MONTH}.parquet"}
     assert set(workbench.read_tree(paths.root / "data" / "sample")) == left
 
 
@@ -284,9 +233,8 @@ def test_stages_remove_the_samples_of_months_without_a_role(
     assert trained_project.sample("train", "2009-01").is_file()
 
 
-def test_a_month_without_a_role_is_a_usage_error(run_cli: Run, prepared_project: Paths) -> None:
-    code, printed = run_cli(prepared_project.root, "sample", "2009-05")
-    assert code == 2
-    assert "2009-05 has no role" in printed
-    assert "params.yaml, sample.months" in printed
+def test_a_month_without_a_role_is_a_usage_error(prepared_project: Paths) -> None:
+    with pytest.raises(UsageError, match="2009-05 has no role") as caught:
+        workbench.run_month(prepared_project, "sample", "2009-05")
+    assert caught.value.parts[1] == "params.yaml, sample.months"
     assert not (prepared_project.root / "data" / "sample").exists()

@@ -55,8 +55,7 @@ def test_a_model_that_the_refitted_baseline_beats_is_to_be_retrained() -> None:
     month = summarize(make_month(-0.2, rates={"cash": 0.3, "credit": 0.6}))
     assert month["skill_low"] > 0.05
     assert (month["verdict"], month["refitted_skill_high"] < 0) == ("retrain", True)
-    expected = "Significantly worse than this month's tip rate by payment_type (leave-one-day-out): skill -"
-    assert month["reason"].startswith(expected)
+    assert "worse than this month's tip rate by payment_type (leave-one-day-out): skill -" in month["reason"]
 
 
 @pytest.mark.parametrize(("days", "words"), [(0, ""), (1, "on 1 day, "), (13, "on 13 days, ")])

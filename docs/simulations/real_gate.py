@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from tipline import config
-from tipline.evaluation import baseline, comparison, gate, metrics, times
+from tipline.evaluation import baseline, comparison, gate, metrics
 from tipline.evaluation.intervals import Ratio
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
@@ -162,7 +162,7 @@ def decide(rows: gate.Rows, settings: config.Settings) -> dict[str, Any]:
 
 def sums(rows: gate.Rows, codes: Codes) -> tuple[Floats, Floats]:
     """Sums of gain and baseline by block."""
-    codes = times.rank_values(codes)
+    codes = metrics.rank_values(codes)
     gains, units = (np.bincount(codes, weights).astype(float) for weights in (rows.gain, rows.baseline))
     return gains, units
 

@@ -37,17 +37,11 @@ def group_rows(trips: pa.RecordBatch, by: Sequence[str]) -> tuple[list[str], Cod
 
 
 def fit_baseline(trips: pa.RecordBatch, target: str, by: Sequence[str]) -> dict[str, Any]:
-    """Fit the smoothed rates on prepared trips whose target is known.
-
-    Returns
-    -------
-    dict
-        `by`, `smoothing`, `overall`, and `rates`; a group without a rate gets the overall rate.
-    """
+    """Fit the smoothed rates on prepared trips whose target is known; a group without a rate gets the `overall` one."""
     labels, _ = read_labels(trips, target)
     names, codes = group_rows(trips, by)
-    rows, positive = np.bincount(codes, None, len(names)), np.bincount(codes, labels, len(names))
-    counts = {name: (int(row), int(yes)) for name, row, yes in zip(names, rows, positive, strict=True)}
+    rows, positive = (np.bincount(codes, weights, len(names)).astype(int).tolist() for weights in (None, labels))
+    counts = dict(zip(names, zip(rows, positive, strict=True), strict=True))
     return {"by": list(by), "smoothing": SMOOTHING, **compute_rates(counts, SMOOTHING)}
 
 
@@ -59,19 +53,15 @@ def compute_rates(counts: Mapping[str, tuple[int, int]], smoothing: float) -> di
     return {"overall": overall, "rates": rates}
 
 
-def get_rate(baseline: Mapping[str, Any], name: str) -> float:
-    """Return the rate of a group."""
-    return float(baseline["rates"].get(name, baseline["overall"]))
-
-
 def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive: float) -> float:
     """Return the sum of the baseline's log-losses over rows of a group."""
-    yes, no = compute_log_loss(np.full(2, get_rate(baseline, name)), np.array([True, False]))
+    rate = float(baseline["rates"].get(name, baseline["overall"]))
+    yes, no = compute_log_loss(np.full(2, rate), np.array([True, False]))
     return float(positive * yes + (rows - positive) * no)
 
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:
     """Return the baseline's probability for each row."""
     names, codes = group_rows(trips, get_baseline_columns(baseline))
-    rates: Floats = np.array([get_rate(baseline, name) for name in names]).take(codes)
-    return rates
+    rates: Floats = np.array([baseline["rates"].get(name, baseline["overall"]) for name in names], float)
+    return rates.take(codes)

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from tipline import files
 from tipline.errors import TiplineError, join_lines
 from tipline.evaluation import baseline as rule
-from tipline.evaluation import gate, metrics, times
+from tipline.evaluation import gate, metrics
 from tipline.evaluation.intervals import MIN_ROWS, Ratio
 from tipline.ingest import columns
 from tipline.model import artifact, external, pyfunc
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tipline.config import Settings
     from tipline.evaluation.gate import MadeOn
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Codes, Floats, Probabilities
+    from tipline.model.pyfunc import Floats, Probabilities
     from tipline.paths import Paths
 
     Figures = dict[str, float | None]
@@ -41,12 +41,7 @@ HOURS = ("0 to 5", "6 to 11", "12 to 17", "18 to 23", rule.MISSING)
 class Comparison:
     """The scores of `challenger` and `champion` on the same prepared rows, whose target is known.
 
-    Parameters
-    ----------
-    specs
-        model.json of each model.
-    results
-        The scores of each model, or why it cannot score the rows.
+    `specs` has model.json of each model, `results` its scores or why it cannot score the rows.
     """
 
     def __init__(
@@ -131,15 +126,10 @@ def build_gate_rows(compared: Comparison, months: Sequence[str], segments: Seque
     """Build what the gate judges on; `segments` are columns."""
     rows, time = compared.rows, compared.rows[compared.time]
     challenger, champion, baseline = (compared.losses[name].astype(float) for name in (*ROLES, "baseline"))
-    groups = {name: rule.group_rows(rows, [name]) for name in segments} | {"hour": (HOURS, assign_hours(time))}
-    month, day = rows[sampling.MONTH].to_numpy(), times.read_days(time)
+    hours = (pyfunc.fill_nulls(pc.hour(time), 24) // 6).astype(np.int32)
+    groups = {name: rule.group_rows(rows, [name]) for name in segments} | {"hour": (HOURS, hours)}
+    month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(time)
     return gate.Rows(months, month, day, champion - challenger, baseline, compared.labels, groups)
-
-
-def assign_hours(column: pa.Array) -> Codes:
-    """Return the position of each time in HOURS."""
-    bands: Codes = (pyfunc.fill_nulls(pc.hour(column), 24) // 6).astype(np.int32)
-    return bands
 
 
 def build_report(compared: Comparison) -> dict[str, Any]:
@@ -151,7 +141,6 @@ def build_report(compared: Comparison) -> dict[str, Any]:
     worth, verdict = describe_skills(figures, " and ".join(compared.by))
     return {
         "rows": len(compared.rows),
-        "tip_rate": float(compared.labels.mean()),
         **figures,
         "groups": compute_group_skills(compared),
         "tips": {role: compare_expected(compared, role) for role in ROLES},
@@ -161,33 +150,25 @@ def build_report(compared: Comparison) -> dict[str, Any]:
 
 
 def compute_figures(compared: Comparison, name: str) -> Figures:
-    """Compute log-loss, skill, AUC and accuracy of a model or rule; AUC is None for rows of one class."""
+    """Compute log-loss, skill and AUC of a model or rule; AUC is None for rows of one class."""
     if name not in compared.losses:
-        return dict.fromkeys(("log_loss", "skill", "auc", "accuracy"))
-    probabilities, labels = compared.probabilities[name], compared.labels
+        return dict.fromkeys(("log_loss", "skill", "auc"))
     loss, unit = (float(compared.losses[one].mean()) for one in (name, "baseline"))
-    return {
-        "log_loss": loss,
-        "skill": metrics.compute_skill(loss, unit),
-        "auc": float(roc_auc_score(labels, probabilities)) if labels.any() and not labels.all() else None,
-        "accuracy": float(np.mean((probabilities > 0.5) == labels)),  # noqa: PLR2004
-    }
+    both = 0 < compared.labels.mean() < 1
+    auc = float(roc_auc_score(compared.labels, compared.probabilities[name])) if both else None
+    return {"log_loss": loss, "skill": metrics.compute_skill(loss, unit), "auc": auc}
 
 
 def compute_group_skills(compared: Comparison) -> dict[str, dict[str, Any]]:
-    """Return rows and both models' skill in each of the baseline's groups; None, and `why`, if it is not judged."""
+    """Return rows and both models' skill in each of the baseline's groups; None if it is not judged."""
     names, codes = rule.group_rows(compared.rows, compared.by)
     groups = {}
     for code in np.unique(codes):
         inside = codes == code
         means = {name: float(losses[inside].mean(dtype=float)) for name, losses in compared.losses.items()}
-        why = None
-        if inside.sum() < MIN_ROWS:
-            why = f"not judged: fewer than {MIN_ROWS:,} rows"
-        elif means["baseline"] < metrics.NEXT_TO_NOTHING:
-            why = "the baseline leaves nothing to gain"
-        skills = {role: None if why else metrics.compute_skill(means.get(role), means["baseline"]) for role in ROLES}
-        groups[names[code]] = {"rows": int(inside.sum()), **skills, "why": why}
+        skills = {role: metrics.compute_skill(means.get(role), means["baseline"]) for role in ROLES}
+        rows = int(inside.sum())
+        groups[names[code]] = {"rows": rows, **(skills if rows >= MIN_ROWS else dict.fromkeys(ROLES))}
     return groups
 
 
@@ -198,7 +179,7 @@ def compare_expected(compared: Comparison, role: str) -> Figures | None:
     """
     if role not in compared.scores or compared.time is None:
         return None
-    days = times.rank_values(times.read_days(compared.rows[compared.time]))
+    days = metrics.rank_values(metrics.read_days(compared.rows[compared.time]))
     observed, expected = (np.bincount(days, of).astype(float) for of in (compared.labels, compared.scores[role]))
     ratio = Ratio.estimate(observed, expected)
     bounds = {"lower": ratio.lower(TWO_SIDED), "upper": ratio.upper(TWO_SIDED)}

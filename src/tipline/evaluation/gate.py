@@ -1,7 +1,7 @@
 """The gate: may a challenger replace the champion? Decided from the log-losses of both on the same rows.
 
 A gain is in skill points: the log-loss that the challenger takes off the champion's, divided by the log-loss of the
-champion's baseline, which stays the same from challenger to challenger. docs/gate.md has the rule and its error rates.
+champion's baseline, which stays the same from challenger to challenger. docs/statistics.md has the rule and its errors.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 
 from tipline.errors import format_count
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import NEXT_TO_NOTHING
-from tipline.evaluation.times import rank_values
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,13 +56,12 @@ class Rows:
     @cached_property
     def days(self) -> Codes:
         """Days, moved to the nearest day of their month that has rows, so that wrong clocks add no days."""
-        days = self.day.copy()
-        for code, name in enumerate(self.names):
+        days, months = self.day.copy(), np.array(self.names, "datetime64[M]")
+        inside = self.day.astype("datetime64[D]").astype("datetime64[M]") == months[self.month]
+        for code in np.unique(self.month):
             rows = self.month == code
-            first, after = ((np.datetime64(name, "M") + add).astype("datetime64[D]").astype(np.int32) for add in (0, 1))
-            inside = self.day[rows & (self.day >= first) & (self.day < after)]
-            low, high = (inside.min(), inside.max()) if len(inside) else (first, first)
-            days[rows] = np.clip(self.day[rows], low, high)
+            own = self.day[rows & inside] if (rows & inside).any() else self.day[rows][:1]
+            days[rows] = np.clip(self.day[rows], own.min(), own.max())
         return days
 
     @cached_property
@@ -89,26 +87,20 @@ class Rows:
 def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: float) -> dict[str, Any]:
     """Decide whether the challenger may replace the champion.
 
-    Parameters
-    ----------
-    made_on
-        For `challenger` and `champion`: the months by purpose, `train` and `validation`, as in model.json; None if they
-        are not known.
-    tolerance
-        In skill points. The one-sided 95% lower bound of the gain has to be above -tolerance.
-    segment_tolerance
-        A segment vetoes if its upper bound is below -segment_tolerance. Its unit is the baseline's mean log-loss over
-        all rows, because the segment's own can be close to zero (cash). The bounds hold for all judged segments
-        together (Bonferroni).
-
-    Returns
-    -------
-    dict
-        The verdict: `promote` and the `reasons` against it, `words` for a person, the `months` judged on and those
-        `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
+    `made_on` has the months of `challenger` and `champion` by purpose, `train` and `validation`; None if they are not
+    known. The one-sided 95% lower bound of the gain has to be above -tolerance, and no segment's upper bound below
+    -segment_tolerance. The verdict has `promote` and the `reasons` against it, `words` for a person, the `months`
+    judged on and those `dropped`, `gain`, `power` (how often equal models would pass), `segments`, `tolerated`.
     """
     empty = [name for code, name in enumerate(rows.names) if not (rows.month == code).any()]
-    dropped = dict.fromkeys(empty, "it has no row with a known target") | find_used_months(rows.names, made_on)
+    used = {
+        name: f"the {role} was {PURPOSES[purpose]} on it"
+        for role, purposes in made_on.items()
+        for purpose in PURPOSES
+        for name in (purposes or {}).get(purpose, ())
+        if name in rows.names
+    }
+    dropped = dict.fromkeys(empty, "it has no row with a known target") | used
     months = [name for name in rows.names if name not in dropped]
     kept = rows.select(np.isin(rows.month, [rows.names.index(name) for name in months]))
     if reasons := list(find_obstacles(kept, made_on)):
@@ -141,17 +133,6 @@ def build_refusal(
     return add_words({"months": list(months), "dropped": dict(dropped or {}), **nothing, "reasons": list(reasons)})
 
 
-def find_used_months(names: Sequence[str], made_on: MadeOn) -> dict[str, str]:
-    """Return the months that a model was made on, with the reason why they cannot judge it."""
-    return {
-        name: f"the {role} was {PURPOSES[purpose]} on it"
-        for role, months in made_on.items()
-        for purpose in PURPOSES
-        for name in (months or {}).get(purpose, ())
-        if name in names
-    }
-
-
 def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     """Yield reasons why these rows cannot judge."""
     for role, months in made_on.items():
@@ -170,6 +151,7 @@ def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
 
 def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
     """Return rows, days and gain of each segment with its bounds, or `why` it is not judged."""
+    # A segment's own mean can be close to zero (cash).
     units = np.full(len(rows.gain), rows.baseline.mean())
     segments: list[tuple[dict[str, Any], Ratio | str]] = []
     for column, (names, codes) in rows.segments.items():

@@ -44,20 +44,15 @@ class Ratio:
 
     def lower(self, confidence: float = CONFIDENCE) -> float:
         """Return the one-sided lower bound, or NaN."""
-        return self.value - self._quantile(confidence) * self.error
+        return self.value - float(student.ppf(confidence, self.blocks - 1)) * self.error
 
     def upper(self, confidence: float = CONFIDENCE) -> float:
         """Return the one-sided upper bound, or NaN."""
-        return self.value + self._quantile(confidence) * self.error
+        return self.value + float(student.ppf(confidence, self.blocks - 1)) * self.error
 
     def power(self, margin: float, confidence: float = CONFIDENCE) -> float:
         """Return how often the lower bound would exceed -margin if the true ratio were 0, given this error."""
-        if math.isnan(self.error):
-            return 0.0
         if self.error == 0:
             return float(margin > 0)
         freedom = self.blocks - 1
         return float(nct.sf(student.ppf(confidence, freedom), freedom, margin / self.error))
-
-    def _quantile(self, confidence: float) -> float:
-        return float(student.ppf(confidence, self.blocks - 1)) if self.blocks > 1 else math.nan

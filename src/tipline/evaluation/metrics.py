@@ -1,20 +1,20 @@
-"""Measure how good probabilities are: log-loss, skill, AUC."""
+"""Read labels and times of prepared rows, and measure how good probabilities are: log-loss, skill, AUC."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from tipline.model.pyfunc import fill_nulls
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from tipline.model.pyfunc import Floats, Probabilities
+    from tipline.model.pyfunc import Codes, Floats, Probabilities
 
     Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
     Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
+    Times = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 # The truth never counts as less likely than one float32 step from 0, so that the loss is finite.
 EDGE = np.float32(2.0**-24)
@@ -27,6 +27,22 @@ def read_labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, 
     amount = trips[target]
     known = amount.is_valid().to_numpy(zero_copy_only=False) if amount.null_count else np.ones(len(trips), dtype=bool)
     return fill_nulls(amount, 0) > 0, known
+
+
+def read_microseconds(column: pa.Array, missing: int = 0) -> Times:
+    """Return each time in microseconds since 1970."""
+    return fill_nulls(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), missing)
+
+
+def read_days(column: pa.Array) -> Codes:
+    """Return each time in days since 1970; a missing time is 1970-01-01."""
+    return fill_nulls(column.cast(pa.date32()).cast(pa.int32()), 0)
+
+
+def rank_values(values: Codes) -> Codes:
+    """Return each value's rank among the distinct values, from 0."""
+    codes: Codes = np.unique(values, return_inverse=True)[1].astype(np.int32)
+    return codes
 
 
 def compute_log_loss(probabilities: Probabilities | Floats, labels: Labels) -> Probabilities | Floats:

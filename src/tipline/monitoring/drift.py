@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tipline.evaluation import histograms, times
-from tipline.evaluation.histograms import CELLS, Histogram
+from tipline.evaluation import metrics
 from tipline.evaluation.intervals import MIN_DAYS
-from tipline.evaluation.metrics import divide_or_none
-from tipline.monitoring.counts import BANDS, assign_band
+from tipline.ingest.columns import get_baseline_columns
+from tipline.monitoring import counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,28 +29,28 @@ TAIL = 0.001
 DRAWS = 500
 QUANTILE = 0.99
 LARGE = 0.1
+# Share of the model's gain over the overall rate. The best real feature that is not in the baseline reaches a small
+# part of it; one that gives the label away reaches all of it.
+SUSPICIOUS = 0.9
 
 
 def build_reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities) -> dict[str, Any]:
     """Describe the training rows, so that later months can be compared with them.
 
-    `spec` is model.json so far, with `features` and, if the model has a time column, `time`.
-
-    Returns
-    -------
-    dict
-        `rows`, `days`, `features` and `score`. The last two hold bins, `counts` by bin (missing values last), and
-        `psi_bound`: the 99% quantile of the PSI between random days of the reference, None under MIN_DAYS days.
+    `spec` is model.json so far. The result has `rows`, `days`, `features` and `score`; the last two hold bins, `counts`
+    by bin (missing values last), and `psi_bound`, which is None under MIN_DAYS days.
     """
-    days = times.rank_values(times.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
+    days = (
+        metrics.rank_values(metrics.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
+    )
     features = {}
     for feature in spec["features"]:
         column = rows[feature["name"]]
         bins = choose_bins(column, feature["kind"])
-        codes = histograms.assign_bins(column, bins)
-        features[feature["name"]] = bins | count_by_day(codes, days, histograms.count_bins(bins) + 1)
-    bands = assign_band(scores)
-    starts = choose_starts(np.bincount(bands, minlength=BANDS))
+        codes, size = counts.assign_bins(column, bins)
+        features[feature["name"]] = bins | count_by_day(codes, days, size + 1)
+    bands = counts.assign_band(scores)
+    starts = choose_starts(np.bincount(bands, minlength=counts.BANDS))
     codes = (np.searchsorted(starts, bands, side="right") - 1).astype(np.int32)
     score = {"starts": starts, **count_by_day(codes, days, len(starts))}
     return {"rows": len(rows), "days": int(days.max(initial=-1)) + 1, "features": features, "score": score}
@@ -63,23 +62,23 @@ def choose_bins(column: pa.Array, kind: str) -> dict[str, Any]:
         return {"kind": kind, "values": sorted(set(column.drop_null().unique().to_pylist()))}
     if kind == "hour":
         return {"kind": kind}
-    values = histograms.read_numbers(column)
+    values = counts.read_numbers(column)
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [TAIL, 1 - TAIL]).tolist() if len(values) else (0.0, 0.0)
     # A cell and a half more at both ends, so that a frequent value there does not share its cell with all beyond it.
-    margin = 1.5 * (high - low or 1.0) / (CELLS - 3)
+    margin = 1.5 * (high - low or 1.0) / (counts.CELLS - 3)
     low, high = low - margin, high + margin
-    starts = choose_starts(np.bincount(histograms.assign_cells(values, low, high), minlength=CELLS))
+    starts = choose_starts(np.bincount(counts.assign_cells(values, low, high), minlength=counts.CELLS))
     return {"kind": kind, "low": low, "high": high, "starts": starts}
 
 
-def choose_starts(counts: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
+def choose_starts(rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
     """Cut cells into runs with about a tenth of the rows each; a cell with a tenth or more is a run of its own."""
-    total = counts.sum()
-    ends = np.searchsorted(np.cumsum(counts), np.arange(1, BINS) / BINS * total) if total else []
-    heavy = np.flatnonzero(counts * BINS >= max(total, 1))
+    total = rows.sum()
+    ends = np.searchsorted(np.cumsum(rows), np.arange(1, BINS) / BINS * total) if total else []
+    heavy = np.flatnonzero(rows * BINS >= max(total, 1))
     starts = {0, *(int(end) + 1 for end in ends), *heavy.tolist(), *(heavy + 1).tolist()}
-    return sorted(start for start in starts if start < len(counts))
+    return sorted(start for start in starts if start < len(rows))
 
 
 def count_by_day(codes: Codes, days: Codes, size: int) -> dict[str, Any]:
@@ -107,28 +106,53 @@ def compute_psi(expected: Any, observed: Any) -> Floats:  # noqa: ANN401 (whatev
     return psi
 
 
-def judge_drift(reference: Mapping[str, Any], counts: Sequence[float]) -> dict[str, Any]:
+def judge_drift(reference: Mapping[str, Any], rows: Sequence[float]) -> dict[str, Any]:
     """Return the PSI, its bound and whether it is flagged; None without rows or if the reference has no bound."""
     bound = reference["psi_bound"]
-    psi = float(compute_psi(reference["counts"], counts)) if sum(counts) else None
+    psi = float(compute_psi(reference["counts"], rows)) if sum(rows) else None
     flagged = None if psi is None or bound is None else bool(psi >= LARGE and psi > bound)
     return {"psi": psi, "psi_bound": bound, "flagged": flagged}
 
 
-def measure_drift(counts: Counts, reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def measure_drift(month: Counts, reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the drift of each feature and of the score, missing rates and new categories; None without a reference."""
     if reference is None:
         return None
     features = {}
     for name, expected in reference["features"].items():
-        histogram = counts.histograms.get(name) or Histogram(np.zeros(1, np.int64))
+        histogram = month.histograms.get(name) or counts.Histogram(np.zeros(1, np.int64))
         counted = int(histogram.counts.sum())
-        scale = (counts.rows - histogram.missing) / counted if counted else 0.0  # large blocks count a sample
+        scale = (month.rows - histogram.missing) / counted if counted else 0.0  # large blocks count a sample
         features[name] = {
             **judge_drift(expected, [*(histogram.counts * scale).tolist(), histogram.missing]),
-            "missing_rate": divide_or_none(histogram.missing, counts.rows),
-            "reference_missing_rate": divide_or_none(expected["counts"][-1], reference["rows"]),
+            "missing_rate": metrics.divide_or_none(histogram.missing, month.rows),
+            "reference_missing_rate": metrics.divide_or_none(expected["counts"][-1], reference["rows"]),
             "new": histogram.new,
         }
-    bands = np.add.reduceat(counts.bands.sum(axis=1), reference["score"]["starts"])
+    bands = np.add.reduceat(month.bands.sum(axis=1), reference["score"]["starts"])
     return {"features": features, "score": judge_drift(reference["score"], bands.tolist())}
+
+
+def find_leaks(trips: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabilities | Floats) -> list[str]:
+    """Return a warning for each feature that alone does nearly as well as the model, the worst first.
+
+    A feature alone predicts the rate of its bin in the model's `reference`, mixed with one row of the overall rate.
+    `losses` are the model's. Columns of the baseline may do as well as the model.
+    """
+    labels, _ = metrics.read_labels(trips, spec["target"])
+    rate = labels.mean()
+    overall = float(metrics.compute_log_loss(np.full(len(trips), rate), labels).mean())
+    gain = overall - float(losses.mean(dtype=np.float64))
+    if gain <= metrics.NEXT_TO_NOTHING:
+        return []
+    shares = {}
+    for name, bins in spec["reference"]["features"].items():
+        codes, _ = counts.assign_bins(trips[name], bins)
+        rates = (np.bincount(codes, labels) + rate) / (np.bincount(codes) + 1)
+        shares[name] = (overall - float(metrics.compute_log_loss(rates.take(codes), labels).mean())) / gain
+    return [
+        f"{name} alone reaches {share:.0%} of the model's gain over the overall rate. "
+        "Check that it is known before the outcome."
+        for name, share in sorted(shares.items(), key=lambda item: -item[1])
+        if share >= SUSPICIOUS and name not in get_baseline_columns(spec["baseline"])
+    ]

@@ -95,26 +95,21 @@ def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
 
 
 def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], labels: Labels) -> None:
-    """Draw the calibration and the skill of the models, and below them the gains that the gate judged."""
+    """Draw the calibration of the models, and below it the gains that the gate judged."""
     gains = [segment for segment in report["gate"]["segments"] if segment["gain"] is not None]
-    below = 1.6 + 0.22 * len(gains) if report["gate"]["gain"] else 0
-    with create_picture(path, 4 + below) as figure:
-        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, below or 0.1])[:, 0]
-        calibration, bars = upper.subplots(1, 2, width_ratios=[2, 1])
+    heights = [4, 1.6 + 0.22 * len(gains)] if report["gate"]["gain"] else [4]
+    with create_picture(path, sum(heights)) as figure:
+        calibration, *below = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
         for name, values in scores.items():
             bands = np.bincount(assign_band(values) * 2 + labels, minlength=2 * BANDS).reshape(BANDS, 2)
             draw_calibration(calibration, compute_calibration(bands), name)
-            bars.bar(name, report[name]["skill"] or 0, color=COLORS[name], width=0.6)
         calibration.set(title=f"Calibration on {', '.join(report['months'])}")
         calibration.set(xlabel="mean score", ylabel="observed tip rate")
         format_percent(calibration.xaxis, calibration.yaxis)
         if scores:
             calibration.legend()
-        bars.axhline(0, color=GREY, linewidth=1)
-        bars.set(title="Skill over the baseline")
-        format_percent(bars.yaxis)
-        if below:
-            draw_gains(lower.subplots(), report["gate"], gains)
+        for axes in below:
+            draw_gains(axes, report["gate"], gains)
 
 
 def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
@@ -130,7 +125,7 @@ def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[s
     axes.axvline(segment, color=ORANGE, ls="--", label="tolerated: no segment's upper bound is left of it")
     axes.set(title="Gain in skill over the champion, with one-sided 95% bounds")
     format_percent(axes.xaxis)
-    axes.figure.legend(loc="outside lower left", ncols=2)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
 
 
 def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:

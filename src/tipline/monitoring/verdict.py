@@ -13,7 +13,7 @@ from tipline.evaluation.intervals import MIN_DAYS, MIN_ROWS, Ratio
 from tipline.evaluation.metrics import compute_skill, divide_or_none
 from tipline.ingest.columns import get_baseline_columns
 from tipline.monitoring import drift
-from tipline.monitoring.counts import BANDS, OTHER, Sums, sum_baseline_loss, sum_groups
+from tipline.monitoring.counts import BANDS, OTHER, Sums, sum_baseline_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,19 +27,14 @@ NESTED = ("groups", "calibration", "drift")  # not in months.csv
 
 
 def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all figures of a month; undefined ones are None.
+    """Return all figures of a month by name; undefined ones are None.
 
-    `spec` is model.json of the model that scored it.
-
-    Returns
-    -------
-    dict
-        Plain values by name, and `groups`, `calibration` and `drift` as nested values. Names with `refitted` compare
-        with the baseline refitted on this month, leaving out the day that it predicts. `_low` and `_high` are one-sided
-        95% bounds by day, together a 90% interval, and None under MIN_DAYS days.
+    `spec` is model.json of the model that scored it. Names with `refitted` compare with the baseline refitted on this
+    month, leaving out the day that it predicts. `_low` and `_high` are one-sided 95% bounds by day, together a 90%
+    interval, and None under MIN_DAYS days.
     """
     baseline, days, groups = spec["baseline"], list(counts.days.values()), counts.groups()
-    total, daily = sum_groups(groups), [sum_groups(day) for day in days]
+    total, *daily = (sum(one.values(), Sums()) for one in (groups, *days))
     losses = np.array([day.loss for day in daily])
     baseline_losses = np.array([sum_baseline_loss(baseline, day) for day in days])
     refitted_losses = np.array(refit_daily_losses(days, groups, baseline.get("smoothing", 0.0)))
@@ -85,15 +80,10 @@ def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, S
 
 def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one of the baseline's groups; under MIN_ROWS rows its skill is None."""
-    loss = sums.loss / sums.rows
-    baseline_loss = sum_group_loss(baseline, name, sums.rows, sums.tips) / sums.rows
-    return {
-        "rows": sums.rows,
-        "tip_rate": sums.tips / sums.rows,
-        "mean_probability": sums.probability / sums.rows,
-        "log_loss": loss,
-        "skill": compute_skill(loss, baseline_loss) if sums.rows >= MIN_ROWS else None,
-    }
+    rows, tips, probability, loss = sums
+    skill = compute_skill(loss / rows, sum_group_loss(baseline, name, rows, tips) / rows) if rows >= MIN_ROWS else None
+    means = {"tip_rate": tips / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
+    return {"rows": rows, **means, "skill": skill}
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:

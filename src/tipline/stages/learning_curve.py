@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
+import pyarrow.parquet as pq
 
 from tipline import cluster, files
-from tipline.evaluation import baseline, metrics, times
+from tipline.evaluation import baseline, metrics
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
 from tipline.model import pyfunc
@@ -46,7 +47,8 @@ def run(settings: Settings, paths: Paths) -> None:
     client = cluster.connect_client(settings.cluster.n_workers)
     with client, joblib.parallel_config("dask", scatter=[fitted_on, examples]):
         study = learning_curve.run_study(pipeline, fitted_on, examples, sizes, orders)
-    available = sampling.count_available(sampling.list_samples(settings, paths, "train"))
+    samples = sampling.list_samples(settings, paths, "train")
+    available = sum(int(pq.read_metadata(path).metadata[sampling.AVAILABLE]) for path in samples)
     decision = {
         **learning_curve.choose_rows(study, curve.min_gain, len(train), curve.max_rows),
         "segment": segment,
@@ -73,7 +75,7 @@ def build_examples(
         name: learning_curve.Examples(
             pyfunc.build_matrix(part, spec["features"]),
             labels[name],
-            times.rank_values(times.read_days(part[spec["time"]])),
+            metrics.rank_values(metrics.read_days(part[spec["time"]])),
             np.array(groups[name][0])[groups[name][1]] == segment,
             baseline.predict_baseline(part, rule),
         )

@@ -12,7 +12,7 @@ from tipline.monitoring.counts import Counts
 from tipline.paths import month_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable
 
     from tipline.config import Settings
     from tipline.paths import Paths
@@ -27,7 +27,7 @@ PREPARED_COLUMNS = [
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Write the tables, the picture and the page of reports/monitoring/, and print the table."""
+    """Write the tables, the picture and the page of reports/monitoring/, and print the verdicts."""
     spec = files.read_json(paths.champion / "model.json", "Run: dvc repro register")
     names = sorted(settings.months)
     months = [
@@ -42,27 +42,24 @@ def run(settings: Settings, paths: Paths) -> None:
         files.write_csv(folder / "prepared.csv", prepared)
         plots.plot_monitoring(folder / "monitoring.png", months)
         page.write_page(folder / "index.html", months, folder / "monitoring.png")
-    for line in format_table(months):
-        log.info("%s", line)
+    for month in months:
+        log.info("%s: %s: %s", month["month"], month["verdict"], month["reason"])
 
 
 def read_counts(paths: Paths, months: Iterable[str]) -> dict[str, Counts]:
     """Read the counts of months that the champion scored; those of another model would not match its reference."""
-    digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
-    counts, others = {}, []
+    digest, counts = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"], {}
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)
         try:
-            counts[month] = Counts.from_json(manifest["counts"])
-            if manifest["key"]["model"] != digest:
-                others.append(month)
+            model, counts[month] = manifest["key"]["model"], Counts.from_json(manifest["counts"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             what = "This manifest has no counts that this version of tipline can read."
             raise TiplineError(what, str(path), TODO) from error
-    if others:
-        what = f"Months were scored by another model than the champion (digest {digest[:12]}): {', '.join(others)}."
-        raise TiplineError(what, str(paths.predictions), TODO)
+        if model != digest:
+            what = f"{month} was scored by another model than the champion (digest {digest[:12]})."
+            raise TiplineError(what, str(path), TODO)
     return counts
 
 
@@ -76,16 +73,3 @@ def read_preparation(paths: Paths, month: str) -> dict[str, Any]:
         elif isinstance(value, list):
             row[name] = "; ".join(value)
     return row
-
-
-def format_table(months: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the months as lines of text, then the reason of each verdict that is not `keep`."""
-    heads = (f"{name:>8}" for name in ("mean p", "tip rate", "log-loss", "skill", "AUC"))
-    yield f"{'month':8} {'role':10} {'rows':>12} {' '.join(heads)}  verdict"
-    for month in months:
-        figures = (month[name] for name in ("mean_probability", "tip_rate", "log_loss", "skill", "auc"))
-        cells = " ".join(f"{value:8.4f}" if value is not None else f"{'-':>8}" for value in figures)
-        yield f"{month['month']:8} {month['role']:10} {month['rows']:12,} {cells}  {month['verdict']}"
-    for month in months:
-        if month["verdict"] != verdict.KEEP:
-            yield f"{month['month']}: {month['verdict']}: {month['reason']}"

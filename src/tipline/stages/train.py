@@ -17,7 +17,7 @@ from tipline.model import artifact, golden_rows, pyfunc
 from tipline.model import pipeline as model_pipeline
 from tipline.monitoring import drift
 from tipline.monitoring.counts import Counts
-from tipline.training import calibration, leaks, sampling
+from tipline.training import calibration, sampling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,6 @@ def train_model(
     model.spec["reference"] = drift.build_reference(rows, model.spec, scores)
     model_pipeline.save_spec(folder, golden_rows.add_golden_rows(model, rows))
     figures = Counts.from_rows(rows, model.spec, scores).figures(baseline)
-    alone = leaks.measure_columns_alone(rows, model.spec, metrics.compute_log_loss(scores, labels))
     examples = rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
     return {
         "name": artifact.format_title(settings, len(rows)),
@@ -89,7 +88,7 @@ def train_model(
             "months": ", ".join(settings.sample.get_months("train")),
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
-        "warnings": leaks.format_warnings(alone, model.spec),
+        "warnings": drift.find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels)),
         "libraries": {package: version(package) for package in LIBRARIES},
         "example": [
             {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}

@@ -28,14 +28,8 @@ def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[
 
     `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). The rows must not be
     those that the model was fitted on. The result has `method`, and either `slope` and `intercept` of the log-odds or
-    the points `x` and `y`, linear in between.
-
-    Raises
-    ------
-    UsageError
-        The rows are too few, have one label or one probability, or are separable, which leaves a sigmoid no slope.
-    TiplineError
-        The model ranks the rows the wrong way round.
+    the points `x` and `y`, linear in between. Raises UsageError for rows that cannot calibrate, and TiplineError if the
+    model ranks them the wrong way round.
     """
     rows, positive = len(labels), int(labels.sum())
     todo = "Set it to null, raise sample.rows, or give the role validation to other months."

@@ -1,4 +1,4 @@
-"""Study how skill grows with the number of training rows, and choose that number. docs/learning-curve.md has the rule.
+"""Study how skill grows with the number of training rows, and choose that number. docs/statistics.md has the rule.
 
 The pipeline is fitted on nested samples of several sizes, several times each, and scored on the same validation rows.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Order = np.ndarray[tuple[int], np.dtype[np.int64]]
     Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
-    Scored = tuple[dict[str, float], Floats]
+    Scored = tuple[dict[str, float], dict[str, Floats]]
 
 DRAWS = 2000
 SEED = 2009
@@ -100,52 +100,44 @@ def run_study(
     results = Parallel(n_jobs=-1)(
         delayed(fit_and_score)(pipeline, pool, validation, order[:rows]) for rows in sizes for order in orders
     )
-    baseline = {name: measure_scores(examples.baseline, examples) for name, examples in validation.items()}
-    figures = [merge_figures(scored) | {"fit_seconds": seconds} for seconds, scored in results]
-    shape = len(sizes), len(orders)
+    shape, names = (len(sizes), len(orders)), results[0][0]
+    baseline, losses = measure_scores({name: examples.baseline for name, examples in validation.items()}, validation)
     return Study(
         tuple(sizes),
-        {name: np.reshape([scored[name][1] for _, scored in results], (*shape, -1)) for name in validation},
-        {name: losses for name, (_, losses) in baseline.items()},
-        {name: np.reshape([found[name] for found in figures], shape) for name in figures[0]},
-        merge_figures(baseline),
+        {name: np.reshape([found[name] for _, found in results], (*shape, -1)) for name in validation},
+        losses,
+        {name: np.reshape([figures[name] for figures, _ in results], shape) for name in names},
+        baseline,
     )
 
 
-def fit_and_score(
-    pipeline: Pipeline, pool: Examples, validation: Mapping[str, Examples], rows: Order
-) -> tuple[float, dict[str, Scored]]:
-    """Fit on some rows of the pool; return the seconds that it took, and the scores of each set."""
+def fit_and_score(pipeline: Pipeline, pool: Examples, validation: Mapping[str, Examples], rows: Order) -> Scored:
+    """Fit on some rows of the pool; return the figures, with the seconds that it took, and the losses of each set."""
     with threadpool_limits(1):
         started = time.perf_counter()
         fitted = fit_pipeline(clone(pipeline), pool.inputs[rows], pool.labels[rows])
         seconds = time.perf_counter() - started
         scores = {name: fitted.predict_proba(examples.inputs)[:, 1] for name, examples in validation.items()}
-    return seconds, {name: measure_scores(scores[name], examples) for name, examples in validation.items()}
+    figures, losses = measure_scores(scores, validation)
+    return figures | {"fit_seconds": seconds}, losses
 
 
-def measure_scores(scores: Floats, examples: Examples) -> Scored:
-    """Return the figures of all rows and of the segment, and the sums of log-losses by day."""
-    labels, inside = examples.labels, examples.segment
-    segment = compute_figures(scores[inside], labels[inside])
-    figures = compute_figures(scores, labels) | {f"segment.{name}": value for name, value in segment.items()}
-    losses: Floats = np.bincount(examples.days, compute_log_loss(scores, labels)).astype(float)
+def measure_scores(scores: Mapping[str, Floats], validation: Mapping[str, Examples]) -> Scored:
+    """Return log-loss, AUC and Brier score of all rows and of the segment, and the sums of log-losses by day.
+
+    Figures are named `set.figure` and `set.segment.figure`, and NaN if they are not defined.
+    """
+    figures, losses = {}, {}
+    for name, examples in validation.items():
+        by_row = compute_log_loss(scores[name], examples.labels)
+        losses[name] = np.bincount(examples.days, by_row).astype(float)
+        for part, inside in ((name, np.full(len(by_row), fill_value=True)), (f"{name}.segment", examples.segment)):
+            score, labels = scores[name][inside], examples.labels[inside]
+            both = labels.any() and not labels.all()
+            figures[f"{part}.log_loss"] = float(by_row[inside].mean(dtype=float)) if len(labels) else math.nan
+            figures[f"{part}.auc"] = float(roc_auc_score(labels, score)) if both else math.nan
+            figures[f"{part}.brier"] = float(np.square(score - labels).mean()) if len(labels) else math.nan
     return figures, losses
-
-
-def compute_figures(scores: Floats, labels: Labels) -> dict[str, float]:
-    """Compute log-loss, AUC and Brier score; NaN if they are not defined."""
-    both = labels.any() and not labels.all()
-    return {
-        "log_loss": float(compute_log_loss(scores, labels).mean(dtype=float)) if len(labels) else math.nan,
-        "auc": float(roc_auc_score(labels, scores)) if both else math.nan,
-        "brier": float(np.square(scores - labels).mean()) if len(labels) else math.nan,
-    }
-
-
-def merge_figures(scored: Mapping[str, Scored]) -> dict[str, float]:
-    """Return the figures of all sets by `set.figure`."""
-    return {f"{name}.{figure}": value for name, (figures, _) in scored.items() for figure, value in figures.items()}
 
 
 def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | None = None) -> dict[str, Any]:
@@ -161,14 +153,14 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
     smaller = zip(study.sizes[:-1], upper[:-1].tolist(), strict=True)
     size, bound = next(((size, bound) for size, bound in smaller if bound < min_gain), (None, math.nan))
     limit = min(available, max_rows or available)
-    allowed = f"the {limit:,} rows that learning_curve.max_rows allows"
-    words = f"all {limit:,} rows of the sample" if limit == available else allowed
+    every = "rows of the sample" if limit == available else "rows that learning_curve.max_rows allows"
+    words = f"{'all' if limit == available else 'the'} {limit:,} {every} are used"
     if problem:
-        reason = f"{problem}, so {words} are used."
+        reason = f"{problem}, so {words}."
     elif size is None:
         reason = (
             f"The curve has not levelled off: no smaller size is shown to be within {min_gain:g} skill points of "
-            f"{study.sizes[-1]:,} rows, so {words} are used. A larger sample would help."
+            f"{study.sizes[-1]:,} rows, so {words}. A larger sample would help."
         )
     else:
         reason = (
@@ -206,26 +198,23 @@ def bound_excess(study: Study) -> tuple[Floats, Floats]:
     """Return the skill of the largest size above each size on the `validation` rows, and its 95% upper bound.
 
     Differences are paired: same rows, same repeat. Given the pool, the repeats are independent. They share rows, but
-    that shifts the loss of all sizes alike and cancels in the difference (docs/learning-curve.md).
+    that shifts the loss of all sizes alike and cancels in the difference.
     """
     losses = study.losses["validation"]
-    mean, draws = bootstrap_ratio(losses - losses[-1], get_unit(study, "validation"))
+    mean, draws = bootstrap_skill(study, "validation", losses - losses[-1])
     return mean, np.quantile(draws, CONFIDENCE, axis=0)
 
 
-def get_unit(study: Study, name: str) -> Floats:
-    """Return the baseline's losses by day, in which skill is measured; NaN if they are too small to divide by."""
-    too_small = study.baseline[f"{name}.log_loss"] < NEXT_TO_NOTHING
-    return np.where(too_small, np.nan, study.baseline_losses[name])
-
-
-def bootstrap_ratio(losses: Cube, unit: Floats) -> tuple[Floats, Matrix]:
-    """Return losses in units of the baseline's, shape (sizes,), and resampled, shape (draws, sizes).
+def bootstrap_skill(study: Study, name: str, losses: Cube) -> tuple[Floats, Matrix]:
+    """Return losses in units of the baseline's on a set, shape (sizes,), and resampled, shape (draws, sizes).
 
     Repeats and days are resampled independently. A resample varies less than the sample it is drawn from, so deviations
     are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles of
-    Student's t with k - 1 degrees of freedom and the normal distribution. With one repeat or day they are NaN.
+    Student's t with k - 1 degrees of freedom and the normal distribution. Both are NaN with nothing to gain, draws with
+    one repeat or day.
     """
+    too_small = study.baseline[f"{name}.log_loss"] < NEXT_TO_NOTHING
+    unit: Floats = np.where(too_small, np.nan, study.baseline_losses[name])
     count, repeats, days = losses.shape
     center: Floats = losses.mean(axis=1).sum(axis=1) / unit.sum()
     smaller = min(repeats, days)
@@ -248,7 +237,7 @@ def summarize_sizes(study: Study) -> list[dict[str, float]]:
         for index, size in enumerate(study.sizes)
     ]
     for name, losses in study.losses.items():
-        mean, draws = bootstrap_ratio(losses, get_unit(study, name))
+        mean, draws = bootstrap_skill(study, name, losses)
         columns = np.vstack([1 - mean, np.quantile(1 - draws, BAND, axis=0)])
         for row, values in zip(table, columns.T.tolist(), strict=True):
             row.update(zip((f"{name}.skill", f"{name}.skill_low", f"{name}.skill_high"), values, strict=True))
@@ -263,12 +252,12 @@ def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
 def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     """Fit a power law to the skill on the `validation` rows, and extend it to `available` rows.
 
-    The result has limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses; with
-    any, it is no power law), and lists rows, skill, low and high (90% interval). It is None with fewer than four sizes,
-    with one repeat or day, or if the baseline leaves nothing to gain.
+    The result has limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses), and
+    lists rows, skill, low and high (90% interval). It is None if the study has too few sizes, repeats or days, or the
+    baseline leaves nothing to gain.
     """
     losses = study.losses["validation"]
-    mean, draws = bootstrap_ratio(losses, get_unit(study, "validation"))
+    mean, draws = bootstrap_skill(study, "validation", losses)
     if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
         return None
     spread = losses.sum(axis=2).std(axis=1)
@@ -278,12 +267,14 @@ def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     low, high = np.quantile(skill[1:], BAND, axis=0)
     fitted = limits[0] + slopes[0] * np.asarray(study.sizes, float) ** -exponents[0]
     lowest, highest = np.quantile(draws, BAND, axis=0)
-    lists = {"rows": rows.astype(int), "skill": skill[0], "low": low, "high": high}
     return {
         "limit": 1 - float(limits[0]),
         "exponent": float(exponents[0]),
         "misses": int(((fitted < lowest) | (fitted > highest)).sum()),
-        **{name: values.tolist() for name, values in lists.items()},
+        "rows": rows.astype(int).tolist(),
+        "skill": skill[0].tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
     }
 
 

@@ -29,10 +29,10 @@ AVAILABLE = b"tipline.rows"  # in the metadata of a sample: the number of rows o
 
 
 def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
-    """Return uniform 64-bit hashes of row numbers, different ones for each month and seed.
+    """Return uniform 64-bit hashes of row numbers, different ones for each row, month and seed.
 
-    SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number,
-    started at a digest of month and seed.
+    SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number, a
+    bijection, started at a digest of month and seed.
     """
     start = int.from_bytes(hashlib.sha256(f"{month} {seed}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
@@ -43,7 +43,7 @@ def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
 
 
 def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
-    """Return the rows of a prepared month with the smallest keys, ordered by key, ties by row number.
+    """Return the rows of a prepared month with the smallest keys, ordered by key.
 
     The first n of them are the sample of size n, so a larger sample contains the smaller. A month with fewer rows is
     returned whole. Reads one row group at a time and holds at most three samples. The table has the prepared columns
@@ -53,25 +53,17 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
         sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            keys = compute_keys(table["row"].to_numpy(), month, seed)
-            # Most rows are dropped here, before they are copied.
-            smallest = find_smallest(keys, table["row"].to_numpy(), rows)
-            chosen = table.take(smallest).append_column(KEY, pa.array(keys[smallest]))
-            sample = take_smallest(pa.concat_tables([sample, chosen]), rows)
+            table = table.append_column(KEY, pa.array(compute_keys(table["row"].to_numpy(), month, seed)))
+            # Most rows are dropped before the rest is copied.
+            sample = take_smallest(pa.concat_tables([sample, take_smallest(table, rows)]), rows)
         return sample.replace_schema_metadata({AVAILABLE: str(file.metadata.num_rows)})
-
-
-def find_smallest(keys: Keys, rows: Numbers, count: int) -> Numbers:
-    """Return the indices of the smallest keys, in order; ties by row number."""
-    candidates = np.arange(len(keys))
-    if len(keys) > count:
-        candidates = np.flatnonzero(keys <= np.partition(keys, count - 1)[count - 1])
-    return candidates[np.lexsort((rows[candidates], keys[candidates]))][:count]
 
 
 def take_smallest(table: pa.Table, count: int) -> pa.Table:
     """Return the rows of a table with the smallest keys, in order."""
-    return table.take(find_smallest(table[KEY].to_numpy(), table["row"].to_numpy(), count))
+    keys = table[KEY].to_numpy()
+    smallest = np.argpartition(keys, count)[:count] if len(keys) > count else np.arange(len(keys))
+    return table.take(smallest[np.argsort(keys[smallest])])
 
 
 def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
@@ -95,11 +87,6 @@ def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
             what = f"{path.stem} has the role {role}, but its sample is missing."
             raise TiplineError(what, str(path), f"Run: dvc repro sample@{path.stem}")
     return samples
-
-
-def count_available(samples: Sequence[Path]) -> int:
-    """Return how many rows the months of these samples have."""
-    return sum(int(pq.read_metadata(path).metadata[AVAILABLE]) for path in samples)
 
 
 def read_pool(samples: Sequence[Path]) -> pa.Table:
