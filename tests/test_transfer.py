@@ -362,42 +362,32 @@ def test_ctrl_c_ends_what_only_waits(
 # ---- a part of a file ----
 
 
-@pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 4096), (500, 100), (-8, 8), (-4096, 4096), (-4096, 100)])
-def test_a_peek_reads_the_range_alone(shelf: servers.Shelf, start: int, length: int) -> None:
-    state, data = transfer.peek_bytes(shelf.address("/trips.csv"), start, length)
-    assert data == OLD[start:][:length]
+@pytest.mark.parametrize(("start", "length"), [(0, 4096), (500, 100), (len(OLD) - 8, 8), (0, 2 * len(OLD))])
+def test_a_preview_fetches_what_is_read(shelf: servers.Shelf, start: int, length: int) -> None:
+    with transfer.open_preview(shelf.address("/trips.csv")) as (state, file):
+        file.seek(start)
+        assert file.read(length) == OLD[start:][:length]
     assert state == transfer.FileState(len(OLD), servers.etag(OLD))
-    assert sum(request.sent for request in shelf.log) == length
+    assert sum(request.sent for request in shelf.log) == len(OLD[start:][:length])
 
 
-def test_a_peek_at_a_local_file(tmp_path: Path) -> None:
+def test_a_preview_of_a_local_file(tmp_path: Path) -> None:
     (tmp_path / "trips #1.csv").write_bytes(OLD)
-    path = str(tmp_path / "trips #1.csv")
-    assert transfer.peek_bytes(path, 10, 10) == (transfer.FileState(len(OLD), None), OLD[10:20])
-    assert transfer.peek_bytes(path, -10, 10)[1] == OLD[-10:]
-    assert transfer.peek_bytes(path, -len(OLD) * 2, 10)[1] == OLD[:10]
-    with pytest.raises(NotPublishedError):
-        transfer.peek_bytes(f"{path}.gz", 0, 1)
-    with pytest.raises(TiplineError, match="a folder"):
-        transfer.peek_bytes(str(tmp_path), 0, 1)
-
-
-@pytest.mark.parametrize("content", [b"", b"a,b\n"])
-@pytest.mark.parametrize(("start", "length"), [(0, 1000), (-1000, 1000), (0, 2)])
-def test_a_peek_at_a_smaller_file(shelf: servers.Shelf, content: bytes, start: int, length: int) -> None:
-    shelf.files["/trips.csv"] = content
-    for shelf.has_ranges in (True, False):
-        assert transfer.peek_bytes(shelf.address("/trips.csv"), start, length)[1] == content[:length]
+    with transfer.open_preview(str(tmp_path / "trips #1.csv")) as (state, file):
+        assert (state, file.read()) == (transfer.FileState(len(OLD), None), OLD)
+    for path, message in ((tmp_path / "none", "does not have"), (tmp_path, "a folder")):
+        with pytest.raises(TiplineError, match=message), transfer.open_preview(str(path)):
+            pass
 
 
 @pytest.mark.parametrize("manners", [{"has_ranges": False}, {"states_length": False}, {"packs": True}], ids=str)
-def test_a_peek_where_only_whole_files_are_sent(shelf: servers.Shelf, manners: dict[str, bool]) -> None:
+def test_a_preview_where_only_whole_files_are_sent(shelf: servers.Shelf, manners: dict[str, bool]) -> None:
     for name, value in manners.items():
         setattr(shelf, name, value)
-    assert transfer.peek_bytes(shelf.address("/trips.csv"), 0, 4096)[1] == OLD[:4096]
-    for start in (-8, 8):
-        with pytest.raises(transfer.NoRangeError):
-            transfer.peek_bytes(shelf.address("/trips.csv"), start, 8)
+    with pytest.raises(transfer.NoRangeError), transfer.open_preview(shelf.address("/trips.csv")) as (_, file):  # noqa: PT012
+        assert file.read(4096) == OLD[:4096]
+        file.seek(5000)
+        file.read(8)
 
 
 def test_the_proxy_of_the_environment_is_used(
@@ -468,9 +458,9 @@ def test_a_month_is_fetched_from_s3_and_kept(run_cli: RunCli, make_project: Make
         "sha256": hashlib.sha256(OLD).hexdigest(),
         "upstream": {"size": len(OLD), "version": servers.etag(OLD)},
     }
-    address, size = f"s3://tlc/trips/{MONTH}.csv", len(OLD)
-    assert transfer.peek_bytes(address, -8, 8) == (transfer.FileState(size, servers.etag(OLD)), OLD[-8:])
-    assert [transfer.peek_bytes(address, start, 9)[1] for start in (5, -2 * size, size)] == [OLD[5:14], OLD[:9], b""]
+    with transfer.open_preview(f"s3://tlc/trips/{MONTH}.csv") as (_, file):
+        file.seek(5)
+        assert file.read(9) == OLD[5:14]
     changed = paths.raw_manifest(MONTH).stat().st_mtime_ns
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert paths.raw_manifest(MONTH).stat().st_mtime_ns == changed

@@ -30,24 +30,13 @@ if TYPE_CHECKING:
     from tipline.ingest.schema import Schema
     from tipline.paths import Paths
 
-END_BYTES = 2**16  # of the beginning of a file, and of the end of a Parquet file
-MAX_FOOTER_BYTES = 2**26
-TRAILER_BYTES = 8  # the footer's length and PAR1
+HEAD_BYTES = 2**16
 WIDTH = 116
 SHOWN_COLUMNS = 20
 
 
 def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) -> Iterator[str]:
-    """Give lines about months of a source.
-
-    Raises
-    ------
-    UsageError
-        The address has no {month} in it, or a scheme that months are not fetched from.
-    TiplineError
-        `prepare` would refuse a month; raised after the lines about all months. NotPublishedError if the source does
-        not have it.
-    """
+    """Yield lines about months of a source. Raises TiplineError after them if `prepare` would refuse a month."""
     try:
         config.check_source(source, needs_month=len(months) != 1)
     except ValueError as error:
@@ -69,26 +58,29 @@ def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) ->
 
 
 def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[str, str]]:
-    """Read the first bytes of a month and, of a Parquet file, the last; return a title and facts by name."""
+    """Read the first bytes of a month and the footer of a Parquet file; return a title and facts by name."""
     location = source.format_address(address, month, Path.cwd())
     source.check_folder(address, location, Path.cwd())
-    stated, head = transfer.peek_bytes(location, 0, END_BYTES)
-    size = "unknown size" if stated.size is None else f"{stated.size:,} bytes"
-    is_parquet = head.startswith(readers.MAGIC)
-    try:
-        if is_parquet:
-            with pq.ParquetFile(pa.BufferReader(read_footer(location))) as file:
-                columns, rows, groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
-            title = f"Parquet, {size}, {format_count(rows, 'row')} in {format_count(groups, 'row group')}"
-        else:
-            source.check_head(head, hide_secrets(location))
-            columns = readers.read_header(head.partition(b"\n")[0])
-            # As many rows as if all lines were as long as the first ones on average; one line is the header.
-            rows = round((stated.size or 0) / len(head) * len(re.findall(rb"[^\r\n]+", head))) - 1
-            title = f"CSV, {size}" + (f", about {format_count(rows, 'row')}" if stated.size else "")
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise readers.explain_damage(error, hide_secrets(location), month) from error
-    match = schema.match(columns, f"{hide_secrets(location)}, month {month}")
+    where = hide_secrets(location)
+    with transfer.open_preview(location) as (stated, file):
+        size, head = "unknown size" if stated.size is None else f"{stated.size:,} bytes", file.read(HEAD_BYTES)
+        is_parquet = head.startswith(readers.MAGIC)
+        try:
+            if is_parquet:
+                footer = pq.ParquetFile(file)
+                columns, rows, groups = footer.schema_arrow, footer.metadata.num_rows, footer.num_row_groups
+                title = f"Parquet, {size}, {format_count(rows, 'row')} in {format_count(groups, 'row group')}"
+            else:
+                source.check_head(head, where)
+                columns = readers.read_header(head.partition(b"\n")[0])
+                # As many rows as if all lines were as long as the first ones on average; one line is the header.
+                rows = round((stated.size or 0) / len(head) * len(re.findall(rb"[^\r\n]+", head))) - 1
+                title = f"CSV, {size}" + (f", about {format_count(rows, 'row')}" if stated.size else "")
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and type(error) is not OSError:
+                raise  # of the connection; Arrow's own errors are of the general kind
+            raise readers.explain_damage(error, where, month) from error
+    match = schema.match(columns, f"{where}, month {month}")
     retyped = [
         f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
         for key, type_ in match.types.items()
@@ -101,15 +93,6 @@ def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[
         "absent": ", ".join(match.absent) or "-",
         "retyped": ", ".join(retyped) or "-",
     }
-
-
-def read_footer(location: str) -> bytes:
-    """Read the end of a Parquet file, at least from where its footer begins."""
-    _, tail = transfer.peek_bytes(location, -END_BYTES, END_BYTES)
-    length = int.from_bytes(tail[-TRAILER_BYTES:-4], "little") + TRAILER_BYTES
-    if END_BYTES < length <= MAX_FOOTER_BYTES:
-        _, tail = transfer.peek_bytes(location, -length, length)
-    return tail
 
 
 def format_lines(month: str, title: str, facts: Mapping[str, str]) -> Iterator[str]:

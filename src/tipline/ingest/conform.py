@@ -64,10 +64,7 @@ def find_indices(encoded: pa.DictionaryArray, codes: list[int]) -> list[int]:
 class Conformer:
     """Convert the batches of a month to the schema, and count what is unusual.
 
-    Parameters
-    ----------
-    names
-        The published name of each column that the month has, from `Schema.match`.
+    `names` has the published name of each column that the month has, from `Schema.match`.
     """
 
     def __init__(self, schema: Schema, names: Mapping[str, str], month: str) -> None:

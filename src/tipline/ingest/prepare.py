@@ -51,11 +51,7 @@ def is_prepared(folder: Path, path: Path, schema: Schema, month: str) -> bool:
 def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[str, Any]:
     """Write rows, quarantine and manifest of a published file into an empty folder; return the manifest.
 
-    Raises
-    ------
-    TiplineError
-        The file or all of its rows cannot be read, a required column is missing, a column has a type that cannot be
-        read, or a row would be lost.
+    Raises TiplineError if the file or all of its rows cannot be read, its columns do not match, or a row would be lost.
     """
     where = f"{path.name}, month {month}"
     published = readers.open_month(path, month)

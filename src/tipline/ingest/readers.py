@@ -256,13 +256,7 @@ Month = ParquetMonth | CsvMonth
 
 
 def open_month(path: Path, month: str) -> Month:
-    """Open a published month; its first bytes decide the format, not its name.
-
-    Raises
-    ------
-    TiplineError
-        The footer or the header cannot be read.
-    """
+    """Open a published month; its first bytes decide the format, not its name."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))

@@ -22,7 +22,6 @@ ROW = pa.field("row", pa.int64(), nullable=False)
 MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
 SHOWN_NAMES = 40
 CHECK_FILE = "Check that this is a month of the schema's data."
-# Keys of a column in tipline 0.1 -> today's.
 
 
 def is_text_type(type_: pa.DataType) -> bool:
@@ -109,9 +108,8 @@ class Column(BaseModel):
     def is_readable(self, type_: pa.DataType) -> bool:
         """Whether values of a published type can be read as this column."""
         type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
-        return self.is_natural(type_) or any(
-            test(type_) for test in (is_text_type, pa.types.is_null, *READABLE[self.type][1])
-        )
+        tests = (READABLE[self.type][0], is_text_type, pa.types.is_null, *READABLE[self.type][1])
+        return any(test(type_) for test in tests)
 
 
 @dataclass(frozen=True)
@@ -166,10 +164,8 @@ class Schema(BaseModel):
     def match(self, published: pa.Schema, where: str) -> Match:
         """Map the columns of a published month to the schema's.
 
-        Raises
-        ------
-        TiplineError
-            A required column is missing, two columns have the same meaning, or a type cannot be read.
+        Raises TiplineError if a required column is missing, two columns have the same meaning, or a type cannot be
+        read.
         """
         names = list_names(published, where)
         keys = {name: key for key, column in self.columns.items() for name in column.eras}
@@ -222,13 +218,7 @@ class Schema(BaseModel):
         }
 
     def check_features(self, features: Iterable[str], where: str) -> None:
-        """Refuse features that the schema does not have, and those that are known only after the outcome.
-
-        Raises
-        ------
-        UsageError
-            It names the first such feature.
-        """
+        """Raise UsageError for a feature that the schema does not have or that is known only after the outcome."""
         usable = [name for name, column in self.columns.items() if not column.known_after_outcome]
         for name in features:
             if name not in self.columns:
@@ -259,13 +249,7 @@ def format_names(names: Sequence[str]) -> str:
 
 
 def load_schema(path: Path | None = None) -> Schema:
-    """Read a schema file; by default, tipline's own for yellow and green taxis.
-
-    Raises
-    ------
-    UsageError
-        The file is missing or invalid.
-    """
+    """Read a schema file; by default, tipline's own for yellow and green taxis."""
     path = path or Path(__file__).with_name("schema.yaml")
     values = validation.read_mapping(path, "Name the schema's file under `schema` in params.yaml.")
     return validation.validate_values(values, Schema, path)

@@ -106,10 +106,7 @@ def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
 def get_published_schema(month: str) -> pa.Schema:
     """Return names, order and types of the Parquet file that the TLC publishes for `month`.
 
-    Raises
-    ------
-    TiplineError
-        This is not a month, or (NotPublishedError) the simulation does not have it.
+    Raises TiplineError if this is not a month, NotPublishedError if the simulation does not have it.
     """
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
         raise TiplineError("This is not a month.", repr(month), "Write it like 2009-01.")
@@ -208,18 +205,8 @@ def build_columns_2009(month: str, trips: Trips, dice: Dice) -> Columns:
     total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + tax.filled(0), 2)
     vendor = encode_words(trips.vendor - 1, VENDORS)
     payment = encode_words(WORD_CODES[trips.vendor - 1, trips.payment], WORDS)
-    columns: Columns = [
-        vendor,
-        *times,
-        trips.passengers,
-        trips.miles,
-        *start.round(6),
-        None,
-        held,
-        *end.round(6),
-        payment,
-    ]
-    return [*columns, trips.fare, trips.extra, tax, trips.tip, trips.tolls, total]
+    columns: Columns = [vendor, *times, trips.passengers, trips.miles, *start.round(6), None, held, *end.round(6)]
+    return [*columns, payment, trips.fare, trips.extra, tax, trips.tip, trips.tolls, total]
 
 
 def build_columns_today(month: str, trips: Trips, dice: Dice) -> Columns:

@@ -36,21 +36,10 @@ def fetch_month(
 ) -> dict[str, Any]:
     """Write the published file of a month to `folder` and return its manifest: address, name, bytes, sha256.
 
-    The manifest of a file from a server holds under `upstream` the size and version that the server states.
-
-    Parameters
-    ----------
-    demo
-        Rows and seed of a simulated month, whose source is `demo`.
-    part
-        Where the bytes are collected, on the file system of `folder`; the next run resumes from it.
-
-    Raises
-    ------
-    NotPublishedError
-        The source does not have the month.
-    TiplineError
-        The source fails, or the file is neither Parquet nor CSV.
+    The manifest of a file from a server holds under `upstream` the size and version that the server states. `demo` has
+    rows and seed of a simulated month. The bytes are collected in `part`, on the file system of `folder`; the next run
+    resumes from it. Raises NotPublishedError if the source does not have the month, TiplineError if it fails or the
+    file is neither Parquet nor CSV.
     """
     upstream = {}
     if source == "demo":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,11 +14,11 @@ import fsspec
 import tenacity
 
 from tipline import files, progress
-from tipline.errors import NotPublishedError, TiplineError, hide_secrets
-from tipline.s3 import STORE_ERRORS, explain_store_error, get_store_answer, open_s3
+from tipline.errors import NotPublishedError, TiplineError, hide_secrets, list_causes
+from tipline.s3 import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -28,6 +30,7 @@ CONNECT_SECONDS, READ_SECONDS = 20.0, 30.0
 MISSING, FORBIDDEN = {404, 410}, 403
 # The network of the TLC answers 403 to requests that come too fast.
 TEMPORARY = {FORBIDDEN, 408, 425, 429, *range(500, 600)}
+CLIENT_ERRORS = (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS)
 LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 TODO = "Check `source` in params.yaml, or try again later."
 
@@ -57,41 +60,27 @@ def fetch_state(address: str) -> FileState:
     return retry_attempts(functools.partial(request_state, address), hide_secrets(address))
 
 
-def peek_bytes(address: str, start: int, length: int) -> tuple[FileState, bytes]:
-    """Read at most `length` bytes from `start`; a negative `start` counts from the end of the file.
+@contextlib.contextmanager
+def open_preview(address: str) -> Iterator[tuple[FileState, Any]]:
+    """Open a file of which only the bytes that are read are fetched; errors as for `download_file`.
 
-    Raises
-    ------
-    NoRangeError
-        The server sends whole files only, and `start` is not 0.
-    TiplineError
-        As for `download_file`.
+    Raises NoRangeError if the block needs more than the beginning and the server sends whole files only.
     """
-
-    def peek() -> tuple[FileState, bytes]:
-        state = request_state(address)
-        if start and state.size is None:
-            raise explain_missing_ranges(address)
-        size = length if state.size is None else state.size
-        with open_file(address, FileState(size, state.version)) as file:
-            file.seek(min(start, size) if start >= 0 else max(size + start, 0))
-            return state, call_client(address, file.read, length)[:length]
-
-    return retry_attempts(peek, hide_secrets(address))
+    state = fetch_state(address)
+    try:
+        with open_file(address, state) as file:
+            yield state, file
+    except CLIENT_ERRORS as error:
+        explained = explain_client_error(error, address)
+        raise (explained.final if isinstance(explained, TemporaryError) else explained) from error
 
 
 def download_file(address: str, part: Path, label: str) -> FileState:
     """Download a file to `part`; resume an earlier download if the source still states the same version.
 
     An interrupt or a failure of the network keeps the part for the next run, a full disk removes it. `label` is shown
-    with the progress.
-
-    Raises
-    ------
-    NotPublishedError
-        The source does not have the file.
-    TiplineError
-        The source cannot be reached, refuses, or sends something else than it states.
+    with the progress. Raises NotPublishedError if the source does not have the file, TiplineError if it cannot be
+    reached, refuses, or sends something else than it states.
     """
     download = functools.partial(download_rest, address, part, label)
     try:
@@ -218,8 +207,13 @@ def call_client(address: str, function: Callable[..., Any], *arguments: Any) -> 
     """Call fsspec and turn errors of its libraries into messages."""
     try:
         return function(*arguments)
-    except (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS) as error:
-        raise (explain_http_error if address.startswith("http") else explain_error)(error, address) from error
+    except CLIENT_ERRORS as error:
+        raise explain_client_error(error, address) from error
+
+
+def explain_client_error(error: Exception, address: str) -> TiplineError | TemporaryError:
+    """Return the message for an error of fsspec, in a TemporaryError if it may pass."""
+    return (explain_http_error if address.startswith("http") else explain_error)(error, address)
 
 
 def explain_error(error: Exception, address: str) -> TiplineError | TemporaryError:
@@ -232,26 +226,25 @@ def explain_error(error: Exception, address: str) -> TiplineError | TemporaryErr
     return TemporaryError(final) if may_pass else final
 
 
-def explain_http_error(error: BaseException, address: str) -> TiplineError | TemporaryError:
+def explain_http_error(error: Exception, address: str) -> TiplineError | TemporaryError:
     """Return the message for an error of HTTP, in a TemporaryError if it may pass."""
-    if isinstance(error, ValueError) and "range requests" in str(error):
-        return explain_missing_ranges(address)
-    while error.__cause__ is not None and not isinstance(error, aiohttp.ClientError):
-        error = error.__cause__  # fsspec reports any failure as a FileNotFoundError
-    status, words = (error.status, error.message) if isinstance(error, aiohttp.ClientResponseError) else (0, str(error))
-    if status in MISSING or isinstance(error, FileNotFoundError):
+    where = hide_secrets(address)
+    if isinstance(error, ValueError) and re.search("range requests|Cannot seek", str(error)):
+        what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
+        return NoRangeError(what, where, "`tipline download` fetches the month and checks it.")
+    # fsspec reports any failure as a FileNotFoundError.
+    cause = find_cause(error, aiohttp.ClientError) or list_causes(error)[-1]
+    status, words = (cause.status, cause.message) if isinstance(cause, aiohttp.ClientResponseError) else (0, str(cause))
+    if status in MISSING or isinstance(cause, FileNotFoundError):
         return explain_missing_month(address)
-    words = (
-        "the connection was cut before the end"
-        if isinstance(error, aiohttp.ClientPayloadError)
-        else words or repr(error)
-    )
-    where, words = hide_secrets(address), hide_secrets(f"{status or ''} {words}".strip(" ."))
+    if isinstance(cause, aiohttp.ClientPayloadError):
+        words = "the connection was cut before the end"
+    words = hide_secrets(f"{status or ''} {words or repr(cause)}".strip(" ."))
     final = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
     if status == FORBIDDEN:
         todo = "The TLC's server answers this for months that it does not have yet and to fast requests. Try later."
         final = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
-    is_lost = isinstance(error, LOST_CONNECTION) and not isinstance(error, aiohttp.ClientSSLError)
+    is_lost = isinstance(cause, LOST_CONNECTION) and not isinstance(cause, aiohttp.ClientSSLError)
     return TemporaryError(final) if is_lost or status in TEMPORARY else final
 
 
@@ -259,9 +252,3 @@ def explain_missing_month(address: str) -> NotPublishedError:
     """Return the error for a source that does not have a month."""
     todo = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
     return NotPublishedError("The source does not have this month.", hide_secrets(address), todo)
-
-
-def explain_missing_ranges(address: str) -> NoRangeError:
-    """Return the error for a server that cannot send a part of a file."""
-    what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
-    return NoRangeError(what, hide_secrets(address), "`tipline download` fetches the month and checks it.")

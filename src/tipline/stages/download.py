@@ -25,12 +25,8 @@ MONTHS_AT_ONCE = 4
 def run(settings: Settings, paths: Paths, month: str) -> None:
     """Fetch a month into data/raw/, unless its server still states what is there.
 
-    Raises
-    ------
-    NotPublishedError
-        The source does not have the month.
-    TiplineError
-        The month cannot be fetched, is not a published month, or another process is fetching it.
+    Raises NotPublishedError if the source does not have the month, TiplineError if it cannot be fetched or is not a
+    published month, or if another process is fetching it.
     """
     parts, folder, manifest = paths.staging / "parts", paths.raw(month), paths.raw_manifest(month)
     with files.hold_lock(parts / f"{month}.lock", "fetching this month"):
@@ -50,12 +46,8 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
 def run_months(settings: Settings, paths: Paths, months: Sequence[str]) -> None:
     """Fetch months, a few at a time; each succeeds or fails by itself.
 
-    Raises
-    ------
-    NotPublishedError
-        The source does not have some of them, and nothing else is wrong.
-    MonthsFailedError
-        Some failed for another reason. The error of a single month is raised as it is.
+    Raises the error of a single month as it is; for several, NotPublishedError if the source does not have some of them
+    and nothing else is wrong, otherwise MonthsFailedError.
     """
     if len(months) == 1:
         run(settings, paths, months[0])
