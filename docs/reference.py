@@ -68,21 +68,39 @@ def format_settings() -> Iterator[str]:
     yield "All keys are required; an unknown key is an error that names the nearest one. *Value* is that of the"
     yield "repository's file. *Runs again* lists the stages that depend on the key; later stages follow if their inputs"
     yield "changed. Every stage validates the whole file first.\n"
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    yield from format_section("", Settings, values)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    yield from format_section("", Settings, yaml.safe_load(text), read_comments(text))
 
 
-def format_section(prefix: str, model: type[BaseModel], values: Mapping[str, Any]) -> Iterator[str]:
+def read_comments(text: str) -> dict[str, str]:
+    """Return the comments above and beside each key of a YAML file, by dotted key."""
+    comments, above, parents = dict[str, str](), list[str](), list[str]()
+    for line in text.splitlines():
+        if comment := re.fullmatch(r" *# (.+)", line):
+            above.append(comment[1])
+        elif key := re.fullmatch(r"((?:  )*)(\w+):.*?(?: # (.+))?", line):
+            parents = [*parents[: len(key[1]) // 2], key[2]]
+            comments[".".join(parents)] = " ".join([*above, key[3] or ""]).strip().rstrip(".")
+            above = []
+        else:
+            above = []
+    return comments
+
+
+def format_section(
+    prefix: str, model: type[BaseModel], values: Mapping[str, Any], comments: Mapping[str, str]
+) -> Iterator[str]:
     """Yield the table of a section's own keys, then its subsections."""
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
     below = {name: field.annotation for name, field in fields.items() if is_section(field.annotation)}
     if prefix:
         yield f"### {prefix.removesuffix('.')}\n"
         yield f"{(model.__doc__ or '').splitlines()[0]}\n"
-    rows = [format_key(prefix + name, field, values[name]) for name, field in fields.items() if name not in below]
+    own = {prefix + name: (field, values[name]) for name, field in fields.items() if name not in below}
+    rows = [format_key(key, field, value, comments[key]) for key, (field, value) in own.items()]
     yield from format_table(("key", "meaning", "allowed", "value", "runs again"), rows)
     for name, inner in below.items():
-        yield from format_section(f"{prefix}{name}.", typing.cast("type[BaseModel]", inner), values[name])
+        yield from format_section(f"{prefix}{name}.", typing.cast("type[BaseModel]", inner), values[name], comments)
 
 
 def is_section(annotation: Any) -> bool:  # noqa: ANN401 (any annotation)
@@ -90,13 +108,13 @@ def is_section(annotation: Any) -> bool:  # noqa: ANN401 (any annotation)
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def format_key(key: str, field: FieldInfo, value: object) -> list[str]:
+def format_key(key: str, field: FieldInfo, value: object, meaning: str) -> list[str]:
     """Return the row of a key."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()
     shown = "null" if value is None else f"`{text}`"
     return [
         f"`{key}`",
-        str(field.description),
+        meaning,
         format_allowed(field),
         shown,
         ", ".join(list_dependent_stages(key)) or "none",

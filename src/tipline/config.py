@@ -1,4 +1,4 @@
-"""Read params.yaml into frozen settings. docs/reference.md takes its text about each key from here."""
+"""Read params.yaml into frozen settings. The comments in that file say what each key means."""
 
 from __future__ import annotations
 
@@ -159,19 +159,16 @@ class Section(BaseModel):
 class Demo(Section):
     """Simulated months."""
 
-    rows: int = Field(ge=1, le=50_000_000, description="rows of a simulated month")
-    seed: int = Field(ge=0, description="another seed simulates different trips")
+    rows: int = Field(ge=1, le=50_000_000)
+    seed: int = Field(ge=0)
 
 
 class Sample(Section):
     """Which months have a role, and how many rows of each are sampled."""
 
-    rows: int = Field(ge=100, description="rows sampled from each of these months")
-    seed: int = Field(ge=0, description="another seed draws different rows")
-    months: Annotated[dict[Month, Role], AfterValidator(check_roles)] = Field(
-        description="the role of each month: `train` fits the model, `validation` chooses the sample size and "
-        "calibrates, `test` compares challenger and champion; every role has a month, in this order in time"
-    )
+    rows: int = Field(ge=100)
+    seed: int = Field(ge=0)
+    months: Annotated[dict[Month, Role], AfterValidator(check_roles)]
 
     def get_months(self, role: str) -> list[str]:
         """Return the months of a role in order of time."""
@@ -181,11 +178,11 @@ class Sample(Section):
 class LearningCurve(Section):
     """The study that chooses the number of training rows."""
 
-    min_gain: Finite = Field(gt=0, lt=1, description="skill points that a larger sample has to add to be worth it")
-    smallest: int = Field(ge=50, description="rows of the smallest sample studied")
-    sizes: int = Field(ge=1, le=30, description="how many sizes, evenly spaced on a log scale")
-    repeats: int = Field(ge=2, le=50, description="samples drawn per size; more take longer and tighten the bound")
-    max_rows: int | None = Field(ge=1, description="the most rows to train on; null: no limit")
+    min_gain: Finite = Field(gt=0, lt=1)
+    smallest: int = Field(ge=50)
+    sizes: int = Field(ge=1, le=30)
+    repeats: int = Field(ge=2, le=50)
+    max_rows: int | None = Field(ge=1)
 
     @model_validator(mode="after")
     def _max_rows_hold_a_sample(self) -> LearningCurve:
@@ -198,80 +195,49 @@ class LearningCurve(Section):
 class Model(Section):
     """Target and features."""
 
-    name: Annotated[str, AfterValidator(check_model_name)] = Field(description="the registered model's name in MLflow")
-    target: str = Field(description="number of the schema; the model predicts whether it is above zero")
-    columns: Names = Field(
-        min_length=1,
-        description="the features, by their names in the schema; a timestamp enters as its hour of the day",
-    )
-    categories: dict[str, Annotated[Names, Field(min_length=1)]] = Field(
-        description="for each category among the columns, the values that are kept separate; all others count as one"
-    )
+    name: Annotated[str, AfterValidator(check_model_name)]
+    target: str
+    columns: Names = Field(min_length=1)
+    categories: dict[str, Annotated[Names, Field(min_length=1)]]
 
 
 class Train(Section):
     """The estimator and how it is fitted."""
 
-    estimator: Annotated[str, AfterValidator(check_estimator)] = Field(
-        description="`logistic_regression`, `hist_gradient_boosting`, or `module:function`, in a file beside "
-        "params.yaml or installed, that returns a scikit-learn classifier"
-    )
-    params: dict[str, Any] = Field(description="keyword arguments of the estimator")
-    rows: Annotated[int | Literal["auto"], accept_number_or("auto")] = Field(
-        description="`auto` trains on as many rows as the learning curve chose; a number overrides it"
-    )
-    calibration: Literal["sigmoid", "isotonic"] | None = Field(
-        description="a correction of the probabilities, fitted on the `validation` months and part of the model; "
-        "null: none"
-    )
-    seed: int = Field(ge=0, description="`random_state` of estimators that have one")
+    estimator: Annotated[str, AfterValidator(check_estimator)]
+    params: dict[str, Any]
+    rows: Annotated[int | Literal["auto"], accept_number_or("auto")]
+    calibration: Literal["sigmoid", "isotonic"] | None
+    seed: int = Field(ge=0)
 
 
 class Evaluate(Section):
     """The gate. Tolerances are in skill points (shares of the baseline's log-loss)."""
 
-    baseline: Names = Field(
-        min_length=1, description="categories of the schema; the model has to beat the target's rate by their values"
-    )
-    segments: Names = Field(description="categories whose values are segments; the hour of day always is one")
-    tolerance: Finite = Field(
-        ge=0, lt=1, description="a challenger passes if it is, with 95% confidence, not worse by more than this"
-    )
-    segment_tolerance: Finite = Field(
-        ge=0, lt=1, description="and if no segment is significantly worse by more than this"
-    )
+    baseline: Names = Field(min_length=1)
+    segments: Names
+    tolerance: Finite = Field(ge=0, lt=1)
+    segment_tolerance: Finite = Field(ge=0, lt=1)
 
 
 class Score(Section):
     """Bulk scoring."""
 
-    model: Annotated[int | Literal["champion"], accept_number_or("champion")] = Field(
-        description="the version that scores: `champion` follows the alias in MLflow, a number pins a version"
-    )
+    model: Annotated[int | Literal["champion"], accept_number_or("champion")]
 
 
 class Cluster(Section):
     """The dask cluster. DASK_SCHEDULER_ADDRESS in the environment names a running one instead."""
 
-    n_workers: int | None = Field(ge=1, le=1024, description="processes of the local cluster; null: one per core")
+    n_workers: int | None = Field(ge=1, le=1024)
 
 
 class Settings(Section):
     """All of params.yaml."""
 
-    months: Annotated[tuple[Month, ...], PlainValidator(check_months), AfterValidator(check_distinct)] = Field(
-        description="the months that are fetched, prepared and scored"
-    )
-    source: str = Field(
-        description="`demo` simulates the months offline; anything else is an address with {month} in it: a path "
-        "(relative to params.yaml), https or s3, CSV or Parquet"
-    )
-    schema_: str = Field(
-        alias="schema",
-        min_length=1,
-        description="file with the columns, their names in the published files and their values; relative to "
-        "params.yaml",
-    )
+    months: Annotated[tuple[Month, ...], PlainValidator(check_months), AfterValidator(check_distinct)]
+    source: str
+    schema_: str = Field(alias="schema", min_length=1)
     demo: Demo
     sample: Sample
     learning_curve: LearningCurve
