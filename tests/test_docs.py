@@ -143,6 +143,12 @@ def test_every_block_says_its_language_and_is_well_formed(page: Path) -> None:
         assert not block.said.startswith("not run") or len(block.said) > len("not run: ..."), block
 
 
+def test_pages_that_code_names_are_there() -> None:
+    scripts = [path for name in ("docs", "benchmarks", "src") for path in (ROOT / name).rglob("*.py")]
+    named = {page for path in scripts for page in re.findall(r"docs/([a-z-]+\.md)", path.read_text(encoding="utf-8"))}
+    assert named <= {page.name for page in PAGES}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#/)([^)\s]+)\)", page.read_text(encoding="utf-8")):

@@ -1,6 +1,6 @@
 """How often the study's choice is right, on data whose curve is known: `python docs/simulations/curve.py`.
 
-Writes the table into docs/learning-curve.md, between its markers. Uses tipline's own study and decision.
+Writes the table into docs/statistics.md, between its markers. Uses tipline's own study and decision.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Draws = np.random.Generator
 
-PAGE = Path(__file__).parents[1] / "learning-curve.md"
+PAGE = Path(__file__).parents[1] / "statistics.md"
 MARKS = ("<!-- simulation -->", "<!-- /simulation -->")
 SIZES = (250, 500, 1000, 2000, 4000)
 POOL, DAYS, ROWS_A_DAY = 8000, 28, 150

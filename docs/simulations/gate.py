@@ -1,6 +1,6 @@
-"""How often the gate is wrong, on simulated days: the tables of docs/gate.md, written between their markers.
+"""How often the gate is wrong, on simulated days: the tables of docs/statistics.md, written between their markers.
 
-Usage: python docs/simulations/gate.py [--runs N] [--into docs/gate.md]
+Usage: python docs/simulations/gate.py [--runs N] [--into docs/statistics.md]
 
 Each run simulates what two models' losses come to and asks `tipline.evaluation.gate`. A day's gain is the true gain,
 the month's effect, the day's effect, which is serially correlated (AR(1)), and what its rows add, one by one. Months
@@ -219,7 +219,7 @@ def main() -> None:
     """Simulate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000, help="of each cell; a quarter of them for segments")
-    parser.add_argument("--into", type=Path, default=Path(__file__).parents[1] / "gate.md")
+    parser.add_argument("--into", type=Path, default=Path(__file__).parents[1] / "statistics.md")
     given = parser.parse_args()
     for name, made in TABLES.items():
         put(given.into, name, made(given.runs))

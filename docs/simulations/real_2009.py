@@ -2,7 +2,7 @@
 
     python docs/simulations/real_2009.py ../shared/tlc/tiny2009
 
-writes the table into docs/monitoring.md, between its markers, and the page into the folder that `--keep` names.
+writes the table into docs/statistics.md, between its markers, and the page into the folder that `--keep` names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         months = json.loads((paths.monitoring / "months.json").read_text(encoding="utf-8"))
         if arguments.keep:
             shutil.copytree(paths.monitoring, arguments.keep, dirs_exist_ok=True)
-    insert(ROOT / "docs" / "monitoring.md", table(months))
+    insert(ROOT / "docs" / "statistics.md", table(months))
 
 
 def project(folder: Path, months: Path) -> Paths:

@@ -1,6 +1,6 @@
 """The study on real trips of 2009 (1 in 1,000): `python docs/simulations/real_curve.py`.
 
-Fits on January, scores on February, both models. Writes the pictures and, in docs/learning-curve.md, the table.
+Fits on January, scores on February, both models. Writes the pictures and, in docs/statistics.md, the table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tipline.stages import download, learning_curve, prepare, sample
 
 ROOT = Path(__file__).parents[2]
 TRIPS = ROOT.parent / "shared" / "tlc" / "tiny2009" / "yellow_{month}.parquet"
-PAGE = ROOT / "docs" / "learning-curve.md"
+PAGE = ROOT / "docs" / "statistics.md"
 MARKS = ("<!-- real trips -->", "<!-- /real trips -->")
 MONTHS = {"2009-01": "train", "2009-02": "validation", "2009-03": "test"}
 ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -3,7 +3,7 @@
     python docs/simulations/real_gate.py ../shared/tlc/tiny2009
 
 prepares Arrow's 1-in-1000 sample of the trips of 2009 in a folder of its own, trains some models on its first months,
-asks the gate on each later month and on all of them, and writes the table into docs/gate.md, between its markers.
+asks the gate on each later month and on all of them, and writes the table into docs/statistics.md, between its markers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     """Train, judge, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("months", type=Path, help="folder of yellow_2009-MM.parquet")
-    parser.add_argument("--into", type=Path, default=ROOT / "docs" / "gate.md")
+    parser.add_argument("--into", type=Path, default=ROOT / "docs" / "statistics.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         paths = project(Path(folder), given.months.resolve())
