@@ -422,7 +422,7 @@ def test_a_killed_scheduler_ends_the_run_with_one_message_and_the_next_one_resum
             scheduler.kill()
             code, output = run.wait()
     assert code == 1
-    message = [line for line in output.splitlines() if " rows" not in line]  # without progress
+    message = [line for line in output.splitlines() if " rows" not in line]
     assert len(message) == 3, output
     assert "The dask scheduler is gone" in output
     assert f"where: {address}" in output

@@ -100,7 +100,7 @@ def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project:
     assert commands == ["git add params.yaml dvc.lock", f'git commit -m "Score {NEW}"', "git push", "dvc push"]
     for command in commands:
         assert project.run("sh", "-c", command).returncode == 0
-    assert list(month.list_next_commands(project.root, NEW)) == ["nothing to commit", "  git push", "  dvc push"]
+    assert list(month.list_next_commands(project.root, NEW)) == ["  git push", "  dvc push"]
 
 
 def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: stories.Story) -> None:
@@ -201,10 +201,6 @@ def test_a_simulated_month_that_does_not_exist_is_not_published(make_project: Ca
     with pytest.raises(NotPublishedError):
         list(month.run(workbench.load_settings(paths), paths, "2010-01"))
     assert paths.params.read_bytes() == before
-
-
-def test_without_git_there_is_nothing_to_commit(tmp_path: Path) -> None:
-    assert list(month.list_next_commands(tmp_path, NEW)) == ["nothing to commit: this is not a git repository"]
 
 
 @pytest.mark.parametrize(("argument", "words"), [((), "make month M=2009-06"), (("M=2010-01",), "Error 5")])

@@ -17,7 +17,7 @@ import pytest
 from distributed import Client
 
 from tests import workbench
-from tipline import cluster, files, formats, processes, progress
+from tipline import cluster, files, formats, processes
 from tipline.errors import TiplineError
 from tipline.model import artifact
 from tipline.monitoring.counts import Counts
@@ -386,15 +386,3 @@ def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
         interrupt()
     assert len(reached) == 2
     assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize(("seconds", "lines"), [(0, 2), (60, 0)])
-def test_progress_is_a_line_now_and_then_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: float, lines: int
-) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", seconds)
-    with caplog.at_level("INFO", "tipline"), progress.show_progress(4000, " rows") as add:
-        add(1000)
-        add(3000)
-    assert [line.partition(" rows, ")[0] for line in caplog.messages] == ["1.00k of 4.00k", "4.00k of 4.00k"][:lines]
-    assert all(" rows/s, " in line and line.endswith(" left") for line in caplog.messages)

@@ -22,18 +22,11 @@ def get_revision() -> str:
     return f"{commit}-dirty" if changed else commit or "unknown"
 
 
-def list_uncommitted(root: Path, names: Sequence[str]) -> list[str] | None:
-    """Return those of the files that differ from the last commit, or None without git."""
-    output = run_git("status", "--porcelain", "--untracked-files=all", "--", *names, root=root)
-    if output is None:
-        return None
+def list_uncommitted(root: Path, names: Sequence[str]) -> list[str]:
+    """Return those of the files that differ from the last commit; none without git."""
+    output = run_git("status", "--porcelain", "--untracked-files=all", "--", *names, root=root) or ""
     # git prints paths from the root of the repository, and the project may be a subfolder of it.
     return [name for name in names if any(line.endswith(name) for line in output.splitlines())]
-
-
-def has_remote(root: Path) -> bool:
-    """Whether the repository has a remote to push to."""
-    return bool(run_git("remote", root=root))
 
 
 def run_git(*arguments: str, root: Path | None = None) -> str | None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
-from tipline import cluster, files, progress
+from tipline import cluster, files
 from tipline.errors import TiplineError, UsageError, combine_failures, join_lines
 from tipline.ingest import columns
 from tipline.model import artifact, pyfunc
@@ -170,15 +171,17 @@ def compare_months(
     types = columns.list_feature_columns(features)
     compare = partial(compare_block, digests=digests, types=types, threshold=threshold, count=count)
     found = {block.month: Difference() for block in blocks}
-    a, b = models
+    (a, b), rows = models, sum(block.rows for block in blocks)
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
         worker.send_model(client, a.contents, a.digest),
         worker.send_model(client, b.contents, b.digest),
-        progress.show_progress(sum(block.rows for block in blocks), " rows") as add,
+        tqdm(
+            total=sum(block.rows for block in blocks), unit=" rows", unit_scale=True, leave=False, disable=None
+        ) as bar,
     ):
         for block, result in cluster.run_tasks(client, compare, blocks):
-            add(block.rows)
+            bar.update(block.rows)
             if isinstance(result, Exception):
                 failed.setdefault(block.month, plan.explain_failure(block, result))
             else:

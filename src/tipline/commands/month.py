@@ -76,14 +76,9 @@ def format_month(month: dict[str, Any]) -> list[str]:
 def list_next_commands(root: Path, month: str) -> Iterator[str]:
     """List the commands that commit and share what has changed."""
     changed = git.list_uncommitted(root, COMMITTED)
-    if changed is None:
-        yield "nothing to commit: this is not a git repository"
-        return
     if changed:
         yield from ("to commit:", f"  git add {' '.join(changed)}", f'  git commit -m "Score {month}"')
-    else:
-        yield "nothing to commit"
-    if git.has_remote(root):
+    if git.run_git("remote", root=root):
         yield "  git push"
     if any("remote =" in path.read_text(encoding="utf-8") for path in (root / ".dvc").glob("config*")):
         yield "  dvc push"

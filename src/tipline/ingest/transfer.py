@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import aiohttp
 import fsspec
 import tenacity
+from tqdm import tqdm
 
-from tipline import files, progress
+from tipline import files
 from tipline.errors import NotPublishedError, TiplineError, hide_secrets, list_causes
 from tipline.s3 import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
@@ -112,10 +113,12 @@ def download_rest(address: str, part: Path, label: str, *, as_stream: bool = Fal
             file.seek(start)
         size = "a file of unknown size" if state.size is None else f"{state.size / 1e6:,.1f} MB"
         log.info("%s: %s %s", label, f"resuming at {start / 1e6:,.1f} MB of" if start else "fetching", size)
-        with progress.show_progress(state.size, "B", label, start) as add:
+        # `disable=None`: a bar on a terminal alone.
+        options: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+        with tqdm(desc=label, total=state.size, initial=start, **options) as bar:
             while data := call_client(address, file.read, RANGE_BYTES):
                 target.write(data)
-                add(len(data))
+                bar.update(len(data))
                 if len(data) < RANGE_BYTES and not as_stream:
                     break  # the last range, or the file of another version
         arrived = target.tell()

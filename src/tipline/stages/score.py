@@ -9,9 +9,10 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tipline import cluster, files, git, progress
+from tipline import cluster, files, git
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.ingest import columns
 from tipline.model import artifact, external, golden_rows, pyfunc
@@ -63,8 +64,8 @@ def score_months(
 ) -> dict[str, str]:
     """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
     by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]
-    names, rows = ", ".join(by_name) or "nothing to do", format_count(sum(block.rows for block in blocks), "row")
-    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], names, rows)
+    names, rows = ", ".join(by_name) or "nothing to do", sum(block.rows for block in blocks)
+    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], names, format_count(rows, "row"))
     if kept := sum(part["rows"] for month in months for part in month.done.values()):
         log.info("%s of a run that did not end are kept", format_count(kept, "row"))
     made = {name: ref[name] for name in ("name", "version", "run")} | describe_environment()
@@ -87,7 +88,9 @@ def score_months(
         cluster.connect_client(settings.cluster.n_workers) as client,
         worker.send_model(client, contents, ref["digest"], storages),
         logging_redirect_tqdm(),
-        progress.show_progress(sum(block.rows for block in blocks), " rows") as add,
+        tqdm(
+            total=sum(block.rows for block in blocks), unit=" rows", unit_scale=True, leave=False, disable=None
+        ) as bar,
     ):
         started = time.perf_counter()
         for block, result in cluster.run_tasks(client, worker.score_block, blocks):
@@ -95,7 +98,7 @@ def score_months(
                 failed[block.month] = join_lines(plan.explain_failure(block, result))
                 continue
             by_name[block.month].done[block.name] = result
-            add(block.rows)
+            bar.update(block.rows)
             if not by_name[block.month].open:
                 publish_month(by_name[block.month])
     return failed
