@@ -176,9 +176,7 @@ def compare_months(
         cluster.connect_client(settings.cluster.n_workers) as client,
         worker.send_model(client, a.contents, a.digest),
         worker.send_model(client, b.contents, b.digest),
-        tqdm(
-            total=sum(block.rows for block in blocks), unit=" rows", unit_scale=True, leave=False, disable=None
-        ) as bar,
+        tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
         for block, result in cluster.run_tasks(client, compare, blocks):
             bar.update(block.rows)

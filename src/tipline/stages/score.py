@@ -88,9 +88,7 @@ def score_months(
         cluster.connect_client(settings.cluster.n_workers) as client,
         worker.send_model(client, contents, ref["digest"], storages),
         logging_redirect_tqdm(),
-        tqdm(
-            total=sum(block.rows for block in blocks), unit=" rows", unit_scale=True, leave=False, disable=None
-        ) as bar,
+        tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
         started = time.perf_counter()
         for block, result in cluster.run_tasks(client, worker.score_block, blocks):
