@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
     """Yield the lines: prediction, contributions, model, prepared row, published row, source.
 
-    Raises
-    ------
-    UsageError
-        The month has no prediction for the row; for a quarantined row, with the reason.
+    Raises UsageError if the month has no prediction for the row; for a quarantined row, with the reason.
     """
     if month not in settings.months or not 0 <= row < 2**62:
         what = "The month is not in `months`, or the row number is out of range."
@@ -53,10 +50,11 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     }
     yield from format_section("prediction", prediction)
     contents, training, revision = find_model(settings, paths, digest)
-    params, why = training.get("params", {}), {"unknown": "the model's files are neither in the project nor in MLflow"}
+    why = {"unknown": "the model's files are neither in the project nor in MLflow"}
     if contents is not None:
         why = explain_score(artifact.load_model(contents, digest), trip, stored)
     yield from format_section("why (log-odds)", why)
+    params = training.get("params")
     origin = {
         "version": f"{made['name']} version {made['version']}",
         "run": made["run"],
