@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -100,22 +101,21 @@ def find_prediction(paths: Paths, month: str, row: int, parts: list[dict[str, An
 
 def find_model(settings: Settings, paths: Paths, digest: str) -> tuple[dict[str, bytes] | None, dict[str, Any], str]:
     """Return files, training report and git revision of a model, from this project if it has it, else from MLflow."""
-    contents, training, revision = None, dict[str, Any](), "unknown"
-    for folder in (paths.challenger, paths.champion):
-        if artifact.try_read_digest(folder) == digest:
-            contents, training = artifact.read_artifact(folder), files.try_read_json(folder / artifact.TRAINING)
-    try:
-        with store.connect_store(paths) as client:
-            for version in model_versions.list_versions(client, settings.model.name, digest)[:1]:
-                if contents is None:
-                    with model_versions.open_files(version) as folder:
-                        contents = artifact.read_artifact(folder)
-                        training = files.try_read_json(folder / artifact.TRAINING)
-                if version.run_id:
-                    revision = client.get_run(version.run_id).data.tags.get("tipline.git", revision)
-    except TiplineError as error:  # the rest can be explained without MLflow
-        revision = f"unknown: {error.parts[0]}"
-    return contents, training or {}, revision
+    revision = "unknown"
+    folders = [folder for folder in (paths.challenger, paths.champion) if artifact.try_read_digest(folder) == digest]
+    with contextlib.ExitStack() as stack:
+        try:
+            with store.connect_store(paths) as client:
+                for version in model_versions.list_versions(client, settings.model.name, digest)[:1]:
+                    if not folders:
+                        folders.append(stack.enter_context(model_versions.open_files(version)))
+                    if version.run_id:
+                        revision = client.get_run(version.run_id).data.tags.get("tipline.git", revision)
+        except TiplineError as error:  # the rest can be explained without MLflow
+            revision = f"unknown: {error.parts[0]}"
+        for folder in folders[:1]:
+            return artifact.read_artifact(folder), files.try_read_json(folder / artifact.TRAINING) or {}, revision
+    return None, {}, revision
 
 
 def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:

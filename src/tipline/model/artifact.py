@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tipline.errors import TiplineError
-from tipline.files import hash_bytes, hash_json
 from tipline.model import external, loader, pyfunc
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def read_artifact(folder: Path) -> dict[str, bytes]:
 def hash_artifact(files: Mapping[str, bytes]) -> str:
     """Return the digest that identifies a model; model.json is not part of an external model's digest."""
     names = [name for name in files if name != pyfunc.SPEC] if external.is_external(files) else FILES
-    return hash_json({name: hash_bytes(files[name]) for name in names})
+    return loader.hash_files({name: files[name] for name in names})
 
 
 def read_digest(folder: Path) -> str:

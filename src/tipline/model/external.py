@@ -23,18 +23,16 @@ from tipline.model import loader, pyfunc
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import pandas as pd
-
     from tipline.ingest.schema import Schema
 
 FOLDER = "mlflow"
 BATCH_ROWS = 2**17
-# MLflow column type -> kind of feature. Whole numbers are doubles, because an integer cannot be missing in pandas.
+# MLflow's types of columns. Whole numbers are doubles, because an integer cannot be missing in pandas.
+TYPES = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
 KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": "number"}
 NUMBERS = ("double", "float")
 SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS, "integer": NUMBERS}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
-CLASSES = 2
 # Errors that the code of a model may raise when it does not fit the rows or this machine.
 FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -111,8 +109,9 @@ class ExternalModel:
         return np.concatenate([*parts, np.empty(0, np.float32)])
 
     def _predict(self, table: pa.Table) -> pyfunc.Probabilities:
+        schema = pa.schema([(feature["name"], TYPES[feature["type"]]) for feature in self.features])
         with report_failures("Its predict fails", self.spec["name"], "Promote another version."):
-            given = self._model.predict(build_frame(table, self.features))
+            given = self._model.predict(table.select(schema.names).cast(schema, safe=False).to_pandas())
         scores = extract_scores(given)
         if scores is None or len(scores) != len(table):
             returned = f"an array of {np.asarray(given).dtype} of shape {np.shape(given)}"
@@ -135,21 +134,13 @@ def report_failures(what: str, where: str, todo: str) -> Iterator[None]:
         raise TiplineError(f"{what}: {type(error).__name__}: {join_lines(error)}.", where, todo) from error
 
 
-def build_frame(table: pa.Table, features: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the columns that a model takes, in its order and with its types."""
-    types = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
-    schema = pa.schema([(feature["name"], types[feature["type"]]) for feature in features])
-    given: pd.DataFrame = table.select(schema.names).cast(schema, safe=False).to_pandas()
-    return given
-
-
 def extract_scores(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (whatever the model gives)
     """Return one float per row: a single column, or the second of two as predict_proba returns them.
 
     Return None for anything else. Whole numbers and booleans are classes, not probabilities.
     """
     values = np.asarray(given)
-    if values.ndim == CLASSES and values.shape[1] in {1, CLASSES}:
+    if values.shape[1:] in {(1,), (2,)}:
         values = values[:, -1]
     if values.ndim != 1 or values.dtype.kind != "f":
         return None

@@ -32,10 +32,7 @@ def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
 
 
 def score_golden_rows(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict[str, bytes]:
-    """Return the files of an external model, which has no golden rows, with some that are scored here and now.
-
-    Raises TiplineError if the model cannot be loaded here or does not give probabilities.
-    """
+    """Return the files of an external model, which has no golden rows, with some that are scored here and now."""
     return {**files, pyfunc.SPEC: json.dumps(add_golden_rows(ExternalModel(files), trips)).encode()}
 
 

@@ -137,7 +137,7 @@ def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whateve
 def import_function(name: str, root: Path) -> Callable[..., Any]:
     """Import the function that `module:function` names; modules in the project's folder are found."""
     module, _, function = name.partition(":")
-    found: Callable[..., Any] | None = None
+    found = None
     sys.path.insert(0, str(root))
     with UserCode(name):
         try:
@@ -147,10 +147,10 @@ def import_function(name: str, root: Path) -> Callable[..., Any]:
                 raise
         finally:
             sys.path.remove(str(root))
-    if found is None:
+    if not callable(found):
         todo = f"Use {', '.join(ESTIMATORS)} or module:function."
         raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", todo)
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def check_parameters(name: str, factory: Callable[..., Any], params: Mapping[str, Any]) -> None:
@@ -236,10 +236,8 @@ def make_canonical(dump: bytes) -> bytes:
         contents = {name: archive.read(name) for name in archive.namelist()}
     schema = contents.pop("schema.json").decode()
     numbers: dict[str, str] = {}
-    for identity in re.findall(r'"__id__": (\d+)|"file": "(\d+)\.npy"', schema):
-        numbers.setdefault(identity[0] or identity[1], str(len(numbers)))
-    schema = re.sub(r'("__id__": )(\d+)', lambda m: m[1] + numbers[m[2]], schema)
-    schema = re.sub(r'("file": ")(\d+)(\.npy")', lambda m: m[1] + numbers[m[2]] + m[3], schema)
+    addresses = r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.npy")'
+    schema = re.sub(addresses, lambda found: numbers.setdefault(found[0], str(len(numbers))), schema)
     arrays = sorted((int(numbers[name.removesuffix(".npy")]), data) for name, data in contents.items())
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w", zipfile.ZIP_STORED) as archive:
