@@ -58,13 +58,10 @@ def test_rows_that_a_threshold_separates_leave_the_loss_finite() -> None:
     assert np.isfinite(metrics.compute_log_loss(scores.astype(np.float32), np.array([True, True, False, False]))).all()
 
 
-def test_an_isotonic_step_of_one_class_is_not_certain() -> None:
+def test_no_probability_becomes_certain() -> None:
     fitted = calibration.fit_calibration("isotonic", np.repeat([0.1, 0.9], 1000), np.arange(2000) > 1500)
     scores = pyfunc.apply_calibration(np.array([0.0, 0.1, 0.9, 1.0]), fitted)
     assert scores.tolist() == [1 / 2002, 1 / 2002, 0.499, 0.499]
-
-
-def test_probabilities_of_0_and_1_pass_a_sigmoid() -> None:
     same = pyfunc.apply_calibration(np.array([0.0, 0.5, 1.0]), {"method": "sigmoid", "slope": 1.0, "intercept": 0.0})
     np.testing.assert_allclose(same, [0, 0.5, 1], atol=1e-15)
 

@@ -237,20 +237,16 @@ def test_code_added_to_a_registered_version_does_not_run(
     assert_refused(project, version, run_cli, trace, CHANGED)
 
 
-def test_run_and_version_carry_the_digest_of_all_files(project: Paths) -> None:
+def test_run_and_version_carry_the_digest_of_all_files_but_compiled_code(project: Paths) -> None:
+    """MLflow compiles a model's code where it lies; what is there could as well be something else."""
+    write("__pycache__/pyfunc.cpython-311.pyc", b"\0" * 16)(get_logged(project))
     with connect(project) as client:
         version = client.get_model_version(NAME, "1")
         run = client.get_run(version.run_id)
         with model_versions.open_download(version) as root:
+            assert not list(root.rglob("*.pyc"))
             digest = loader.hash_files(loader.read_files(root, ""))
     assert version.tags[loader.FILES] == run.data.tags[loader.FILES] == digest
-
-
-def test_compiled_code_in_the_store_is_left_out(project: Paths) -> None:
-    """MLflow compiles a model's code where it lies; what is there could as well be something else."""
-    write("__pycache__/pyfunc.cpython-311.pyc", b"\0" * 16)(get_logged(project))
-    with connect(project) as client, model_versions.open_download(client.get_model_version(NAME, "1")) as root:
-        assert not list(root.rglob("*.pyc"))
 
 
 # ---- built to mislead and registered like that ----
@@ -262,6 +258,47 @@ def pack(name: str, data: bytes, packed: int = zipfile.ZIP_STORED) -> bytes:
     with zipfile.ZipFile(archive, "w", packed) as file:
         file.writestr(name, data)
     return archive.getvalue()
+
+
+def change_spec(folder: Path, **changed: Any) -> None:
+    """Change model.json."""
+    spec = folder / pyfunc.SPEC
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | changed))
+
+
+def write_intruder(folder: Path, artifacts: Path) -> None:
+    """Make the intruder the estimator, and let the model's code trust it."""
+    (artifacts / pyfunc.ESTIMATOR).write_bytes(pipeline.make_canonical(skops.io.dumps(Intruder())))
+    code = folder / artifact.CODE
+    code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
+
+
+def intruder_that_is_not_needed(folder: Path) -> None:
+    write_intruder(folder, folder / "artifacts")
+
+
+def intruder(folder: Path) -> None:
+    write_intruder(folder, folder / "artifacts")
+    change_spec(folder / "artifacts", linear=None)
+
+
+def set_sklearn_version(dump: bytes, version: str) -> bytes:
+    """A skops file as another scikit-learn would have written it."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(dump)) as before, zipfile.ZipFile(changed, "w") as after:
+        for entry in before.infolist():
+            data = before.read(entry)
+            after.writestr(entry.filename, data.replace(installed("scikit-learn").encode(), version.encode()))
+    return changed.getvalue()
+
+
+def other_sklearn_that_is_not_needed(folder: Path) -> None:
+    (folder / ESTIMATOR).write_bytes(set_sklearn_version((folder / ESTIMATOR).read_bytes(), "1.2.0"))
+
+
+def other_sklearn(folder: Path) -> None:
+    other_sklearn_that_is_not_needed(folder)
+    change_spec(folder / "artifacts", linear=None)
 
 
 def yaml_that_would_run(folder: Path) -> None:
@@ -279,16 +316,11 @@ CODE_LOADER = {"python_model": "model.pkl", "model_code_path": None}
 BOMB = pack("schema.json", b" " * (loader.UNPACKED_BYTES + 1), zipfile.ZIP_DEFLATED)
 OUTSIDE = {"model.json": {"path": "../../../../mlflow.db", "uri": "x"}}
 GADGET = skops.io.dumps(functools.partial(pd.read_pickle, "model.pkl"))
-# Refused whether the version's tags say that it is tipline's or not. `RUNS`: MLflow alone would run it.
-RUNS = "MLflow alone runs it"
 ANY: dict[str, tuple[Change, str]] = {
     "another loader": (change_loader, "names the loader other_loader"),
-    f"a loader that is here; {RUNS}": (
-        change_settings(loader_module="tests.test_loader"),
-        "names the loader tests.test_loader",
-    ),
-    f"pickled model; {RUNS}": (write("model.pkl", PICKLED, **PICKLE_LOADER), "the loader mlflow.pyfunc.model"),
-    f"pickled model, loader of code; {RUNS}": (write("model.pkl", PICKLED, **CODE_LOADER), "model_code_path: None"),
+    "loader that is here": (change_settings(loader_module="tests.test_loader"), "names the loader tests.test_loader"),
+    "pickled model": (write("model.pkl", PICKLED, **PICKLE_LOADER), "names the loader mlflow.pyfunc.model"),
+    "pickled model as code": (write("model.pkl", PICKLED, **CODE_LOADER), "model_code_path: None"),
     "pickle, protocol 0": (write("data/weights.bin", pickle.dumps(Intruder(), 0)), "data/weights.bin may be a pickle"),
     "pickle by content": (write("weights.json", PICKLED), "weights.json may be a pickle"),
     "pickle by name": (write("scaler.joblib", "who knows"), "scaler.joblib may be a pickle"),
@@ -301,25 +333,33 @@ ANY: dict[str, tuple[Change, str]] = {
     "yaml that would run": (yaml_that_would_run, "does not say how it is loaded"),
     "another model": (another_model_in_it, "a second model"),
 }
+OWN: dict[str, tuple[Change, str]] = {
+    "extra file": (write("notes.txt", ""), "tipline's models have no file notes.txt"),
+    "untrusted estimator, not needed": (intruder_that_is_not_needed, f"does not load: {INTRUDER}"),
+    "untrusted estimator": (intruder, f"does not load: {INTRUDER}"),
+    "another scikit-learn": (other_sklearn, "was made with scikit-learn 1.2, this is"),
+}
 EXTERNAL: dict[str, tuple[Change, str]] = {
     "archive by content": (write("a.json", pack("a/data.pkl", PICKLED)), "a.json is not a readable skops file"),
-    "own type": (
+    "untrusted type": (
         write("a.skops", skops.io.dumps(Intruder())),
         f"a.skops has types that tipline does not load: {INTRUDER}",
     ),
-    "function that loads pickles": (write("a.skops", GADGET), "does not load: pandas.read_pickle"),
+    "untrusted function": (write("a.skops", GADGET), "does not load: pandas.read_pickle"),
     "zip bomb": (write("a.skops", BOMB), "a.skops unpacks to far more"),
 }
+TABLES = {"tipline's, by its tags": ANY | OWN, "somebody's": ANY | EXTERNAL}
+MLFLOW_RUNS_IT = {"loader that is here", "pickled model", "pickled model as code", "untrusted estimator"}
 
 
-@pytest.mark.parametrize("case", [*(f"{name}, by its tags tipline's" for name in ANY), *ANY, *EXTERNAL])
-def test_version_that_could_run_other_code_is_refused(project: Paths, run_cli: Cli, trace: Path, case: str) -> None:
-    name = case.removesuffix(", by its tags tipline's")
-    change, message = (ANY | EXTERNAL)[name]
-    folder = copy_logged(project)
+@pytest.mark.parametrize(("whose", "name"), [(whose, name) for whose, table in TABLES.items() for name in table])
+def test_version_that_could_run_other_code_is_refused(
+    project: Paths, run_cli: Cli, trace: Path, whose: str, name: str
+) -> None:
+    folder, (change, message) = copy_logged(project), TABLES[whose][name]
     change(folder)
-    version = add(project, folder, {} if name == case else compute_tags(folder))
-    if name.endswith(RUNS):
+    version = add(project, folder, {} if whose == "somebody's" else compute_tags(folder))
+    if name in MLFLOW_RUNS_IT:
         assert_mlflow_alone_runs_it(folder, trace)
     assert_refused(project, version, run_cli, trace, message)
 
@@ -355,57 +395,12 @@ def test_sklearn_model_that_runs_code_is_refused_whatever_mlmodel_trusts(
     assert_refused(project, add(project, folder, {}), run_cli, trace, message)
 
 
-# ---- estimators of tipline's models ----
-
-
-def write_intruder(code: Path, estimator: Path, spec: Path, **changed: Any) -> None:
-    """Make the intruder the estimator, and let the model's code trust it."""
-    estimator.write_bytes(pipeline.make_canonical(skops.io.dumps(Intruder())))
-    spec.write_text(json.dumps(json.loads(spec.read_text()) | changed))
-    code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
-
-
-def set_sklearn_version(dump: bytes, version: str) -> bytes:
-    """A skops file as another scikit-learn would have written it."""
-    changed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(dump)) as before, zipfile.ZipFile(changed, "w") as after:
-        for entry in before.infolist():
-            data = before.read(entry)
-            after.writestr(entry.filename, data.replace(installed("scikit-learn").encode(), version.encode()))
-    return changed.getvalue()
-
-
-@pytest.mark.parametrize("changed", [{}, {"linear": None}], ids=["linear", "not linear"])
-def test_estimator_with_an_untrusted_type_is_refused(
-    project: Paths, run_cli: Cli, trace: Path, changed: dict[str, Any]
-) -> None:
-    folder = copy_logged(project)
-    write_intruder(folder / artifact.CODE, folder / ESTIMATOR, folder / SPEC, **changed)
-    if changed:
-        assert_mlflow_alone_runs_it(folder, trace)
-    assert_refused(project, add(project, folder, compute_tags(folder)), run_cli, trace, f"does not load: {INTRUDER}")
-
-
-def write_other_sklearn(folder: Path) -> None:
-    (folder / ESTIMATOR).write_bytes(set_sklearn_version((folder / ESTIMATOR).read_bytes(), "1.2.0"))
-
-
-def test_needed_estimator_of_another_scikit_learn_and_extra_files_are_refused(
-    project: Paths, run_cli: Cli, trace: Path
-) -> None:
-    folder = copy_logged(project)
-    write_other_sklearn(folder)
-    (folder / SPEC).write_text(json.dumps(json.loads((folder / SPEC).read_text()) | {"linear": None}))
-    version = add(project, folder, compute_tags(folder))
-    assert_refused(project, version, run_cli, trace, "was made with scikit-learn 1.2, this is")
-    (folder / "notes.txt").touch()
-    version = add(project, folder, compute_tags(folder))
-    assert_refused(project, version, run_cli, trace, "tipline's models have no file notes.txt")
+# ---- other releases of scikit-learn ----
 
 
 def test_linear_model_of_another_scikit_learn_is_scored(project: Paths, tmp_path: Path) -> None:
     folder = copy_logged(project)
-    write_other_sklearn(folder)
+    other_sklearn_that_is_not_needed(folder)
     version = add(project, folder, compute_tags(folder))
     with connect(project):
         model_versions.download_files(version, tmp_path)
@@ -432,7 +427,8 @@ def test_poisoned_champion_is_not_loaded(
     """models/champion was changed with a matching ref.json, as a poisoned remote would bring it."""
     monkeypatch.setenv(cluster.ADDRESS, dask_address)
     folder, before = scored_project.champion, workbench.read_tree(scored_project.predictions)
-    write_intruder(folder / artifact.CODE, folder / pyfunc.ESTIMATOR, folder / pyfunc.SPEC, linear=None)
+    write_intruder(folder, folder)
+    change_spec(folder, linear=None)
     ref = workbench.read_json(scored_project.champion_ref) | {"digest": artifact.read_digest(folder)}
     scored_project.champion_ref.write_text(json.dumps(ref))
     code, output = run_cli(scored_project.root, stage)

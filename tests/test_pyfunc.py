@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import os
 import subprocess
 import sys
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from tipline.model import artifact, pipeline, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tipline.paths import Paths
 
@@ -210,14 +209,6 @@ def test_matrix_has_codes_clipped_numbers_and_nan_for_unlisted_values() -> None:
     )
     matrix = pyfunc.build_matrix(trips, [VENDOR, TIME, FARE, DISTANCE])
     np.testing.assert_array_equal(matrix, [[2, 17, 0, -5], [np.nan, np.nan, 500, 208], [np.nan] * 4])
-
-
-def test_file_imports_nothing_of_tipline() -> None:
-    tree = ast.parse(Path(pyfunc.__file__).read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "." * node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert "numpy" in imported
-    assert not {name for name in imported if name.startswith((".", "tipline"))}
 
 
 # Loads a registered version where tipline cannot be imported, and scores a frame with it.

@@ -35,31 +35,16 @@ def train(paths: Paths, **settings: object) -> None:
     workbench.run(paths, "train")
 
 
-def test_auto_takes_the_learning_curves_size_and_a_number_overrules_it(trained_project: Paths) -> None:
+def test_auto_takes_the_learning_curves_size_and_a_number_needs_none(trained_project: Paths) -> None:
     files.write_json(trained_project.sample_size, {"rows": 777})
     train(trained_project)
     assert read_training(trained_project)["params"]["rows"] == 777
+    trained_project.sample_size.unlink()
     train(trained_project, rows=2999)
     assert read_training(trained_project)["params"]["rows"] == 2999
-
-
-def test_only_auto_needs_a_learning_curve(trained_project: Paths) -> None:
-    trained_project.sample_size.unlink()
-    train(trained_project, rows=500)
-    assert read_training(trained_project)["params"]["rows"] == 500
     with pytest.raises(TiplineError) as caught:
         train(trained_project, rows="auto")
     assert caught.value.parts[2] == "Run: dvc repro learning_curve"
-
-
-def test_more_rows_than_the_sample_has_is_a_usage_error(trained_project: Paths, run_cli: Run) -> None:
-    before = workbench.read_tree(trained_project.challenger)
-    files.write_json(trained_project.sample_size, {"rows": 3001})
-    code, printed = run_cli(trained_project.root, "train")
-    assert code == UsageError.exit_code == 2
-    assert "3,001 training rows are requested, but the sample has 3,000" in printed
-    assert "train.rows" in printed
-    assert workbench.read_tree(trained_project.challenger) == before
 
 
 @pytest.mark.parametrize(
@@ -69,6 +54,7 @@ def test_more_rows_than_the_sample_has_is_a_usage_error(trained_project: Paths, 
         ({"params": {"C": -1}}, 1),
         ({"params": {"D": 1}}, 2),
         ({"estimator": "random_forest"}, 2),
+        ({"rows": 3001}, 2),
     ],
 )
 def test_a_failed_training_leaves_the_earlier_challenger(
@@ -93,15 +79,6 @@ def test_the_same_inputs_make_the_same_files_in_another_process(trained_project:
     assert workbench.read_tree(trained_project.challenger) == here
 
 
-def test_boosting_makes_the_same_files_again(trained_project: Paths) -> None:
-    before = workbench.read_tree(trained_project.challenger)
-    train(trained_project, estimator="hist_gradient_boosting", params={})
-    first = workbench.read_tree(trained_project.challenger)
-    assert first["estimator.skops"] != before["estimator.skops"]
-    train(trained_project)
-    assert workbench.read_tree(trained_project.challenger) == first
-
-
 def test_only_the_first_rows_of_the_sample_are_used(trained_project: Paths) -> None:
     train(trained_project, rows=1000)
     before = artifact.read_artifact(trained_project.challenger)
@@ -118,7 +95,7 @@ def test_rows_without_a_target_are_not_trained_on(trained_project: Paths) -> Non
         return [None if place % 3 == 0 else tip for place, tip in enumerate(tips)]
 
     samples.change_targets(trained_project.sample("train", "2009-01"), hide_every_third)
-    with pytest.raises(UsageError, match="the sample has 2,000 with a known target"):
+    with pytest.raises(UsageError, match="2,001 training rows are requested, but the sample has 2,000 with a known"):
         train(trained_project, rows=2001)
     train(trained_project, rows=2000)
     assert read_training(trained_project)["params"]["rows"] == 2000
