@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
+import re
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests import workbench
 from tipline.config import Train
 from tipline.model import artifact, pipeline, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from tipline.paths import Paths
-
-pytestmark = workbench.MLFLOW_WARNINGS
 VENDOR = {"name": "vendor", "kind": "category", "categories": ["CMT", "DDS", "VTS"]}
 PAYMENT = {"name": "payment_type", "kind": "category", "categories": ["cash", "credit"]}
 TIME = {"name": "pickup_datetime", "kind": "hour"}
@@ -103,14 +96,6 @@ def test_folded_model_equals_the_pipeline(tmp_path: Path, name: str) -> None:
     assert len(np.unique(expected)) > 2
     np.testing.assert_allclose(loaded.uncalibrated(trips), expected, rtol=1e-12)
     np.testing.assert_allclose(loaded.probabilities(trips), expected, rtol=0, atol=2**-25)
-
-
-def test_only_the_built_in_logistic_regression_is_folded(tmp_path: Path) -> None:
-    boosted = fitted(tmp_path, ALL, "hist_gradient_boosting")
-    assert boosted.linear is None
-    trips = rows(500, 3)
-    expected = boosted.estimator.predict_proba(pyfunc.build_matrix(trips, ALL))[:, 1]
-    np.testing.assert_array_equal(boosted.probabilities(trips), expected.astype(np.float32))
 
 
 def test_row_has_the_same_score_in_any_batch(loaded: pyfunc.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,42 +196,8 @@ def test_matrix_has_codes_clipped_numbers_and_nan_for_unlisted_values() -> None:
     np.testing.assert_array_equal(matrix, [[2, 17, 0, -5], [np.nan, np.nan, 500, 208], [np.nan] * 4])
 
 
-# Loads a registered version where tipline cannot be imported, and scores a frame with it.
-ELSEWHERE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "tipline":
-            raise ImportError("tipline is not installed here")
-
-sys.meta_path.insert(0, Absent())
-import mlflow
-import pandas
-
-uri, trips, result = sys.argv[1:]
-model = mlflow.pyfunc.load_model(uri)
-scores = model.predict(pandas.read_parquet(trips))
-assert list(scores.columns) == ["tip_probability"], scores
-assert not [name for name in sys.modules if name.split(".")[0] == "tipline"]
-open(result, "wb").write(scores["tip_probability"].to_numpy().tobytes())
-"""
-
-
-def test_registered_version_scores_elsewhere_like_bulk_scoring(tmp_path: Path, scored_template: Paths) -> None:
-    paths = scored_template
-    columns = [feature["name"] for feature in workbench.read_json(paths.champion / "model.json")["features"]]
-    frame = workbench.read_prepared(paths, "2009-03").select(columns).to_pandas()
-    frame = frame.astype({"vendor": "str", "payment_type": "str", "passenger_count": "float64"})
-    frame.to_parquet(tmp_path / "trips.parquet")
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{paths.root / 'mlflow.db'}",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    uri, scores = "models:/tip-probability@champion", tmp_path / "scores"
-    arguments = [sys.executable, "-c", ELSEWHERE, uri, str(tmp_path / "trips.parquet"), str(scores)]
-    done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    written = pq.read_table(paths.predictions / "month=2009-03")["tip_probability"].to_numpy()
-    assert scores.read_bytes() == written.tobytes()
+def test_file_imports_nothing_of_tipline() -> None:
+    """tests/test_serving.py loads it where tipline is not installed."""
+    imports = re.findall(r"^ *(?:import|from) ([\w.]+)", Path(pyfunc.__file__).read_text(), re.MULTILINE)
+    assert {"numpy", "mlflow.models"} <= set(imports)
+    assert not [name for name in imports if name.startswith((".", "tipline"))]

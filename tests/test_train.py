@@ -48,24 +48,26 @@ def test_auto_takes_the_learning_curves_size_and_a_number_needs_none(trained_pro
 
 
 @pytest.mark.parametrize(
-    ("settings", "code"),
+    ("settings", "code", "message"),
     [
-        ({"params": {"max_iter": 1}}, 1),
-        ({"params": {"C": -1}}, 1),
-        ({"params": {"D": 1}}, 2),
-        ({"estimator": "random_forest"}, 2),
-        ({"rows": 3001}, 2),
+        ({"params": {"max_iter": 1}}, 1, "did not converge"),
+        ({"params": {"C": -1}}, 1, "'C' parameter"),
+        ({"params": {"D": 1}}, 2, "unexpected keyword argument 'D'"),
+        ({"estimator": "random_forest"}, 2, "train.estimator"),
+        ({"rows": 3001}, 2, "3,001 rows are requested"),
+        ({"calibration": "sigmoid"}, 2, "All 3,000 rows to calibrate on have the label False."),
     ],
 )
 def test_a_failed_training_leaves_the_earlier_challenger(
-    trained_project: Paths, run_cli: Run, settings: dict[str, object], code: int
+    trained_project: Paths, run_cli: Run, settings: dict[str, object], code: int, message: str
 ) -> None:
+    samples.change_targets(trained_project.sample("validation", "2009-02"), lambda tips: [0.0] * len(tips))
     before = workbench.read_tree(trained_project.challenger)
     workbench.change_settings(trained_project, train=settings)
     found, printed = run_cli(trained_project.root, "train")
     assert found == code, printed
+    assert message in printed
     assert "params.yaml" in printed
-    assert "train" in printed
     assert "defect" not in printed
     assert workbench.read_tree(trained_project.challenger) == before
     assert not list((trained_project.staging / "models").glob("challenger*"))
