@@ -59,10 +59,9 @@ def frame(paths: Paths, month: str) -> pd.DataFrame:
 
 def fitted(paths: Paths) -> Any:
     """Fit a scikit-learn pipeline without tipline."""
-    one_hot = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), ["payment_type"]), remainder="passthrough"
-    )
-    model = make_pipeline(one_hot, LogisticRegression(max_iter=1000))
+    one_hot = OneHotEncoder(handle_unknown="ignore")
+    columns = make_column_transformer((one_hot, ["payment_type"]), remainder="passthrough")
+    model = make_pipeline(columns, LogisticRegression(max_iter=1000))
     return model.fit(frame(paths, "2009-01"), workbench.read_prepared(paths, "2009-01")["tip_amount"].to_numpy() > 0)
 
 
@@ -108,8 +107,7 @@ def test_external_version_scores_all_months_and_survives_a_lost_registry(
     code, output = run_cli(project.root, "register")
     assert code == 0, output
     with store.connect_store(project) as client:
-        again = model_versions.get_champion(client, NAME)
-        assert again is not None
+        again = client.get_model_version_by_alias(NAME, model_versions.CHAMPION)
         assert model_versions.get_digest(again) == ref["digest"]
         shutil.rmtree(project.champion)
     assert run_cli(project.root, "register")[0] == 0
@@ -129,9 +127,7 @@ def test_signature_that_prepared_rows_cannot_fill_is_refused(project: Paths, run
     assert f"{NAME} version {number}" in output
     assert "Traceback" not in output
     with store.connect_store(project) as client:
-        champion = model_versions.get_champion(client, NAME)
-        assert champion is not None
-        assert int(champion.version) == 1
+        assert int(client.get_model_version_by_alias(NAME, model_versions.CHAMPION).version) == 1
 
 
 def test_version_without_signature_is_refused_even_as_champion(project: Paths, run_cli: Cli) -> None:

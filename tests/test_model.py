@@ -147,13 +147,13 @@ def test_saved_model_predicts_like_the_fitted_one(
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     loaded = artifact.load_model(contents, artifact.hash_artifact(contents))
-    np.testing.assert_array_equal(loaded.estimator.predict_proba(inputs), expected)
+    np.testing.assert_array_equal(pyfunc.Model(contents).estimator.predict_proba(inputs), expected)
     np.testing.assert_allclose(loaded.probabilities(trips), expected[:, 1], atol=1e-7)
 
 
 def test_spec_describes_the_features(save: Callable[..., dict[str, bytes]]) -> None:
     columns = load_schema().columns
-    described = {
+    described: dict[str, dict[str, Any]] = {
         "vendor": {"kind": "category", "categories": ["CMT", "DDS", "VTS"]},
         "pickup_datetime": {"kind": "hour"},
         "passenger_count": {"kind": "number", "range": list(columns["passenger_count"].range or ())},
@@ -176,10 +176,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     "own:untrusted": ({}, (r"types that tipline does not load: own_\w+\.Own", "train.estimator", "another estimator")),
     "own:leave": ({}, (r"own_\w+:leave failed: SystemExit: 0", "train.estimator", "Correct the function")),
     "own:broken": ({}, (r"own_\w+:broken failed: KeyError: 'no such key'", "train.estimator", "Correct the function")),
-    "hist_gradient_boosting": (
-        {"learning_rat": 1},
-        ("cannot.*'learning_rat'", "params", "Did you mean learning_rate?"),
-    ),
+    "hist_gradient_boosting": ({"max_lea": 1}, ("cannot.*'max_lea'", "train.params", "Did you mean max_leaf_nodes?")),
     "logistic_regression": ({"max_itre": 1}, ("cannot.*'max_itre'", "train.params", "Did you mean max_iter?")),
     "logistic_regression ": ({"zzz": 1}, ("cannot be called.*'zzz'", "train.params", "It has: C,")),
 }

@@ -116,7 +116,8 @@ def test_row_has_the_same_score_in_any_batch(loaded: pyfunc.Model, monkeypatch: 
 def test_no_rows_give_no_probabilities(loaded: pyfunc.Model) -> None:
     for empty in (rows(0, 1), pa.Table.from_batches([], schema=rows(0, 1).schema)):
         scores = loaded.probabilities(empty)
-        assert (scores.shape, scores.dtype) == ((0,), np.float32)
+        assert scores.shape == (0,)
+        assert scores.dtype == np.float32
 
 
 def frames(trips: pa.RecordBatch) -> dict[str, pd.DataFrame]:
