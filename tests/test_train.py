@@ -73,7 +73,9 @@ def test_a_failed_training_leaves_the_earlier_challenger(
     assert not list((trained_project.staging / "models").glob("challenger*"))
 
 
-def test_the_same_inputs_make_the_same_files_in_another_process(trained_project: Paths) -> None:
+@pytest.mark.parametrize("estimator", ["logistic_regression", "hist_gradient_boosting"])
+def test_the_same_inputs_make_the_same_files_in_another_process(trained_project: Paths, estimator: str) -> None:
+    train(trained_project, estimator=estimator, params={})
     here = workbench.read_tree(trained_project.challenger)
     assert set(here) == {*artifact.FILES, artifact.TRAINING}
     command = Path(sys.executable).with_name("tipline")
