@@ -329,6 +329,7 @@ ANY: dict[str, tuple[Change, str]] = {
 }
 OWN: dict[str, tuple[Change, str]] = {
     "extra file": (write("notes.txt", ""), "tipline's models have no file notes.txt"),
+    "archive by content": (write("requirements.txt", pack("a", b"")), "requirements.txt is not a readable skops file"),
     "untrusted estimator, not needed": (intruder, f"does not load: {INTRUDER}"),
     "untrusted estimator": (functools.partial(intruder, linear=None), f"does not load: {INTRUDER}"),
     "another scikit-learn": (functools.partial(other_sklearn, linear=None), "was made with scikit-learn 1.2, this is"),

@@ -106,32 +106,25 @@ def check_registered(logged: Mapping[str, bytes], expected: str | None, where: s
 
 
 def check_own_model(logged: Mapping[str, bytes], where: str) -> None:
-    """Refuse a model of tipline's, as MLflow logged it, with other files or an estimator that must not be loaded."""
-    check_logged_files(logged, where)
+    """Refuse a model of tipline's, as MLflow logged it, that could run other code or has other files."""
+    check_external_model(logged, where, logged.get(OWN_ARTIFACTS[pyfunc.SPEC], b"{}"))
     extra, missing = sorted(set(logged) - OWN_FILES), sorted({CODE, *OWN_ARTIFACTS.values()} - set(logged))
     if extra or missing:
         reason = f"it has no {missing[0]}" if missing else f"tipline's models have no file {shorten_text(extra[0])}"
         raise refuse_model(reason, where)
-    estimator, spec = (logged[OWN_ARTIFACTS[name]] for name in (pyfunc.ESTIMATOR, pyfunc.SPEC))
-    check_skops(pyfunc.ESTIMATOR, estimator, where, spec)
 
 
-def check_external_model(logged: Mapping[str, bytes], where: str) -> None:
+def check_external_model(logged: Mapping[str, bytes], where: str, spec: bytes = b"{}") -> None:
     """Refuse a model whose loading could run anything but MLflow's own loaders, readable code and trusted types."""
-    check_logged_files(logged, where)
-    for name, data in logged.items():
-        if name.endswith(".skops") or zipfile.is_zipfile(io.BytesIO(data)):
-            check_skops(name, data, where)
-
-
-def check_logged_files(logged: Mapping[str, bytes], where: str) -> None:
-    """Refuse what MLflow must not load."""
     try:
         reason = find_objection(logged)
     except DAMAGE as error:
         reason = f"it has no MLmodel, or one that does not say how it is loaded as {FLAVOR} ({type(error).__name__})"
     if reason:
         raise refuse_model(reason, where)
+    for name, data in logged.items():
+        if name.endswith(".skops") or zipfile.is_zipfile(io.BytesIO(data)):
+            check_skops(name, data, where, spec)
 
 
 def find_objection(logged: Mapping[str, bytes]) -> str | None:
