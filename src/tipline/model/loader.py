@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tipline.errors import TiplineError, shorten_text
+from tipline.errors import TiplineError, UsageError, shorten_text
 from tipline.files import hash_bytes, hash_json
 from tipline.model import pyfunc
 
@@ -116,10 +116,13 @@ def check_own_model(logged: Mapping[str, bytes], where: str) -> None:
 
 def check_external_model(logged: Mapping[str, bytes], where: str, spec: bytes = b"{}") -> None:
     """Refuse a model whose loading could run anything but MLflow's own loaders, readable code and trusted types."""
+    if MODEL not in logged:
+        what = "The files of this version are not an MLflow model."
+        raise UsageError(what, where, "Use a version that MLflow logged.")
     try:
         reason = find_objection(logged)
     except DAMAGE as error:
-        reason = f"it has no MLmodel, or one that does not say how it is loaded as {FLAVOR} ({type(error).__name__})"
+        reason = f"MLmodel does not say how it is loaded as {FLAVOR} ({type(error).__name__})"
     if reason:
         raise refuse_model(reason, where)
     for name, data in logged.items():
