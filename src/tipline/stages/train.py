@@ -66,9 +66,12 @@ def train_model(
     model_pipeline.fit_pipeline(pipeline, pyfunc.build_matrix(rows, features), labels)
     baseline = fit_baseline(rows, spec["target"], settings.evaluate.baseline)
     model_pipeline.save_model(folder, pipeline, spec | {"baseline": baseline})
-    if settings.train.calibration:
-        calibrate_model(settings, paths, folder)
     model = pyfunc.Model(artifact.read_artifact(folder))
+    if method := settings.train.calibration:  # on months that the model was not fitted on
+        others = sampling.read_role(settings, paths, "validation", list_needed_columns(spec))
+        outcomes, _ = metrics.read_labels(others, spec["target"])
+        model.calibration = calibration.fit_calibration(method, model.uncalibrated(others), outcomes)
+        model.spec["calibration"] = model.calibration
     scores = model.probabilities(rows)
     model.spec["reference"] = drift.build_reference(rows, model.spec, scores)
     model_pipeline.save_spec(folder, golden_rows.add_golden_rows(model, rows))
@@ -88,12 +91,3 @@ def train_model(
         "libraries": {package: version(package) for package in LIBRARIES},
         "example": json.loads(json.dumps(examples, default=str)),  # timestamps as text
     }
-
-
-def calibrate_model(settings: Settings, paths: Paths, folder: Path) -> None:
-    """Calibrate the saved model on the `validation` months, which it was not fitted on."""
-    model = pyfunc.Model(artifact.read_artifact(folder))
-    rows = sampling.read_role(settings, paths, "validation", list_needed_columns(model.spec))
-    labels, _ = metrics.read_labels(rows, settings.model.target)
-    fitted = calibration.fit_calibration(settings.train.calibration or "", model.uncalibrated(rows), labels)
-    model_pipeline.save_spec(folder, model.spec | {"calibration": fitted})
