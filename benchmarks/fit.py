@@ -64,7 +64,7 @@ def rows(path: Path, count: int) -> pa.RecordBatch:
 
 def tipline(trips: pa.RecordBatch, **parameters: str) -> Fitted:
     started = time.perf_counter()
-    features = pipeline.create_features(SETTINGS.model, load_schema())
+    features = pipeline.create_spec(SETTINGS, load_schema())["features"]
     train = SETTINGS.train.model_copy(update={"params": {**SETTINGS.train.params, **parameters}})
     labels, _ = metrics.read_labels(trips, TARGET)
     fitted = pipeline.fit_pipeline(

@@ -104,15 +104,6 @@ def test_a_model_comes_from_the_project_or_from_mlflow(
     assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
 
 
-def test_the_reason_of_a_quarantined_row_is_printed(scored_project: Paths, run_cli: Run) -> None:
-    path = scored_project.prepared("2009-01") / QUARANTINE_FILE
-    row = {"row": 5000, "reason": "number of fields is not the header's"}
-    pq.write_table(pa.Table.from_pylist([row], schema=pq.read_schema(path)), path)
-    code, printed = run_cli(scored_project.root, "explain", "2009-01", "5000")
-    assert code == 2
-    assert "quarantined by `prepare`: number of fields is not the header's" in printed
-
-
 @pytest.mark.parametrize(
     ("month", "row", "message"),
     [
@@ -130,12 +121,18 @@ def test_a_row_without_a_prediction_is_refused(
     assert message in printed
 
 
-@pytest.mark.parametrize(("name", "todo"), [("part-00000.parquet", "tipline verify 2009-01"), ("", "dvc repro score")])
-def test_missing_predictions_are_explained(scored_project: Paths, run_cli: Run, name: str, todo: str) -> None:
-    (scored_project.predictions / "month=2009-01" / (name or files.MANIFEST)).unlink()
-    code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
-    assert code == 1
-    assert todo in printed
+def test_a_quarantined_row_and_missing_predictions_are_explained(scored_project: Paths, run_cli: Run) -> None:
+    path = scored_project.prepared("2009-01") / QUARANTINE_FILE
+    row = {"row": 5000, "reason": "number of fields is not the header's"}
+    pq.write_table(pa.Table.from_pylist([row], schema=pq.read_schema(path)), path)
+    code, printed = run_cli(scored_project.root, "explain", "2009-01", "5000")
+    assert code == 2
+    assert f"quarantined by `prepare`: {row['reason']}" in printed
+    for name, todo in (("part-00000.parquet", "tipline verify 2009-01"), (files.MANIFEST, "dvc repro score")):
+        (scored_project.predictions / "month=2009-01" / name).unlink()
+        code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
+        assert code == 1
+        assert todo in printed
 
 
 def test_a_published_row_of_csv_is_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def python(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment() -> dict[str, str]:
     """Without this project's paths."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL", "MLFLOW_"))}
-    return kept | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    return kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
 
 def frame(paths: Paths, names: list[str]) -> pd.DataFrame:

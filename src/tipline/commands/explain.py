@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
 def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
     """Yield the lines: prediction, contributions, model, prepared row, published row, source.
 
-    Raises
-    ------
-    UsageError
-        The month has no prediction for the row; for a quarantined row, with the reason.
+    Raises UsageError if the month has no prediction for the row; for a quarantined row, with the reason.
     """
     if month not in settings.months or not 0 <= row < 2**62:
         what = "The month is not in `months`, or the row number is out of range."
@@ -53,10 +51,11 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     }
     yield from format_section("prediction", prediction)
     contents, training, revision = find_model(settings, paths, digest)
-    params, why = training.get("params", {}), {"unknown": "the model's files are neither in the project nor in MLflow"}
+    why = {"unknown": "the model's files are neither in the project nor in MLflow"}
     if contents is not None:
         why = explain_score(artifact.load_model(contents, digest), trip, stored)
     yield from format_section("why (log-odds)", why)
+    params = training.get("params")
     origin = {
         "version": f"{made['name']} version {made['version']}",
         "run": made["run"],
@@ -102,22 +101,21 @@ def find_prediction(paths: Paths, month: str, row: int, parts: list[dict[str, An
 
 def find_model(settings: Settings, paths: Paths, digest: str) -> tuple[dict[str, bytes] | None, dict[str, Any], str]:
     """Return files, training report and git revision of a model, from this project if it has it, else from MLflow."""
-    contents, training, revision = None, dict[str, Any](), "unknown"
-    for folder in (paths.challenger, paths.champion):
-        if artifact.try_read_digest(folder) == digest:
-            contents, training = artifact.read_artifact(folder), files.try_read_json(folder / artifact.TRAINING)
-    try:
-        with store.connect_store(paths) as client:
-            for version in model_versions.list_versions(client, settings.model.name, digest)[:1]:
-                if contents is None:
-                    with model_versions.open_files(version) as folder:
-                        contents = artifact.read_artifact(folder)
-                        training = files.try_read_json(folder / artifact.TRAINING)
-                if version.run_id:
-                    revision = client.get_run(version.run_id).data.tags.get("tipline.git", revision)
-    except TiplineError as error:  # the rest can be explained without MLflow
-        revision = f"unknown: {error.parts[0]}"
-    return contents, training or {}, revision
+    revision = "unknown"
+    folders = [folder for folder in (paths.challenger, paths.champion) if artifact.try_read_digest(folder) == digest]
+    with contextlib.ExitStack() as stack:
+        try:
+            with store.connect_store(paths) as client:
+                for version in model_versions.list_versions(client, settings.model.name, digest)[:1]:
+                    if not folders:
+                        folders.append(stack.enter_context(model_versions.open_files(version)))
+                    if version.run_id:
+                        revision = client.get_run(version.run_id).data.tags.get("tipline.git", revision)
+        except TiplineError as error:  # the rest can be explained without MLflow
+            revision = f"unknown: {error.parts[0]}"
+        for folder in folders[:1]:
+            return artifact.read_artifact(folder), files.try_read_json(folder / artifact.TRAINING) or {}, revision
+    return None, {}, revision
 
 
 def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tipline.errors import TiplineError
-from tipline.files import hash_bytes, hash_json
 from tipline.model import external, loader, pyfunc
 
 if TYPE_CHECKING:
@@ -34,10 +33,7 @@ TRAINING = loader.TRAINING
 def read_artifact(folder: Path) -> dict[str, bytes]:
     """Return the model's files by name; for an external model, everything that MLflow logged.
 
-    Raises
-    ------
-    TiplineError
-        A file is missing.
+    Raises TiplineError if one is missing.
     """
     logged = sorted(path for path in (folder / external.FOLDER).rglob("*") if path.is_file())
     names = [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC] if logged else FILES
@@ -50,17 +46,11 @@ def read_artifact(folder: Path) -> dict[str, bytes]:
 def hash_artifact(files: Mapping[str, bytes]) -> str:
     """Return the digest that identifies a model; model.json is not part of an external model's digest."""
     names = [name for name in files if name != pyfunc.SPEC] if external.is_external(files) else FILES
-    return hash_json({name: hash_bytes(files[name]) for name in names})
+    return loader.hash_files({name: files[name] for name in names})
 
 
 def read_digest(folder: Path) -> str:
-    """Return the digest of the model in a folder.
-
-    Raises
-    ------
-    TiplineError
-        A file of the model is missing.
-    """
+    """Return the digest of the model in a folder. Raises TiplineError if a file is missing."""
     return hash_artifact(read_artifact(folder))
 
 
@@ -73,50 +63,28 @@ def try_read_digest(folder: Path) -> str | None:
 
 
 def check_digest(files: Mapping[str, bytes], expected: str) -> None:
-    """Compare the model's files with the digest that was registered.
-
-    Raises
-    ------
-    TiplineError
-        They differ.
-    """
+    """Raise TiplineError if the model's files do not have the digest that was registered."""
     if hash_artifact(files) != expected:
         what = "The model's files are not those that were registered: their digest differs."
         raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
 
 
-def check_format(files: Mapping[str, bytes], where: str) -> None:
-    """Refuse a model of another version of tipline.
-
-    Raises
-    ------
-    TiplineError
-        model.json has another format.
-    """
-    if external.is_external(files):
-        return
-    found = json.loads(files[pyfunc.SPEC]).get("format")
-    if found != FORMAT:
-        maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
-        what = f"This model was made by {maker}; this tipline reads format {FORMAT}."
-        todo = "Train it again with this tipline (dvc repro train register), then promote the new version."
-        raise TiplineError(what, where, todo)
-
-
 def load_model(files: Mapping[str, bytes], expected: str) -> Model:
     """Load a model, with the code that it carries.
 
-    Raises
-    ------
-    TiplineError
-        The files do not have the digest `expected`, or may not be loaded. Nothing of them has run.
+    Raises TiplineError if the files do not have the digest `expected` or may not be loaded; nothing of them has run.
     """
     check_digest(files, expected)
     if external.is_external(files):
         return external.ExternalModel(files)
-    check_format(files, f"digest {expected[:12]}")
-    if not loader.is_linear(files):
-        loader.check_estimator(files, f"digest {expected[:12]}")
+    where, spec = f"digest {expected[:12]}", json.loads(files[pyfunc.SPEC])
+    if (found := spec.get("format")) != FORMAT:
+        maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
+        what = f"This model was made by {maker}; this tipline reads format {FORMAT}."
+        todo = "Train it again with this tipline (dvc repro train register), then promote the new version."
+        raise TiplineError(what, where, todo)
+    if not spec.get("linear"):
+        loader.check_skops(pyfunc.ESTIMATOR, files[pyfunc.ESTIMATOR], where)
     module = ModuleType(f"tipline_model_{expected[:12]}")
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
     exec(compile(files[CODE], f"{expected[:12]}/{CODE}", "exec"), module.__dict__)  # noqa: S102 (digest checked above)

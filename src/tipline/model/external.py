@@ -6,6 +6,7 @@ An external model is scored through its own `predict` on pandas frames. Its file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -20,19 +21,18 @@ from tipline.errors import TiplineError, UsageError, join_lines
 from tipline.model import loader, pyfunc
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pandas as pd
+    from collections.abc import Iterator, Mapping
 
     from tipline.ingest.schema import Schema
 
 FOLDER = "mlflow"
 BATCH_ROWS = 2**17
-# MLflow column type -> kind of feature. Whole numbers are doubles, because an integer cannot be missing in pandas.
+# MLflow's types of columns. Whole numbers are doubles, because an integer cannot be missing in pandas.
+TYPES = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
 KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": "number"}
-SCHEMA_KINDS = {"category": "category", "timestamp": "hour", "number": "number", "integer": "number"}
+NUMBERS = ("double", "float")
+SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS, "integer": NUMBERS}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
-CLASSES = 2
 # Errors that the code of a model may raise when it does not fit the rows or this machine.
 FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -43,19 +43,9 @@ def is_external(files: Mapping[str, bytes]) -> bool:
 
 
 def read_features(folder: Path, schema: Schema, where: str) -> list[dict[str, Any]]:
-    """Read the features of a logged model from its signature.
+    """Read the features of the model in a folder, already inspected by `loader`, from its signature.
 
-    Parameters
-    ----------
-    folder
-        The model as MLflow logged it, already inspected by `loader`.
-    where
-        The version, for the message.
-
-    Raises
-    ------
-    UsageError
-        It has no signature, or one that prepared rows cannot fill. The message names every reason.
+    Raises UsageError with every reason if there is no signature, or one that prepared rows cannot fill.
     """
     from mlflow.models import Model  # noqa: PLC0415 (MLflow takes seconds, and our own models do without)
 
@@ -80,24 +70,14 @@ def find_objection(name: str, type_: str, schema: Schema) -> str | None:
         return f"{name} is not a column of the schema"
     if column.known_after_outcome:
         return f"{name} is known only after the outcome"
-    if KINDS.get(type_) != SCHEMA_KINDS[column.type]:
-        wanted = {"category": "string", "hour": "datetime", "number": "double"}[SCHEMA_KINDS[column.type]]
-        return f"{name} is declared {type_}, it has to be {wanted}"
-    return None
+    accepted = SCHEMA_TYPES[column.type]
+    return None if type_ in accepted else f"{name} is declared {type_}, it has to be {accepted[0]}"
 
 
 class ExternalModel:
-    """A loaded model, with the interface of `pyfunc.Model`.
+    """A loaded model, with the interface of `pyfunc.Model`, from what MLflow logged and model.json.
 
-    Parameters
-    ----------
-    files
-        What MLflow logged, by path below `mlflow/`, and model.json. The caller has checked their digest.
-
-    Raises
-    ------
-    TiplineError
-        It must not be loaded (see `loader`; nothing of it has run), or MLflow cannot load it here.
+    Raises TiplineError if it must not be loaded (see `loader`; nothing of it has run) or MLflow cannot load it here.
     """
 
     linear = None
@@ -115,55 +95,43 @@ class ExternalModel:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-        try:
+        todo = "Install its requirements.txt here and on all workers, or promote another version."
+        with report_failures("MLflow cannot load this model here", self.spec["name"], todo):
             self._model = load_model(str(folder / FOLDER))
-        except list_failures() as error:
-            what = f"MLflow cannot load this model here: {type(error).__name__}: {join_lines(error)}."
-            todo = "Install its requirements.txt here and on all workers, or promote another version."
-            raise TiplineError(what, self.spec["name"], todo) from error
 
     def probabilities(self, trips: pa.Table | pa.RecordBatch) -> pyfunc.Probabilities:
         """Return the probability of each prepared row, shape (rows,), float32.
 
-        Raises
-        ------
-        TiplineError
-            `predict` fails or does not return one probability per row.
+        Raises TiplineError if `predict` fails or does not return one probability per row.
         """
         table = trips if isinstance(trips, pa.Table) else pa.Table.from_batches([trips])
         parts = [self._predict(table.slice(start, BATCH_ROWS)) for start in range(0, len(table), BATCH_ROWS)]
         return np.concatenate([*parts, np.empty(0, np.float32)])
 
     def _predict(self, table: pa.Table) -> pyfunc.Probabilities:
-        try:
-            given = self._model.predict(build_frame(table, self.features))
-        except list_failures() as error:
-            what = f"Its predict fails: {type(error).__name__}: {join_lines(error)}."
-            raise TiplineError(what, self.spec["name"], "Promote another version.") from error
+        schema = pa.schema([(feature["name"], TYPES[feature["type"]]) for feature in self.features])
+        with report_failures("Its predict fails", self.spec["name"], "Promote another version."):
+            given = self._model.predict(table.select(schema.names).cast(schema, safe=False).to_pandas())
         scores = extract_scores(given)
         if scores is None or len(scores) != len(table):
             returned = f"an array of {np.asarray(given).dtype} of shape {np.shape(given)}"
             what = f"Its predict returns {returned} for {len(table):,} rows, not one probability per row."
             raise TiplineError(what, self.spec["name"], TODO)
-        if not ((scores >= 0) & (scores <= 1)).all():  # NaN is refused, too
-            worst = scores[~((scores >= 0) & (scores <= 1))][0]
-            raise TiplineError(f"Its predict returns {worst}, which is not a probability.", self.spec["name"], TODO)
+        wrong = scores[~((scores >= 0) & (scores <= 1))]  # NaN is wrong, too
+        if wrong.size:
+            raise TiplineError(f"Its predict returns {wrong[0]}, which is not a probability.", self.spec["name"], TODO)
         return scores
 
 
-def list_failures() -> tuple[type[Exception], ...]:
-    """List the errors that such a model, or MLflow, may raise here."""
+@contextlib.contextmanager
+def report_failures(what: str, where: str, todo: str) -> Iterator[None]:
+    """Turn the errors that such a model, or MLflow, may raise into TiplineError."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 (see above)
 
-    return (MlflowException, OSError, *FAILURES)
-
-
-def build_frame(table: pa.Table, features: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return the columns that a model takes, in its order and with its types."""
-    types = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
-    columns = {feature["name"]: table[feature["name"]].cast(types[feature["type"]], safe=False) for feature in features}
-    given: pd.DataFrame = pa.table(columns).to_pandas()
-    return given
+    try:
+        yield
+    except (MlflowException, OSError, *FAILURES) as error:
+        raise TiplineError(f"{what}: {type(error).__name__}: {join_lines(error)}.", where, todo) from error
 
 
 def extract_scores(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (whatever the model gives)
@@ -172,7 +140,7 @@ def extract_scores(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (
     Return None for anything else. Whole numbers and booleans are classes, not probabilities.
     """
     values = np.asarray(given)
-    if values.ndim == CLASSES and values.shape[1] in {1, CLASSES}:
+    if values.shape[1:] in {(1,), (2,)}:
         values = values[:, -1]
     if values.ndim != 1 or values.dtype.kind != "f":
         return None

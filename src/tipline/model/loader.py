@@ -1,20 +1,20 @@
 """Decide whether a registered model may be loaded by inspecting its files. Nothing here runs them.
 
-A model that tipline made has to equal what was registered, file by file, and to be built as tipline builds models. An
-external model may use MLflow loaders that read data or plain code, never a pickle.
+A model that tipline made has to equal what was registered, and tipline itself loads its code and its estimator. MLflow
+loads an external model, with a loader that reads data or plain code, from files of formats that hold no pickle.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import pickletools
 import re
 import shutil
 import zipfile
 import zlib
-from importlib.metadata import version as installed
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -23,7 +23,7 @@ from tipline.files import hash_bytes, hash_json
 from tipline.model import pyfunc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 # The tag of runs and versions that holds the digest of all logged files.
@@ -33,7 +33,6 @@ MODEL = "MLmodel"
 MLFLOW_NOTE = "registered_model_meta"
 COMPILED = "__pycache__"
 FLAVOR = "python_function"
-FROM_CODE = "mlflow.pyfunc.loaders.code_model"
 CODE = "pyfunc.py"
 TRAINING = "training.json"
 OWN_ARTIFACTS = {name: f"artifacts/{name}" for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, TRAINING)}
@@ -41,26 +40,28 @@ OWN_FILES = {
     *(MODEL, CODE, *OWN_ARTIFACTS.values(), "conda.yaml", "python_env.yaml", "requirements.txt"),
     *("input_example.json", "serving_input_example.json"),
 }
-OWN_SETTINGS = {"artifacts", "cloudpickle_version", "code", "env", "loader_module", "model_code_path", "python_version"}
 # MLflow loaders that may run, each with the flavor, the setting and the value that keep it from loading a pickle.
 LOADERS = {
-    FROM_CODE: (FLAVOR, "model_code_path", r".+\.py"),
+    "mlflow.pyfunc.loaders.code_model": (FLAVOR, "model_code_path", r".+\.py"),
     "mlflow.sklearn": ("sklearn", "serialization_format", "skops"),
     "mlflow.xgboost": ("xgboost", "model_class", r"xgboost\.(core|sklearn)\.\w+"),
     "mlflow.lightgbm": ("lightgbm", "model_class", r"lightgbm\.basic\.Booster"),
     "mlflow.catboost": ("catboost", "save_format", "cbm|json|onnx"),
     "mlflow.onnx": ("onnx", "data", r"[\w.-]+"),
 }
-ENDINGS = re.compile(r"\.(pkl|pickle|cloudpickle|joblib|dill|pt|pth|pyc|pyo)(\.\w+)?$", re.IGNORECASE)
-# A pickle without any of these opcodes is plain data.
-CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4"}
+# Files of a model: what MLflow writes beside it, plain code, and data that no reader takes for a pickle.
+NAMES = {MODEL, ".python-version"}
+ENDINGS = {
+    *(".py", ".txt", ".md", ".json", ".yaml", ".yml", ".toml", ".lock", ".csv", ".parquet"),
+    *(".skops", ".ubj", ".xgb", ".lgb", ".cb", ".cbm", ".onnx", ".safetensors"),
+}
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
-ARCHIVE = b"PK\x03\x04"
-SCHEMA = "schema.json"
+# Each scikit-learn estimator stores its version, as JSON within JSON.
+SKLEARN_VERSION = re.compile(r'"_sklearn_version":\s*\{[^{}]*?"content":\s*"\\"(\d+\.\d+)')
 # Errors that a malicious file may cause in the code that reads it.
 DAMAGE = (
     *(AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(yaml.YAMLError, zipfile.BadZipFile, zlib.error),
 )
 # An archive may unpack to this many bytes, or to this many times its own size.
 UNPACKED_BYTES, UNPACKED_TIMES = 1 << 26, 20
@@ -85,17 +86,10 @@ def remove_leftovers(root: Path) -> None:
 
 
 def read_files(root: Path, where: str) -> dict[str, bytes]:
-    """Return all files below a folder, by relative path.
-
-    Raises
-    ------
-    TiplineError
-        One is a symbolic link, whose target may lie outside the model.
-    """
+    """Return all files below a folder, by relative path. Refuse a link, whose target may lie outside the model."""
     paths = sorted(root.rglob("*"))
-    links = [path for path in paths if path.is_symlink()]
-    if links:
-        raise refuse_model(f"{shorten_text(links[0].relative_to(root))} is a link", where)
+    if link := next((path for path in paths if path.is_symlink()), None):
+        raise refuse_model(f"{shorten_text(link.relative_to(root))} is a link", where)
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
@@ -105,234 +99,85 @@ def hash_files(logged: Mapping[str, bytes]) -> str:
 
 
 def check_registered(logged: Mapping[str, bytes], expected: str | None, where: str) -> None:
-    """Compare the files of a version with the digest in its tag.
-
-    Raises
-    ------
-    TiplineError
-        They differ. A version that was registered without tipline has no such tag and is inspected instead.
-    """
+    """Compare the files with the digest in the version's tag, which versions registered without tipline do not have."""
     if expected is not None and hash_files(logged) != expected:
         what = "The files of this version are not those that were registered. They were not loaded."
         raise TiplineError(what, where, TODO)
 
 
 def check_own_model(logged: Mapping[str, bytes], where: str) -> None:
-    """Inspect a model that tipline made, as MLflow logged it.
-
-    Raises
-    ------
-    TiplineError
-        It is not built as tipline builds models, or its estimator must not be loaded.
-    """
-    raise_first(find_own_objections(logged, read_flavors(logged, where)), where)
-    check_estimator({name: logged[path] for name, path in OWN_ARTIFACTS.items()}, where)
-
-
-def check_external_model(logged: Mapping[str, bytes], where: str) -> None:
-    """Inspect an external model, as MLflow logged it.
-
-    Raises
-    ------
-    TiplineError
-        Loading it could run anything but MLflow's own loaders or readable code.
-    """
-    raise_first(find_external_objections(logged, read_flavors(logged, where)), where)
-
-
-def check_estimator(own: Mapping[str, bytes], where: str) -> None:
-    """Inspect the estimator among the files of a model that tipline made.
-
-    Raises
-    ------
-    TiplineError
-        It has types that tipline does not load, or scoring needs it and it was made with another scikit-learn.
-    """
-    raise_first(find_estimator_objections(own), where)
-
-
-def find_estimator_objections(own: Mapping[str, bytes]) -> Iterator[str]:
-    """Yield what forbids loading an estimator.
-
-    A linear model is scored from model.json with any scikit-learn; its golden rows show that this is right.
-    """
-    dump = own[pyfunc.ESTIMATOR]
-    reason = explain_unloadable(dump) or (None if is_linear(own) else find_other_sklearn(dump))
-    if reason:
-        yield f"{pyfunc.ESTIMATOR} {reason}"
-
-
-def is_linear(own: Mapping[str, bytes]) -> bool:
-    """Whether a model is scored from model.json alone."""
-    return json.loads(own[pyfunc.SPEC]).get("linear") is not None
-
-
-def raise_first(reasons: Iterator[str], where: str) -> None:
-    """Refuse a model for the first of the reasons, if there is one."""
-    try:
-        reason = next(reasons, None)
-    except DAMAGE as error:
-        reason = f"its files are not as MLflow writes them ({type(error).__name__})"
-    if reason:
+    """Refuse a model of tipline's, as MLflow logged it, that could run other code or has other files."""
+    check_external_model(logged, where, logged.get(OWN_ARTIFACTS[pyfunc.SPEC], b"{}"))
+    extra, missing = sorted(set(logged) - OWN_FILES), sorted({CODE, *OWN_ARTIFACTS.values()} - set(logged))
+    if extra or missing:
+        reason = f"it has no {missing[0]}" if missing else f"tipline's models have no file {shorten_text(extra[0])}"
         raise refuse_model(reason, where)
 
 
-def find_own_objections(logged: Mapping[str, bytes], found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how a model differs from what tipline builds."""
-    yield from find_objections(logged, found)
-    extra, missing = sorted(set(logged) - OWN_FILES), sorted({CODE, *OWN_ARTIFACTS.values()} - set(logged))
-    if extra or missing:
-        yield (f"it has no {missing[0]}" if missing else f"tipline's models have no file {shorten_text(extra[0])}")
-    settings = found[FLAVOR]
-    if set(found) != {FLAVOR} or settings["loader_module"] != FROM_CODE:
-        yield f"MLmodel names a loader that tipline's models do not use: {format_flavors(found)}"
-    if get_file_name(settings["model_code_path"]) != CODE:
-        yield f"MLmodel names code other than {CODE}: {shorten_text(settings['model_code_path'])}"
-    if {name: entry["path"] for name, entry in settings["artifacts"].items()} != OWN_ARTIFACTS:
-        yield "MLmodel names artifacts that tipline's models do not have"
-    others = sorted(str(key) for key, value in settings.items() if key not in OWN_SETTINGS and value)
-    if others:
-        yield f"MLmodel has a setting that tipline's models do not have: {shorten_text(others[0])}"
-
-
-def read_flavors(logged: Mapping[str, bytes], where: str) -> dict[str, dict[str, Any]]:
-    """Return the flavors in MLmodel with their settings.
-
-    Raises
-    ------
-    UsageError
-        There is no MLmodel.
-    TiplineError
-        It has no flavor python_function.
-    """
+def check_external_model(logged: Mapping[str, bytes], where: str, spec: bytes = b"{}") -> None:
+    """Refuse a model whose loading could run anything but MLflow's own loaders, readable code and trusted types."""
     if MODEL not in logged:
-        raise UsageError(
-            "The files of this version are not an MLflow model.", where, "Use a version that MLflow logged."
-        )
+        what = "The files of this version are not an MLflow model."
+        raise UsageError(what, where, "Use a version that MLflow logged.")
     try:
-        found = yaml.safe_load(logged[MODEL])["flavors"]
-        if isinstance(found[FLAVOR], dict) and all(isinstance(settings, dict) for settings in found.values()):
-            return dict(found)
-    except (yaml.YAMLError, *DAMAGE):
-        pass
-    raise refuse_model("MLmodel does not say how it is loaded as python_function", where)
+        reason = find_objection(logged)
+    except DAMAGE as error:
+        reason = f"MLmodel does not say how it is loaded as {FLAVOR} ({type(error).__name__})"
+    if reason:
+        raise refuse_model(reason, where)
+    for name, data in logged.items():
+        if name.endswith(".skops") or zipfile.is_zipfile(io.BytesIO(data)):
+            check_skops(name, data, where, spec)
 
 
-def find_objections(logged: Mapping[str, bytes], found: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield what forbids loading a model with MLflow: its settings in MLmodel, and files that could run code unseen."""
-    loader = found[FLAVOR].get("loader_module")
+def find_objection(logged: Mapping[str, bytes]) -> str | None:
+    """Say why MLflow must not load a model: its settings in MLmodel, or a file that could run code unseen."""
+    flavors = yaml.safe_load(logged[MODEL])["flavors"]
+    loader = flavors[FLAVOR]["loader_module"]
     if loader not in LOADERS:
-        yield f"MLmodel names the loader {shorten_text(loader)}, which is not one of {', '.join(LOADERS)}"
-        return
-    if any(settings.get("code") for settings in found.values()):
-        yield "it has modules of its own (code_paths), which would replace installed modules of the same name"
+        return f"MLmodel names the loader {shorten_text(loader)}, which is not one of {', '.join(LOADERS)}"
     flavor, setting, safe = LOADERS[loader]
-    value = found.get(flavor, {}).get(setting)
-    if not re.fullmatch(safe, str(value)):
-        yield f"MLmodel says {setting}: {shorten_text(value)} for {flavor}, which lets {loader} load a pickle"
-    opened, beside = [*list_artifacts(found), *list_opened_files(found)], list_opened_files(found)
-    outside = [path for path in opened if not is_within(path, logged) or (path in beside and "/" in path)]
+    value = str(flavors[flavor].get(setting))
+    if not re.fullmatch(safe, value):
+        return f"MLmodel says {setting}: {shorten_text(value)} for {flavor}, which lets {loader} load a pickle"
+    if any(settings.get("code") for settings in flavors.values()):
+        return "it has modules of its own (code_paths), which would replace installed modules of the same name"
+    # MLflow's loaders would look for a second MLmodel beside a file in a subfolder, and load a pickle if there is none.
+    opened = [settings[key] for settings in flavors.values() for key in ("data", "model_path") if settings.get(key)]
+    given = [entry["path"] for entry in (flavors[FLAVOR].get("artifacts") or {}).values()]
+    outside = [path for path in opened if path not in logged or "/" in path]
+    outside += [path for path in given if not any(f"{name}/".startswith(f"{path}/") for name in logged)]
     if outside:
-        yield f"MLmodel names {shorten_text(outside[0])}, which is not where MLflow puts files of a model"
-    if [name for name in logged if get_file_name(name) == MODEL] != [MODEL]:
-        yield "it contains a second model"
+        return f"MLmodel names {shorten_text(outside[0])}, which is not where MLflow puts files of a model"
     for name, data in logged.items():
-        if ENDINGS.search(name) or is_pickle(data):
-            yield f"{shorten_text(name)} is a pickle or compiled code, which could run anything"
+        if (name not in NAMES and PurePosixPath(name).suffix not in ENDINGS) or PICKLE.match(data):
+            known = ", ".join(sorted(ENDINGS))
+            return f"{shorten_text(name)} may be a pickle, compiled code or a second model; files may end in {known}"
+    return None
 
 
-def find_external_objections(logged: Mapping[str, bytes], found: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield the same for an external model, and look into archives (skops files, pickles as torch writes them)."""
-    yield from find_objections(logged, found)
-    for name, data in logged.items():
-        if zipfile.is_zipfile(io.BytesIO(data)):
-            is_skops = SCHEMA in list_entries(data)
-            reason = explain_unloadable(data) or find_other_sklearn(data) if is_skops else explain_pickled_entry(data)
-            if reason:
-                yield f"{shorten_text(name)} {reason}"
+def check_skops(name: str, dump: bytes, where: str, spec: bytes = b"{}") -> None:
+    """Refuse a skops file by tipline's own list of types, or if it was made with another scikit-learn.
 
-
-def list_opened_files(found: Mapping[str, dict[str, Any]]) -> list[str]:
-    """List the files that MLflow's loaders open; in a subfolder they would read a second MLmodel there."""
-    keys = ("data", "model_path", "pickled_model")
-    named_so = [str(settings[key]) for settings in found.values() for key in keys if settings.get(key)]
-    code = found[FLAVOR].get("model_code_path")
-    return [*named_so, get_file_name(code)] if code else named_so
-
-
-def list_artifacts(found: Mapping[str, dict[str, Any]]) -> list[str]:
-    """List the files and folders that a model logged from code receives."""
-    return [str(entry.get("path")) for entry in (found[FLAVOR].get("artifacts") or {}).values()]
-
-
-def is_within(path: str, logged: Mapping[str, bytes]) -> bool:
-    """Whether a path names a file or folder of the model."""
-    return any(name == path or name.startswith(f"{path}/") for name in logged)
-
-
-def get_file_name(path: object) -> str:
-    """Return the last part of a path."""
-    return str(path).rpartition("/")[2]
-
-
-def format_flavors(found: Mapping[str, dict[str, Any]]) -> str:
-    """Format loader and flavors for a message."""
-    return shorten_text(f"{found[FLAVOR].get('loader_module')} ({', '.join(str(flavor) for flavor in found)})")
-
-
-def list_entries(data: bytes) -> dict[str, int]:
-    """Return the entries of an archive with their unpacked sizes in bytes."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {entry.filename: entry.file_size for entry in archive.infolist()}
-
-
-def explain_pickled_entry(data: bytes) -> str | None:
-    """Say that an archive contains a pickle, or return None."""
-    return "contains a pickle, which could run anything" if any(map(ENDINGS.search, list_entries(data))) else None
-
-
-def is_pickle(data: bytes) -> bool:
-    """Whether bytes are a pickle that calls something; its opcodes are read and not executed."""
-    if data.startswith(ARCHIVE):  # may look like opcodes by chance; entries are inspected by name
-        return False
-    if PICKLE.match(data):
-        return True
-    calls = False
-    try:
-        for instruction, _, _ in pickletools.genops(data):
-            calls = calls or instruction.name in CALLS
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
-        return False
-    return calls
-
-
-def explain_unloadable(dump: bytes) -> str | None:
-    """Say why a skops file must not be loaded, by tipline's own list of types, or return None."""
+    A linear model is scored from `spec`, its model.json, with any scikit-learn: its golden rows show that it is right.
+    """
     import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
 
     try:
-        if sum(list_entries(dump).values()) > max(UNPACKED_BYTES, UNPACKED_TIMES * len(dump)):
-            return "unpacks to far more than its size"
+        with zipfile.ZipFile(io.BytesIO(dump)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * len(dump)):
+                raise refuse_model(f"{shorten_text(name)} unpacks to far more than its size", where)
+            schema = archive.read("schema.json").decode()
+        versions = set() if json.loads(spec).get("linear") else set(SKLEARN_VERSION.findall(schema))
         untrusted = sorted(set(skops.io.get_untrusted_types(data=dump)) - set(pyfunc.TRUSTED))
     except DAMAGE as error:
-        return f"is not a readable skops file ({type(error).__name__})"
-    return f"has types that tipline does not load: {shorten_text(', '.join(untrusted))}" if untrusted else None
-
-
-def find_other_sklearn(dump: bytes) -> str | None:
-    """Say that a skops file was made with another scikit-learn, or return None."""
-    here = truncate_version(installed("scikit-learn"))
-    with zipfile.ZipFile(io.BytesIO(dump)) as archive:
-        schema = archive.read(SCHEMA).decode(errors="replace")
-    # Each scikit-learn estimator stores the version, as JSON within JSON.
-    found = {
-        truncate_version(text)
-        for text in re.findall(r'"_sklearn_version":\s*\{[^{}]*?"content":\s*"\\"([^"\\]*)', schema)
-    }
-    others = sorted(found - {here})
-    return f"was made with scikit-learn {shorten_text(others[0])}, this is {here}" if others else None
-
-
-def truncate_version(version: str) -> str:
-    """Return major and minor version; scikit-learn's estimators keep their form within a minor version."""
-    return ".".join(version.split(".")[:2])
+        what = f"{shorten_text(name)} is not a readable skops file ({type(error).__name__})"
+        raise refuse_model(what, where) from error
+    if untrusted:
+        types = shorten_text(", ".join(untrusted))
+        raise refuse_model(f"{shorten_text(name)} has types that tipline does not load: {types}", where)
+    # Estimators keep their form within a minor version.
+    here = ".".join(version("scikit-learn").split(".")[:2])
+    if others := sorted(versions - {here}):
+        raise refuse_model(f"{shorten_text(name)} was made with scikit-learn {others[0]}, this is {here}", where)

@@ -32,9 +32,7 @@ from tipline.model.artifact import CODE, FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
 
-    from tipline.config import Model as ModelSettings
     from tipline.config import Settings, Train
     from tipline.evaluation.metrics import Labels
     from tipline.ingest.schema import Schema
@@ -50,29 +48,22 @@ WHERE = "params.yaml, train"
 
 
 def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
-    """Return what model.json holds before the fit; of the baseline, only its columns."""
+    """Return what model.json holds before the fit; of the baseline, only its columns.
+
+    The gate does not judge the model on any of the months that it is made on.
+    """
+    sized = settings.train.rows == "auto" or settings.train.calibration
     return {
         "format": FORMAT,
         "target": settings.model.target,
         "time": schema.time,
-        "features": create_features(settings.model, schema),
+        "features": [create_feature(name, schema, settings.model.categories) for name in settings.model.columns],
         "baseline": {"by": list(settings.evaluate.baseline)},
-        "months": list_months(settings),
+        "months": {
+            "train": settings.sample.get_months("train"),
+            "validation": settings.sample.get_months("validation") if sized else [],
+        },
     }
-
-
-def list_months(settings: Settings) -> dict[str, list[str]]:
-    """Return the months that the model is made on, by role; the gate does not judge it on any of them."""
-    sized = settings.train.rows == "auto" or settings.train.calibration
-    return {
-        "train": settings.sample.get_months("train"),
-        "validation": settings.sample.get_months("validation") if sized else [],
-    }
-
-
-def create_features(settings: ModelSettings, schema: Schema) -> list[dict[str, Any]]:
-    """Return how each column of the model becomes a feature, as model.json holds it."""
-    return [create_feature(name, schema, settings.categories) for name in settings.columns]
 
 
 def create_feature(name: str, schema: Schema, categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -88,19 +79,15 @@ def create_feature(name: str, schema: Schema, categories: Mapping[str, Sequence[
 def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) -> Pipeline:
     """Build the unfitted pipeline: categories one-hot, numbers imputed and scaled, then the estimator.
 
-    Histogram gradient boosting takes codes and missing values as they are.
-
-    Raises
-    ------
-    UsageError
-        The estimator or one of its parameters is unknown, or the user's code fails.
+    Histogram gradient boosting takes codes and missing values as they are. Raises UsageError if the estimator or one
+    of its parameters is unknown, or the user's code fails.
     """
     classifier = create_classifier(train, root)
     if isinstance(classifier, HistGradientBoostingClassifier):
         if classifier.categorical_features == "from_dtype":
             classifier.set_params(categorical_features=[feature["kind"] == "category" for feature in spec])
         return Pipeline([("classifier", classifier)])
-    coded = [index for index, feature in enumerate(spec) if pyfunc.count_levels(feature)]
+    coded, plain = split_features(spec)
     values = [np.arange(pyfunc.count_levels(spec[index]), dtype=float) for index in coded]
     # Sparse columns take a third of the memory, but not every estimator accepts them.
     sparse = isinstance(classifier, LogisticRegression)
@@ -108,23 +95,26 @@ def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) 
     # A column that no training row has is kept: a month of another era may have it, and `pyfunc.fold` counts on it.
     impute = SimpleImputer(strategy="median", keep_empty_features=True)
     scaled = Pipeline([("impute", impute), ("scale", StandardScaler())])
-    plain = [index for index in range(len(spec)) if index not in coded]
     parts = [("categories", one_hot, coded), ("numbers", scaled, plain)]
     # Otherwise the share of zeros in the data decides whether sparse columns stay sparse.
     columns = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=1.0)
     return Pipeline([("columns", columns), ("classifier", classifier)])
 
 
-class UserCode(contextlib.AbstractContextManager["UserCode"]):
+def split_features(features: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+    """Return the positions of the features that are codes, and of those that are numbers."""
+    coded = [index for index, feature in enumerate(features) if pyfunc.count_levels(feature)]
+    return coded, [index for index in range(len(features)) if index not in coded]
+
+
+class UserCode(contextlib.AbstractContextManager[None]):
     """Report any error of the user's own code, SystemExit included, as a mistake in params.yaml."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, Exception | SystemExit) and not isinstance(error, TiplineError):
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception | SystemExit):
             what = f"{self.name} failed: {type(error).__name__}: {summarize_exception(error)}."
             raise UsageError(what, f"{WHERE}.estimator", "Correct the function or its parameters.") from error
 
@@ -133,7 +123,7 @@ def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whateve
     """Create the estimator that `train` names, with its parameters and the seed."""
     factory = ESTIMATORS.get(train.estimator) or import_function(train.estimator, root)
     params = {**DEFAULTS.get(train.estimator, {}), **train.params}
-    check_parameters(factory, params)
+    check_parameters(train.estimator, factory, params)
     with UserCode(train.estimator):
         classifier = factory(**params)
     if not hasattr(classifier, "predict_proba") or not hasattr(classifier, "get_params"):
@@ -147,59 +137,38 @@ def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whateve
 def import_function(name: str, root: Path) -> Callable[..., Any]:
     """Import the function that `module:function` names; modules in the project's folder are found."""
     module, _, function = name.partition(":")
+    found = None
     sys.path.insert(0, str(root))
-    try:
-        with UserCode(name):
-            imported = importlib.import_module(module)
-            return getattr(imported, function)  # type: ignore[no-any-return]
-    except UsageError as error:
-        cause = error.__cause__
-        is_missing = isinstance(cause, ModuleNotFoundError) and module.startswith(str(cause.name))
-        if not is_missing and not (isinstance(cause, AttributeError) and cause.name == function):
-            raise
+    with UserCode(name):
+        try:
+            found = getattr(importlib.import_module(module), function, None)
+        except ModuleNotFoundError as error:
+            if not module.startswith(str(error.name)):  # the module lacks one that it imports
+                raise
+        finally:
+            sys.path.remove(str(root))
+    if not callable(found):
         todo = f"Use {', '.join(ESTIMATORS)} or module:function."
-        raise UsageError(f"There is no estimator {name!r} ({cause}).", f"{WHERE}.estimator", todo) from cause
-    finally:
-        sys.path.remove(str(root))
+        raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", todo)
+    return found  # type: ignore[no-any-return]
 
 
-def check_parameters(factory: Callable[..., Any], params: Mapping[str, Any]) -> None:
-    """Refuse parameters that an estimator does not take.
-
-    Raises
-    ------
-    UsageError
-        The message names the nearest parameter that there is.
-    """
-    name = getattr(factory, "__name__", str(factory))
-    known = list(factory._get_param_names()) if hasattr(factory, "_get_param_names") else []  # noqa: SLF001
-    unknown = next((key for key in params if known and key not in known), None)
-    if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, n=1)
-        todo = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
-        raise UsageError(f"{name} has no parameter {unknown!r}.", f"{WHERE}.params", todo)
+def check_parameters(name: str, factory: Callable[..., Any], params: Mapping[str, Any]) -> None:
+    """Refuse parameters that an estimator does not take, and name the nearest that it does take."""
+    signature = inspect.signature(factory)
     try:
-        inspect.signature(factory).bind(**params)
+        signature.bind(**params)
     except TypeError as error:
-        raise UsageError(f"{name} cannot be called: {error}.", f"{WHERE}.params", "Correct the parameters.") from error
+        known, unknown = sorted(signature.parameters), [key for key in params if key not in signature.parameters]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        todo = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
+        raise UsageError(f"{name} cannot be called: {error}.", f"{WHERE}.params", todo) from error
 
 
 def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> Pipeline:
-    """Fit a pipeline with one BLAS thread, so that equal rows give equal bytes.
+    """Fit a pipeline in place on `inputs` of shape (rows, features), with one BLAS thread: equal rows give equal bytes.
 
-    Parameters
-    ----------
-    pipeline
-        As `build_pipeline` returns it; it is fitted in place.
-    inputs
-        As `pyfunc.build_matrix` returns it, shape (rows, features).
-    labels
-        Shape (rows,).
-
-    Raises
-    ------
-    TiplineError
-        scikit-learn refuses the parameters or the rows, or the solver does not converge.
+    Raises TiplineError if scikit-learn refuses the parameters or the rows, or the solver does not converge.
     """
     try:
         with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
@@ -224,10 +193,9 @@ def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.L
     weights = iter(classifier.coef_[0])
     terms: dict[int, pyfunc.Floats | tuple[float, float]] = {}
     intercept = float(classifier.intercept_[0])
-    coded = [index for index, feature in enumerate(features) if pyfunc.count_levels(feature)]
+    coded, plain = split_features(features)
     for index in coded:
         terms[index] = np.array([next(weights) for _ in range(pyfunc.count_levels(features[index]))] + [0.0])
-    plain = [index for index in range(len(features)) if index not in coded]
     for place, index in enumerate(plain):
         scaler, median = steps["numbers"]["scale"], steps["numbers"]["impute"].statistics_[place]
         slope = next(weights) / scaler.scale_[place]
@@ -239,10 +207,7 @@ def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.L
 def save_model(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
     """Write the model's three files; model.json also holds a linear model in its folded form.
 
-    Raises
-    ------
-    UsageError
-        The estimator has types that tipline would refuse to load.
+    Raises UsageError if the estimator has types that tipline would refuse to load.
     """
     estimator = make_canonical(skops.io.dumps(pipeline))
     untrusted = sorted(set(skops.io.get_untrusted_types(data=estimator)) - set(pyfunc.TRUSTED))
@@ -271,14 +236,12 @@ def make_canonical(dump: bytes) -> bytes:
         contents = {name: archive.read(name) for name in archive.namelist()}
     schema = contents.pop("schema.json").decode()
     numbers: dict[str, str] = {}
-    for identity in re.findall(r'"__id__": (\d+)|"file": "(\d+)\.npy"', schema):
-        numbers.setdefault(identity[0] or identity[1], str(len(numbers)))
-    schema = re.sub(r'("__id__": )(\d+)', lambda m: m[1] + numbers[m[2]], schema)
-    schema = re.sub(r'("file": ")(\d+)(\.npy")', lambda m: m[1] + numbers[m[2]] + m[3], schema)
-    renamed = {f"{int(numbers[name.removesuffix('.npy')]):06d}": data for name, data in contents.items()}
+    addresses = r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.npy")'
+    schema = re.sub(addresses, lambda found: numbers.setdefault(found[0], str(len(numbers))), schema)
+    arrays = sorted((int(numbers[name.removesuffix(".npy")]), data) for name, data in contents.items())
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("schema.json"), schema)
-        for number, data in sorted(renamed.items()):
-            archive.writestr(zipfile.ZipInfo(f"{int(number)}.npy"), data)
+        for number, data in arrays:
+            archive.writestr(zipfile.ZipInfo(f"{number}.npy"), data)
     return result.getvalue()

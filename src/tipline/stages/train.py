@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,13 @@ def run(settings: Settings, paths: Paths) -> None:
     sampling.remove_unlisted_samples(settings, paths)
     spec = model_pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
     pool = sampling.read_role(settings, paths, "train", list_needed_columns(spec))
-    rows = pool.slice(0, get_row_count(settings, paths, len(pool)))
+    count = settings.train.rows
+    if count == "auto":
+        count = int(files.read_json(paths.sample_size, "Run: dvc repro learning_curve")["rows"])
+    if count > len(pool):
+        what = f"{count:,} training rows are requested, but the sample has {len(pool):,} with a known target."
+        raise UsageError(what, "params.yaml, train.rows", "Lower it, or raise sample.rows.")
+    rows = pool.slice(0, count)
     roles = ["train", "validation"] if settings.train.calibration else ["train"]
     samples = [path for role in roles for path in sampling.list_samples(settings, paths, role)]
     data = files.hash_json({"rows": len(rows)} | {path.stem: files.hash_file(path) for path in samples})
@@ -48,17 +54,6 @@ def run(settings: Settings, paths: Paths) -> None:
     for warning in training["warnings"]:
         log.warning("%s", warning)
     log.info("%s: training skill %.4f over the baseline", training["name"], training["metrics"]["train.skill"] or 0)
-
-
-def get_row_count(settings: Settings, paths: Paths, available: int) -> int:
-    """Return `train.rows`, or the learning curve's choice."""
-    rows = settings.train.rows
-    if rows == "auto":
-        rows = int(files.read_json(paths.sample_size, "Run: dvc repro learning_curve")["rows"])
-    if rows > available:
-        what = f"{rows:,} training rows are requested, but the sample has {available:,} with a known target."
-        raise UsageError(what, "params.yaml, train.rows", "Lower it, or raise sample.rows.")
-    return rows
 
 
 def train_model(
@@ -71,9 +66,12 @@ def train_model(
     model_pipeline.fit_pipeline(pipeline, pyfunc.build_matrix(rows, features), labels)
     baseline = fit_baseline(rows, spec["target"], settings.evaluate.baseline)
     model_pipeline.save_model(folder, pipeline, spec | {"baseline": baseline})
-    if settings.train.calibration:
-        calibrate_model(settings, paths, folder)
     model = pyfunc.Model(artifact.read_artifact(folder))
+    if method := settings.train.calibration:  # on months that the model was not fitted on
+        others = sampling.read_role(settings, paths, "validation", list_needed_columns(spec))
+        outcomes, _ = metrics.read_labels(others, spec["target"])
+        model.calibration = calibration.fit_calibration(method, model.uncalibrated(others), outcomes)
+        model.spec["calibration"] = model.calibration
     scores = model.probabilities(rows)
     model.spec["reference"] = drift.build_reference(rows, model.spec, scores)
     model_pipeline.save_spec(folder, golden_rows.add_golden_rows(model, rows))
@@ -90,17 +88,5 @@ def train_model(
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
         "warnings": drift.find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels)),
         "libraries": {package: version(package) for package in LIBRARIES},
-        "example": [
-            {name: str(value) if isinstance(value, datetime) else value for name, value in row.items()}
-            for row in examples
-        ],
+        "example": json.loads(json.dumps(examples, default=str)),  # timestamps as text
     }
-
-
-def calibrate_model(settings: Settings, paths: Paths, folder: Path) -> None:
-    """Calibrate the saved model on the `validation` months, which it was not fitted on."""
-    model = pyfunc.Model(artifact.read_artifact(folder))
-    rows = sampling.read_role(settings, paths, "validation", list_needed_columns(model.spec))
-    labels, _ = metrics.read_labels(rows, settings.model.target)
-    fitted = calibration.fit_calibration(settings.train.calibration or "", model.uncalibrated(rows), labels)
-    model_pipeline.save_spec(folder, model.spec | {"calibration": fitted})
