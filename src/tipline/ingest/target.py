@@ -1,0 +1,127 @@
+"""The target: a yes/no expression over columns of the schema, in the syntax of `DataFrame.eval`.
+
+It may compare, add, subtract, multiply and divide columns and constants, test them with `in`, and join yes/no values
+with `and`, `or` and `not`: `tip_amount > 0.2 * fare_amount`, `payment_type == 'credit'`, `is_late`.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Gt: pc.greater,
+    ast.GtE: pc.greater_equal,
+    ast.Lt: pc.less,
+    ast.LtE: pc.less_equal,
+    ast.Eq: pc.equal,
+    ast.NotEq: pc.not_equal,
+    ast.Add: pc.add,
+    ast.Sub: pc.subtract,
+    ast.Mult: pc.multiply,
+    ast.Div: pc.divide,
+    ast.And: pc.and_,
+    ast.BitAnd: pc.and_,
+    ast.Or: pc.or_,
+    ast.BitOr: pc.or_,
+    ast.Not: pc.invert,
+    ast.Invert: pc.invert,
+    ast.USub: pc.negate,
+}
+CONSTANTS = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parsed expression."""
+
+    text: str
+    tree: ast.expr
+    columns: tuple[str, ...]  # in the order of their appearance
+
+    def evaluate(self, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
+        """Return yes or no for each row; null for a row in which one of the columns is missing."""
+        columns = {name: unpack_column(rows[name]) for name in self.columns}
+        answers = evaluate_node(self.tree, columns)
+        if isinstance(self.tree, ast.Name) or not any(column.null_count for column in columns.values()):
+            return answers
+        known = reduce(pc.and_, (column.is_valid() for column in columns.values()))
+        return pc.if_else(known, answers, None)
+
+
+def parse_target(text: str, types: Mapping[str, pa.DataType]) -> Target:
+    """Parse an expression over columns of these types; raise ValueError, with what is wrong, for anything else."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else "it cannot be parsed"
+        raise ValueError(f"{text!r} is not an expression: {reason}") from None
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    unknown = next((name for name in names if name not in types), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} is not a column of the schema")
+    if not names:
+        raise ValueError(f"{text!r} names no column of the schema")
+    target = Target(text, tree, tuple(dict.fromkeys(names)))
+    empty = pa.table({name: pa.array([], types[name]) for name in target.columns})
+    try:
+        answers = target.evaluate(empty.combine_chunks())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError) as error:
+        shown = ", ".join(f"{name} is a {describe_type(types[name])}" for name in target.columns)
+        raise ValueError(f"{text!r} cannot be computed ({shown})") from error
+    if not (isinstance(answers, pa.Array) and pa.types.is_boolean(answers.type)):
+        raise ValueError(f"{text!r} is not a yes/no value")
+    return target
+
+
+def unpack_column(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; whole numbers as doubles, because their division would be whole."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.cast(pa.float64()) if pa.types.is_integer(array.type) else array
+
+
+def describe_type(type_: pa.DataType) -> str:
+    """Name a type as the schema does."""
+    if pa.types.is_dictionary(type_) or pa.types.is_string(type_):
+        return "category"
+    return str(type_) if pa.types.is_timestamp(type_) else "boolean" if pa.types.is_boolean(type_) else "number"
+
+
+def evaluate_node(node: ast.AST, columns: Mapping[str, pa.Array]) -> Any:  # noqa: ANN401 (an array or a constant)
+    """Evaluate a part of an expression; raise ValueError for what is not part of the syntax."""
+    if isinstance(node, ast.Name):
+        return columns[node.id]
+    if isinstance(node, ast.Constant) and isinstance(node.value, CONSTANTS):
+        is_whole = isinstance(node.value, int) and not isinstance(node.value, bool)
+        return pa.scalar(float(node.value) if is_whole else node.value)
+    if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](evaluate_node(node.operand, columns))
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](evaluate_node(node.left, columns), evaluate_node(node.right, columns))
+    if isinstance(node, ast.BoolOp):
+        return reduce(OPERATORS[type(node.op)], (evaluate_node(value, columns) for value in node.values))
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        pairs = zip(sides, node.ops, sides[1:], strict=False)
+        return reduce(pc.and_, (compare_nodes(left, operator, right, columns) for left, operator, right in pairs))
+    raise ValueError(f"{ast.unparse(node)!r} is not part of the syntax of a target: columns, constants and operators")
+
+
+def compare_nodes(left: ast.expr, operator: ast.cmpop, right: ast.expr, columns: Mapping[str, pa.Array]) -> Any:  # noqa: ANN401
+    """Evaluate one comparison; `in` takes a list of constants."""
+    value = evaluate_node(left, columns)
+    if isinstance(operator, ast.In | ast.NotIn) and isinstance(right, ast.List | ast.Tuple):
+        wanted = pa.array([evaluate_node(item, columns).as_py() for item in right.elts])
+        found = pc.is_in(value, wanted)
+        return pc.invert(found) if isinstance(operator, ast.NotIn) else found
+    if type(operator) not in OPERATORS:
+        raise ValueError(f"{ast.unparse(right)!r} is compared by an operator that a target cannot have")
+    return OPERATORS[type(operator)](value, evaluate_node(right, columns))
