@@ -13,7 +13,7 @@ from tipline.evaluation import baseline
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TARGET, BY = "tip_amount", "payment_type"
+TARGET, BY = "tip_amount > 0", "payment_type"
 PAYMENTS = ["cash", "credit", "no charge"]
 RULE = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}
 
@@ -26,7 +26,7 @@ def coded(values: Sequence[str | None], names: Sequence[str]) -> pa.Array:
 
 def batch(payments: Sequence[str | None], tips: Sequence[float | None], **more: pa.Array) -> pa.RecordBatch:
     """Prepared trips with only the columns that are counted."""
-    columns = {BY: coded(payments, PAYMENTS), TARGET: pa.array(tips, pa.float64()), **more}
+    columns = {BY: coded(payments, PAYMENTS), "tip_amount": pa.array(tips, pa.float64()), **more}
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 

@@ -119,7 +119,7 @@ def test_certainty_that_proves_wrong_costs_much_but_not_all(kind: type[np.floati
 
 def test_rows_with_a_negative_tip_count_as_no_tip() -> None:
     trips = pa.RecordBatch.from_pydict({"tip_amount": [-1.0, 0.0, 0.01, None]})
-    labels, known = metrics.read_labels(trips, "tip_amount")
+    labels, known = metrics.read_labels(trips, TARGET)
     assert (labels.tolist(), known.tolist()) == ([False, False, True, False], [True, True, True, False])
 
 

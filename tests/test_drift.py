@@ -34,7 +34,7 @@ def trips(rows: int = ROWS, days: int = 28, seed: int = 1, **changed: Any) -> pa
         "fare_amount": pa.array(generator.lognormal(2, 0.5, rows)),
         "extra": pa.array(generator.choice([0.0, 0.5, 1.0], rows, p=[0.5, 0.3, 0.2])),
         "fee": pa.array(np.full(rows, 0.5)),
-        TARGET: pa.array(np.where(generator.random(rows) < 0.3, 2.0, 0.0)),
+        "tip_amount": pa.array(np.where(generator.random(rows) < 0.3, 2.0, 0.0)),
         **changed,
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))

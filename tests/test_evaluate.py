@@ -66,7 +66,7 @@ def test_equal_models_have_equal_figures_and_the_verdict_says_so(project: Paths)
 def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
     found = evaluate(project)
     trips = workbench.as_batch(sampling.read_pool([project.sample("test", "2009-03")]))
-    labels, _ = metrics.read_labels(trips, "tip_amount")
+    labels, _ = metrics.read_labels(trips, "tip_amount > 0")
     contents = artifact.read_artifact(project.challenger)
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
     rule = model.spec["baseline"]
@@ -86,7 +86,8 @@ def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
 
 
 SPEC = {
-    "target": "tip_amount",
+    "target": "tip_amount > 0",
+    "target_columns": {"tip_amount": "number"},
     "baseline": {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}},
 }
 
@@ -100,7 +101,7 @@ def compare_constant(
     scores = {"challenger": challenger, "champion": champion}
     results = {role: np.full(len(tips), score, np.float32) for role, score in scores.items()}
     specs = {"challenger": SPEC | ({"time": "pickup"} if columns else {}), "champion": SPEC}
-    return Comparison(trips, "tip_amount", specs, results)
+    return Comparison(trips, "tip_amount > 0", specs, results)
 
 
 def report_constant(*given: Any, **columns: pa.Array) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def test_models_with_different_columns_are_compared(project: Paths) -> None:
 
 def test_without_known_targets_there_is_nothing_to_compare(project: Paths) -> None:
     samples.change_targets(project.sample("test", "2009-03"), lambda tips: [None] * len(tips))
-    with pytest.raises(TiplineError, match="No sampled row of the `test` months has a known tip_amount"):
+    with pytest.raises(TiplineError, match="No sampled row of the `test` months has a label"):
         workbench.run(project, "evaluate")
     assert not project.evaluation.exists()
 
@@ -221,7 +222,7 @@ NOT_FINITE = {"intercept": float("nan"), "terms": [[0, 0]]}
     ("role", "values", "reason"),
     [
         ("champion", {"months": {"train": ["2009-03"], "validation": []}}, "no month is left to judge on"),
-        ("champion", {"target": "tolls_amount"}, "the champion predicts tolls_amount, not tip_amount"),
+        ("champion", {"target": "tolls_amount > 0"}, "the champion predicts tolls_amount > 0, not tip_amount > 0"),
         ("champion", {"features": WEATHER}, "the champion cannot score these rows"),
         ("challenger", {"features": WEATHER}, "the challenger cannot score these rows: "),
         ("challenger", {"features": FARE, "linear": NOT_FINITE}, "its scores are not finite"),

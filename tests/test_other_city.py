@@ -52,7 +52,7 @@ SECTIONS: dict[str, Any] = {
     "months": list(MONTHS),
     "sample": {"months": {"2020-11": "train", "2020-12": "validation", "2021-01": "test"}},
     "model": {
-        "target": "tips",
+        "target": "tips > 0",
         "columns": ["company", "began", "miles", "paid_by", "fare", "extras"],
         "categories": {"company": ["Flash", "Sun", "Blue"], "paid_by": ["plastic", "coins", "promise"]},
     },

@@ -76,7 +76,7 @@ def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logis
     labels = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.5
     train = Train(rows="auto", estimator=estimator, params={}, calibration=None, seed=0)
     unfitted, matrix = pipeline.build_pipeline(features, train, folder), pyfunc.build_matrix(trips, features)
-    spec = {"format": artifact.FORMAT, "target": "tip_amount", "features": features, "baseline": BASELINE}
+    spec = {"format": artifact.FORMAT, "target": "tip_amount > 0", "features": features, "baseline": BASELINE}
     pipeline.save_model(folder, pipeline.fit_pipeline(unfitted, matrix, labels), spec)
     return pyfunc.Model(artifact.read_artifact(folder))
 

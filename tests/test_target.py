@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import TYPE_CHECKING, Any
+
 import pyarrow as pa
 import pytest
 
-from tipline.ingest.target import parse_target
+from tests import workbench
+from tipline.ingest import conform
+from tipline.ingest.target import check_target
+
+if TYPE_CHECKING:
+    from tipline.paths import Paths
+
+pytestmark = workbench.MLFLOW_WARNINGS
+on_cluster = pytest.mark.usefixtures("_on_cluster")
 
 ROWS = pa.table(
     {
@@ -39,7 +50,7 @@ TYPES = {field.name: field.type for field in ROWS.schema}
     ],
 )
 def test_an_expression_gives_what_pandas_gives_and_rows_with_a_missing_value_have_no_label(text: str) -> None:
-    target = parse_target(text, TYPES)
+    target = check_target(text, TYPES)
     found = target.evaluate(ROWS).to_pylist()
     complete = ROWS.to_pandas()[list(target.columns)].notna().all(axis="columns")
     assert [answer is None for answer in found] == (~complete).tolist()
@@ -49,13 +60,13 @@ def test_an_expression_gives_what_pandas_gives_and_rows_with_a_missing_value_hav
 
 
 def test_whole_numbers_are_divided_as_numbers() -> None:
-    assert parse_target("passengers / 2 > 0.4", TYPES).evaluate(ROWS)[0].as_py()
+    assert check_target("passengers / 2 > 0.4", TYPES).evaluate(ROWS)[0].as_py()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tips > 0", "tips is not a column of the schema"),
+        ("tips > 0", "tips is not a column of the schema, did you mean tip?"),
         ("tip", "'tip' is not a yes/no value"),
         ("tip + fare", "'tip + fare' is not a yes/no value"),
         ("payment > 0", "cannot be computed (payment is a category)"),
@@ -75,10 +86,50 @@ def test_whole_numbers_are_divided_as_numbers() -> None:
 )
 def test_anything_else_is_refused_with_one_message(text: str, message: str) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011 (the message is compared below)
-        parse_target(text, TYPES)
+        check_target(text, TYPES)
     assert message in str(raised.value)
 
 
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(ValueError, match=r"is not an expression|not part of the syntax"):
-        parse_target("(" * 5000 + "tip" + ")" * 5000, TYPES)
+        check_target("(" * 5000 + "tip" + ")" * 5000, TYPES)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "unreadable"),
+    [
+        (["true", " No", "1", "", None, "F", "maybe"], [True, False, True, None, None, False, None], [6]),
+        ([1, 0, None, 2], [True, False, None, None], [3]),
+        ([1.0, 0.0, float("nan"), 0.5], [True, False, None, None], [3]),
+        ([True, False, None], [True, False, None], []),
+    ],
+)
+def test_a_boolean_column_is_read_from_words_and_numbers(
+    values: list[Any], expected: list[bool | None], unreadable: list[int]
+) -> None:
+    for array in (pa.array(values), pa.array(values).dictionary_encode()):
+        found, refused = conform.cast_column(array, pa.bool_())
+        assert (found.to_pylist(), refused) == (expected, unreadable)
+
+
+@on_cluster
+@pytest.mark.parametrize(
+    ("target", "baseline"),
+    [
+        ("payment_type == 'credit'", "vendor"),
+        ("fare_amount > 8", "vendor"),
+        ("tip_amount > 0.2 * fare_amount", "payment_type"),
+    ],
+)
+def test_months_are_scored_and_monitored_for_any_target(scored_project: Paths, target: str, baseline: str) -> None:
+    columns = [name for name in ("vendor", "payment_type", "fare_amount", "trip_distance") if name not in target]
+    categories = {name: ["CMT", "VTS", "credit", "cash"] for name in ("vendor", "payment_type") if name in columns}
+    model = {"target": target, "columns": columns, "categories": categories, "name": "any"}
+    workbench.change_settings(scored_project, model=model, evaluate={"baseline": [baseline]})
+    shutil.rmtree(scored_project.champion)
+    workbench.run(scored_project, "learning_curve", "train", "register", "evaluate", "score", "monitor", "record")
+    (month, *_) = workbench.read_json(scored_project.monitoring / "months.json")
+    trips = workbench.read_prepared(scored_project, month["month"]).to_pandas()
+    labels = trips.astype({"payment_type": "str", "vendor": "str"}).eval(target)[trips["tip_amount"].notna()]
+    assert month["tip_rate"] == pytest.approx(labels.mean())
+    assert workbench.read_json(scored_project.evaluation)["challenger"]["skill"] > 0.01

@@ -111,7 +111,7 @@ def test_the_training_is_described_beside_the_model(trained_template: Paths) -> 
     trips = workbench.as_batch(sampling.read_pool([trained_template.sample("train", "2009-01")]).slice(0, count))
     contents = artifact.read_artifact(trained_template.challenger)
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
-    labels, _ = metrics.read_labels(trips, "tip_amount")
+    labels, _ = metrics.read_labels(trips, "tip_amount > 0")
     loss = log_loss(labels, model.probabilities(trips).astype(float))
     assert training["name"] == f"{count:,}x7 C=1.0 logistic_regression"
     assert training["metrics"]["train.log_loss"] == pytest.approx(loss, rel=1e-5)
@@ -120,7 +120,7 @@ def test_the_training_is_described_beside_the_model(trained_template: Paths) -> 
     assert list(training["example"][0]) == [feature["name"] for feature in model.features]
     assert training["warnings"] == []
     spec = workbench.read_json(trained_template.challenger / "model.json")
-    assert spec["baseline"] == baseline.fit_baseline(trips, "tip_amount", ["payment_type"])
+    assert spec["baseline"] == baseline.fit_baseline(trips, "tip_amount > 0", ["payment_type"])
 
 
 def test_the_data_digest_follows_sample_and_rows(trained_project: Paths) -> None:

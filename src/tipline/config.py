@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from tipline import validation
 from tipline.errors import UsageError, hide_secrets, shorten_text
 from tipline.ingest.schema import load_schema
+from tipline.ingest.target import check_target
 from tipline.paths import ROLES
 
 if TYPE_CHECKING:
@@ -325,9 +326,13 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
     model = settings.model
     schema.check_features(model.columns, f"{where}, model.columns")
     schema.check_features(settings.evaluate.baseline, f"{where}, evaluate.baseline")
-    check_type("number", [model.target], schema, f"{where}, model.target")
-    if model.target in model.columns:
-        what = f"{model.target} is the target; as a feature it would give the answer away."
+    try:
+        target = check_target(model.target, {field.name: field.type for field in schema.arrow_schema})
+    except ValueError as error:
+        todo = "Write a yes/no expression over columns of the schema, for example: tip_amount > 0"
+        raise UsageError(f"{error}.".replace("?.", "?"), f"{where}, model.target", todo) from None
+    for name in (name for name in target.columns if name in model.columns):
+        what = f"{name} is part of the target; as a feature it would give the answer away."
         raise UsageError(what, f"{where}, model.columns", "Remove it from the list.")
     check_categories(model, schema, f"{where}, model.categories")
     check_type("category", settings.evaluate.baseline, schema, f"{where}, evaluate.baseline")

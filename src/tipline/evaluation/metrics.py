@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tipline.ingest.target import parse_target
 from tipline.model.pyfunc import fill_nulls
 
 if TYPE_CHECKING:
@@ -23,10 +25,18 @@ NEXT_TO_NOTHING = 1e-6
 
 
 def read_labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Labels]:
-    """Return whether the target is above zero, and whether it is known, for each row."""
-    amount = trips[target]
-    known = amount.is_valid().to_numpy(zero_copy_only=False) if amount.null_count else np.ones(len(trips), dtype=bool)
-    return fill_nulls(amount, 0) > 0, known
+    """Return what the target says of each row, and whether it is known; False for a row without a label."""
+    answers = parse_target(target).evaluate(trips)
+    if not answers.null_count:
+        return unpack_booleans(answers), np.ones(len(trips), dtype=bool)
+    return unpack_booleans(pc.fill_null(answers, fill_value=False)), unpack_booleans(answers.is_valid())
+
+
+def unpack_booleans(array: pa.BooleanArray) -> Labels:
+    """Return booleans without nulls as one byte each; Arrow's `to_numpy` would import pandas."""
+    packed = array.cast(pa.int8())
+    labels: Labels = np.frombuffer(packed.buffers()[1] or b"", np.bool_, len(packed), packed.offset)
+    return labels
 
 
 def read_microseconds(column: pa.Array, missing: int = 0) -> Times:

@@ -16,13 +16,15 @@ CATEGORY = pa.dictionary(pa.int32(), pa.string())
 TIME = pa.timestamp("us")
 # By the type of a schema's column, and by the kind of a model's feature.
 TYPES = {"category": CATEGORY, "timestamp": TIME, "hour": TIME, "number": pa.float64(), "integer": pa.int32()}
+TYPES |= {"boolean": pa.bool_()}
 
 
 def list_needed_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """Return the columns that scoring and counting with a model.json read, and their types."""
     groups = dict.fromkeys(get_baseline_columns(spec["baseline"]), CATEGORY)
     times = {spec["time"]: TIME} if "time" in spec else {}
-    return {**list_feature_columns(spec["features"]), spec["target"]: pa.float64(), **groups, **times}
+    target = {name: TYPES[type_] for name, type_ in spec["target_columns"].items()}
+    return {**list_feature_columns(spec["features"]), **target, **groups, **times}
 
 
 def list_feature_columns(features: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:

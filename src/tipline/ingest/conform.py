@@ -31,8 +31,11 @@ EXPECTED = {
     "timestamp": "a time",
     "number": "a number",
     "integer": "a whole number",
+    "boolean": "true or false",
     "category": f"a word of at most {MAX_LETTERS} letters",
 }
+BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
+BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
 REFUSALS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 # What Arrow reads; Python alone would also accept 1_000 or 2009-W01.
 NUMBER = re.compile(rb"[-+]?([0-9.]+(e[-+]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
@@ -168,6 +171,8 @@ def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[in
 
     A float's NaN counts as missing, because pandas writes it for null.
     """
+    if pa.types.is_boolean(target) and not pa.types.is_boolean(array.type):
+        return cast_booleans(array)
     if pa.types.is_timestamp(array.type) and array.type.tz:
         array = pc.local_timestamp(array)
     try:
@@ -181,6 +186,14 @@ def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[in
         values, unreadable = parse_texts(values, target)
     parts, refused = cast_halves(values, target, 0)
     return pa.concat_arrays(parts).take(encoded.indices), find_indices(encoded, unreadable + refused)
+
+
+def cast_booleans(array: pa.Array) -> tuple[pa.Array, list[int]]:
+    """Read numbers and words as booleans; return the array and the indices of values that are neither yes nor no."""
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    words = [(format_alias(value) or "").strip().casefold() for value in encoded.dictionary.to_pylist()]
+    unreadable = find_indices(encoded, [code for code, word in enumerate(words) if word and word not in BOOLEANS])
+    return pa.array([BOOLEANS.get(word) for word in words], pa.bool_()).take(encoded.indices), unreadable
 
 
 def cast_values(array: pa.Array, target: pa.DataType) -> pa.Array:

@@ -35,6 +35,7 @@ READABLE: dict[str, tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.Data
     "timestamp": (pa.types.is_timestamp, (pa.types.is_date,), "timestamps, dates or text"),
     "number": (pa.types.is_floating, (pa.types.is_integer, pa.types.is_decimal), "numbers or text"),
     "integer": (pa.types.is_integer, (pa.types.is_floating, pa.types.is_decimal), "numbers or text"),
+    "boolean": (pa.types.is_boolean, (pa.types.is_integer, pa.types.is_floating), "true and false, 0 and 1 or text"),
 }
 
 
@@ -53,7 +54,7 @@ class Column(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Literal["category", "timestamp", "number", "integer"]
+    type: Literal["category", "timestamp", "number", "integer", "boolean"]
     meaning: str
     unit: str | None = None
     names: Annotated[dict[str, Annotated[tuple[str, ...], BeforeValidator(wrap_name)]], Field(min_length=1)]

@@ -7,12 +7,16 @@ with `and`, `or` and `not`: `tip_amount > 0.2 * fare_amount`, `payment_type == '
 from __future__ import annotations
 
 import ast
+import difflib
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from tipline.errors import shorten_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +47,6 @@ CONSTANTS = (bool, int, float, str)
 class Target:
     """A parsed expression."""
 
-    text: str
     tree: ast.expr
     columns: tuple[str, ...]  # in the order of their appearance
 
@@ -51,30 +54,36 @@ class Target:
         """Return yes or no for each row; null for a row in which one of the columns is missing."""
         columns = {name: unpack_column(rows[name]) for name in self.columns}
         answers = evaluate_node(self.tree, columns)
-        if isinstance(self.tree, ast.Name) or not any(column.null_count for column in columns.values()):
+        if not any(column.null_count for column in columns.values()):
             return answers
         known = reduce(pc.and_, (column.is_valid() for column in columns.values()))
         return pc.if_else(known, answers, None)
 
 
-def parse_target(text: str, types: Mapping[str, pa.DataType]) -> Target:
-    """Parse an expression over columns of these types; raise ValueError, with what is wrong, for anything else."""
+@lru_cache(maxsize=16)
+def parse_target(text: str) -> Target:
+    """Parse an expression; raise ValueError, with what is wrong, for anything else."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else "it cannot be parsed"
-        raise ValueError(f"{text!r} is not an expression: {reason}") from None
-    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    unknown = next((name for name in names if name not in types), None)
+        raise ValueError(f"{shorten_text(repr(text))} is not an expression: {reason}") from None
+    names = dict.fromkeys(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return Target(tree, tuple(names))
+
+
+def check_target(text: str, types: Mapping[str, pa.DataType]) -> Target:
+    """Return the target if it is a yes/no value over columns of these types; raise ValueError otherwise."""
+    target = parse_target(text)
+    unknown = next((name for name in target.columns if name not in types), None)
     if unknown is not None:
-        raise ValueError(f"{unknown} is not a column of the schema")
-    if not names:
+        near = difflib.get_close_matches(unknown, types, 1)
+        raise ValueError(f"{unknown} is not a column of the schema{f', did you mean {near[0]}?' if near else ''}")
+    if not target.columns:
         raise ValueError(f"{text!r} names no column of the schema")
-    target = Target(text, tree, tuple(dict.fromkeys(names)))
-    empty = pa.table({name: pa.array([], types[name]) for name in target.columns})
     try:
-        answers = target.evaluate(empty.combine_chunks())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError) as error:
+        answers = target.evaluate(pa.table({name: pa.array([], types[name]) for name in target.columns}))
+    except (pa.ArrowException, TypeError) as error:
         shown = ", ".join(f"{name} is a {describe_type(types[name])}" for name in target.columns)
         raise ValueError(f"{text!r} cannot be computed ({shown})") from error
     if not (isinstance(answers, pa.Array) and pa.types.is_boolean(answers.type)):
@@ -100,8 +109,7 @@ def evaluate_node(node: ast.AST, columns: Mapping[str, pa.Array]) -> Any:  # noq
     if isinstance(node, ast.Name):
         return columns[node.id]
     if isinstance(node, ast.Constant) and isinstance(node.value, CONSTANTS):
-        is_whole = isinstance(node.value, int) and not isinstance(node.value, bool)
-        return pa.scalar(float(node.value) if is_whole else node.value)
+        return create_scalar(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](evaluate_node(node.operand, columns))
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
@@ -115,12 +123,21 @@ def evaluate_node(node: ast.AST, columns: Mapping[str, pa.Array]) -> Any:  # noq
     raise ValueError(f"{ast.unparse(node)!r} is not part of the syntax of a target: columns, constants and operators")
 
 
+def create_scalar(value: bool | float | str) -> pa.Scalar:  # noqa: FBT001 (a constant)
+    """Return a constant; `pa.scalar` would import pandas, which takes half a second in every worker."""
+    if isinstance(value, str):
+        data = value.encode()
+        offsets = np.array([0, len(data)], np.int32)
+        return pa.StringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(data))[0]
+    number = pa.Array.from_buffers(pa.float64(), 1, [None, pa.py_buffer(np.array([float(value)]))])
+    return (number.cast(pa.bool_()) if isinstance(value, bool) else number)[0]
+
+
 def compare_nodes(left: ast.expr, operator: ast.cmpop, right: ast.expr, columns: Mapping[str, pa.Array]) -> Any:  # noqa: ANN401
     """Evaluate one comparison; `in` takes a list of constants."""
     value = evaluate_node(left, columns)
     if isinstance(operator, ast.In | ast.NotIn) and isinstance(right, ast.List | ast.Tuple):
-        wanted = pa.array([evaluate_node(item, columns).as_py() for item in right.elts])
-        found = pc.is_in(value, wanted)
+        found = reduce(pc.or_, (pc.equal(value, evaluate_node(item, columns)) for item in right.elts))
         return pc.invert(found) if isinstance(operator, ast.NotIn) else found
     if type(operator) not in OPERATORS:
         raise ValueError(f"{ast.unparse(right)!r} is compared by an operator that a target cannot have")

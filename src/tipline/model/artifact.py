@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Model = pyfunc.Model | external.ExternalModel
 
 # The format of model.json. Models of tipline 0.1 have none.
-FORMAT = 2
+FORMAT = 3
 CODE = loader.CODE
 # The files that make up the model: estimator, features and baseline, and the code that computes the features.
 FILES = (pyfunc.ESTIMATOR, pyfunc.SPEC, CODE)

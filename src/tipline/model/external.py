@@ -31,7 +31,8 @@ BATCH_ROWS = 2**17
 TYPES = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
 KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": "number"}
 NUMBERS = ("double", "float")
-SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS, "integer": NUMBERS}
+SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS}
+SCHEMA_TYPES |= {"integer": NUMBERS, "boolean": NUMBERS}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
 # Errors that the code of a model may raise when it does not fit the rows or this machine.
 FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)

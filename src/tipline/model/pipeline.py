@@ -27,6 +27,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from tipline.errors import TiplineError, UsageError, join_lines, shorten_text, summarize_exception
+from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import CODE, FORMAT
 
@@ -56,6 +57,7 @@ def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "target": settings.model.target,
+        "target_columns": {name: schema.columns[name].type for name in parse_target(settings.model.target).columns},
         "time": schema.time,
         "features": [create_feature(name, schema, settings.model.categories) for name in settings.model.columns],
         "baseline": {"by": list(settings.evaluate.baseline)},

@@ -109,7 +109,7 @@ def collect_facts(settings: Settings, paths: Paths, entry: ModelEntry) -> dict[s
         "baseline": " and ".join(get_baseline_columns(spec["baseline"])),
         "months": [month for month in months if month["month"] in scored],
         "source": hide_secrets(settings.source),
-        "meaning": schema.columns[settings.model.target].meaning,
+        "meanings": {name: schema.columns[name].meaning for name in spec["target_columns"] if name in schema.columns},
         "tags": entry.run.data.tags if entry.run else {},
         "training_link": runs.format_run_link("training", entry.run) if entry.run else None,
     }

@@ -161,7 +161,10 @@ def adopt_version(client: Client, settings: Settings, paths: Paths, version: Ver
     with open_download(version) as root:
         features = external.read_features(root, load_schema(paths.root / settings.schema_), where)
         shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
-        spec = {name: own[name] for name in ("target", "time", "baseline")} | {"name": where, "features": features}
+        spec = {name: own[name] for name in ("target", "target_columns", "time", "baseline")} | {
+            "name": where,
+            "features": features,
+        }
         files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
         tags = {store.DIGEST: artifact.read_digest(root.parent / "adopted"), EXTERNAL_SPEC: json.dumps(spec)}
     return tag_version(client, version, tags)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tipline.errors import TiplineError
 from tipline.ingest.columns import add_missing_columns
+from tipline.ingest.target import parse_target
 from tipline.paths import ROLES
 
 if TYPE_CHECKING:
@@ -112,8 +113,9 @@ def read_role(settings: Settings, paths: Paths, role: str, types: Mapping[str, p
 
 def drop_unlabelled(pool: pa.Table, target: str, role: str) -> pa.RecordBatch:
     """Return the rows whose target is known as one batch."""
-    batches = pool.filter(pool[target].is_valid()).combine_chunks().to_batches()
+    known = parse_target(target).evaluate(pool.combine_chunks()).is_valid()
+    batches = pool.filter(known).combine_chunks().to_batches()
     if not batches:
-        what = f"No sampled row of the `{role}` months has a known {target}."
+        what = f"No sampled row of the `{role}` months has a label: a column of {target!r} is missing in each."
         raise TiplineError(what, "params.yaml, sample.months", f"Give the role {role} to other months.")
     return batches[0]
