@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.stories import Story
-    from tipline.registry.history import Change
+    from tipline.registry.champion import Change
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 # Rows to train on: a setting that no stage before `train` depends on.

@@ -26,7 +26,7 @@ from tests.servers import free_port
 from tests.stories import Story, start
 from tipline import cluster
 from tipline.paths import Paths
-from tipline.registry import history
+from tipline.registry import champion as history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
