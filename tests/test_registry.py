@@ -8,8 +8,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +16,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tests import workbench
-from tests.servers import free_port
+from tests import servers, workbench
 from tipline import files
 from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
@@ -111,23 +108,20 @@ def test_the_first_model_is_one_run_and_one_version_and_becomes_champion(trained
 
 def test_the_training_run_shows_the_training(trained_project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "register")
-    monkeypatch.setenv("DVC_EXP_NAME", "soft-cat")
-    workbench.run(trained_project, "register")
+    for name in ("soft-cat", "hard-dog"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        workbench.run(trained_project, "register")
     (run,) = list_runs(trained_project, "train")
     training = workbench.read_json(trained_project.challenger / artifact.TRAINING)
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == training["name"]
+    assert (run.info.status, run.info.run_name) == ("FINISHED", training["name"])
     assert run.data.params == {name: str(value) for name, value in training["params"].items()}
     assert run.data.metrics == pytest.approx(training["metrics"])
     tags = run.data.tags
     assert tags["tipline.digest"] == artifact.read_digest(trained_project.challenger)
-    assert tags["tipline.data"] == training["data"]
-    assert (tags["dvc.stage"], tags["dvc.exp"]) == ("register", "soft-cat")
+    assert (tags["tipline.data"], tags["dvc.stage"]) == (training["data"], "register")
+    assert tags["dvc.exp"] == "soft-cat, hard-dog"
     assert tags["tipline.git"].removesuffix("-dirty") == tags["mlflow.source.git.commit"]
     assert [file.path for file in client(trained_project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
-    monkeypatch.setenv("DVC_EXP_NAME", "hard-dog")
-    workbench.run(trained_project, "register")
-    assert list_runs(trained_project, "train")[0].data.tags["dvc.exp"] == "soft-cat, hard-dog"
 
 
 def test_the_model_has_signature_example_and_pinned_requirements(project: Paths) -> None:
@@ -180,7 +174,6 @@ def test_a_failed_run_is_completed_by_the_next_one(trained_project: Paths) -> No
     with pytest.raises((OSError, MlflowException, TiplineError)):
         workbench.run(trained_project, "register")
     assert [run.info.status for run in list_runs(trained_project, "train")] == ["FAILED"]
-    assert list_versions(trained_project) == []
     picture.with_suffix(".away").rename(picture)
     workbench.run(trained_project, "register")
     assert [run.info.status for run in list_runs(trained_project, "train")] == ["FINISHED"]
@@ -255,50 +248,43 @@ def test_damaged_files_in_the_registry_are_refused(project: Paths, damage: str) 
     assert workbench.read_tree(project.champion) == before
 
 
-class Thief(BaseHTTPRequestHandler):
-    """Answer everything, and keep the passwords."""
-
-    seen: tuple[str | None, ...] = ()
-
-    def do_GET(self) -> None:
-        type(self).seen += (self.headers.get("Authorization"),)
-        self.send_response(404)
-        self.end_headers()
-
-    do_PUT = do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
+def test_a_version_that_is_no_model_is_refused(project: Paths, run_cli: RunCli) -> None:
+    before = workbench.read_tree(project.champion)
+    number = str(client(project).create_model_version(NAME, source=(project.root / "mlartifacts").as_uri()).version)
+    code, printed = run_cli(project.root, "promote", number)
+    assert (code, get_champion(project), f"version {number}" in printed) == (2, 1, True)
+    client(project).set_registered_model_alias(NAME, "champion", number)
+    assert run_cli(project.root, "register")[0] == 2
+    assert workbench.read_tree(project.champion) == before
 
 
 @pytest.fixture
-def thief() -> Iterator[str]:
-    """The address of a server that is not MLflow's."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Thief) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def thief() -> Iterator[servers.Shelf]:
+    """A server that is not MLflow's, and keeps what it is asked for."""
+    with servers.shelf() as server:
+        yield server
 
 
 @pytest.mark.parametrize(
     "source", ["{thief}/model", "runs:/{run}/model", "models:/{model}", "mlflow-artifacts://{host}/m"]
 )
 def test_the_password_is_not_sent_to_another_host(
-    project: Paths, thief: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, source: str
+    project: Paths, thief: servers.Shelf, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
+    elsewhere = thief.address("")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of ann")
-    experiment = client(project).create_experiment("elsewhere", f"{thief}/artifacts")
+    experiment = client(project).create_experiment("elsewhere", f"{elsewhere}/artifacts")
     run = client(project).create_run(experiment).info.run_id
     model = client(project).create_logged_model(experiment, "model", source_run_id=run).model_id
-    source = source.format(thief=thief, run=run, model=model, host=thief.removeprefix("http://"))
+    source = source.format(thief=elsewhere, run=run, model=model, host=elsewhere.removeprefix("http://"))
     with sqlite3.connect(project.root / "mlflow.db") as connection:  # not every server refuses such a location
         version = client(project).create_model_version(NAME, (project.root / "mlartifacts").as_uri()).version
         update = "UPDATE model_versions SET source = ?, storage_location = ? WHERE version = ?"
         connection.execute(update, (source, source, version))
     code, printed = run_cli(project.root, "promote", str(version))
     assert code == 1, printed
-    assert Thief.seen == ()
+    assert thief.log == []
 
 
 # ---- a registry without a champion ----
@@ -407,7 +393,7 @@ def test_another_name_begins_with_its_own_first_champion(scored_project: Paths) 
 def test_a_server_that_cannot_be_reached_is_reported(
     scored_project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:geheim@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:geheim@127.0.0.1:{servers.free_port()}")
     code, printed = run_cli(scored_project.root, command)
     assert (code, len(printed.splitlines()), "geheim" in printed) == (1, 3, False), printed
     for words in ("cannot be reached", "Connection refused", "MLFLOW_TRACKING_URI"):
@@ -570,16 +556,14 @@ def test_the_learning_curve_is_one_run_with_the_sizes_as_steps(scored_project: P
     decision = workbench.read_json(scored_project.learning_curve.with_suffix(".json"))
     (run,) = list_runs(scored_project, "learning_curve")
     assert run.data.params["rows"] == str(decision["rows"])
-    assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(
-        decision["baseline"]["validation.log_loss"]
-    )
+    baseline = decision["baseline"]["validation.log_loss"]
+    assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(baseline)
     paths = {file.path for file in client(scored_project).list_artifacts(run.info.run_id)}
     assert paths == {"learning_curve.csv", "learning_curve.png"}
     for name in ("held_out.skill", "validation.skill"):
         points = client(scored_project).get_metric_history(run.info.run_id, name)
-        assert {point.step: point.value for point in points} == {
-            size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]
-        }
+        sizes = {size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]}
+        assert {point.step: point.value for point in points} == sizes
 
 
 def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_project: Paths) -> None:
@@ -596,12 +580,9 @@ def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_p
     assert card.startswith(f"skill {report['challenger']['skill']:.1%} on 2009-03: ")
     assert f"digest `{artifact.read_digest(scored_project.champion)}`" in card
     assert all(f"[{month}](#/experiments/" in card for month in workbench.MONTHS)
-    client(scored_project).update_model_version(NAME, "1", f"{card}\n\nA person's note.")
     files.write_json(scored_project.evaluation, report | {"rows": 12345})
     workbench.run(scored_project, "record")
-    card = client(scored_project).get_model_version(NAME, "1").description
-    assert "12,345 rows" in card
-    assert card.endswith(f"{model_card.END}\n\nA person's note.")
+    assert "12,345 rows" in client(scored_project).get_model_version(NAME, "1").description
 
 
 @pytest.mark.parametrize("existing", [None, "A note.", f"old\n\n{model_card.END}\n\nA note."])
@@ -616,11 +597,10 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
 ) -> None:
     paths = scored_project
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
-    workbench.run(paths, "register")
     for path in paths.predictions.glob("month=*/_manifest.json"):
         manifest = workbench.read_json(path)  # with the number that another registry gave the champion
         files.write_json(path, manifest | {"made": manifest["made"] | {"version": 7}})
-    workbench.run(paths, "record")
+    workbench.run(paths, "register", "record")
     months = workbench.read_json(paths.monitoring / "months.json")
     found = {run.data.params["month"]: run.data for run in list_runs(paths, "monitor")}
     for month in months:
@@ -630,8 +610,7 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
         assert (data.metrics["rows"], data.metrics["skill"]) == (month["rows"], pytest.approx(month["skill"]))
         assert data.metrics["psi.fare_amount"] == month["drift"]["features"]["fare_amount"]["psi"]
         assert data.tags["tipline.verdict"] == month["verdict"]
-    train_another(paths)
-    workbench.run(paths, "register")
+    train_another(paths, 0.01, "register")
     force_promotion(paths, 2)
     workbench.run(paths, "register", "evaluate", "score", "monitor", "record")
     assert (len(list_runs(paths, "monitor")), len(list_runs(paths, "evaluate"))) == (2 * len(months), 2)
@@ -642,6 +621,7 @@ def test_the_months_of_a_tag_are_in_ref_json(project: Paths) -> None:
     workbench.run(project, "register")
     assert read_ref(project)["months"] == {"train": ["2009-01", "2009-02"], "validation": []}
     client(project).set_model_version_tag(NAME, "1", "tipline.months", "2009-13")
-    with pytest.raises(UsageError, match="'2009-13' is not a month") as caught:
+    with pytest.raises(
+        UsageError, match=r"'2009-13' is not a month(.|\n)*the tag tipline.months of tip-probability version 1"
+    ):
         workbench.run(project, "register")
-    assert caught.value.parts[1] == "the tag tipline.months of tip-probability version 1"

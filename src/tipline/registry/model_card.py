@@ -71,15 +71,18 @@ def describe_model(
     facts = collect_facts(settings, paths, entry) | {"report": report, "verdict": verdict, "links": links}
     if run is not None:  # where models are compared
         metrics = runs.collect_test_metrics(report, entry.role)
-        changed = {name: value for name, value in metrics.items() if value != run.data.metrics.get(name)}
+        logged = run.data.metrics
+        changed = {name: value for name, value in metrics.items() if value is not None and value != logged.get(name)}
+        for figure, value in changed.items():
+            client.log_metric(run.info.run_id, figure, value)
         if changed:
-            client.log_batch(run.info.run_id, runs.create_metrics({0: changed}))
             client.log_artifact(run.info.run_id, str(paths.evaluation.with_suffix(".png")))
         tested, skill = ", ".join(report["months"]), FILTERS["percent"](report[entry.role]["skill"])
         note = f"{entry.link}: skill {skill} on {tested} over the rate by {facts['baseline']}. {verdict or ''}"
-        for name, value in {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": tested}.items():
-            if run.data.tags.get(name) != value:
-                client.set_tag(run.info.run_id, name, value)
+        tags = {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": tested}
+        for tag, text in tags.items():
+            if run.data.tags.get(tag) != text:
+                client.set_tag(run.info.run_id, tag, text)
     if version is not None and not paths.is_experiment_copy:
         model_versions.tag_version(client, version, {model_versions.VERDICT: verdict} if verdict else {})
         text = merge_text(version.description, render_card(facts))

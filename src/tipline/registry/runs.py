@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.entities import Metric, Param
 
 from tipline import files, git
 from tipline.errors import UsageError
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 MODEL_URI = "tipline.model_uri"  # tag of training runs: the address of the logged model
 EXTERNAL_SPEC = "tipline.model"  # tag of runs and versions of models that tipline did not make: their model.json
-DVC_EXPERIMENT = "dvc.exp"  # tag of runs and versions: the DVC experiments that led to them, joined with commas
+DVC_EXPERIMENT = "dvc.exp"  # tag of training runs: the DVC experiments that led to them, joined with commas
 NOTE = "mlflow.note.content"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")
 # Kind of feature -> its types in the signature and in the example.
@@ -49,7 +47,6 @@ TODO = "Run: dvc repro"
 class Record:
     """What one run shows."""
 
-    experiment: str
     name: str
     digest: str
     params: Mapping[str, Any]
@@ -59,43 +56,33 @@ class Record:
     model: Path | None = None  # the folder of a model to log
 
 
-def ensure_runs(client: Client, paths: Paths, records: Sequence[Record]) -> list[Run]:
-    """Return the runs of records of one experiment; create those that are missing, complete those that are cut off."""
-    if not records:
-        return []
-    experiment = store.ensure_experiment(client, paths, records[0].experiment)
-    existing = store.find_runs(experiment, records[0].digest if len(records) == 1 else None)
+def ensure_runs(client: Client, paths: Paths, experiment: str, *records: Record) -> list[Run]:
+    """Return the finished runs of records; create those that are missing, complete those that a killed process left."""
+    experiment_id = store.ensure_experiment(client, paths, experiment)
+    existing = store.find_runs(experiment_id, records[0].digest if len(records) == 1 else None)
+    runs = [(record, existing.get(record.digest)) for record in records]
     return [
-        run
-        if (run := existing.get(record.digest)) and store.is_finished(run)
-        else log_run(client, experiment, record, run)
-        for record in records
+        run if run and store.is_finished(run) else log_run(client, experiment_id, record, run) for record, run in runs
     ]
 
 
-def log_run(client: Client, experiment: str, record: Record, run: Run | None) -> Run:
-    """Log a record into a new run, or into one that a killed process has left; return the finished run."""
+def log_run(client: Client, experiment_id: str, record: Record, run: Run | None) -> Run:
+    """Log a record into a new run, or into the one given; return the finished run."""
     if run is None:
         revision = git.get_revision()
         tags = {"tipline.git": revision, "mlflow.source.git.commit": revision.removesuffix("-dirty"), **record.tags}
-        tags |= {"dvc.stage": os.environ.get("DVC_STAGE", record.experiment), store.DIGEST: record.digest}
-        run = client.create_run(experiment, run_name=record.name, tags=tags)
+        tags |= {"dvc.stage": os.environ.get("DVC_STAGE", "none"), store.DIGEST: record.digest}
+        run = client.create_run(experiment_id, run_name=record.name, tags=tags)
     store.check_artifact_host(str(run.info.artifact_uri), f"run {record.name}")
     with mlflow.start_run(run_id=run.info.run_id):
-        params = [Param(name, str(value)) for name, value in record.params.items()]
-        client.log_batch(run.info.run_id, create_metrics(record.metrics), params)
+        mlflow.log_params(dict(record.params))
+        for step, values in record.metrics.items():
+            mlflow.log_metrics({name: value for name, value in values.items() if value is not None}, step)
         for path in record.artifacts:
             mlflow.log_artifact(str(path))
         if record.model is not None:
             mlflow.set_tag(MODEL_URI, log_model(run.info.run_id, record.model))
     return client.get_run(run.info.run_id)
-
-
-def create_metrics(steps: Mapping[int, Mapping[str, float | None]]) -> list[Metric]:
-    """Return metrics, given by step, as MLflow takes them; one that is None is left out."""
-    now = int(time.time() * 1000)
-    pairs = [(step, name, value) for step, values in steps.items() for name, value in values.items()]
-    return [Metric(name, float(value), now, step) for step, name, value in pairs if value is not None]
 
 
 def format_run_link(text: str, run: Run) -> str:
@@ -112,13 +99,13 @@ def ensure_training_run(client: Client, paths: Paths, folder: Path) -> Run:
     if (folder / external.FOLDER).is_dir():
         name = f"{files.read_json(folder / pyfunc.SPEC, TODO)['name']}, not made by tipline"
         tags = {EXTERNAL_SPEC: (folder / pyfunc.SPEC).read_text(encoding="utf-8")}
-        record = Record("train", name, digest, {}, {}, tags, model=folder)
+        record = Record(name, digest, {}, {}, tags, model=folder)
     else:
         training = files.read_json(folder / artifact.TRAINING, "Run: dvc repro train")
         pictures = [paths.learning_curve.with_suffix(".png")] if folder == paths.challenger else []
         tags, metrics = {"tipline.data": training["data"]}, {0: training["metrics"]}
-        record = Record("train", training["name"], digest, training["params"], metrics, tags, pictures, folder)
-    return ensure_runs(client, paths, [record])[0]
+        record = Record(training["name"], digest, training["params"], metrics, tags, pictures, folder)
+    return ensure_runs(client, paths, "train", record)[0]
 
 
 def log_model(run_id: str, folder: Path) -> str:
@@ -208,7 +195,7 @@ def describe_curve(settings: Settings, paths: Paths) -> Record:
     digest = files.hash_json({**decision, "sizes": [{**size, "fit_seconds": None} for size in decision["sizes"]]})
     title, tags = artifact.format_title(settings, decision["rows"]), {NOTE: decision["reason"]}
     table_and_picture = [paths.learning_curve, paths.learning_curve.with_suffix(".png")]
-    return Record("learning_curve", title, digest, params, steps, tags, table_and_picture)
+    return Record(title, digest, params, steps, tags, table_and_picture)
 
 
 def describe_evaluation(settings: Settings, paths: Paths, links: Mapping[str, str]) -> Record:
@@ -225,7 +212,7 @@ def describe_evaluation(settings: Settings, paths: Paths, links: Mapping[str, st
     tags = {NOTE: f"{report['verdict']} {gate['words']}\n\n{text}"}
     report_and_picture = [paths.evaluation, paths.evaluation.with_suffix(".png")]
     title, digest = f"{settings.train.estimator} on {months}", files.hash_json(report)
-    return Record("evaluate", title, digest, params, {0: metrics}, tags, report_and_picture)
+    return Record(title, digest, params, {0: metrics}, tags, report_and_picture)
 
 
 def collect_test_metrics(report: Mapping[str, Any], role: str) -> dict[str, float | None]:
@@ -246,9 +233,9 @@ def describe_months(settings: Settings, paths: Paths, link: str) -> dict[str, Re
         drift = {**figures["drift"]["features"], "score": figures["drift"]["score"]} if figures["drift"] else {}
         metrics = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
         metrics |= {f"psi.{name}": value["psi"] for name, value in drift.items()}
-        title = f"{month}, " + (f"model {key['model'][:12]}" if version is None else f"version {version}")
         params = {"month": month, "role": figures["role"] or "-", "version": version, "model_digest": key["model"][:12]}
         tags = {NOTE: f"{figures['verdict']}: {figures['reason']}\n\n{link}", "tipline.verdict": figures["verdict"]}
         pictures = [paths.monitoring / name for name in ("index.html", "monitoring.png")]
-        records[month] = Record("monitor", title, files.hash_json([figures, key]), params, {0: metrics}, tags, pictures)
+        title, digest = f"{month}, version {version}", files.hash_json([figures, key])
+        records[month] = Record(title, digest, params, {0: metrics}, tags, pictures)
     return records

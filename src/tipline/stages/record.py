@@ -28,8 +28,9 @@ def run(settings: Settings, paths: Paths) -> None:
         entries = {role: find(client, paths, name, role) for role in ("challenger", "champion")}
         months = runs.describe_months(settings, paths, entries["champion"].link)
         evaluation = runs.describe_evaluation(settings, paths, {role: entry.link for role, entry in entries.items()})
-        runs.ensure_runs(client, paths, [runs.describe_curve(settings, paths)])
-        shown = runs.ensure_runs(client, paths, [evaluation]) + runs.ensure_runs(client, paths, list(months.values()))
+        runs.ensure_runs(client, paths, "learning_curve", runs.describe_curve(settings, paths))
+        shown = runs.ensure_runs(client, paths, "evaluate", evaluation)
+        shown += runs.ensure_runs(client, paths, "monitor", *months.values())
         labels = ["evaluation", *months]
         links = {label: runs.format_run_link(label, run) for label, run in zip(labels, shown, strict=True)}
         # One model in both folders is described as the champion. An experiment's copy leaves the champion alone.
