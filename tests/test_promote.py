@@ -143,13 +143,6 @@ def test_a_training_that_failed_does_not_stop_a_promotion(
     assert (code, get_champion(project)) == (0, 2), printed
 
 
-def test_without_the_alias_it_is_compared_with_the_last_champion(project: Paths, run_cli: RunCli) -> None:
-    client(project).delete_registered_model_alias(NAME, model_versions.CHAMPION)
-    code, printed = run_cli(project.root, "promote", "2")
-    assert code == 3, printed
-    assert f"{NAME} version 2 against the champion, version 1" in printed
-
-
 @pytest.mark.parametrize("damage", ["missing", "cut off", "other columns"])
 def test_what_cannot_be_read_is_a_refusal_that_can_be_overruled(project: Paths, run_cli: RunCli, damage: str) -> None:
     sample = project.sample("test", "2009-03")

@@ -20,15 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths, version: str | None = None, force: str | None = None) -> None:
-    """Make a version the champion.
+    """Make a version the champion; raise GateRefusedError if the gate refuses or cannot judge, and there is no `force`.
 
-    Parameters
-    ----------
-    version
-        A version's number, or a run (its id, name or DVC experiment), which is registered if it has no version.
-        Default: the challenger, the model in models/challenger, or without one the newest version.
-    force
-        The reason to promote it whatever the gate says. Without one, GateRefusedError if it refuses or cannot judge.
+    `version` is a number, or a run (its id, name or DVC experiment), which is registered if it has no version. The
+    default is the model in models/challenger, or without one the newest version.
     """
     if force is not None and not force.strip():
         raise UsageError("--force has no reason.", "command line, --force", 'Give one: --force "reason"')

@@ -85,7 +85,11 @@ def describe_model(
                 client.set_tag(run.info.run_id, tag, text)
     if version is not None and not paths.is_experiment_copy:
         model_versions.tag_version(client, version, {model_versions.VERDICT: verdict} if verdict else {})
-        text = merge_text(version.description, render_card(facts))
+        loader = PackageLoader("tipline.registry", ".")
+        environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
+        environment.filters |= FILTERS
+        card = environment.get_template("model_card.md.j2").render(facts).strip()
+        text = merge_text(version.description, card)
         if text != version.description:
             client.update_model_version(version.name, str(version.version), text)
 
@@ -110,17 +114,6 @@ def collect_facts(settings: Settings, paths: Paths, entry: ModelEntry) -> dict[s
         "tags": entry.run.data.tags if entry.run else {},
         "training_link": runs.format_run_link("training", entry.run) if entry.run else None,
     }
-
-
-def render_card(facts: Mapping[str, Any]) -> str:
-    """Return the card of a version as Markdown; MLflow's list of versions shows its first line.
-
-    In lists, because MLflow's page draws tables without space between their columns.
-    """
-    loader = PackageLoader("tipline.registry", ".")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
-    environment.filters |= FILTERS
-    return environment.get_template("model_card.md.j2").render(facts).strip()
 
 
 def merge_text(existing: str | None, text: str) -> str:
