@@ -88,7 +88,8 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
         todo = "Ask the person who runs the server for the permission (docs/team.md)."
     elif is_unreachable(error):
         what = f"MLflow's server failed or cannot be reached: {reason}."
-        todo = f"Check MLFLOW_TRACKING_URI and the server; a slow one needs MLFLOW_HTTP_REQUEST_TIMEOUT. {again}"
+        seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        todo = f"Check MLFLOW_TRACKING_URI and the server (if {seconds} s are too few: MLFLOW_HTTP_REQUEST_TIMEOUT). {again}"
     elif address.startswith("http") or status is not None:
         what, todo = f"MLflow refused the request: {reason}.", f"Check MLFLOW_TRACKING_URI. {again}"
     else:
