@@ -89,7 +89,7 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
     elif is_unreachable(error):
         what = f"MLflow's server failed or cannot be reached: {reason}."
         seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-        todo = f"Check MLFLOW_TRACKING_URI and the server (if {seconds} s are too few: MLFLOW_HTTP_REQUEST_TIMEOUT). {again}"
+        todo = f"Check MLFLOW_TRACKING_URI and the server, or raise MLFLOW_HTTP_REQUEST_TIMEOUT={seconds}. {again}"
     elif address.startswith("http") or status is not None:
         what, todo = f"MLflow refused the request: {reason}.", f"Check MLFLOW_TRACKING_URI. {again}"
     else:
