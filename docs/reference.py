@@ -36,7 +36,7 @@ Settings, commands, stages and environment variables. [The index](README.md) lis
 # Variables that tipline reads; a test compares the list with the source.
 VARIABLES = {
     "DASK_SCHEDULER_ADDRESS": "the dask scheduler to use instead of a local cluster (cluster.md)",
-    "DVC_EXP_NAME": "set by DVC: the experiment; runs and versions are tagged with it",
+    "DVC_EXP_NAME": "set by DVC: the experiment; training runs are tagged with it",
     "DVC_ROOT": "set by DVC: the project that an experiment runs for; MLflow's store and relative sources are there",
     "DVC_STAGE": "set by DVC: the stage; runs are tagged with it",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "seconds to wait for MLflow's server; MLflow reads it, too",

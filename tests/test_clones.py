@@ -15,13 +15,10 @@ from tests.stories import Story
 from tipline import cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 MIRRORS = ["register", "record"]
-TRAIN = {"train": {"rows": 500}}
-LOST = "MLflow had no champion; version 1, the last one, is champion again."
 
 
 @dataclass
@@ -42,95 +39,68 @@ class Life:
     """A project whose champion has changed and was rolled back, and what was seen at each step."""
 
     story: Story
-    steps: dict[str, Step]
+    steps: dict[str, Step] = field(default_factory=dict)
     kept: set[Path] = field(default_factory=set)
 
-    def repro(self, name: str, story: Story | None = None) -> None:
-        """Run `dvc repro` and keep what is to be seen then."""
+    def repro(self, name: str, story: Story | None = None, *, complete: bool = True) -> None:
+        """Run `dvc repro`, keep what is to be seen then; `complete`: MLflow's store has everything."""
         story = story or self.story
         story.repro(name)
         done = story.repros[name]
-        there = (story.root / "models/champion/ref.json").is_file()
-        digest = stories.ref(story.root)["digest"] if there else None
+        digest = stories.ref(story.root)["digest"] if (story.root / "models/champion/ref.json").is_file() else None
         changes = [str(change.how) for change in stories.changes(story.root)]
-        self.steps[name] = Step(
-            story.root, done.code, done.stages, done.output, digest, stories.scores(story.root), changes
-        )
+        seen = (done.code, done.stages, done.output, digest, stories.scores(story.root), changes)
+        self.steps[name] = Step(story.root, *seen)
+        if complete:
+            stories.assert_complete(story.root)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the project and its clones."""
-    return tmp_path_factory.mktemp("clones")
-
-
-@pytest.fixture(scope="module")
-def life(request: pytest.FixtureRequest, folder: Path) -> Life:
-    """A promotion and its rollback: the champion is not the challenger."""
-    story = stories.copy_first(request.getfixturevalue("tmp_path_factory"), folder / "project")
+def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    """A promotion and its rollback, after which the champion is not the challenger, and all that may follow."""
+    folder = tmp_path_factory.mktemp("clones")
+    story = stories.copy_first(tmp_path_factory, folder / "project")
     story.environment = {cluster.ADDRESS: request.getfixturevalue("dask_address")}
-    life = Life(story, {})
+    life = Life(story)
     stories.dvc(story, "remote", "add", "--default", "store", str(folder / "remote"))
-    story.settings(**(stories.SMALL | TRAIN))
+    story.settings(**(stories.SMALL | {"train": {"rows": 500}}))
     stories.dvc(story, "repro", "register")
-    assert story.run("tipline", "promote", "2", "--force", "test").returncode == 0
-    life.repro("promoted")
-    stories.commit(story, "promoted")
-    done = story.run("tipline", "rollback", "--reason", "test")
-    assert done.returncode == 0, done.stderr
-    life.repro("rolled back")
-    life.steps["rolled back"].output += done.stderr
-    stories.commit(story, "rolled back")
+    for name, command in (("promoted", ("promote", "2", "--force", "test")), ("rolled back", ("rollback",))):
+        assert story.run("tipline", *command).returncode == 0
+        life.repro(name, complete=False)
+        stories.commit(story, name)
     stories.dvc(story, "push")
+    bring_back(life)
+    go_to_an_older_commit(life)
+    life.kept = list_artifacts(story.root)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        for way in [threads.submit(way, life, folder) for way in (make_again, pull, copy)]:
+            way.result()
     return life
 
 
-@pytest.fixture(scope="module")
-def restored(life: Life) -> Life:
-    """The first training's outputs brought back from the run cache; then the second's, with no database."""
+def bring_back(life: Life) -> None:
+    """Bring the first training's outputs back from the run cache; then the second's, with no database."""
     story = life.story
     story.settings(**stories.SMALL)
     life.repro("run cache")
-    stories.assert_complete(story.root)
     stories.git(story, "checkout", "--", ".")
     (story.root / "mlflow.db").unlink()
     shutil.rmtree(story.root / "models/challenger")
     stories.dvc(story, "checkout")
     life.repro("no database")
-    stories.assert_complete(story.root)
-    return life
 
 
-@pytest.fixture(scope="module")
-def returned(restored: Life) -> Life:
-    """An older commit and back."""
-    story = restored.story
-    stories.git(story, "checkout", "--", "dvc.lock")  # in which a new registry's numbers stand
-    stories.git(story, "checkout", "--quiet", "HEAD~1")
-    stories.dvc(story, "checkout")
-    restored.repro("older")
-    stories.git(story, "checkout", "--", "dvc.lock")
-    stories.git(story, "checkout", "--quiet", "-")
-    stories.dvc(story, "checkout")
-    restored.repro("back")
-    stories.assert_complete(story.root)
-    return restored
+def go_to_an_older_commit(life: Life) -> None:
+    """Go to an older commit and back."""
+    for name, commit in (("older", "HEAD~1"), ("back", "-")):
+        stories.git(life.story, "checkout", "--", "dvc.lock")  # in which a new registry's numbers stand
+        stories.git(life.story, "checkout", "--quiet", commit)
+        stories.dvc(life.story, "checkout")
+        life.repro(name, complete=name == "back")
 
 
-@pytest.fixture(scope="module")
-def elsewhere(returned: Life, folder: Path) -> Life:
-    """Clones and copies of it, two at a time."""
-    returned.kept = files(returned.story.root)
-    ways: list[Callable[[Life, Path], None]] = [without_a_remote, pulled, copied]
-    with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        for way in [threads.submit(way, returned, folder) for way in ways]:
-            way.result()
-    for name in ("pulled", "copied"):
-        stories.assert_complete(returned.steps[name].root)
-    return returned
-
-
-def files(root: Path) -> set[Path]:
+def list_artifacts(root: Path) -> set[Path]:
     """What MLflow has kept of a project beside its database."""
     return {path for path in (root / "mlartifacts").rglob("*") if path.name != "registered_model_meta"}
 
@@ -141,91 +111,72 @@ def clone(life: Life, to: Path) -> Story:
     return Story(to, environment=life.story.environment)
 
 
-def pulled(life: Life, folder: Path) -> None:
+def pull(life: Life, folder: Path) -> None:
     """A clone with DVC's files and no registry."""
     story = clone(life, folder / "cloned")
     stories.dvc(story, "pull")
     life.repro("pulled", story)
 
 
-def copied(life: Life, folder: Path) -> None:
+def copy(life: Life, folder: Path) -> None:
     """A copy of the folder with its store, as it is after a move, too."""
     story = Story(folder / "copied", environment=life.story.environment)
     shutil.copytree(life.story.root, story.root, symlinks=True)
     life.repro("copied", story)
 
 
-def without_a_remote(life: Life, folder: Path) -> None:
+def make_again(life: Life, folder: Path) -> None:
     """Clones that have to make all again: where the champion is what is trained, and where it is not."""
     story = clone(life, folder / "alone")
     stories.git(story, "checkout", "--quiet", "HEAD~2")
-    life.repro("made again", story)
+    life.repro("made again", story, complete=False)
     (story.root / "mlflow.db").unlink()
     shutil.rmtree(story.root / "models/champion")
     stories.git(story, "checkout", "--quiet", "--force", "-")
-    life.repro("alone", story)
+    life.repro("alone", story, complete=False)
 
 
 def test_a_rollback_scores_again_what_the_withdrawn_version_had_scored_and_names_the_months(life: Life) -> None:
-    step = life.steps["rolled back"]
+    step, months = life.steps["rolled back"], ", ".join(stories.MONTHS)
     assert step.stages == ["register", "evaluate", "score", "monitor", "record"]
-    months = ", ".join(stories.MONTHS)
-    assert f"version 2 had scored {months}\n" in step.output
     assert re.search(rf"the champion moved from version 2 \(\w+\) to version 1 \(\w+\); {months}, scored", step.output)
     assert step.changes == ["first", "promote", "rollback"]
     assert step.digest != life.steps["promoted"].digest
     assert step.scores != life.steps["promoted"].scores
 
 
-def test_what_the_run_cache_brings_back_is_in_the_registry(restored: Life) -> None:
-    step = restored.steps["run cache"]
-    assert "train" not in step.stages
+def test_what_the_run_cache_brings_back_is_in_the_registry(life: Life) -> None:
+    step = life.steps["run cache"]
+    assert not {"train", "score"} & set(step.stages)
     assert "'train' is cached" in step.output
-    assert "score" not in step.stages
 
 
-def test_a_lost_database_is_filled_again(restored: Life) -> None:
-    step = restored.steps["no database"]
-    assert step.stages == MIRRORS
-    assert LOST in step.output
+def test_a_lost_database_is_filled_again_and_an_older_commit_follows_todays_champion(life: Life) -> None:
+    assert "MLflow had no champion; version 2, the last one, is champion again." in life.steps["no database"].output
+    assert "the champion moved from version" in life.steps["older"].output
 
 
-def test_an_older_commit_follows_todays_champion(returned: Life) -> None:
-    step = returned.steps["older"]
-    assert "the champion moved from version" in step.output
-    assert step.digest == returned.steps["rolled back"].digest
-    assert step.scores == returned.steps["rolled back"].scores
-    assert returned.steps["back"].stages == MIRRORS
+@pytest.mark.parametrize("name", ["no database", "back", "pulled", "copied"])
+def test_only_the_mirrors_run(life: Life, name: str) -> None:
+    assert life.steps[name].stages == MIRRORS
 
 
-@pytest.mark.parametrize("name", ["pulled", "copied"])
-def test_a_clone_or_a_copy_runs_the_mirrors_alone(elsewhere: Life, name: str) -> None:
-    assert elsewhere.steps[name].stages == MIRRORS
+def test_no_clone_or_copy_writes_into_the_original(life: Life) -> None:
+    assert list_artifacts(life.story.root) == life.kept
 
 
-def test_no_clone_or_copy_writes_into_the_original(elsewhere: Life) -> None:
-    assert files(elsewhere.story.root) == elsewhere.kept
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["run cache", "no database", "older", "back", "pulled", "copied", "made again"],
-)
-def test_champion_and_predictions_are_the_same_wherever_it_is(elsewhere: Life, name: str) -> None:
-    step, wanted = elsewhere.steps[name], elsewhere.steps["rolled back"]
+@pytest.mark.parametrize("name", ["run cache", "no database", "older", "back", "pulled", "copied", "made again"])
+def test_champion_and_predictions_are_the_same_wherever_it_is(life: Life, name: str) -> None:
+    step, wanted = life.steps[name], life.steps["rolled back"]
     assert step.code == 0, step.output
-    assert step.digest == wanted.digest
-    assert step.scores == wanted.scores
+    assert (step.digest, step.scores) == (wanted.digest, wanted.scores)
     # The history is lost with the database.
     assert step.changes == (["first", "promote", "rollback"] if name == "run cache" else ["first"])
 
 
-def test_a_clone_that_cannot_have_the_champion_stops_and_says_what_to_do(elsewhere: Life) -> None:
-    step = elsewhere.steps["alone"]
-    assert step.code
-    assert step.stages[-1] == "register"
+def test_a_clone_that_cannot_have_the_champion_stops_and_says_what_to_do(life: Life) -> None:
+    step = life.steps["alone"]
+    assert (bool(step.code), step.stages[-1], "Traceback" in step.output) == (True, "register", False)
     assert "MLflow has no champion of tip-probability, but there was one" in step.output
     assert "or run `dvc pull`, then `dvc repro`" in step.output
     assert "tipline promote --force" in step.output
-    assert "Traceback" not in step.output
-    assert "score" not in step.stages

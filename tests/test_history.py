@@ -13,13 +13,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from tests import workbench
-from tests.test_registry import NAME, client, force_promotion, get_champion, read_ref, train_another
+from tests.test_registry import NAME, client, force_promotion, get_champion, list_changes, read_ref, train_another
 from tipline.commands import rollback
 from tipline.config import load_partial_settings
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
-from tipline.registry import history, model_versions, runs, store
-from tipline.registry.history import Champion, Change
+from tipline.registry import champion, runs, store
+from tipline.registry.champion import Champion, Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,22 +34,21 @@ pytestmark = workbench.MLFLOW_WARNINGS
 
 @pytest.fixture
 def project(trained_project: Paths) -> Paths:
-    """A project whose first version is champion."""
+    """A project whose first version is champion, and whose second is registered."""
     workbench.run(trained_project, "register")
+    train_another(trained_project, 0.01, "register")
     return trained_project
-
-
-def register_another(paths: Paths, c: float) -> str:
-    """Train and register a version with another C; return its digest."""
-    digest = train_another(paths, c)
-    workbench.run(paths, "register")
-    return digest
 
 
 def list_moves(paths: Paths) -> list[tuple[str, int | None, int]]:
     """How, from which version and to which the champion moved."""
-    changes = history.list_changes(client(paths), NAME)
+    changes = list_changes(paths)
     return [(change.how, change.before.version if change.before else None, change.after.version) for change in changes]
+
+
+def set_alias(paths: Paths, number: int) -> None:
+    """Move the alias as MLflow's page does."""
+    client(paths).set_registered_model_alias(NAME, "champion", str(number))
 
 
 def roll_back(paths: Paths) -> None:
@@ -59,8 +58,7 @@ def roll_back(paths: Paths) -> None:
 def test_a_change_is_a_tag_with_who_why_and_the_verdict_and_is_never_overwritten(
     project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, before = read_ref(project)["digest"], dict(client(project).get_registered_model(NAME).tags)
-    second = register_another(project, 0.01)
+    before = dict(client(project).get_registered_model(NAME).tags)
     monkeypatch.setattr(getpass, "getuser", lambda: "ann")
     assert run_cli(project.root, "promote", "2", "--force", "asked for")[0] == 0
     workbench.run(project, "register")
@@ -69,38 +67,32 @@ def test_a_change_is_a_tag_with_who_why_and_the_verdict_and_is_never_overwritten
     (key,) = set(tags) - set(before)
     assert re.fullmatch(r"tipline\.champion\.\d{4}-\d\d-\d\dT\d{6}\.\d{6}Z-[0-9a-f]{8}", key)
     value = json.loads(tags[key])
-    assert (value["from"], value["to"]) == ({"version": 1, "digest": first}, {"version": 2, "digest": second})
+    digests = {n: client(project).get_model_version(NAME, str(n)).tags[store.DIGEST] for n in (1, 2)}
+    assert [value["from"], value["to"]] == [{"version": number, "digest": digests[number]} for number in (1, 2)]
     assert (value["by"], value["reason"], value["how"]) == ("ann", "asked for", "promote")
     assert "refuses" in value["verdict"]
     assert list_moves(project) == [("first", None, 1), ("promote", 1, 2)]
 
 
-def test_a_long_reason_fits_into_a_tag(project: Paths) -> None:
-    version = model_versions.get_champion(client(project), NAME)
-    assert version is not None
-    history.record_change(client(project), None, version, "promote", reason="é" * 9000, verdict="\\" * 9000)
-    tags = client(project).get_registered_model(NAME).tags
-    assert max(len(json.loads(value)["reason"] or "") for value in tags.values()) == history.TEXT_LETTERS + 1
-    assert max(map(len, tags.values())) <= 5000
-
-
-def test_an_edited_tag_is_passed_over(project: Paths) -> None:
+def test_a_long_reason_fits_into_a_tag_and_an_edited_tag_is_passed_over(project: Paths) -> None:
+    version = client(project).get_model_version(NAME, "2")
+    champion.record_change(client(project), version, "promote", reason="é" * 9000, verdict="\\" * 9000)
+    assert len(list_changes(project)[-1].reason or "") == champion.TEXT_LETTERS + 1
+    assert max(map(len, client(project).get_registered_model(NAME).tags.values())) <= 5000
     for index, value in enumerate(("", "[]", "{}", '{"from": null, "to": null, "how": "first"}')):
-        client(project).set_registered_model_tag(NAME, f"{history.PREFIX}2020-{index}", value)
-    assert list_moves(project) == [("first", None, 1)]
+        client(project).set_registered_model_tag(NAME, f"{champion.TAG}2020-{index}", value)
+    assert list_moves(project) == [("first", None, 1), ("promote", 1, 2)]
 
 
 def test_an_alias_moved_elsewhere_is_recorded_once_for_all_clones(project: Paths, tmp_path: Path) -> None:
-    register_another(project, 0.01)
-    client(project).set_registered_model_alias(NAME, "champion", "2")
-    workbench.run(project, "register")
-    workbench.run(project, "register")
+    set_alias(project, 2)
+    workbench.run(project, "register", "register")
     clone = workbench.copy_project(project, tmp_path / "clone")
     os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
     workbench.run(clone, "register")
     assert list_moves(project) == [("first", None, 1), ("external", 1, 2)]
-    assert history.list_changes(client(project), NAME)[-1].by is None
-    client(project).set_registered_model_alias(NAME, "champion", "1")
+    assert list_changes(project)[-1].by is None
+    set_alias(project, 1)
     workbench.run(clone, "register")
     assert list_moves(project)[-1] == ("external", 2, 1)
 
@@ -108,39 +100,30 @@ def test_an_alias_moved_elsewhere_is_recorded_once_for_all_clones(project: Paths
 def test_a_change_that_could_not_be_recorded_is_recorded_by_the_next_register(
     project: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register_another(project, 0.01)
-
     def fail(*_: object, **__: object) -> None:
         raise OSError("killed")
 
     with monkeypatch.context() as broken:
-        broken.setattr(history, "record_change", fail)
+        broken.setattr(champion, "record_change", fail)
         with pytest.raises(OSError, match="killed"):
             force_promotion(project, 2)
     workbench.run(project, "register")
     assert list_moves(project) == [("first", None, 1), ("external", 1, 2)]
-    assert "refuses" in str(history.list_changes(client(project), NAME)[-1].verdict)
+    assert "refuses" in str(list_changes(project)[-1].verdict)
 
 
 def test_a_user_who_may_only_read_records_nothing_and_scores_with_the_champion(
     project: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = register_another(project, 0.01)
-    client(project).set_registered_model_alias(NAME, "champion", "2")
-
     def forbid(*_: object) -> None:
         raise MlflowException("no", error_code=PERMISSION_DENIED)
 
+    set_alias(project, 2)
     with monkeypatch.context() as reader:
         reader.setattr(store.Client, "set_registered_model_tag", forbid)
         workbench.run(project, "register")
-    assert read_ref(project)["digest"] == second
+    assert read_ref(project)["version"] == 2
     assert list_moves(project) == [("first", None, 1)]
-
-
-def list_sample_changes(*steps: tuple[str, str]) -> list[Change]:
-    """Changes to the champions of these digests."""
-    return [Change(str(index), None, Champion(1, digest), how) for index, (how, digest) in enumerate(steps)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -157,19 +140,19 @@ def list_sample_changes(*steps: tuple[str, str]) -> list[Change]:
         ("first a, promote b, promote c, rollback b, rollback a", "a", None),
         ("first a, promote b, promote a", "a", "b"),
         ("first a, external b, promote b", "b", "a"),
-        ("first a, promote b, rollback x", "x", "b"),
         ("first a, promote b", None, "b"),
     ],
 )
 def test_the_previous_champion(steps: str, digest: str | None, previous: str | None) -> None:
-    changes = list_sample_changes(*(tuple(step.split()) for step in steps.split(", ") if step))  # type: ignore[arg-type]
-    found = history.find_previous_champion(changes, digest)
+    pairs = [step.split() for step in steps.split(", ") if step]
+    changes = [Change(before=None, after=Champion(version=1, digest=after), how=how) for how, after in pairs]  # type: ignore[arg-type]
+    found = champion.find_previous_champion(changes, digest)
     assert (found and found.digest) == previous
 
 
 def test_each_rollback_takes_one_change_back_from_any_clone(project: Paths, tmp_path: Path) -> None:
-    for number, c in ((2, 0.1), (3, 0.01)):
-        register_another(project, c)
+    train_another(project, 0.1, "register")
+    for number in (2, 3):
         force_promotion(project, number)
     clone = workbench.copy_project(project, tmp_path / "clone")
     os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
@@ -187,19 +170,18 @@ def test_each_rollback_takes_one_change_back_from_any_clone(project: Paths, tmp_
 
 
 def test_a_rollback_of_a_change_made_in_mlflow_with_an_invalid_params_yaml(project: Paths, run_cli: RunCli) -> None:
-    register_another(project, 0.01)
-    client(project).set_registered_model_alias(NAME, "champion", "2")
+    set_alias(project, 2)
     workbench.change_settings(project, train={"seed": "x"})
     assert run_cli(project.root, "rollback", "--reason", "worse")[0] == 0
     assert list_moves(project) == [("first", None, 1), ("external", 1, 2), ("rollback", 2, 1)]
-    assert history.list_changes(client(project), NAME)[-1].reason == "worse"
+    assert list_changes(project)[-1].reason == "worse"
     project.params.write_text("{")
     assert run_cli(project.root, "rollback")[0] == 2
 
 
 def test_a_champion_that_is_no_model_can_be_rolled_back(project: Paths) -> None:
     client(project).create_model_version(NAME, source=(project.root / "data").as_uri())
-    client(project).set_registered_model_alias(NAME, "champion", "2")
+    set_alias(project, 3)
     with pytest.raises(TiplineError):
         workbench.run(project, "register")
     roll_back(project)
@@ -208,7 +190,6 @@ def test_a_champion_that_is_no_model_can_be_rolled_back(project: Paths) -> None:
 
 
 def test_a_previous_champion_that_the_registry_has_lost_is_reported(project: Paths) -> None:
-    register_another(project, 0.01)
     force_promotion(project, 2)
     client(project).delete_model_version(NAME, "1")
     with pytest.raises(TiplineError, match="has lost the champion before version 2: version 1"):
@@ -220,43 +201,29 @@ def test_a_version_made_in_mlflows_page_of_a_run_is_adopted(
 ) -> None:
     copy = workbench.copy_project(project, tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(project.root))
-    digest = register_another(copy, 0.01)
+    digest = train_another(copy, 0.1, "register")
     monkeypatch.delenv("DVC_ROOT")
     experiment = client(project).get_experiment_by_name("tipline/train").experiment_id
-    run = store.find_runs(client(project), experiment)[digest]
+    run = store.find_runs(experiment)[digest]
     uri = run.data.tags[runs.MODEL_URI]
     client(project).create_model_version(NAME, uri, run.info.run_id, model_id=uri.removeprefix("models:/"))
-    client(project).set_registered_model_alias(NAME, "champion", "2")
+    set_alias(project, 3)
     workbench.run(project, "register")
     assert read_ref(project)["digest"] == artifact.read_digest(project.champion) == digest
-    assert list_moves(project)[-1] == ("external", 1, 2)
+    assert list_moves(project)[-1] == ("external", 1, 3)
 
 
 def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scored_again(
-    scored_project: Paths,
-    run_cli: RunCli,
-    dask_address: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    scored_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    project = scored_project
-    workbench.run(project, "register")
+    project, months = scored_project, ", ".join(workbench.MONTHS)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
-    before = workbench.read_tree(project.predictions)
-    register_another(project, 0.01)
-    force_promotion(project, 2)
+    before = {path: path.read_bytes() for path in project.predictions.rglob("*.parquet")}
     workbench.run(project, "register")
-    workbench.change_settings(project, months=list(workbench.MONTHS[:3]))
-    assert run_cli(project.root, "score")[0] == 0
-    caplog.clear()
-    assert run_cli(project.root, "rollback")[0] == 0
-    assert run_cli(project.root, "register")[0] == 0
-    months = ", ".join(workbench.MONTHS[:3])
-    assert f"version 2 had scored {months}\n" in caplog.text
+    train_another(project, 0.01, "register")
+    force_promotion(project, 2)
+    workbench.run(project, "register", "score")
+    roll_back(project)
+    workbench.run(project, "register", "score")
     assert re.search(rf"from version 2 \(\w{{8}}\) to version 1 \(\w{{8}}\); {months}, scored by the old", caplog.text)
-    workbench.change_settings(project, months=list(workbench.MONTHS))
-    assert run_cli(project.root, "score")[0] == 0
-    after = workbench.read_tree(project.predictions)
-    assert {name: after[name] for name in before if name.endswith(".parquet")} == {
-        name: data for name, data in before.items() if name.endswith(".parquet")
-    }
+    assert {path: path.read_bytes() for path in project.predictions.rglob("*.parquet")} == before

@@ -16,22 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-from urllib.request import urlopen
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests import tour, workbench
-from tests.servers import free_port
-from tests.stories import Story, start
+from tests import stories, tour, workbench
+from tests.conftest import forget_store
+from tests.servers import Program
 from tipline import cluster
 from tipline.paths import Paths
-from tipline.registry import history
+from tipline.registry import champion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from playwright.sync_api import Browser, Locator, Page
+
+    from tests.stories import Story
 
 pytestmark = [pytest.mark.in_order, *workbench.MLFLOW_WARNINGS]  # a promotion by clicking is the end of it
 NAME = "tip-probability"
@@ -43,18 +44,11 @@ localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 """
 ROWS = 40_000 if PICTURES else 2500
-BOOSTING: dict[str, Any] = {
-    "estimator": "hist_gradient_boosting",
-    "rows": ROWS,
-    "params": {"max_iter": 60},
-}
+BOOSTING: dict[str, Any] = {"estimator": "hist_gradient_boosting", "rows": ROWS, "params": {"max_iter": 60}}
 FEW: dict[str, Any] = {"estimator": "logistic_regression", "rows": 2000, "params": {"C": 0.1}}
 FEW_COLUMNS = {"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash", "credit"]}}
-NAMES = [
-    r"[\d,]+x7 C=1\.0 logistic_regression",
-    f"{ROWS:,}x7 max_iter=60 hist_gradient_boosting",
-    "2,000x2 C=0.1 logistic",
-]
+FIRST = r"[\d,]+x7 C=1\.0 logistic_regression"
+NAMES = [FIRST, f"{ROWS:,}x7 max_iter=60 hist_gradient_boosting", "2,000x2 C=0.1 logistic"]
 
 
 @dataclass
@@ -77,11 +71,10 @@ class Shown:
         return self.page.inner_text("body")
 
     def runs(self, experiment: str) -> list[Any]:
-        """The runs of an experiment, oldest first, but for those below others."""
+        """The runs of an experiment, oldest first."""
         found = self.client.get_experiment_by_name(f"tipline/{experiment}")
         assert found is not None
-        runs = self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"])
-        return [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        return list(self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]))
 
     def picture(self, name: str) -> None:
         """Keep a picture, if they are wanted, of the page without its menu."""
@@ -94,22 +87,20 @@ class Shown:
 @pytest.fixture(scope="module")
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project as DVC knows it, in which three models were trained; the first is champion."""
-    story = start(
+    story = stories.start(
         tmp_path_factory.mktemp("page") / "project", months=list(workbench.MONTHS), **(LARGE if PICTURES else {})
     )
     paths = Paths(story.root)
     shutil.copyfile(request.getfixturevalue("mlflow_template"), story.root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT"):
+    with pytest.MonkeyPatch.context() as monkeypatch, forget_store():
+        for name in ("MLFLOW_REGISTRY_URI", "DVC_ROOT"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(cluster.ADDRESS, request.getfixturevalue("dask_address"))
         workbench.run_to(paths, "record")
         for sections in ({"train": BOOSTING}, {"train": FEW, "model": FEW_COLUMNS}):
             workbench.change_settings(paths, **sections)
             workbench.run(paths, "train", "register", "evaluate", "record")
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    committed = story.run("dvc", "commit", "--force", "--quiet")
-    assert committed.returncode == 0, committed.stderr
+    stories.dvc(story, "commit", "--force", "--quiet")
     return story
 
 
@@ -127,24 +118,16 @@ def shown(story: Story, browser: Browser) -> Iterator[Shown]:
 @contextlib.contextmanager
 def ui(folder: Path) -> Iterator[str]:
     """Run plain `mlflow ui` in a folder until it answers; give its address."""
-    port = str(free_port())
+    server = Program(folder.parent)
+    command = ("mlflow", "ui", "--host", "127.0.0.1", "--port", str(server.port), "--workers", "1")
+    # Two processes instead of ten.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_MODEL_CATALOG_URI": ""}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # two processes instead of ten
-        monkeypatch.setenv("MLFLOW_MODEL_CATALOG_URI", "")
-        log = folder.parent / "ui.log"
-        command = ("mlflow", "ui", "--host", "127.0.0.1", "--port", port, "--workers", "1")
-        with workbench.running(*command, folder=folder, printed=log):
-            workbench.wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
-            yield f"http://127.0.0.1:{port}"
-
-
-def answers(address: str) -> bool:
-    """Whether a server answers."""
-    try:
-        with urlopen(address, timeout=10) as answer:  # noqa: S310 (127.0.0.1)
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+        for name, value in quiet.items():
+            monkeypatch.setenv(name, value)
+        with workbench.running(*command, folder=folder, printed=folder.parent / "ui.log"):
+            workbench.wait_for(server.listens, 120)
+            yield f"http://{server.place}"
 
 
 def row_of(page: Page, name: str) -> list[str]:
@@ -170,11 +153,8 @@ def test_three_models_are_compared_side_by_side(shown: Shown) -> None:
     seen = shown.text()
     for name in NAMES:
         assert re.search(name, seen), name
-    assert row_of(shown.page, "estimator")[1:] == [
-        "logistic_regression",
-        "hist_gradient_boosting",
-        "logistic_regression",
-    ]
+    estimators = [FEW["estimator"], BOOSTING["estimator"], FEW["estimator"]]
+    assert row_of(shown.page, "estimator")[1:] == estimators
     assert row_of(shown.page, "rows")[2:] == [str(ROWS), "2000"]
     assert row_of(shown.page, "columns")[3] == "payment_type, fare_amount"
     # The same names for training and evaluation, each with a figure of every model; few enough to be read at once.
@@ -196,7 +176,7 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
     shown.page.locator(".scatterlayer .points path").first.wait_for()
     sizes = len(workbench.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
     assert shown.page.locator(".scatterlayer").first.locator(".points path").count() == sizes
-    assert re.search(r"[\d,]+x7 C=1\.0 logistic_regression", shown.text())
+    assert re.search(FIRST, shown.text())
     shown.picture("mlflow_curve")
 
 
@@ -267,9 +247,8 @@ def test_a_champion_named_by_clicking_scores_at_the_next_repro(shown: Shown) -> 
     assert done.code == 0, done.output
     assert done.stages == ["register", "evaluate", "score", "monitor", "record"], done.output
     assert {json.loads(manifest)["made"]["version"] for manifest in shown.story.manifests["followed"].values()} == {2}
-    change = history.list_changes(shown.client, NAME)[-1]
-    assert change.before is not None
-    assert (change.how, change.before.version, change.after.version) == ("external", 1, 2)
+    change = champion.list_changes(shown.client, NAME)[-1]
+    assert (change.how, change.before and change.before.version, change.after.version) == ("external", 1, 2)
     if PICTURES:
         tour.compose(shown.page, Path(PICTURES), done.output)
     shown.go(f"models/{NAME}/versions/2", "Months scored")

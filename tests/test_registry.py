@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +16,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tests import workbench
+from tests import servers, workbench
 from tipline import files
 from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
-from tipline.registry import history, model_card, model_versions, runs, store
+from tipline.registry import champion, model_card, model_versions, runs, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +58,10 @@ def get_champion(paths: Paths) -> int | None:
     return int(version.version) if version else None
 
 
+def list_changes(paths: Paths) -> list[champion.Change]:
+    return champion.list_changes(client(paths), NAME)
+
+
 def list_runs(paths: Paths, experiment: str) -> list[Any]:
     found = client(paths).get_experiment_by_name(f"tipline/{experiment}")
     return list(client(paths).search_runs([found.experiment_id])) if found else []
@@ -71,10 +71,10 @@ def read_ref(paths: Paths) -> Any:
     return workbench.read_json(paths.champion_ref)
 
 
-def train_another(paths: Paths, c: float = 0.01) -> str:
-    """Train with another C; return the new challenger's digest."""
+def train_another(paths: Paths, c: float = 0.01, *stages: str) -> str:
+    """Train with another C, run further stages; return the new challenger's digest."""
     workbench.change_settings(paths, train={"params": {"C": c}})
-    workbench.run(paths, "train")
+    workbench.run(paths, "train", *stages)
     return artifact.read_digest(paths.challenger)
 
 
@@ -108,44 +108,36 @@ def test_the_first_model_is_one_run_and_one_version_and_becomes_champion(trained
 
 def test_the_training_run_shows_the_training(trained_project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "register")
-    monkeypatch.setenv("DVC_EXP_NAME", "soft-cat")
-    workbench.run(trained_project, "register")
+    for name in ("soft-cat", "hard-dog"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        workbench.run(trained_project, "register")
     (run,) = list_runs(trained_project, "train")
     training = workbench.read_json(trained_project.challenger / artifact.TRAINING)
-    assert run.info.status == "FINISHED"
-    assert run.info.run_name == training["name"]
+    assert (run.info.status, run.info.run_name) == ("FINISHED", training["name"])
     assert run.data.params == {name: str(value) for name, value in training["params"].items()}
     assert run.data.metrics == pytest.approx(training["metrics"])
     tags = run.data.tags
     assert tags["tipline.digest"] == artifact.read_digest(trained_project.challenger)
-    assert tags["tipline.data"] == training["data"]
-    assert (tags["dvc.stage"], tags["dvc.exp"]) == ("register", "soft-cat")
+    assert (tags["tipline.data"], tags["dvc.stage"]) == (training["data"], "register")
+    assert tags["dvc.exp"] == "soft-cat, hard-dog"
     assert tags["tipline.git"].removesuffix("-dirty") == tags["mlflow.source.git.commit"]
     assert [file.path for file in client(trained_project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
-    monkeypatch.setenv("DVC_EXP_NAME", "hard-dog")
-    workbench.run(trained_project, "register")
-    assert list_runs(trained_project, "train")[0].data.tags["dvc.exp"] == "soft-cat, hard-dog"
 
 
 def test_the_model_has_signature_example_and_pinned_requirements(project: Paths) -> None:
     uri = f"models:/{NAME}/1"
     signature = mlflow.models.get_model_info(uri).signature
     types = {column.name: column.type.name for column in signature.inputs}
-    assert types == {
-        "vendor": "string",
+    assert types == dict.fromkeys(workbench.load_settings(project).model.columns, "double") | {
+        **dict.fromkeys(["vendor", "payment_type"], "string"),
         "pickup_datetime": "datetime",
-        "passenger_count": "double",
-        "trip_distance": "double",
-        "payment_type": "string",
-        "fare_amount": "double",
-        "extra": "double",
     }
     assert [(column.name, column.type.name) for column in signature.outputs] == [("tip_probability", "float")]
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     example = json.loads((root / "input_example.json").read_text())
     assert (example["columns"], len(example["data"])) == (list(types), 5)
-    pinned = [line.split("==") for line in (root / "requirements.txt").read_text().split()]
-    assert [name for name, _ in pinned] == list(runs.REQUIREMENTS)
+    pinned = [line.split("==")[0] for line in (root / "requirements.txt").read_text().split()]
+    assert pinned == list(runs.REQUIREMENTS)
     assert not list(project.challenger.rglob("__pycache__"))
 
 
@@ -160,10 +152,8 @@ def test_an_example_row_may_have_missing_values() -> None:
 def test_equal_models_share_a_version_and_another_model_leaves_the_champion(project: Paths) -> None:
     before = read_ref(project)
     workbench.run(project, "train", "register")
-    assert train_another(project) != before["digest"]
-    workbench.run(project, "register")
-    train_another(project, 1.0)
-    workbench.run(project, "register")
+    assert train_another(project, 0.01, "register") != before["digest"]
+    train_another(project, 1.0, "register")
     assert (list_versions(project), len(list_runs(project, "train"))) == ([2, 1], 2)
     assert (get_champion(project), read_ref(project)) == (1, before)
 
@@ -184,7 +174,6 @@ def test_a_failed_run_is_completed_by_the_next_one(trained_project: Paths) -> No
     with pytest.raises((OSError, MlflowException, TiplineError)):
         workbench.run(trained_project, "register")
     assert [run.info.status for run in list_runs(trained_project, "train")] == ["FAILED"]
-    assert list_versions(trained_project) == []
     picture.with_suffix(".away").rename(picture)
     workbench.run(trained_project, "register")
     assert [run.info.status for run in list_runs(trained_project, "train")] == ["FINISHED"]
@@ -197,15 +186,13 @@ def test_an_experiments_copy_logs_a_run_and_no_version(
     copy = workbench.copy_project(project, tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(project.root))
     monkeypatch.setenv("DVC_EXP_NAME", "other-c")
-    digest = train_another(copy)
-    workbench.run(copy, "register")
+    digest = train_another(copy, 0.01, "register")
     assert (list_versions(project), get_champion(project), read_ref(copy)["version"]) == ([1], 1, 1)
-    assert [change.how for change in history.list_changes(client(project), NAME)] == ["first"]
+    assert [change.how for change in list_changes(project)] == ["first"]
     monkeypatch.delenv("DVC_ROOT")
     promote.run(workbench.load_settings(project), project, "other-c", "test")
-    version = model_versions.get_champion(client(project), NAME)
-    assert version is not None
-    assert (version.version, version.tags["dvc.exp"], model_versions.get_digest(version)) == (2, "other-c", digest)
+    version = client(project).get_model_version_by_alias(NAME, "champion")
+    assert (version.version, model_versions.get_digest(version)) == (2, digest)
 
 
 # ---- the champion ----
@@ -213,8 +200,7 @@ def test_an_experiments_copy_logs_a_run_and_no_version(
 
 @pytest.mark.parametrize("where", ["promote", "MLflow's page"])
 def test_a_promoted_versions_own_files_are_fetched(project: Paths, where: str) -> None:
-    second = train_another(project)
-    workbench.run(project, "register")
+    second = train_another(project, 0.01, "register")
     registered = {name: (project.challenger / name).read_bytes() for name in (*artifact.FILES, artifact.TRAINING)}
     train_another(project, 0.1)  # what is in the workspace is neither of them
     if where == "promote":
@@ -228,15 +214,13 @@ def test_a_promoted_versions_own_files_are_fetched(project: Paths, where: str) -
 
 
 def test_a_pinned_version_scores_whatever_the_alias_says(project: Paths) -> None:
-    second = train_another(project)
-    workbench.run(project, "register")
+    second = train_another(project, 0.01, "register")
     workbench.change_settings(project, score={"model": 2})
     workbench.run(project, "register")
     assert (read_ref(project)["digest"], get_champion(project)) == (second, 1)
     workbench.change_settings(project, score={"model": 3})
-    with pytest.raises(UsageError, match=r"no version 3\. Versions: 2, 1") as caught:
+    with pytest.raises(UsageError, match=r"no version 3\. Versions: 2, 1.*\n  where: params.yaml, score.model"):
         workbench.run(project, "register")
-    assert caught.value.parts[1] == "params.yaml, score.model"
     assert artifact.read_digest(project.champion) == second
 
 
@@ -248,8 +232,7 @@ def test_changed_files_in_models_champion_are_fetched_again(project: Paths) -> N
 
 @pytest.mark.parametrize("damage", ["changed", "lost"])
 def test_damaged_files_in_the_registry_are_refused(project: Paths, damage: str) -> None:
-    train_another(project)
-    workbench.run(project, "register")
+    train_another(project, 0.01, "register")
     second = (project.challenger / "estimator.skops").read_bytes()
     for path in (project.root / "mlartifacts").rglob("estimator.skops"):
         if path.read_bytes() == second:
@@ -269,85 +252,66 @@ def test_a_version_that_is_no_model_is_refused(project: Paths, run_cli: RunCli) 
     before = workbench.read_tree(project.champion)
     number = str(client(project).create_model_version(NAME, source=(project.root / "mlartifacts").as_uri()).version)
     code, printed = run_cli(project.root, "promote", number)
-    assert (code, get_champion(project)) == (2, 1)
-    assert f"version {number}" in printed
+    assert (code, get_champion(project), f"version {number}" in printed) == (2, 1, True)
     client(project).set_registered_model_alias(NAME, "champion", number)
     assert run_cli(project.root, "register")[0] == 2
     assert workbench.read_tree(project.champion) == before
 
 
-class Thief(BaseHTTPRequestHandler):
-    """Answer everything, and keep the passwords."""
-
-    seen: tuple[str | None, ...] = ()
-
-    def do_GET(self) -> None:
-        type(self).seen += (self.headers.get("Authorization"),)
-        self.send_response(404)
-        self.end_headers()
-
-    do_PUT = do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def thief() -> Iterator[str]:
-    """The address of a server that is not MLflow's."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Thief) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def thief() -> Iterator[servers.Shelf]:
+    """A server that is not MLflow's, and keeps what it is asked for."""
+    with servers.shelf() as server:
+        yield server
 
 
 @pytest.mark.parametrize(
     "source", ["{thief}/model", "runs:/{run}/model", "models:/{model}", "mlflow-artifacts://{host}/m"]
 )
 def test_the_password_is_not_sent_to_another_host(
-    project: Paths, thief: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, source: str
+    project: Paths, thief: servers.Shelf, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
+    elsewhere = thief.address("")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of ann")
-    experiment = client(project).create_experiment("elsewhere", f"{thief}/artifacts")
+    experiment = client(project).create_experiment("elsewhere", f"{elsewhere}/artifacts")
     run = client(project).create_run(experiment).info.run_id
     model = client(project).create_logged_model(experiment, "model", source_run_id=run).model_id
-    source = source.format(thief=thief, run=run, model=model, host=thief.removeprefix("http://"))
+    source = source.format(thief=elsewhere, run=run, model=model, host=elsewhere.removeprefix("http://"))
     with sqlite3.connect(project.root / "mlflow.db") as connection:  # not every server refuses such a location
         version = client(project).create_model_version(NAME, (project.root / "mlartifacts").as_uri()).version
         update = "UPDATE model_versions SET source = ?, storage_location = ? WHERE version = ?"
         connection.execute(update, (source, source, version))
     code, printed = run_cli(project.root, "promote", str(version))
     assert code == 1, printed
-    assert Thief.seen == ()
+    assert thief.log == []
 
 
 # ---- a registry without a champion ----
 
 
 def test_a_lost_registry_gets_the_champion_back_from_its_files(project: Paths, mlflow_template: Path) -> None:
-    first, second = read_ref(project)["digest"], train_another(project)
-    workbench.run(project, "register")
+    first, second = read_ref(project)["digest"], train_another(project, 0.01, "register")
     use_new_store(project, mlflow_template)
     workbench.run(project, "register")
-    version = model_versions.get_champion(client(project), NAME)
-    assert version is not None
-    assert model_versions.get_digest(version) == read_ref(project)["digest"] == artifact.read_digest(project.champion)
-    digests = {model_versions.get_digest(one) for one in model_versions.list_versions(client(project), NAME)}
-    assert (model_versions.get_digest(version), digests) == (first, {first, second})
-    assert (read_ref(project)["version"], read_ref(project)["run"]) == (int(version.version), version.run_id)
-    (change,) = history.list_changes(client(project), NAME)
+    version = client(project).get_model_version_by_alias(NAME, "champion")
+    assert first == model_versions.get_digest(version) == artifact.read_digest(project.champion)
+    assert {model_versions.get_digest(one) for one in model_versions.list_versions(client(project), NAME)} == {
+        *(first, second)
+    }
+    ref = read_ref(project)
+    assert (ref["digest"], ref["version"], ref["run"]) == (first, int(version.version), version.run_id)
+    (change,) = list_changes(project)
     assert (change.how, change.reason) == ("first", "restored from models/champion/")
 
 
 def test_a_deleted_alias_is_set_to_the_last_champion_of_the_history(project: Paths) -> None:
-    second = train_another(project)
-    workbench.run(project, "register")
+    second = train_another(project, 0.01, "register")
     force_promotion(project, 2)  # models/champion/ is still version 1
     client(project).delete_registered_model_alias(NAME, "champion")
     workbench.run(project, "register")
     assert (get_champion(project), read_ref(project)["digest"]) == (2, second)
-    assert [change.how for change in history.list_changes(client(project), NAME)] == ["first", "promote"]
+    assert [change.how for change in list_changes(project)] == ["first", "promote"]
 
 
 def test_deleting_everything_starts_over(scored_project: Paths) -> None:
@@ -404,15 +368,14 @@ def test_another_model_is_not_the_first_champion_where_one_was(
     before = workbench.read_tree(paths.champion)
     code, printed = run_cli(paths.root, "register")
     assert code == 1, printed
-    assert f"there was one: {sign} (digest " in printed
-    assert "MLFLOW_TRACKING_URI" in printed
-    assert 'tipline promote --force "starting over"' in printed
+    for words in (f"there was one: {sign} (digest ", "MLFLOW_TRACKING_URI", 'tipline promote --force "starting over"'):
+        assert words in printed
     assert workbench.read_tree(paths.champion) == before
     assert run_cli(paths.root, "promote")[0] == 1
     assert run_cli(paths.root, "promote", "--force", "starting over")[0] == 0
     assert run_cli(paths.root, "register")[0] == 0
     assert read_ref(paths)["digest"] == artifact.read_digest(paths.challenger)
-    (change,) = history.list_changes(client(paths), NAME)
+    (change,) = list_changes(paths)
     assert (change.how, change.reason) == ("promote", "starting over")
 
 
@@ -426,47 +389,61 @@ def test_another_name_begins_with_its_own_first_champion(scored_project: Paths) 
 # ---- the store ----
 
 
-def find_closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.mark.parametrize("command", ["register", "promote", "record"])
 def test_a_server_that_cannot_be_reached_is_reported(
     scored_project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:geheim@127.0.0.1:{find_closed_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:geheim@127.0.0.1:{servers.free_port()}")
     code, printed = run_cli(scored_project.root, command)
-    assert code == 1
-    assert "cannot be reached" in printed
-    assert "Connection refused" in printed
-    assert "MLFLOW_TRACKING_URI" in printed
-    assert "geheim" not in printed
-    assert len(printed.splitlines()) == 3, printed
+    assert (code, len(printed.splitlines()), "geheim" in printed) == (1, 3, False), printed
+    for words in ("cannot be reached", "Connection refused", "MLFLOW_TRACKING_URI"):
+        assert words in printed
 
 
-def test_a_database_is_created_with_its_folder_and_bad_ones_are_reported(
-    trained_project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def write_bad_store(kind: str, path: Path) -> None:
+    """Write what a store's file may be instead of a database."""
+    if kind == "text":
+        path.write_text("this is a text file, and longer than a page header is" * 100)
+    elif kind == "in a file":
+        path.parent.rmdir()
+        path.parent.touch()
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+            connection.execute("CREATE TABLE _alembic_tmp_runs (run_id TEXT)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("text", ("cannot use this database: file is not a database",)),
+        ("in a file", ("folder",)),
+        ("cut off by a kill", ("creation of MLflow's database was interrupted", "delete this file")),
+    ],
+)
+def test_a_file_that_is_no_database_is_reported(
+    trained_project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, words: str
 ) -> None:
-    root = trained_project.root
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}")
-    assert run_cli(root, "register")[0] == 0
-    assert {path.name for path in (tmp_path / "new folder").iterdir()} == {"mlflow.db", ".mlflow.lock", "mlartifacts"}
-    (tmp_path / "a file").touch()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'a file' / 'mlflow.db'}")
-    code, printed = run_cli(root, "register")
-    assert (code, "a file" in printed, "defect" in printed) == (1, True, False)
-    (tmp_path / "text.db").write_text("this is a text file, and longer than a page header is" * 100)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'text.db'}")
-    code, printed = run_cli(root, "register")
-    assert (code, "database cannot be used: file is not a database" in printed) == (1, True)
+    path = tmp_path / "folder" / "mlflow.db"
+    path.parent.mkdir()
+    write_bad_store(kind, path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    code, printed = run_cli(trained_project.root, "register")
+    assert (code, "defect" in printed, str(path.parent) in printed) == (1, False, True), printed
+    assert all(part in printed for part in words), printed
+
+
+def test_a_database_is_created_with_its_folder(make_project: Callable[..., Paths], tmp_path: Path) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}"
+    with store.connect_store(make_project()):
+        pass
+    assert {path.name for path in (tmp_path / "new folder").iterdir()} == {"mlflow.db", ".mlflow.lock"}
 
 
 def test_a_creation_that_is_killed_leaves_no_database(make_project: Callable[..., Paths]) -> None:
     paths = make_project()
     script = (
-        "import sys; from tipline.paths import Paths; from tipline.registry import store; from pathlib import Path\n"
+        "import sys; from pathlib import Path; from tipline.paths import Paths; from tipline.registry import store\n"
     )
     script += "with store.connect_store(Paths(Path(sys.argv[1]))): pass"
     process = subprocess.Popen([sys.executable, "-c", script, str(paths.root)])
@@ -476,26 +453,8 @@ def test_a_creation_that_is_killed_leaves_no_database(make_project: Callable[...
     assert not (paths.root / "mlflow.db").exists()
     with store.connect_store(paths) as connected:
         assert [experiment.name for experiment in connected.search_experiments()] == ["Default"]
-    assert {path.name for path in paths.root.glob("*mlflow*")} | {
-        path.name for path in paths.root.glob(".mlflow*")
-    } == {
-        "mlflow.db",
-        ".mlflow.lock",
-    }
-
-
-def test_a_database_that_was_cut_off_while_mlflow_created_it_is_recognised(
-    make_project: Callable[..., Paths], run_cli: RunCli
-) -> None:
-    paths = make_project()
-    with sqlite3.connect(paths.root / "mlflow.db") as connection:
-        connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
-        connection.execute("CREATE TABLE _alembic_tmp_runs (run_id TEXT)")
-    code, printed = run_cli(paths.root, "register")
-    assert code == 1
-    assert "creation of MLflow's database was interrupted" in printed
-    assert f"where: {paths.root / 'mlflow.db'}" in printed
-    assert "delete this file" in printed
+    found = [*paths.root.glob("*mlflow*"), *paths.root.glob(".mlflow*")]
+    assert {path.name for path in found} == {"mlflow.db", ".mlflow.lock"}
 
 
 def test_a_database_of_another_mlflow_is_reported_with_the_upgrade(project: Paths, run_cli: RunCli) -> None:
@@ -504,8 +463,7 @@ def test_a_database_of_another_mlflow_is_reported_with_the_upgrade(project: Path
         connection.execute("UPDATE alembic_version SET version_num = 'ffff00000000'")
     os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///other.db"
     code, printed = run_cli(project.root, "register")
-    assert code == 1
-    assert "upgrade MLflow" in printed.splitlines()[2]
+    assert (code, "upgrade MLflow" in printed.splitlines()[2]) == (1, True), printed
 
 
 def test_two_processes_may_create_a_store_at_once(trained_project: Paths, tmp_path: Path) -> None:
@@ -525,13 +483,12 @@ def test_two_processes_may_create_a_store_at_once(trained_project: Paths, tmp_pa
         artifact.read_digest(paths.challenger) for paths in (trained_project, second)
     }
     assert read_ref(trained_project)["digest"] == read_ref(second)["digest"]
-    assert len(history.list_changes(client(trained_project), NAME)) == 1
+    assert len(list_changes(trained_project)) == 1
 
 
 def test_a_deleted_experiment_is_restored(project: Paths, caplog: pytest.LogCaptureFixture) -> None:
     client(project).delete_experiment(client(project).get_experiment_by_name("tipline/train").experiment_id)
-    train_another(project)
-    workbench.run(project, "register")
+    train_another(project, 0.01, "register")
     assert "The experiment tipline/train had been deleted in MLflow. It is restored." in caplog.text
     assert list_versions(project) == [2, 1]
 
@@ -555,12 +512,6 @@ def test_a_missing_driver_is_reported_with_its_package(
         pass
     assert "uv pip install 'mysqlclient'" in str(caught.value)
     assert "mysql://***@127.0.0.1/mlflow" in str(caught.value)
-
-
-@pytest.mark.usefixtures("mlflow_store")
-def test_another_missing_module_is_not_reported_as_a_driver(make_project: Callable[..., Paths]) -> None:
-    with pytest.raises(ModuleNotFoundError, match="elsewhere"), store.connect_store(make_project()):
-        importlib.import_module("elsewhere")
 
 
 def test_artifacts_are_in_the_project_and_follow_it(
@@ -605,16 +556,14 @@ def test_the_learning_curve_is_one_run_with_the_sizes_as_steps(scored_project: P
     decision = workbench.read_json(scored_project.learning_curve.with_suffix(".json"))
     (run,) = list_runs(scored_project, "learning_curve")
     assert run.data.params["rows"] == str(decision["rows"])
-    assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(
-        decision["baseline"]["validation.log_loss"]
-    )
+    baseline = decision["baseline"]["validation.log_loss"]
+    assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(baseline)
     paths = {file.path for file in client(scored_project).list_artifacts(run.info.run_id)}
     assert paths == {"learning_curve.csv", "learning_curve.png"}
     for name in ("held_out.skill", "validation.skill"):
         points = client(scored_project).get_metric_history(run.info.run_id, name)
-        assert {point.step: point.value for point in points} == {
-            size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]
-        }
+        sizes = {size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]}
+        assert {point.step: point.value for point in points} == sizes
 
 
 def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_project: Paths) -> None:
@@ -631,12 +580,9 @@ def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_p
     assert card.startswith(f"skill {report['challenger']['skill']:.1%} on 2009-03: ")
     assert f"digest `{artifact.read_digest(scored_project.champion)}`" in card
     assert all(f"[{month}](#/experiments/" in card for month in workbench.MONTHS)
-    client(scored_project).update_model_version(NAME, "1", f"{card}\n\nA person's note.")
     files.write_json(scored_project.evaluation, report | {"rows": 12345})
     workbench.run(scored_project, "record")
-    card = client(scored_project).get_model_version(NAME, "1").description
-    assert "12,345 rows" in card
-    assert card.endswith(f"{model_card.END}\n\nA person's note.")
+    assert "12,345 rows" in client(scored_project).get_model_version(NAME, "1").description
 
 
 @pytest.mark.parametrize("existing", [None, "A note.", f"old\n\n{model_card.END}\n\nA note."])
@@ -651,11 +597,10 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
 ) -> None:
     paths = scored_project
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
-    workbench.run(paths, "register")
     for path in paths.predictions.glob("month=*/_manifest.json"):
         manifest = workbench.read_json(path)  # with the number that another registry gave the champion
         files.write_json(path, manifest | {"made": manifest["made"] | {"version": 7}})
-    workbench.run(paths, "record")
+    workbench.run(paths, "register", "record")
     months = workbench.read_json(paths.monitoring / "months.json")
     found = {run.data.params["month"]: run.data for run in list_runs(paths, "monitor")}
     for month in months:
@@ -665,8 +610,7 @@ def test_each_month_is_a_run_and_another_one_for_another_model(
         assert (data.metrics["rows"], data.metrics["skill"]) == (month["rows"], pytest.approx(month["skill"]))
         assert data.metrics["psi.fare_amount"] == month["drift"]["features"]["fare_amount"]["psi"]
         assert data.tags["tipline.verdict"] == month["verdict"]
-    train_another(paths)
-    workbench.run(paths, "register")
+    train_another(paths, 0.01, "register")
     force_promotion(paths, 2)
     workbench.run(paths, "register", "evaluate", "score", "monitor", "record")
     assert (len(list_runs(paths, "monitor")), len(list_runs(paths, "evaluate"))) == (2 * len(months), 2)
@@ -677,6 +621,7 @@ def test_the_months_of_a_tag_are_in_ref_json(project: Paths) -> None:
     workbench.run(project, "register")
     assert read_ref(project)["months"] == {"train": ["2009-01", "2009-02"], "validation": []}
     client(project).set_model_version_tag(NAME, "1", "tipline.months", "2009-13")
-    with pytest.raises(UsageError, match="'2009-13' is not a month") as caught:
+    with pytest.raises(
+        UsageError, match=r"'2009-13' is not a month(.|\n)*the tag tipline.months of tip-probability version 1"
+    ):
         workbench.run(project, "register")
-    assert caught.value.parts[1] == "the tag tipline.months of tip-probability version 1"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +14,14 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import requests
 
 from tests import workbench
 from tests.conftest import forget_store, missing
-from tests.servers import free_port
-from tipline.registry import model_versions, store
+from tests.servers import Program
+from tipline.registry import store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import pandas as pd
-
     from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS
@@ -49,11 +43,9 @@ def project(scored_template: Paths, mlflow_template: Path, tmp_path_factory: pyt
 @pytest.fixture(scope="module")
 def model(project: Paths) -> Path:
     """The registered version's files, fetched with MLflow alone."""
-    with forget_store(), store.connect_store(project) as client:
-        version = model_versions.get_champion(client, NAME)
-        assert version is not None
-        folder = project.root / "fetched"
-        mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{NAME}/{version.version}", dst_path=str(folder))
+    folder = project.root / "fetched"
+    with forget_store(), store.connect_store(project):
+        mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{NAME}@champion", dst_path=str(folder))
     return folder
 
 
@@ -77,23 +69,14 @@ def environment() -> dict[str, str]:
     return kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
 
-def frame(paths: Paths, names: list[str]) -> pd.DataFrame:
-    """The first rows of a month as text and numbers, times as ISO text; some values are missing."""
-    trips = workbench.read_prepared(paths, MONTH).slice(0, ROWS).select(names).to_pandas()
-    times = [name for name in names if trips[name].dtype.kind == "M"]
-    for name in times:
-        trips[name] = trips[name].dt.strftime("%Y-%m-%dT%H:%M:%S")
-    given: pd.DataFrame = trips.astype({name: "object" for name in names if trips[name].dtype.kind not in "fi"})
-    return given
-
-
-def columns(model: Path) -> list[str]:
+def build_request(paths: Paths, model: Path) -> bytes:
+    """The first rows of a month as MLflow takes them in json: times as ISO text, a missing value as null."""
     spec: dict[str, Any] = json.loads((model / "artifacts" / "model.json").read_text())
-    return [feature["name"] for feature in spec["features"]]
-
-
-def split(given: pd.DataFrame) -> bytes:
-    """Rows as MLflow takes them in json; a missing value is null."""
+    trips = workbench.read_prepared(paths, MONTH).slice(0, ROWS).select([part["name"] for part in spec["features"]])
+    given = trips.to_pandas()
+    for name in given.select_dtypes("datetime"):
+        given[name] = given[name].dt.strftime("%Y-%m-%dT%H:%M:%S")
+    assert given.isna().to_numpy().any()
     return json.dumps({"dataframe_split": json.loads(given.to_json(orient="split", index=False))}).encode()
 
 
@@ -115,47 +98,21 @@ def test_the_environment_has_neither_tipline_nor_dask(python: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_served_version_gives_what_bulk_scoring_gave(
-    project: Paths, model: Path, python: Path, tmp_path: Path
-) -> None:
-    given, port = frame(project, columns(model)), free_port()
-    assert given.isna().to_numpy().any()
+def test_the_served_version_gives_what_bulk_scoring_gave(project: Paths, model: Path, python: Path) -> None:
+    server = Program(model.parent)
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with running([*command, *options], tmp_path / "log") as process:
-        workbench.wait_for(lambda: process.poll() is not None or answers(port), 120)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", split(given), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 (the address above)
-            told = json.load(answer)
-    assert probabilities(told) == scored(project).tobytes()
-
-
-@contextlib.contextmanager
-def running(command: list[str], printed: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command of another environment while the block runs; its process group ends with it."""
-    with printed.open("wb") as out:
-        process = subprocess.Popen(command, env=environment(), stdout=out, stderr=out, start_new_session=True)
+    server.run([*command, "--host", "127.0.0.1", "--port", str(server.port), "--workers", "1"], environment())
     try:
-        yield process
+        asked, headers = build_request(project, model), {"Content-Type": "application/json"}
+        answer = requests.post(f"http://{server.place}/invocations", asked, headers=headers, timeout=60)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    """Whether the server is up."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+        server.kill()
+    assert probabilities(answer.json()) == scored(project).tobytes()
 
 
 def test_predict_gives_what_bulk_scoring_gave(project: Paths, model: Path, python: Path, tmp_path: Path) -> None:
     rows, out = tmp_path / "rows.json", tmp_path / "out.json"
-    rows.write_bytes(split(frame(project, columns(model))))
+    rows.write_bytes(build_request(project, model))
     command = [str(python), "-m", "mlflow", "models", "predict", "-m", str(model), "--env-manager", "local"]
     options = ["-i", str(rows), "-t", "json", "-o", str(out)]
     done = subprocess.run([*command, *options], env=environment(), capture_output=True, text=True, check=False)

@@ -126,7 +126,8 @@ def test_months_are_scored_and_monitored_for_any_target(scored_project: Paths, t
     categories = {name: ["CMT", "VTS", "credit", "cash"] for name in ("vendor", "payment_type") if name in columns}
     model = {"target": target, "columns": columns, "categories": categories, "name": "any"}
     workbench.change_settings(scored_project, model=model, evaluate={"baseline": [baseline]})
-    shutil.rmtree(scored_project.champion)
+    for folder in (scored_project.champion, scored_project.predictions):
+        shutil.rmtree(folder)
     workbench.run(scored_project, "learning_curve", "train", "register", "evaluate", "score", "monitor", "record")
     (month, *_) = workbench.read_json(scored_project.monitoring / "months.json")
     trips = workbench.read_prepared(scored_project, month["month"]).to_pandas()

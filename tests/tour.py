@@ -30,36 +30,22 @@ b { color: #7ee2a8; font-weight: normal }
 """
 
 
-def data(picture: Path) -> str:
-    """A picture as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-
-
-def terminal(output: str) -> str:
-    """What was typed and what the stages said, as HTML."""
-    lines = [html.escape(line) for line in output.splitlines() if TOLD.match(line)]
-    return "\n".join(["<b>$ dvc repro</b>", *lines])
-
-
 def compose(page: Page, pictures: Path, output: str) -> None:
-    """Put the three panels into `tour.png`.
-
-    Parameters
-    ----------
-    pictures
-        The folder that has promote.png and monitoring_page.png.
-    output
-        What `dvc repro` printed after the promotion.
-    """
+    """Put three panels into `tour.png`: promote.png, what `dvc repro` then printed, and monitoring_page.png."""
+    promoted, monitored = (
+        f"data:image/png;base64,{base64.b64encode((pictures / f'{name}.png').read_bytes()).decode()}"
+        for name in ("promote", "monitoring_page")
+    )
+    lines = "\n".join(html.escape(line) for line in output.splitlines() if TOLD.match(line))
     page.set_viewport_size({"width": WIDTH, "height": 700})
     page.set_content(
         f"""<style>{STYLE}</style><main>
         <section><h2>1 · Promote a version in MLflow's page</h2>
-        <div><img src="{data(pictures / "promote.png")}" style="margin-top: -148px"></div></section>
+        <div><img src="{promoted}" style="margin-top: -148px"></div></section>
         <section><h2>2 · Type <code>dvc repro</code>: only what changed is scored again</h2>
-        <pre>{terminal(output)}</pre></section>
+        <pre><b>$ dvc repro</b>\n{lines}</pre></section>
         <section class="wide"><h2>3 · See how good the scores of each month were</h2>
-        <div><img src="{data(pictures / "monitoring_page.png")}" style="margin-top: -24px"></div></section>
+        <div><img src="{monitored}" style="margin-top: -24px"></div></section>
         </main>"""
     )
     page.locator("body").screenshot(path=pictures / "tour.png")

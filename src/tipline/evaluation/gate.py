@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
-RULE = 1  # raised when the rule changes; a verdict of another rule is not used
 MIN_MONTHS = 6
 # A block does not scatter around its own mean, so the error would be far too small if one had nearly all the weight.
 MAX_WEIGHT = 0.25

@@ -1,18 +1,28 @@
-"""The champion: which version it is, how a registry that lost it gets it back, and its files in models/champion/."""
+"""The champion: which version it is, the history of its changes, and its files in models/champion/.
+
+MLflow keeps no history of an alias (https://github.com/mlflow/mlflow/issues/2169), so each change is one tag of the
+registered model, never overwritten.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import logging
+import os
+import secrets
 import shutil
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from tipline import files
-from tipline.errors import TiplineError, hide_secrets
+from tipline.errors import TiplineError, hide_secrets, shorten_text
 from tipline.model import artifact
 from tipline.paths import month_folder
-from tipline.registry import history, model_versions, store
+from tipline.registry import client_errors, model_versions, runs, store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,100 +34,165 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TAG = "tipline.champion."  # followed by the UTC time and a random suffix, so that keys are in the order of changes
+TEXT_LETTERS = 1100  # two texts; a registry on PostgreSQL takes 5,000 letters of a tag, and JSON may double them
+How: TypeAlias = Literal["promote", "rollback", "first", "external"]
 # What ref.json says: name, version (None if not registered), run, digest; months for a model that has them in a tag.
-Ref = dict[str, Any]
+Ref: TypeAlias = dict[str, Any]
 
 
-def read_champion_ref(paths: Paths) -> Ref | None:
-    """Return models/champion/ref.json: the champion that this workspace scores with so far."""
-    ref: Ref | None = files.try_read_json(paths.champion_ref)
-    return ref
+class Champion(BaseModel):
+    """A version that was champion; `digest` is None for one that tipline never adopted."""
+
+    version: int
+    digest: str | None
 
 
-def describe_version(version: Version) -> Ref:
-    """Return what ref.json says about a version."""
-    champion = {"version": int(version.version), "run": version.run_id, "digest": version.tags.get(store.DIGEST)}
-    return {"name": version.name, **champion, "months": model_versions.get_months(version)}
+class Change(BaseModel, populate_by_name=True):
+    """A change of champion, the value of a tag."""
+
+    before: Champion | None = Field(validation_alias="from", serialization_alias="from")  # None for the first champion
+    after: Champion = Field(validation_alias="to", serialization_alias="to")
+    how: How  # external: made elsewhere, in MLflow's page for example, and noticed later
+    by: str | None = None
+    reason: str | None = None
+    verdict: str | None = None  # what the gate said
 
 
-def restore_champion(client: Client, paths: Paths, name: str) -> Version | None:
-    """Give a registry without a champion the last one back; return it, or None if nothing has it any more.
+# ---- history ----
+
+
+def list_changes(client: Client, name: str) -> list[Change]:
+    """Return the changes of a registered model's champion, oldest first; skip tags that someone has edited."""
+    model, changes = store.find_model(client, name), list[Change]()
+    for key, value in sorted(model.tags.items()) if model else ():
+        if key.startswith(TAG):
+            with contextlib.suppress(ValidationError):
+                changes.append(Change.model_validate_json(value))
+    return changes
+
+
+def change_champion(client: Client, version: Version, how: How, reason: str | None, verdict: str | None) -> None:
+    """Move the alias, then record the change; if this ends in between, `register` records an external change."""
+    client.set_registered_model_alias(version.name, model_versions.CHAMPION, str(version.version))
+    record_change(client, version, how, reason, verdict)
+
+
+def record_external_change(client: Client, version: Version) -> None:
+    """Record that a version is champion, unless the history ends with it or this user may not write.
+
+    A version without a digest was never adopted. It cannot score, so it is not recorded.
+    """
+    changes, digest = list_changes(client, version.name), version.tags.get(store.DIGEST)
+    if digest and (not changes or changes[-1].after.digest != digest):
+        with client_errors.skip_if_forbidden():
+            record_change(client, version, "external", None, version.tags.get(model_versions.VERDICT))
+
+
+def record_change(client: Client, version: Version, how: How, reason: str | None, verdict: str | None) -> None:
+    """Add a change to the history."""
+    by = None
+    if how != "external":
+        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+            by = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    reason, verdict = (text and shorten_text(text, TEXT_LETTERS) for text in (reason, verdict))
+    changes = list_changes(client, version.name)
+    before = changes[-1].after if changes else None
+    after = Champion(version=int(version.version), digest=version.tags.get(store.DIGEST))
+    change = Change(before=before, after=after, how=how, by=by, reason=reason, verdict=verdict)
+    key = f"{TAG}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+    client.set_registered_model_tag(version.name, key, change.model_dump_json(by_alias=True))
+
+
+def find_previous_champion(changes: Sequence[Change], digest: str | None) -> Champion | None:
+    """Return the champion before the one of this digest; each rollback takes one change back.
+
+    Returns None if there was none, or if the history does not end with this digest. A digest of None stands for a
+    champion that was never adopted: it is not in the history, so the last one there is the one before it.
+    """
+    champions: list[Champion] = []
+    for change in changes:
+        while change.how == "rollback" and champions and champions[-1].digest != change.after.digest:
+            champions.pop()
+        if not champions or champions[-1].digest != change.after.digest:
+            champions.append(change.after)
+    if digest is None:
+        return champions[-1] if champions else None
+    return champions[-2] if len(champions) > 1 and champions[-1].digest == digest else None
+
+
+# ---- the version that scores ----
+
+
+def find_champion(client: Client, paths: Paths, name: str) -> Version | None:
+    """Return the champion; give a registry that has lost it the last one back; None if nothing has it any more.
 
     The last champion is the one at the end of the history, or without a history the one in models/champion/.
     """
-    changes, ref = history.list_changes(client, name), read_champion_ref(paths)
+    version = model_versions.get_champion(client, name)
+    changes, ref = list_changes(client, name), read_champion_ref(paths)
     digest = changes[-1].after.digest if changes else ref["digest"] if ref and ref["name"] == name else None
-    if digest is None:
-        return None
+    if version is not None or digest is None:
+        return version
     version = model_versions.find_version(client, name, digest)
     if version is None and artifact.try_read_digest(paths.champion) == digest:
-        version = model_versions.ensure_version(client, paths, name, paths.champion)
+        version = model_versions.register_run(client, name, runs.ensure_training_run(client, paths, paths.champion))
     if version is not None:
         if changes:
             client.set_registered_model_alias(name, model_versions.CHAMPION, str(version.version))
         else:
-            history.change_champion(client, None, version, "first", "restored from models/champion/", None)
+            change_champion(client, version, "first", "restored from models/champion/", None)
         log.info("MLflow had no champion; version %s, the last one, is champion again.", version.version)
     return version
 
 
-def resolve_champion(client: Client, settings: Settings, paths: Paths, challenger: Ref) -> Version | None:
+def resolve_champion(client: Client, settings: Settings, paths: Paths, digest: str) -> Version | None:
     """Return the version to score with: the pinned one, the champion, or if there never was one the challenger.
 
-    Returns None in an experiment's copy, and for a user without write access, if nothing is registered yet.
+    `digest` is the challenger's. Returns None in an experiment's copy, and for a user without write access, if nothing
+    is registered yet.
     """
     name, wanted = settings.model.name, settings.score.model
     if isinstance(wanted, int):
         pinned = model_versions.get_version(client, name, wanted, "params.yaml, score.model")
         return model_versions.adopt_version(client, settings, paths, pinned)
-    champion = model_versions.get_champion(client, name)
     if paths.is_experiment_copy:  # a trial must not adopt or record anything
-        if champion is not None:
-            model_versions.get_digest(champion)
-        return champion
-    if champion is not None:
-        champion = model_versions.adopt_version(client, settings, paths, champion)
-        history.record_external_change(client, champion)
-        return champion
-    check_first_champion(client, paths, name, challenger["digest"])
-    version = model_versions.find_version(client, name, challenger["digest"])
+        return model_versions.get_champion(client, name)
+    version = find_champion(client, paths, name)
     if version is not None:
-        history.change_champion(client, None, version, "first", None, None)
+        version = model_versions.adopt_version(client, settings, paths, version)
+        record_external_change(client, version)
+        return version
+    check_first_champion(client, paths, name, digest)
+    version = model_versions.find_version(client, name, digest)
+    if version is not None:
+        change_champion(client, version, "first", None, None)
         log.info("There was no champion; version %s is the first.", version.version)
     return version
 
 
 def check_first_champion(client: Client, paths: Paths, name: str, digest: str) -> None:
     """Refuse a model as the first champion if there are signs of another one, for example in a clone before a pull."""
-    sign = find_lost_champion(client, paths, name, digest)
-    if sign is not None:
-        what = f"MLflow has no champion of {name}, but there was one: {sign}."
-        todo = (
-            "To keep it, name its registry in MLFLOW_TRACKING_URI or run `dvc pull`, then `dvc repro`. "
-            'To start over with the model trained here: tipline promote --force "starting over"'
-        )
-        raise TiplineError(what, hide_secrets(store.get_store_address(paths)), todo)
-
-
-def find_lost_champion(client: Client, paths: Paths, name: str, digest: str) -> str | None:
-    """Return what shows that another model than this one was champion, or None."""
-    changes, ref = history.list_changes(client, name), read_champion_ref(paths)
+    changes, ref = list_changes(client, name), read_champion_ref(paths)
     if not changes and ref and ref["name"] != name:
-        return None  # `model.name` was changed: what is left belongs to the other name
+        return  # `model.name` was changed: what is left belongs to the other name
     signs = {"MLflow's history ends with it": changes[-1].after.digest if changes else None}
     signs["models/champion/ref.json names it"] = ref["digest"] if ref else None
     for path in sorted(paths.predictions.glob(f"month=*/{files.MANIFEST}")):
         signs[f"it has scored {path.parent.name} in data/predictions"] = read_scored_digest(path)
-    signs = {sign: other for sign, other in signs.items() if other not in {None, digest}}
-    locked, is_remote = read_locked_champion(paths)
-    if not signs and locked not in {None, digest}:
-        own = store.get_database_path(paths) == paths.workspace / store.DATABASE
-        versions = model_versions.list_versions(client, name)
-        if own and not is_remote and all(version.tags.get(store.DIGEST) == digest for version in versions):
-            log.info("Starting over: nothing is left of the champion in dvc.lock (%s).", str(locked)[:12])
-        else:
-            signs["dvc.lock names it"] = locked
-    return next((f"{sign} (digest {str(other)[:12]})" for sign, other in signs.items()), None)
+    locked, is_elsewhere = read_locked_champion(paths)
+    if is_elsewhere or store.get_database_path(paths) != paths.workspace / store.DATABASE:
+        signs["dvc.lock names it"] = locked
+    for sign, other in signs.items():
+        if other not in {None, digest}:
+            what = f"MLflow has no champion of {name}, but there was one: {sign} (digest {str(other)[:12]})."
+            todo = (
+                "To keep it, name its registry in MLFLOW_TRACKING_URI or run `dvc pull`, then `dvc repro`. "
+                'To start over with the model trained here: tipline promote --force "starting over"'
+            )
+            raise TiplineError(what, hide_secrets(store.get_store_address(paths)), todo)
+    if locked not in {None, digest}:
+        log.info("Starting over: nothing is left of the champion in dvc.lock (%s).", str(locked)[:12])
 
 
 def read_locked_champion(paths: Paths) -> tuple[str | None, bool]:
@@ -129,31 +204,44 @@ def read_locked_champion(paths: Paths) -> tuple[str | None, bool]:
         hashes = [str(out["md5"]) for out in stages["register"]["outs"] if out["path"] == "models/champion"]
     except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):  # missing, or with conflict markers
         return None, False
-    cached = any((paths.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists() for md5 in hashes)
-    return digest, config.is_file() and "remote" in config.read_text(encoding="utf-8") and not cached
+    is_cached = any((paths.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists() for md5 in hashes)
+    return digest, config.is_file() and "remote" in config.read_text(encoding="utf-8") and not is_cached
 
 
-def build_ref(paths: Paths, version: Version | None, challenger: Ref) -> Ref:
-    """Return what ref.json is to say; without a version, the champion whose files are here, or the challenger."""
-    if version is not None:
-        return describe_version(version)
-    ref = read_champion_ref(paths)
-    return (ref if ref and ref["name"] == challenger["name"] else challenger) | {"version": None}
+# ---- models/champion/ ----
 
 
-def write_champion_folder(paths: Paths, version: Version | None, ref: Ref) -> None:
-    """Bring models/champion/ up to date: the model's files if they differ, ref.json if it differs."""
-    if artifact.try_read_digest(paths.champion) == ref["digest"]:
-        if read_champion_ref(paths) != ref:
-            files.write_json(paths.champion_ref, ref)
-        return
-    with files.replace_folder(paths.champion, paths.staging / "models") as folder:
-        if version is None or ref["digest"] == artifact.try_read_digest(paths.challenger):
-            for name in (*artifact.FILES, artifact.TRAINING):
-                shutil.copyfile(paths.challenger / name, folder / name)
-        else:
-            model_versions.download_files(version, folder)
-        files.write_json(folder / paths.champion_ref.name, ref)
+def read_champion_ref(paths: Paths) -> Ref | None:
+    """Return models/champion/ref.json: the champion that this workspace scores with so far."""
+    ref: Ref | None = files.try_read_json(paths.champion_ref)
+    return ref
+
+
+def describe_version(version: Version) -> Ref:
+    """Return what ref.json says about a version."""
+    champion = {"version": int(version.version), "run": version.run_id, "digest": model_versions.get_digest(version)}
+    return {"name": version.name, **champion, "months": model_versions.get_months(version)}
+
+
+def update_champion_folder(paths: Paths, version: Version | None, challenger: Ref) -> Ref:
+    """Bring models/champion/ up to date: the model's files if they differ, ref.json if it differs; return that.
+
+    Without a version, the champion is the one whose files are here, or the challenger.
+    """
+    now, digest = read_champion_ref(paths), artifact.try_read_digest(paths.champion)
+    is_kept = now and (now["name"], now["digest"]) == (challenger["name"], digest)
+    ref = describe_version(version) if version else (now if now and is_kept else challenger) | {"version": None}
+    if digest != ref["digest"]:
+        with files.replace_folder(paths.champion, paths.staging / "models") as folder:
+            if version is None or ref["digest"] == challenger["digest"]:
+                for name in (*artifact.FILES, artifact.TRAINING):
+                    shutil.copyfile(paths.challenger / name, folder / name)
+            else:
+                model_versions.download_files(version, folder)
+            files.write_json(folder / paths.champion_ref.name, ref)
+    elif now != ref:
+        files.write_json(paths.champion_ref, ref)
+    return ref
 
 
 def read_scored_digest(manifest: Path) -> str | None:
@@ -166,11 +254,3 @@ def list_scored_months(paths: Paths, months: Sequence[str], digest: str | None) 
     """Return the months whose predictions are those of a model."""
     manifests = ((month, month_folder(paths.predictions, month) / files.MANIFEST) for month in months)
     return [month for month, path in manifests if digest and read_scored_digest(path) == digest]
-
-
-def describe_next_repro(settings: Settings | None) -> str:
-    """Say what the next `dvc repro` makes of a change of champion."""
-    pinned = settings.score.model if settings else None
-    if isinstance(pinned, int):
-        return f"But score.model in params.yaml pins version {pinned}: `dvc repro` scores with that one."
-    return "`dvc repro` scores with it."

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import http
 import logging
 import os
 import sqlite3
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import mlflow
 import requests
@@ -17,15 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from tipline.errors import TiplineError, hide_secrets, list_causes, summarize_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Found = TypeVar("Found")
+    from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
-FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException)
+UNAUTHORIZED, FORBIDDEN = 401, 403
+SERVER_FAILURES = {408, 429, *range(500, 600)}
 NO_CONNECTION = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
-SERVER_FAILURES = {http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)}
 # Module that a store or a place of artifacts needs -> what to install.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient", "pymysql": "pymysql"}
 DRIVERS |= {"boto3": "boto3", "azure": "azure-storage-blob azure-identity", "google": "google-cloud-storage"}
@@ -42,7 +39,7 @@ def translate_errors(address: str) -> Iterator[None]:
             raise
         todo = f"Install it: uv pip install '{package}'. Or name another store in MLFLOW_TRACKING_URI."
         raise TiplineError(f"This store needs {error.name}, which is missing.", hide_secrets(address), todo) from error
-    except FAILURES as error:
+    except (MlflowException, requests.RequestException, SQLAlchemyError, sqlite3.Error) as error:
         user = os.environ.get("MLFLOW_TRACKING_USERNAME")
         what, todo = explain_error(error, address)
         raise TiplineError(what, hide_secrets(address) + (f", as user {user}" if user else ""), todo) from error
@@ -54,20 +51,10 @@ def skip_if_forbidden(warning: str | None = None) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if get_status(error) != http.HTTPStatus.FORBIDDEN:
+        if get_status(error) != FORBIDDEN:
             raise
         if warning:
             log.warning("No write access to MLflow, so %s", warning)
-
-
-def find_or_none(query: Callable[..., Found], *arguments: str) -> Found | None:
-    """Return the answer of a client's method, or None if MLflow has no such thing."""
-    try:
-        return query(*arguments)
-    except MlflowException as error:
-        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            raise
-        return None
 
 
 def get_status(error: BaseException) -> int | None:
@@ -76,7 +63,7 @@ def get_status(error: BaseException) -> int | None:
         if isinstance(cause, requests.RequestException) and cause.response is not None:
             return int(cause.response.status_code)
         if isinstance(cause, requests.exceptions.RetryError):  # raised for answers that say that the server failed
-            return int(http.HTTPStatus.INTERNAL_SERVER_ERROR)
+            return 500
     # MLflow gives this code to everything that has no other.
     if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
         return int(error.get_http_status_code())
@@ -91,32 +78,24 @@ def is_unreachable(error: BaseException) -> bool:
 
 def explain_error(error: BaseException, address: str) -> tuple[str, str]:
     """Say what happened and what to do about it."""
-    status, causes, again = get_status(error), list_causes(error), "Then run the command again; it resumes."
-    kinds = {kind for cause in causes for kind in type(cause).__mro__}
-    reason = hide_secrets(summarize_exception(causes[-1])).partition(". ")[0].rstrip(".")
-    check = f"Check MLFLOW_TRACKING_URI and that the server runs. {again}"
-    what = f"MLflow refused the request: {reason}.", check
-    if status == http.HTTPStatus.UNAUTHORIZED:
+    status, again = get_status(error), "Then run the command again; it resumes."
+    reason = hide_secrets(summarize_exception(list_causes(error)[-1])).partition(". ")[0].rstrip(".")
+    if status == UNAUTHORIZED:
+        what = "MLflow's server does not accept this user name and password."
         todo = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of your account there."
-        what = "MLflow's server does not accept this user name and password.", todo
-    elif status == http.HTTPStatus.FORBIDDEN:
+    elif status == FORBIDDEN:
+        what = f"MLflow's server does not let this user do that: {reason}."
         todo = "Ask the person who runs the server for the permission (docs/team.md)."
-        what = f"MLflow's server does not let this user do that: {reason}.", todo
-    elif status in SERVER_FAILURES:
-        what = f"MLflow's server failed: {reason}.", f"Look into the server's log. {again}"
-    elif kinds & {requests.Timeout, TimeoutError}:
+    elif is_unreachable(error):
+        what = f"MLflow's server failed or cannot be reached: {reason}."
         seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-        todo = f"Check the server, or allow more time with MLFLOW_HTTP_REQUEST_TIMEOUT. {again}"
-        what = f"MLflow's server did not answer within {seconds} s.", todo
-    elif kinds & set(NO_CONNECTION):
-        what = f"MLflow's server cannot be reached, or it closed the connection: {reason}.", check
-    elif kinds & {SQLAlchemyError, sqlite3.Error}:
-        todo = f"Check that MLFLOW_TRACKING_URI names a database that you may write to. {again}"
-        what = f"MLflow's database cannot be used: {reason}.", todo
-    elif status is None and not address.startswith("http"):
-        # Without an error of the database itself, MLflow has compared the version of its tables with its own.
+        todo = f"Check MLFLOW_TRACKING_URI and the server, or raise MLFLOW_HTTP_REQUEST_TIMEOUT={seconds}. {again}"
+    elif address.startswith("http") or status is not None:
+        what, todo = f"MLflow refused the request: {reason}.", f"Check MLFLOW_TRACKING_URI. {again}"
+    else:
+        what = f"MLflow {mlflow.__version__} cannot use this database: {reason}."
         todo = (
-            "For a database of a newer MLflow, upgrade MLflow here. For one of an older MLflow, save a copy and run: "
+            f"Check that MLFLOW_TRACKING_URI names a database that you may write to. {again} For a database of a newer "
+            "MLflow, upgrade MLflow here. For one of an older MLflow, save a copy and run: mlflow db upgrade ADDRESS"
         )
-        what = f"MLflow {mlflow.__version__} cannot use this database: {reason}.", f"{todo}mlflow db upgrade ADDRESS"
-    return what
+    return what, todo

@@ -17,7 +17,6 @@ from tipline.registry import champion, model_versions, runs, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from tipline.config import Settings
     from tipline.paths import Paths
@@ -37,7 +36,6 @@ class ModelEntry:
     """The challenger or the champion, and what MLflow has of it; a trial in an experiment's copy has no version."""
 
     role: str
-    folder: Path
     digest: str
     version: Version | None
     run: Run | None
@@ -53,10 +51,9 @@ class ModelEntry:
 
 def find_entry(client: Client, paths: Paths, name: str, role: str) -> ModelEntry:
     """Look the challenger or the champion up in MLflow."""
-    folder: Path = getattr(paths, role)
-    digest, experiment = artifact.read_digest(folder), store.ensure_experiment(client, paths, "train")
-    version = model_versions.find_version(client, name, digest)
-    return ModelEntry(role, folder, digest, version, store.find_runs(client, experiment, digest).get(digest))
+    digest = artifact.read_digest(getattr(paths, role))
+    run = store.find_runs(store.ensure_experiment(client, paths, "train"), digest).get(digest)
+    return ModelEntry(role, digest, model_versions.find_version(client, name, digest), run)
 
 
 def describe_model(
@@ -67,39 +64,44 @@ def describe_model(
     `links` are links to the runs of the evaluation and, by month, of the months.
     """
     report, run, version = files.read_json(paths.evaluation, runs.TODO), entry.run, entry.version
-    tested, figures, skill = ", ".join(report["months"]), report[entry.role], FILTERS["percent"]
-    verdict = version.tags.get(model_versions.VERDICT) if version else None  # the champion keeps that of its promotion
-    tags = {"tipline.worth": report["worth"]} if entry.digest == report["made"]["challenger"] else {}
     if entry.role == "challenger":
-        verdict = tags[model_versions.VERDICT] = report["gate"]["words"]
+        verdict = report["gate"]["words"]
+    else:  # the champion keeps that of its promotion
+        verdict = version.tags.get(model_versions.VERDICT) if version else None
     facts = collect_facts(settings, paths, entry) | {"report": report, "verdict": verdict, "links": links}
     if run is not None:  # where models are compared
         metrics = runs.collect_test_metrics(report, entry.role)
-        changed = {name: value for name, value in metrics.items() if value not in {None, run.data.metrics.get(name)}}
+        logged = run.data.metrics
+        changed = {name: value for name, value in metrics.items() if value is not None and value != logged.get(name)}
+        for figure, value in changed.items():
+            client.log_metric(run.info.run_id, figure, value)
         if changed:
-            runs.log_metrics(client, run.info.run_id, {0: changed}, {})
             client.log_artifact(run.info.run_id, str(paths.evaluation.with_suffix(".png")))
-        note = f"{entry.link}: skill {skill(figures['skill'])} on {tested} over the rate by {facts['baseline']}."
-        text = merge_text(run.data.tags.get(runs.NOTE), f"{note} {verdict or ''}".strip())
-        for name, value in {runs.NOTE: text, "test.months": tested}.items():
-            if run.data.tags.get(name) != value:
-                client.set_tag(run.info.run_id, name, value)
+        tested, skill = ", ".join(report["months"]), FILTERS["percent"](report[entry.role]["skill"])
+        note = f"{entry.link}: skill {skill} on {tested} over the rate by {facts['baseline']}. {verdict or ''}"
+        tags = {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": tested}
+        for tag, text in tags.items():
+            if run.data.tags.get(tag) != text:
+                client.set_tag(run.info.run_id, tag, text)
     if version is not None and not paths.is_experiment_copy:
-        model_versions.tag_version(client, version, tags)
-        text = merge_text(version.description, render_card(facts))
+        model_versions.tag_version(client, version, {model_versions.VERDICT: verdict} if verdict else {})
+        loader = PackageLoader("tipline.registry", ".")
+        environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
+        environment.filters |= FILTERS
+        card = environment.get_template("model_card.md.j2").render(facts).strip()
+        text = merge_text(version.description, card)
         if text != version.description:
             client.update_model_version(version.name, str(version.version), text)
 
 
 def collect_facts(settings: Settings, paths: Paths, entry: ModelEntry) -> dict[str, Any]:
     """Return what the card says beside the report."""
-    spec = files.read_json(entry.folder / pyfunc.SPEC, runs.TODO)
-    training = files.try_read_json(entry.folder / artifact.TRAINING) or {}
-    months, schema = (
-        files.read_json(paths.monitoring / "months.json", runs.TODO),
-        load_schema(paths.root / settings.schema_),
-    )
+    folder = getattr(paths, entry.role)
+    spec = files.read_json(folder / pyfunc.SPEC, runs.TODO)
+    training = files.try_read_json(folder / artifact.TRAINING) or {}
     scored = champion.list_scored_months(paths, settings.months, entry.digest)
+    months = files.read_json(paths.monitoring / "months.json", runs.TODO)
+    schema = load_schema(paths.root / settings.schema_)
     return {
         "role": entry.role,
         "digest": entry.digest,
@@ -115,20 +117,9 @@ def collect_facts(settings: Settings, paths: Paths, entry: ModelEntry) -> dict[s
     }
 
 
-def render_card(facts: Mapping[str, Any]) -> str:
-    """Return the card of a version as Markdown; MLflow's list of versions shows its first line.
-
-    In lists, because MLflow's page draws tables without space between their columns.
-    """
-    loader = PackageLoader("tipline.registry", ".")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
-    environment.filters |= FILTERS
-    return environment.get_template("model_card.md.j2").render(facts).strip()
-
-
 def merge_text(existing: str | None, text: str) -> str:
     """Replace tipline's part of a description; what a person wrote is kept below it."""
     before, end, after = (existing or "").partition(END)
     kept = after.strip() if end else before.strip()
     ending = f"\n\n{END}" + (f"\n\n{kept}" if kept else "")
-    return text[: max(DESCRIPTION_LETTERS - len(ending), 0)] + ending
+    return text.strip()[: max(DESCRIPTION_LETTERS - len(ending), 0)] + ending

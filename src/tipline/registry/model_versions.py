@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -22,7 +20,7 @@ from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, external, loader, pyfunc
 from tipline.registry import client_errors, runs, store
-from tipline.registry.runs import DVC_EXPERIMENT, EXTERNAL_SPEC, MODEL_URI
+from tipline.registry.runs import EXTERNAL_SPEC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +37,7 @@ DESCRIPTION = (
     "The version with the alias `champion` scores: move it, and the next `dvc repro` follows. The description of each "
     "version is its card."
 )
-FROM_RUN = (store.DIGEST, loader.FILES, EXTERNAL_SPEC, DVC_EXPERIMENT)
+FROM_RUN = (store.DIGEST, loader.FILES, EXTERNAL_SPEC)
 
 
 def get_champion(client: Client, name: str) -> Version | None:
@@ -51,12 +49,12 @@ def get_champion(client: Client, name: str) -> Version | None:
 
 def get_version(client: Client, name: str, number: int, where: str) -> Version:
     """Return the version with a number; raise UsageError with the numbers that exist if there is none."""
-    version = client_errors.find_or_none(client.get_model_version, name, str(number))
-    if version is None:
-        numbers = ", ".join(str(version.version) for version in list_versions(client, name)) or "none yet"
+    versions = {int(version.version): version for version in list_versions(client, name)}
+    if number not in versions:
+        numbers = ", ".join(map(str, versions)) or "none yet"
         todo = "Name one of these. To register the model that was trained here, run: dvc repro register"
         raise UsageError(f"{name} has no version {number}. Versions: {numbers}.", where, todo)
-    return version
+    return versions[number]
 
 
 def list_versions(client: Client, name: str, digest: str | None = None) -> list[Version]:
@@ -68,11 +66,6 @@ def list_versions(client: Client, name: str, digest: str | None = None) -> list[
 def find_version(client: Client, name: str, digest: str) -> Version | None:
     """Return the version of a model, the oldest if there are several, or None."""
     return next(reversed(list_versions(client, name, digest)), None)
-
-
-def get_run(client: Client, version: Version) -> Run | None:
-    """Return the run of a version, or None if it has none or the run was deleted."""
-    return client_errors.find_or_none(client.get_run, version.run_id) if version.run_id else None
 
 
 def format_version(version: Version) -> str:
@@ -101,40 +94,21 @@ def get_months(version: Version) -> dict[str, list[str]] | None:
 # ---- register ----
 
 
-def ensure_version(client: Client, paths: Paths, name: str, folder: Path) -> Version:
-    """Return the version of the model in a folder; create it, and its run, if the registry has no such digest."""
-    version = find_version(client, name, artifact.read_digest(folder))
-    if version is None:
-        return register_run(client, name, runs.ensure_training_run(client, paths, folder))
-    if folder == paths.challenger and "DVC_EXP_NAME" in os.environ and (run := get_run(client, version)):
-        run = runs.add_experiment_name(client, run)
-        return tag_version(client, version, select_version_tags(run.data.tags))
-    return version
-
-
 def register_run(client: Client, name: str, run: Run) -> Version:
     """Return the version of a run's model; create it if the registry has none of its digest."""
-    uri, digest = run.data.tags[MODEL_URI], run.data.tags[store.DIGEST]
-    if version := find_version(client, name, digest):
+    if version := find_version(client, name, run.data.tags[store.DIGEST]):
         return version
-    try:
+    if store.find_model(client, name) is None:
         client.create_registered_model(name, description=DESCRIPTION)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    uri, tags = run.data.tags[runs.MODEL_URI], select_version_tags(run)
     # Only what MLflow keeps as a logged model has an id.
     model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
-    tags = select_version_tags(run.data.tags)
-    created = client.create_model_version(name, source=uri, run_id=run.info.run_id, tags=tags, model_id=model_id)
-    oldest = find_version(client, name, digest) or created
-    if oldest.version != created.version:  # another clone has registered the same model meanwhile
-        client.delete_model_version(name, str(created.version))
-    return oldest
+    return client.create_model_version(name, uri, run.info.run_id, tags, model_id=model_id)
 
 
-def select_version_tags(tags: Mapping[str, str]) -> dict[str, str]:
+def select_version_tags(run: Run) -> dict[str, str]:
     """Return the tags of a training run that its version has, too."""
-    return {tag: tags[tag] for tag in FROM_RUN if tag in tags}
+    return {tag: run.data.tags[tag] for tag in FROM_RUN if tag in run.data.tags}
 
 
 def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Version:
@@ -152,12 +126,13 @@ def adopt_version(client: Client, settings: Settings, paths: Paths, version: Ver
     """
     if store.DIGEST in version.tags:
         return version
-    run = get_run(client, version)
-    if run and run.data.tags.get(MODEL_URI) == version.source:  # registered in MLflow's page from a run of tipline
-        return tag_version(client, version, select_version_tags(run.data.tags))
+    for run in runs.list_training_runs(client):
+        if run.data.tags[runs.MODEL_URI] == version.source:  # registered in MLflow's page from a run of tipline
+            return tag_version(client, version, select_version_tags(run))
     where = format_version(version)
     # Its scores are compared by the target, the time and the baseline of a model that was trained here.
-    own = find_own_spec(client, paths, version.name)
+    own = files.try_read_json(paths.challenger / pyfunc.SPEC)
+    own = own or files.read_json(paths.champion / pyfunc.SPEC, "Run: dvc repro train")
     with open_download(version) as root:
         features = external.read_features(root, load_schema(paths.root / settings.schema_), where)
         shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
@@ -168,17 +143,6 @@ def adopt_version(client: Client, settings: Settings, paths: Paths, version: Ver
         files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
         tags = {store.DIGEST: artifact.read_digest(root.parent / "adopted"), EXTERNAL_SPEC: json.dumps(spec)}
     return tag_version(client, version, tags)
-
-
-def find_own_spec(client: Client, paths: Paths, name: str) -> dict[str, Any]:
-    """Return model.json of the challenger, of the champion's files, or of the newest version of tipline's."""
-    specs = (files.try_read_json(folder / pyfunc.SPEC) for folder in (paths.challenger, paths.champion))
-    own = (version for version in list_versions(client, name) if store.DIGEST in version.tags)
-    for spec in itertools.chain(specs, (json.loads(read_files(version)[pyfunc.SPEC]) for version in own)):
-        if spec:
-            return dict(spec)
-    what = "There is no model of tipline's to take target and baseline from."
-    raise TiplineError(what, str(paths.challenger), "Run: dvc repro train")
 
 
 # ---- download ----

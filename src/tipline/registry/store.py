@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -81,8 +81,7 @@ def connect_store(paths: Paths) -> Iterator[Client]:
     with client_errors.translate_errors(address):
         if database := get_database_path(paths):
             if is_missing(database):
-                with lock_store(paths):
-                    create_database(database)
+                create_database(paths, database)
             with contextlib.closing(sqlite3.connect(database)) as connection, connection:
                 check_database(connection, database)
                 follow_move(connection, database.parent, paths.workspace)
@@ -91,12 +90,10 @@ def connect_store(paths: Paths) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def lock_store(paths: Paths) -> Iterator[None]:
-    """Let one process at a time look for something missing in this workspace or database and create it."""
-    stores = {paths.workspace / DATABASE, get_database_path(paths) or paths.workspace / DATABASE}
-    with contextlib.ExitStack() as stack:
-        for path in sorted(stores):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(filelock.FileLock(path.with_name(f".{path.stem}.lock")))
+    """Let one process at a time look for something missing in this database, or workspace, and create it."""
+    path = get_database_path(paths) or paths.workspace / DATABASE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.stem}.lock")):
         yield
 
 
@@ -105,16 +102,17 @@ def is_missing(database: Path) -> bool:
     return not database.is_file() or not database.stat().st_size
 
 
-def create_database(database: Path) -> None:
+def create_database(paths: Paths, database: Path) -> None:
     """Create MLflow's tables in a file beside the database and rename it.
 
     The creation takes seconds. Whatever ends it halfway leaves a file that MLflow never accepts again.
     """
-    for abandoned in database.parent.glob(f".{database.name}.*.tmp*"):
-        abandoned.unlink()
-    if is_missing(database):
-        with files.replace_file(database) as temporary:
-            Client(format_address(temporary)).search_experiments(max_results=1)
+    with lock_store(paths):
+        for abandoned in database.parent.glob(f".{database.name}.*.tmp*"):
+            abandoned.unlink()
+        if is_missing(database):
+            with files.replace_file(database) as temporary:
+                Client(format_address(temporary)).search_experiments(max_results=1)
 
 
 def check_database(connection: sqlite3.Connection, database: Path) -> None:
@@ -176,13 +174,10 @@ def ensure_experiment(client: Client, paths: Paths, name: str) -> str:
     return str(experiment.experiment_id)
 
 
-def find_runs(client: Client, experiment_id: str, digest: str | None = None) -> dict[str, Run]:
+def find_runs(experiment_id: str, digest: str | None = None) -> dict[str, Run]:
     """Return the runs of an experiment by digest, or that of one digest; of several a finished one, the oldest."""
-    query, token = f"tags.`{DIGEST}` = '{digest}'" if digest else "", None
-    runs: list[Run] = []
-    while token != "":
-        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
-        runs, token = [*runs, *page], page.token or ""
+    query = f"tags.`{DIGEST}` = '{digest}'" if digest else ""
+    runs = cast(list[Run], mlflow.search_runs([experiment_id], query, output_format="list"))
     runs.sort(key=lambda run: (is_finished(run), -run.info.start_time))
     return {run.data.tags[DIGEST]: run for run in runs if DIGEST in run.data.tags}
 

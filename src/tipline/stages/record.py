@@ -24,14 +24,15 @@ NO_ACCESS = "new results were not logged. Ask someone with access to run `dvc re
 def run(settings: Settings, paths: Paths) -> None:
     """Create the runs that are missing, and bring descriptions up to date."""
     with store.connect_store(paths) as client, store.lock_store(paths), client_errors.skip_if_forbidden(NO_ACCESS):
-        find = model_card.find_entry
-        entries = {name: find(client, paths, settings.model.name, name) for name in ("challenger", "champion")}
+        find, name = model_card.find_entry, settings.model.name
+        entries = {role: find(client, paths, name, role) for role in ("challenger", "champion")}
         months = runs.describe_months(settings, paths, entries["champion"].link)
-        runs.ensure_runs(client, paths, [runs.describe_curve(settings, paths)])
-        evaluation = runs.ensure_runs(client, paths, [runs.describe_evaluation(settings, paths, entries)])
-        monitored = runs.ensure_runs(client, paths, list(months.values()))
-        shown = dict(zip(["evaluation", *months], [*evaluation, *monitored], strict=True))
-        links = {label: runs.format_run_link(label, run) for label, run in shown.items()}
+        evaluation = runs.describe_evaluation(settings, paths, {role: entry.link for role, entry in entries.items()})
+        runs.ensure_runs(client, paths, "learning_curve", runs.describe_curve(settings, paths))
+        shown = runs.ensure_runs(client, paths, "evaluate", evaluation)
+        shown += runs.ensure_runs(client, paths, "monitor", *months.values())
+        labels = ["evaluation", *months]
+        links = {label: runs.format_run_link(label, run) for label, run in zip(labels, shown, strict=True)}
         # One model in both folders is described as the champion. An experiment's copy leaves the champion alone.
         for entry in {entry.digest: entry for entry in entries.values()}.values():
             if entry.role == "challenger" or not paths.is_experiment_copy:

@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NO_ACCESS = "the challenger was not registered. Ask someone with access to run `dvc repro register`."
+
 
 def run(settings: Settings, paths: Paths) -> None:
     """Register the challenger, find the champion and fetch its files."""
-    name, before = settings.model.name, champion.read_champion_ref(paths)
+    before = champion.read_champion_ref(paths)
     with store.connect_store(paths) as client, store.lock_store(paths):
-        if not paths.is_experiment_copy and model_versions.get_champion(client, name) is None:
-            champion.restore_champion(client, paths, name)
-        challenger = register_challenger(client, paths, name)
-        version = champion.resolve_champion(client, settings, paths, challenger)
-        now = champion.build_ref(paths, version, challenger)
-        champion.write_champion_folder(paths, version, now)
-    log.info("challenger: %s %s; champion: %s", name, format_ref(challenger), format_ref(now))
+        challenger = register_challenger(client, paths, settings.model.name)
+        version = champion.resolve_champion(client, settings, paths, challenger["digest"])
+        now = champion.update_champion_folder(paths, version, challenger)
+    log.info("challenger: %s %s; champion: %s", settings.model.name, format_ref(challenger), format_ref(now))
     if before and before["digest"] != now["digest"]:
         months = ", ".join(champion.list_scored_months(paths, settings.months, before["digest"]))
         old, new = (f"{format_ref(ref)} ({ref['digest'][:8]})" for ref in (before, now))
@@ -44,12 +43,12 @@ def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
     An experiment in a copy of the project logs a run and no version: a sweep of 50 runs does not create 50 versions.
     """
     digest, run_id = artifact.read_digest(paths.challenger), None
-    with client_errors.skip_if_forbidden(
-        "the challenger was not registered. Ask someone with access to run `dvc repro register`."
-    ):
+    with client_errors.skip_if_forbidden(NO_ACCESS):
+        run = runs.ensure_training_run(client, paths, paths.challenger)
+        runs.add_experiment_name(client, run)
+        run_id = run.info.run_id
         if not paths.is_experiment_copy:
-            return champion.describe_version(model_versions.ensure_version(client, paths, name, paths.challenger))
-        run_id = runs.ensure_training_run(client, paths, paths.challenger).info.run_id
+            model_versions.register_run(client, name, run)
     version = model_versions.find_version(client, name, digest)
     unregistered = {"name": name, "version": None, "run": run_id, "digest": digest, "months": None}
     return champion.describe_version(version) if version else unregistered
