@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCHEMES = ("", "file", "http", "https", "s3")
 
 Role = Literal["train", "validation", "test"]
-# Short names of estimators; anything else is `module:function`.
+# Short names of estimators; anything else is the import path of a class, or `module:function`.
 ESTIMATORS = ("logistic_regression", "hist_gradient_boosting")
 
 # Keys of tipline 0.1 -> what they are now.
@@ -137,10 +137,11 @@ def check_model_name(name: str) -> str:
 
 
 def check_estimator(name: str) -> str:
-    """Return a short name or `module:function`; raise ValueError otherwise."""
-    if name not in ESTIMATORS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+    """Return a short name, the import path of a class or `module:function`; raise ValueError otherwise."""
+    if name not in ESTIMATORS and not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*[.:][A-Za-z_]\w*", name):
         near = difflib.get_close_matches(name, ESTIMATORS, 1)
-        hint = f", did you mean {near[0]}?" if near else f"; use {', '.join(ESTIMATORS)} or module:function"
+        paths = f"{', '.join(ESTIMATORS)}, the import path of a class, or module:function"
+        hint = f", did you mean {near[0]}?" if near else f"; use {paths}"
         message = f"{name!r} is not an estimator{hint}"
         raise ValueError(message)
     return name

@@ -170,7 +170,7 @@ def check_skops(name: str, dump: bytes, where: str, spec: bytes = b"{}") -> None
                 raise refuse_model(f"{shorten_text(name)} unpacks to far more than its size", where)
             schema = archive.read("schema.json").decode()
         versions = set() if json.loads(spec).get("linear") else set(SKLEARN_VERSION.findall(schema))
-        untrusted = sorted(set(skops.io.get_untrusted_types(data=dump)) - set(pyfunc.TRUSTED))
+        untrusted = sorted(name for name in skops.io.get_untrusted_types(data=dump) if not pyfunc.is_trusted(name))
     except DAMAGE as error:
         what = f"{shorten_text(name)} is not a readable skops file ({type(error).__name__})"
         raise refuse_model(what, where) from error

@@ -8,7 +8,6 @@ import importlib
 import inspect
 import io
 import json
-import re
 import sys
 import warnings
 import zipfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import skops.io
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
@@ -24,6 +24,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils import get_tags
 from threadpoolctl import threadpool_limits
 
 from tipline.errors import TiplineError, UsageError, join_lines, shorten_text, summarize_exception
@@ -46,6 +47,7 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 # learning curve weighs. newton-cholesky gets within 1e-8 in twice the time.
 DEFAULTS: dict[str, dict[str, Any]] = {"logistic_regression": {"solver": "newton-cholesky", "max_iter": 1000}}
 WHERE = "params.yaml, train"
+TRIAL_ROWS, MIN_TRIAL_ROWS = 500, 50  # of a trial, and of each label in it
 
 
 def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
@@ -81,13 +83,13 @@ def create_feature(name: str, schema: Schema, categories: Mapping[str, Sequence[
 def build_pipeline(spec: Sequence[Mapping[str, Any]], train: Train, root: Path) -> Pipeline:
     """Build the unfitted pipeline: categories one-hot, numbers imputed and scaled, then the estimator.
 
-    Histogram gradient boosting takes codes and missing values as they are. Raises UsageError if the estimator or one
-    of its parameters is unknown, or the user's code fails.
+    Estimators that accept missing values, such as forests and boosting, take codes and numbers as they are. Raises
+    UsageError if the estimator or one of its parameters is unknown, or the user's code fails.
     """
     classifier = create_classifier(train, root)
-    if isinstance(classifier, HistGradientBoostingClassifier):
-        if classifier.categorical_features == "from_dtype":
-            classifier.set_params(categorical_features=[feature["kind"] == "category" for feature in spec])
+    if getattr(classifier, "categorical_features", None) == "from_dtype":  # histogram gradient boosting
+        classifier.set_params(categorical_features=[feature["kind"] == "category" for feature in spec])
+    if get_tags(classifier).input_tags.allow_nan:
         return Pipeline([("classifier", classifier)])
     coded, plain = split_features(spec)
     values = [np.arange(pyfunc.count_levels(spec[index]), dtype=float) for index in coded]
@@ -128,17 +130,20 @@ def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whateve
     check_parameters(train.estimator, factory, params)
     with UserCode(train.estimator):
         classifier = factory(**params)
-    if not hasattr(classifier, "predict_proba") or not hasattr(classifier, "get_params"):
+    # On the class, because a stack has it only once it is fitted.
+    if not hasattr(type(classifier), "predict_proba") or not hasattr(classifier, "get_params"):
         what = f"{train.estimator} returned {shorten_text(repr(classifier))}, which is not a scikit-learn classifier."
         raise UsageError(what, f"{WHERE}.estimator", "Return one that has predict_proba.")
-    if "random_state" in classifier.get_params() and classifier.random_state is None:
-        classifier.set_params(random_state=train.seed)
-    return classifier
+    seeds = [name for name in classifier.get_params() if name == "random_state" or name.endswith("__random_state")]
+    return classifier.set_params(**{name: train.seed for name in seeds if classifier.get_params()[name] is None})
 
 
 def import_function(name: str, root: Path) -> Callable[..., Any]:
-    """Import the function that `module:function` names; modules in the project's folder are found."""
-    module, _, function = name.partition(":")
+    """Import the class or function that `package.module.Class` or `module:function` names.
+
+    Modules in the project's folder are found.
+    """
+    module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
     found = None
     sys.path.insert(0, str(root))
     with UserCode(name):
@@ -150,7 +155,7 @@ def import_function(name: str, root: Path) -> Callable[..., Any]:
         finally:
             sys.path.remove(str(root))
     if not callable(found):
-        todo = f"Use {', '.join(ESTIMATORS)} or module:function."
+        todo = f"Use {', '.join(ESTIMATORS)}, the import path of a class or module:function."
         raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", todo)
     return found  # type: ignore[no-any-return]
 
@@ -167,7 +172,7 @@ def check_parameters(name: str, factory: Callable[..., Any], params: Mapping[str
         raise UsageError(f"{name} cannot be called: {error}.", f"{WHERE}.params", todo) from error
 
 
-def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> Pipeline:
+def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels, *, must_converge: bool = True) -> Pipeline:
     """Fit a pipeline in place on `inputs` of shape (rows, features), with one BLAS thread: equal rows give equal bytes.
 
     Raises TiplineError if scikit-learn refuses the parameters or the rows, or the solver does not converge.
@@ -179,7 +184,7 @@ def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> P
     except (ValueError, TypeError) as error:
         what = f"The model cannot be fitted: {join_lines(error)}"
         raise TiplineError(what, f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.") from error
-    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+    if must_converge and any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         limit = getattr(pipeline[-1], "max_iter", "its default")
         what = f"The fit on {len(labels):,} rows did not converge within max_iter={limit}."
         raise TiplineError(what, f"{WHERE}.params", "Raise max_iter or lower C.")
@@ -206,17 +211,35 @@ def fold(estimator: Pipeline, features: Sequence[Mapping[str, Any]]) -> pyfunc.L
     return pyfunc.Linear(intercept, tuple(terms[index] for index in range(len(features))))
 
 
-def save_model(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
-    """Write the model's three files; model.json also holds a linear model in its folded form.
-
-    Raises UsageError if the estimator has types that tipline would refuse to load.
-    """
+def dump_estimator(pipeline: Pipeline) -> bytes:
+    """Return a fitted pipeline as skops bytes; raise UsageError if it has types that tipline would refuse to load."""
     estimator = make_canonical(skops.io.dumps(pipeline))
-    untrusted = sorted(set(skops.io.get_untrusted_types(data=estimator)) - set(pyfunc.TRUSTED))
+    untrusted = sorted(name for name in skops.io.get_untrusted_types(data=estimator) if not pyfunc.is_trusted(name))
     if untrusted:
         what = f"The estimator has types that tipline does not load: {', '.join(untrusted)}."
-        raise UsageError(what, f"{WHERE}.estimator", "Use another estimator of scikit-learn.")
-    (folder / pyfunc.ESTIMATOR).write_bytes(estimator)
+        todo = f"Use an estimator that is made of classes of {', '.join(sorted(pyfunc.PACKAGES))}."
+        raise UsageError(what, f"{WHERE}.estimator", todo)
+    return estimator
+
+
+def try_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> None:
+    """Fit on few rows, save and load, so that an estimator that tipline cannot use is refused before the long study.
+
+    Raises UsageError if it cannot be saved or scores differently when it is loaded. Too few rows are no reason.
+    """
+    chosen = np.concatenate([np.flatnonzero(labels == label)[: TRIAL_ROWS // 2] for label in (False, True)])
+    if np.bincount(labels[chosen], minlength=2).min() < MIN_TRIAL_ROWS:
+        return
+    fitted = fit_pipeline(clone(pipeline), inputs[chosen], labels[chosen], must_converge=False)
+    loaded = pyfunc.load_estimator(dump_estimator(fitted))
+    if not np.array_equal(*(each.predict_proba(inputs[chosen]) for each in (fitted, loaded))):
+        what = "The estimator gives other probabilities after it was saved and loaded."
+        raise UsageError(what, f"{WHERE}.estimator", "Use another estimator.")
+
+
+def save_model(folder: Path, pipeline: Pipeline, spec: Mapping[str, Any]) -> None:
+    """Write the model's three files; model.json also holds a linear model in its folded form."""
+    (folder / pyfunc.ESTIMATOR).write_bytes(dump_estimator(pipeline))
     linear = fold(pipeline, spec["features"])
     save_spec(folder, {**spec, "linear": linear and linear.to_json(), "calibration": None})
     (folder / CODE).write_bytes(Path(pyfunc.__file__).read_bytes())
@@ -231,19 +254,33 @@ def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:
 def make_canonical(dump: bytes) -> bytes:
     """Remove from a skops dump what differs between dumps of equal estimators.
 
-    skops names nodes and array files by memory addresses, and zip entries hold the time. Here nodes and files are
-    numbered in order of appearance; entries have one date and no compression.
+    skops names nodes and files by memory addresses, and zip entries hold the time. Here nodes and files are numbered in
+    order of appearance; entries have one date and no compression. Plain values get a number each: whether equal ones
+    are one object in memory is chance.
     """
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
-    schema = contents.pop("schema.json").decode()
-    numbers: dict[str, str] = {}
-    addresses = r'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.npy")'
-    schema = re.sub(addresses, lambda found: numbers.setdefault(found[0], str(len(numbers))), schema)
-    arrays = sorted((int(numbers[name.removesuffix(".npy")]), data) for name, data in contents.items())
+    numbers: dict[object, int] = {}
+
+    def renumber(node: Any) -> Any:  # noqa: ANN401 (any JSON value)
+        if isinstance(node, list):
+            return [renumber(part) for part in node]
+        if not isinstance(node, dict):
+            return node
+        changed = dict(node)
+        if "__id__" in node:
+            key = len(numbers) if node.get("__loader__") == "JsonNode" else f"{node['__id__']}"
+            changed["__id__"] = numbers.setdefault(key, len(numbers))
+        if "file" in node:
+            name = Path(node["file"])
+            changed["file"] = f"{numbers.setdefault(name.stem, len(numbers))}{name.suffix}"
+        return {name: value if name in {"__id__", "file"} else renumber(value) for name, value in changed.items()}
+
+    schema = json.dumps(renumber(json.loads(contents.pop("schema.json"))))
+    arrays = sorted((numbers[Path(name).stem], Path(name).suffix, data) for name, data in contents.items())
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("schema.json"), schema)
-        for number, data in arrays:
-            archive.writestr(zipfile.ZipInfo(f"{number}.npy"), data)
+        for number, ending, data in arrays:
+            archive.writestr(zipfile.ZipInfo(f"{number}{ending}"), data)
     return result.getvalue()

@@ -8,6 +8,7 @@ not import anything of tipline.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from dataclasses import dataclass
@@ -31,14 +32,15 @@ ESTIMATOR = "estimator.skops"
 SPEC = "model.json"
 OUTPUT = "tip_probability"
 
-# Types beside those that skops trusts. The list that MLflow would use is read from the model that it guards
-# (https://github.com/mlflow/mlflow/issues/25686).
-TRUSTED = (
-    "functools.partial",
-    "numpy.dtype",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+# What a skops file may hold beside what skops itself trusts: classes of these packages, and these functions. A list in
+# the model would be no guard (https://github.com/mlflow/mlflow/issues/25686).
+PACKAGES = {"sklearn", "numpy", "scipy", "pandas", "lightgbm", "xgboost", "catboost"}
+FUNCTIONS = {
+    "collections.OrderedDict",
+    "functools.partial",  # its function has to be trusted, too
+    "scipy._lib.array_api_compat.numpy._aliases.asarray",
     "sklearn.utils.validation.check_array",
-)
+}
 
 # Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
 CHUNK_ROWS = 2**15
@@ -60,6 +62,26 @@ VIEWS: dict[pa.DataType, np.dtype[Any]] = {
 if TYPE_CHECKING:
     # Writes what a feature adds to the log-odds of a slice of rows.
     Term = Callable[[slice, Floats], None]
+
+
+def is_trusted(name: str) -> bool:
+    """Whether a type in a skops file may be loaded: a class of a trusted package, or a listed function."""
+    module, _, attribute = name.rpartition(".")
+    if name in FUNCTIONS:
+        return True
+    if name.partition(".")[0] not in PACKAGES:
+        return False
+    try:
+        return isinstance(getattr(importlib.import_module(module), attribute, None), type)
+    except ImportError:
+        return False
+
+
+def load_estimator(dump: bytes) -> Pipeline:
+    """Load a skops file; skops refuses what is not trusted."""
+    import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
+
+    return skops.io.loads(dump, trusted=[name for name in skops.io.get_untrusted_types(data=dump) if is_trusted(name)])
 
 
 def view_values(column: pa.Array) -> Values:
@@ -293,9 +315,7 @@ class Model:
     @functools.cached_property
     def estimator(self) -> Pipeline:
         """The scikit-learn pipeline, which a linear model is scored without."""
-        import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
-
-        return skops.io.loads(self._dump, trusted=list(TRUSTED))
+        return load_estimator(self._dump)
 
     def probabilities(self, trips: pa.Table | pa.RecordBatch) -> Probabilities:
         """Return the probability of each prepared row, shape (rows,), float32."""

@@ -14,7 +14,7 @@ from tipline.evaluation import baseline, metrics
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
 from tipline.model import pyfunc
-from tipline.model.pipeline import build_pipeline, create_spec
+from tipline.model.pipeline import build_pipeline, create_spec, try_pipeline
 from tipline.monitoring import plots
 from tipline.training import learning_curve, sampling
 
@@ -44,6 +44,7 @@ def run(settings: Settings, paths: Paths) -> None:
     fitted_on, sizes = examples.pop("pool"), learning_curve.choose_sizes(curve, len(pool))
     orders = learning_curve.shuffle_rows(fitted_on.labels, curve.repeats, curve.smallest, settings.sample.seed)
     pipeline = build_pipeline(spec["features"], settings.train, paths.root)
+    try_pipeline(pipeline, fitted_on.inputs, fitted_on.labels)
     client = cluster.connect_client(settings.cluster.n_workers)
     with client, joblib.parallel_config("dask", scatter=[fitted_on, examples]):
         study = learning_curve.run_study(pipeline, fitted_on, examples, sizes, orders)
