@@ -272,7 +272,7 @@ def write_intruder(folder: Path, artifacts: Path) -> None:
     """Make the intruder the estimator, and let the model's code trust it."""
     (artifacts / pyfunc.ESTIMATOR).write_bytes(pipeline.make_canonical(skops.io.dumps(Intruder())))
     code = folder / artifact.CODE
-    code.write_text(code.read_text().replace('"numpy.dtype",', f'"numpy.dtype", "{INTRUDER}",'))
+    code.write_text(code.read_text().replace('"functools.partial",', f'"functools.partial", "{INTRUDER}",'))
 
 
 def intruder(folder: Path, **spec: Any) -> None:

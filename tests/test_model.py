@@ -80,7 +80,7 @@ def fit(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) -
         unfitted = pipeline.build_pipeline(features, train, tmp_path)
         return pipeline.fit_pipeline(unfitted, pyfunc.build_matrix(trips, features), labels)
 
-    labels, _ = metrics.read_labels(trips, "tip_amount")
+    labels, _ = metrics.read_labels(trips, "tip_amount > 0")
     return fitted
 
 
@@ -238,11 +238,11 @@ def test_models_side_by_side_keep_their_own_code(save: Callable[..., dict[str, b
     assert not (before == 0.25).any()
 
 
-@pytest.mark.parametrize("version", [None, 3])
+@pytest.mark.parametrize("version", [None, 4])
 def test_model_of_another_tipline_is_refused(trained_template: Paths, version: int | None) -> None:
     contents = artifact.read_artifact(trained_template.challenger)
     spec = json.loads(contents[pyfunc.SPEC]) | {"format": version}
     contents[pyfunc.SPEC] = json.dumps(spec).encode()
-    with pytest.raises(TiplineError, match=r"made by.*this tipline reads format 2") as caught:
+    with pytest.raises(TiplineError, match=r"made by.*this tipline reads format 3") as caught:
         artifact.load_model(contents, artifact.hash_artifact(contents))
     assert "Train it again" in caught.value.parts[2]
