@@ -217,7 +217,7 @@ def dump_estimator(pipeline: Pipeline) -> bytes:
     untrusted = sorted(name for name in skops.io.get_untrusted_types(data=estimator) if not pyfunc.is_trusted(name))
     if untrusted:
         what = f"The estimator has types that tipline does not load: {', '.join(untrusted)}."
-        todo = f"Use an estimator that is made of classes of {', '.join(sorted(pyfunc.PACKAGES))}."
+        todo = f"Use another estimator, of classes of {', '.join(sorted(pyfunc.PACKAGES))} alone."
         raise UsageError(what, f"{WHERE}.estimator", todo)
     return estimator
 
