@@ -147,7 +147,7 @@ def test_an_unreadable_value_quarantines_its_row(tmp_path: Path, published: str,
 
 def test_a_row_of_parquet_with_two_unreadable_values_is_kept_as_json_and_counted_nowhere_else(tmp_path: Path) -> None:
     never = {"Trip_Pickup_DateTime": "never", "Trip_Dropoff_DateTime": "x", "Trip_Distance": -5.0, "surcharge": None}
-    rows = [never, *[{"Trip_Pickup_DateTime": time} for time in (None, " 2009-01-01 00:00:01 ")]]
+    rows: list[dict[str, Any]] = [never, *[{"Trip_Pickup_DateTime": time} for time in (None, " 2009-01-01 00:00:01 ")]]
     made = prepare_file(factory.write_2009(tmp_path / "month.parquet", *rows))
     assert made.values("pickup_datetime") == [None, dt.datetime.fromisoformat("2009-01-01 00:00:01")]
     (row,) = made.quarantine
