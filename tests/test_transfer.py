@@ -208,7 +208,7 @@ def start_tipline(paths: Paths, *arguments: str, **environment: str) -> subproce
     """Start a command in a process of its own."""
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # background jobs of a shell ignore it; so their children do
+    )  # a shell's background jobs ignore it, and so their children
     command, pipe = [str(Path(sys.executable).with_name("tipline")), *arguments], subprocess.PIPE
     env = os.environ | environment
     return subprocess.Popen(command, cwd=paths.root, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
