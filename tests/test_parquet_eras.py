@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
 from tests import factory
 from tests.factory import COLUMNS, DOUBLE, INT32, INT64, RAW_TPEP, SCHEMA, TYPES_TPEP, prepare_file, prepare_tpep
 from tests.fuzzing import encode_number
-from tipline.ingest import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +53,12 @@ WORDS_2009 = {"cash": "CASH", "credit": "Credit", "no charge": "No Charge", "dis
 WORDS_EARLY_2010 = {"cash": "Cas", "credit": "CRE", "no charge": "NOC", "dispute": "DIS"}
 WORDS_LATE_2010 = {"cash": "CSH", "credit": "CRD", "no charge": "NOC", "dispute": "DIS"}
 CODES = {
-    "payment_type": {"credit": 1, "cash": 2, "no charge": 3, "dispute": 4},
-    "vendor": {"CMT": 1, "VTS": 2},
-    "rate_code": {"standard": 1, "JFK": 2, "negotiated": 5},
+    "payment_type": {"credit": 1, "cash": 2, "no charge": 3, "dispute": 4, "unknown": 5},
+    "vendor": {"CMT": 1, "VTS": 2, "Myle": 6},
+    "rate_code": {"standard": 1, "JFK": 2, "Newark": 3, "Nassau or Westchester": 4, "negotiated": 5},
+    "trip_type": {"street hail": 1, "dispatch": 2},
 }
+CODES["rate_code"] |= {"group": 6, "unknown": 99}
 # The first row of each month, then what differs in the others; times are seconds since the month began.
 FIRST: dict[str, Any] = {
     "vendor": "CMT", "pickup_datetime": 60, "dropoff_datetime": 660, "passenger_count": 2, "trip_distance": 1.99,
@@ -146,7 +146,6 @@ def expect_trips(month: str) -> list[dict[str, Any]]:
 
 
 def prepare_table(folder: Path, table: pa.Table, month: str = MONTH, **options: Any) -> factory.Prepared:
-    folder.mkdir(exist_ok=True)
     pq.write_table(table, folder / "month.parquet", **options)
     return prepare_file(folder / "month.parquet", month)
 
@@ -171,288 +170,160 @@ def test_the_same_trips_come_out_of_each_months_schema(tmp_path: Path, month: st
     assert manifest["mapping"]["columns"] == columns
 
 
-WRITERS: list[dict[str, Any]] = [
-    {"store_schema": False, "use_deprecated_int96_timestamps": True},
-    {"version": "1.0", "data_page_version": "1.0", "compression": "gzip"},
-    {"row_group_size": 2, "use_dictionary": False, "data_page_version": "2.0"},
-]
+OLD = {"version": "1.0", "data_page_version": "1.0", "row_group_size": 2, "use_dictionary": False}
 
 
-@pytest.mark.parametrize("month", ["2009-01", "2010-02", "2014-08", "2018-07", "2025-01"])
-@pytest.mark.parametrize("options", WRITERS, ids=["int96", "1.0", "row groups of 2"])
-def test_other_writers_of_parquet_make_no_difference(tmp_path: Path, month: str, options: dict[str, Any]) -> None:
-    assert prepare_table(tmp_path, create_table(month), month, **options).trips.to_pylist() == expect_trips(month)
+@pytest.mark.parametrize("options", [{"store_schema": False, "use_deprecated_int96_timestamps": True}, OLD])
+def test_other_writers_of_parquet_make_no_difference(tmp_path: Path, options: dict[str, Any]) -> None:
+    made = prepare_table(tmp_path, create_table("2018-07"), "2018-07", **options)
+    assert made.trips.to_pylist() == expect_trips("2018-07")
 
 
-def test_an_empty_month_is_prepared(tmp_path: Path) -> None:
-    made = prepare_table(tmp_path, create_table("2024-08").slice(0, 0))
-    assert (made.counts, len(made.trips)) == ((0, 0, 0), 0)
-    assert made.trips.schema.equals(SCHEMA.arrow_schema)
-
-
-# ---- three official green months ----
-
-GREEN = {"2022-01": 62_495, "2023-02": 64_809, "2024-01": 56_551}
-SAME = """trip_distance fare_amount extra mta_tax tolls_amount tip_amount total_amount improvement_surcharge
-    congestion_surcharge passenger_count""".split()  # noqa: SIM905
-MOVED = {"lpep_pickup_datetime": "pickup_datetime", "lpep_dropoff_datetime": "dropoff_datetime"}
-MOVED |= {"PULocationID": "pickup_location_id", "DOLocationID": "dropoff_location_id"}
-RATES = ["standard", "JFK", "Newark", "Nassau or Westchester", "negotiated", "group"]
-WORDS: dict[str, tuple[str, dict[Any, Any]]] = {
-    "payment_type": ("payment_type", dict(enumerate(["credit", "cash", "no charge", "dispute", "unknown"], 1))),
-    "VendorID": ("vendor", {1: "CMT", 2: "VTS", 6: "Myle"}),
-    "RatecodeID": ("rate_code", dict(enumerate(RATES, 1)) | {99: "unknown"}),
-    "trip_type": ("trip_type", {1: "street hail", 2: "dispatch"}),
-}
-
-
-@pytest.mark.parametrize("month", GREEN)
-def test_a_green_month_comes_out_row_by_row(tlc: Path, tmp_path: Path, month: str) -> None:
+@pytest.mark.parametrize("month", ["2022-01", "2023-02", "2024-01"])
+def test_an_official_green_month_comes_out_row_by_row(tlc: Path, tmp_path: Path, month: str) -> None:
     published = pq.read_table(tlc / "green" / f"green_tripdata_{month}.parquet")
-    made = prepare_table(tmp_path, published, month)
-    manifest, trips, rows = made.manifest, made.trips, GREEN[month]
-    assert made.counts == (rows, rows, 0)
-    assert made.values("row") == list(range(rows))
-    assert (manifest["unknown_columns"], manifest["unknown_aliases"]) == ([], {})
-    for column, name in (dict(zip(SAME, SAME, strict=True)) | MOVED).items():
-        assert trips[name].cast(published[column].type).equals(published[column])
-    for column, (name, words) in WORDS.items():
-        missing = "unknown" if column == "payment_type" else None
-        assert trips[name].to_pylist() == [words.get(code, missing) for code in published[column].to_pylist()]
-    frame, begin = published.to_pandas(), pd.Timestamp(f"{month}-01")
-    inside = frame["lpep_pickup_datetime"].between(begin, begin + pd.offsets.MonthBegin(1), inclusive="left")
-    assert manifest["outside_month"] == int((~inside).sum())
-    assert manifest["filled"] == {"payment_type": int(frame["payment_type"].isna().sum())}
-    assert manifest["out_of_range"]["fare_amount"] == int((~frame["fare_amount"].between(0, 500)).sum())
-
-
-def test_months_of_all_schemas_are_one_data_set(tlc: Path, tmp_path: Path) -> None:
-    for month in {*CASES, *GREEN}:
-        folder, path = tmp_path / "trips" / f"month={month}", tmp_path / "month.parquet"
-        folder.mkdir(parents=True)
-        green = tlc / "green" / f"green_tripdata_{month}.parquet"
-        pq.write_table(pq.read_table(green) if month in GREEN else create_table(month), path)
-        prepare.prepare_month(path, folder, SCHEMA, month)
-    together = pyarrow.dataset.dataset(tmp_path / "trips", partitioning="hive").to_table()
-    rows = 5 * len({*CASES} - {*GREEN}) + sum(GREEN.values())
-    assert len(together) == len(pd.read_parquet(tmp_path / "trips")) == rows
-    assert set(together.schema.names) == {"row", "month", *COLUMNS}
-    assert {"credit", "cash", "no charge", "dispute", "unknown"} == set(together["payment_type"].to_pylist())
+    made, rows = prepare_table(tmp_path, published, month), len(published)
+    assert (made.counts, made.values("row")) == ((rows, rows, 0), list(range(rows)))
+    names = {key: column["name"] for key, column in made.manifest["mapping"]["columns"].items()}
+    assert names["pickup_datetime"] == "lpep_pickup_datetime"
+    for key, name in names.items():
+        if key in CODES:
+            words: dict[Any, Any] = {code: word for word, code in CODES[key].items()}
+            words[None] = "unknown" if key == "payment_type" else None
+            assert made.values(key) == [words[code] for code in published[name].to_pylist()]
+        else:
+            assert made.trips[key].cast(published[name].type).equals(published[name])
 
 
 # ---- types ----
 
-NAMES = {"VendorID": "vendor", "RatecodeID": "rate_code", "PULocationID": "pickup_location_id"}
-NAMES |= {"tpep_pickup_datetime": "pickup_datetime", "tpep_dropoff_datetime": "dropoff_datetime"}
-TEXTS = [
-    TEXT,
-    pa.large_string(),
-    pa.string_view(),
-    pa.dictionary(pa.int8(), TEXT),
-    pa.dictionary(INT32, pa.large_string()),
-]
+NOON = dt.datetime.fromisoformat("2024-01-31 12:34:56")
 TEXT_VALUES: dict[str, tuple[list[Any], list[Any]]] = {
-    "VendorID": (["1", "CMT", None, " "], ["CMT", "CMT", None, None]),
+    "vendor": (["1", "CMT", None, " "], ["CMT", "CMT", None, None]),
     "payment_type": (["CRD", "2", None, ""], ["credit", "cash", "unknown", "unknown"]),
     "fare_amount": (["7.70", " 8 ", None, "NaN"], [7.7, 8.0, None, None]),
     "passenger_count": (["1", "2.0", None, ""], [1, 2, None, None]),
-    "tpep_pickup_datetime": (
-        ["2024-01-31 23:59:59", "2024-01-31T00:00:01", None, " 2024-01-31 00:00:01.123456789 "],
-        ["2024-01-31 23:59:59", "2024-01-31 00:00:01", None, "2024-01-31 00:00:01.123456"],
-    ),
+    "pickup_datetime": (["2024-01-31T12:34:56", " 2024-01-31 12:34:56.0000007 ", None, " "], [NOON, NOON, None, None]),
 }
 
 
-@pytest.mark.parametrize("type_", TEXTS, ids=str)
-@pytest.mark.parametrize("column", TEXT_VALUES)
-def test_text_of_each_type_is_read(tmp_path: Path, column: str, type_: pa.DataType) -> None:
-    texts, expected = TEXT_VALUES[column]
-    made = prepare_tpep(tmp_path, *[{column: text} for text in texts], **{column: type_})
-    found = made.values(NAMES.get(column, column))
-    assert [str(value) if isinstance(value, dt.datetime) else value for value in found] == expected
+@pytest.mark.parametrize("type_", [TEXT, pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), TEXT)], ids=str)
+def test_text_of_each_type_is_read(tmp_path: Path, type_: pa.DataType) -> None:
+    rows = [{NAMES_TODAY[key]: texts[row] for key, (texts, _) in TEXT_VALUES.items()} for row in range(4)]
+    made = prepare_tpep(tmp_path, *rows, **dict.fromkeys(rows[0], type_))
+    assert [made.values(key) for key in TEXT_VALUES] == [expected for _, expected in TEXT_VALUES.values()]
     assert made.counts == (4, 4, 0)
-    assert made.trips.schema.equals(SCHEMA.arrow_schema)
 
 
 NUMBER_TYPES = [pa.int8(), pa.uint16(), INT32, pa.uint64(), pa.float32(), DOUBLE, pa.dictionary(pa.int8(), INT64)]
 NUMBER_TYPES += [pa.dictionary(INT32, DOUBLE), pa.decimal128(10, 2), pa.decimal256(40, 2)]
 NUMBER_VALUES: dict[str, list[Any]] = {
-    "VendorID": ["CMT", "VTS", None],
-    "RatecodeID": ["standard", "JFK", None],
-    "payment_type": ["credit", "cash", "unknown"],
     "passenger_count": [1, 2, None],
-    "PULocationID": [1, 2, None],
     "fare_amount": [1.0, 2.0, None],
+    "rate_code": ["standard", "JFK", None],
+    "payment_type": ["credit", "cash", "unknown"],
 }
 
 
-DECIMAL = ("passenger_count", "PULocationID", "fare_amount")
-NUMBER_CASES = [(column, type_) for column in NUMBER_VALUES for type_ in NUMBER_TYPES]
-NUMBER_CASES = [
-    (column, type_) for column, type_ in NUMBER_CASES if column in DECIMAL or not pa.types.is_decimal(type_)
-]
-
-
-@pytest.mark.parametrize(("column", "type_"), NUMBER_CASES, ids=str)
-def test_numbers_of_each_type_are_read(tmp_path: Path, type_: pa.DataType, column: str) -> None:
-    made = prepare_tpep(tmp_path, *[{column: value} for value in (1, 2, None)], **{column: type_})
-    assert made.values(NAMES.get(column, column)) == NUMBER_VALUES[column]
+@pytest.mark.parametrize("type_", NUMBER_TYPES, ids=str)
+def test_numbers_of_each_type_are_read(tmp_path: Path, type_: pa.DataType) -> None:
+    keys = list(NUMBER_VALUES)[: 2 if pa.types.is_decimal(type_) else None]
+    rows = [{NAMES_TODAY[key]: value for key in keys} for value in (1, 2, None)]
+    made = prepare_tpep(tmp_path, *rows, **dict.fromkeys(rows[0], type_))
+    assert {key: made.values(key) for key in keys}.items() <= NUMBER_VALUES.items()
     assert (made.counts, made.manifest["unknown_aliases"]) == ((3, 3, 0), {})
 
 
-@pytest.mark.parametrize("type_", [INT64, DOUBLE, pa.dictionary(pa.int8(), DOUBLE)], ids=str)
-def test_long_codes_have_the_same_text_in_each_type(tmp_path: Path, type_: pa.DataType) -> None:
-    made = prepare_tpep(tmp_path, *[{"VendorID": code} for code in (1_234_567, 10_000_000, None)], VendorID=type_)
-    assert made.values("vendor") == ["1234567", "10000000", None]
-    assert made.manifest["unknown_aliases"] == {"vendor: 1234567": 1, "vendor: 10000000": 1}
-
-
-def test_decimals_are_read_to_the_cent_and_as_whole_numbers(tmp_path: Path) -> None:
-    amounts = [None if text is None else decimal.Decimal(text) for text in ("7.70", "-2.50", "429490.21", None)]
-    type_ = pa.decimal128(18, 2)
-    assert prepare_tpep(tmp_path / "a", *[{"fare_amount": amount} for amount in amounts], fare_amount=type_).values(
-        "fare_amount"
-    ) == [7.7, -2.5, 429490.21, None]
-    made = prepare_tpep(tmp_path / "b", {}, {"passenger_count": amounts[1]}, passenger_count=type_)
+def test_decimals_are_read_to_the_cent_and_long_codes_without_an_exponent(tmp_path: Path) -> None:
+    fares = [decimal.Decimal(text) for text in ("7.70", "429490.21", "-2.50")]
+    rows = [{"fare_amount": fare, "passenger_count": 1, "VendorID": 10_000_000} for fare in fares]
+    types = dict.fromkeys(rows[0], pa.decimal128(18, 2)) | {"VendorID": DOUBLE}
+    made = prepare_tpep(tmp_path, *rows, rows[0] | {"passenger_count": fares[0]}, **types)
+    assert made.values("fare_amount") == [7.7, 429490.21, -2.5]
+    assert made.values("vendor") == ["10000000"] * 3
     assert made.manifest["quarantined_by_reason"] == {"passenger_count is not a whole number": 1}
 
 
-NOON = dt.datetime.fromisoformat("2024-01-31 12:34:56")
+TIME_TYPES = [pa.timestamp(unit, zone) for unit in ("s", "ns") for zone in (None, "America/New_York", "UTC")]
+TIME_TYPES += [pa.timestamp("ms"), pa.date32(), pa.date64()]
 
 
-@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-@pytest.mark.parametrize("zone", [None, "America/New_York", "UTC"])
-def test_times_are_the_local_time_of_their_zone(tmp_path: Path, unit: str, zone: str | None) -> None:
+@pytest.mark.parametrize("type_", TIME_TYPES, ids=str)
+def test_times_are_the_local_time_of_their_zone_and_dates_are_midnight(tmp_path: Path, type_: pa.DataType) -> None:
     times = pa.array([NOON, None], pa.timestamp("us"))
-    times = (pc.assume_timezone(times, zone) if zone else times).cast(pa.timestamp(unit, zone))
+    noon = dt.datetime.combine(NOON, dt.time()) if pa.types.is_date(type_) else NOON
+    if noon == NOON and type_.tz:
+        times = pc.assume_timezone(times, type_.tz)
+    times = times.cast(type_, safe=False)
+    if type_ == pa.timestamp("ns"):
+        times = pc.add(times, pa.scalar(999, pa.duration("ns")))
     table = pa.Table.from_pylist([RAW_TPEP] * 2, schema=pa.schema(list(TYPES_TPEP.items())))
     made = prepare_table(tmp_path, table.set_column(1, "tpep_pickup_datetime", times))
-    assert (made.values("pickup_datetime"), made.counts) == ([NOON, None], (2, 2, 0))
+    assert (made.values("pickup_datetime"), made.counts) == ([noon, None], (2, 2, 0))
 
 
-def test_nanoseconds_are_cut_off_and_dates_are_midnight(tmp_path: Path) -> None:
-    table = pa.Table.from_pylist([RAW_TPEP], schema=pa.schema(list(TYPES_TPEP.items())))
-    times = pa.array([1_706_745_599 * 10**9 + 999], pa.timestamp("ns"))
-    made = prepare_table(tmp_path / "ns", table.set_column(1, "tpep_pickup_datetime", times))
-    assert made.values("pickup_datetime") == [RAW_TPEP["tpep_pickup_datetime"]]
-    for type_ in (pa.date32(), pa.date64()):
-        made = prepare_tpep(tmp_path / str(type_), {"tpep_pickup_datetime": NOON.date()}, tpep_pickup_datetime=type_)
-        assert made.values("pickup_datetime") == [dt.datetime.combine(NOON.date(), dt.time())]
-
-
-@pytest.mark.parametrize("column", ["tpep_dropoff_datetime", "passenger_count", "fare_amount", "VendorID"])
-def test_an_untyped_column_is_all_missing(tmp_path: Path, column: str) -> None:
-    made = prepare_tpep(tmp_path, {column: None}, **{column: pa.null()})
-    assert made.values(NAMES.get(column, column)) == [None]
-    assert made.manifest["mapping"]["columns"][NAMES.get(column, column)]["type"] == "null"
-
-
-@pytest.mark.parametrize("value", [1.5, 3e9, float("inf"), -float("inf")])
-def test_a_double_that_is_not_whole_quarantines_its_row(tmp_path: Path, value: float) -> None:
-    made = prepare_tpep(tmp_path, {}, {"passenger_count": value}, passenger_count=DOUBLE)
-    assert made.values("row") == [0]
-    assert made.manifest["quarantined_by_reason"] == {"passenger_count is not a whole number": 1}
-
-
-def test_an_unknown_nested_column_is_reported_and_does_no_harm(tmp_path: Path) -> None:
-    made = prepare_tpep(tmp_path, {"weather": None}, {}, weather=pa.struct([("a", INT64), ("fare_amount", INT64)]))
-    assert made.manifest["unknown_columns"] == ["weather"]
-    assert made.values("fare_amount") == [70.0, 70.0]
+def test_untyped_columns_are_all_missing_and_an_unknown_nested_one_is_reported(tmp_path: Path) -> None:
+    keys = ["dropoff_datetime", "passenger_count", "airport_fee", "vendor"]
+    types = {NAMES_TODAY[key]: pa.null() for key in keys} | {"weather": pa.struct([("fare_amount", INT64)])}
+    made = prepare_tpep(tmp_path, dict.fromkeys(types), **types)
+    assert [made.values(key) for key in keys] == [[None]] * 4
+    assert (made.manifest["unknown_columns"], made.values("fare_amount")) == (["weather"], [70.0])
 
 
 # ---- refusals ----
 
-NESTED: dict[str, tuple[pa.DataType, Any]] = {
-    "list": (pa.list_(DOUBLE), [1.0]),
-    "struct": (pa.struct([("a", INT64)]), {"a": 1}),
-    "map": (pa.map_(TEXT, INT64), [("a", 1)]),
-    "binary": (pa.binary(), b"1"),
-    "bool": (pa.bool_(), True),
-    "duration": (pa.duration("us"), dt.timedelta(seconds=1)),
-}
-TIMES: dict[str, tuple[pa.DataType, Any]] = {
-    "timestamp": (pa.timestamp("us"), NOON),
-    "date": (pa.date32(), NOON.date()),
-}
-NUMBERS: dict[str, tuple[pa.DataType, Any]] = {"integer": (INT64, 1), "double": (DOUBLE, 1.0)}
-EXPECTED = {
-    "VendorID": ("the schema's vendor has the type category and expects text or numbers", TIMES),
-    "tpep_pickup_datetime": ("has the type timestamp and expects timestamps, dates or text", NUMBERS),
-    "passenger_count": ("the schema's passenger_count has the type integer and expects numbers or text", TIMES),
-    "fare_amount": ("the schema's fare_amount has the type number and expects numbers or text", TIMES),
-}
-REFUSED = [(column, kind) for column, (_, more) in EXPECTED.items() for kind in [*NESTED, *more]]
-
 
 def check_refused(run_cli: Run, paths: Paths, *words: str) -> None:
-    """`prepare` refuses the month in these words, and leaves nothing."""
     code, printed = run_cli(paths.root, "prepare", MONTH)
     assert code == 1, printed
     assert [word for word in (f"month {MONTH}", *words) if word not in printed] == []
-    assert "Traceback" not in printed
-    assert "TIPLINE_DEBUG" not in printed
+    assert [word for word in ("Traceback", "TIPLINE_DEBUG") if word in printed] == []
     assert factory.contents(paths.root / "data" / "trips") == {}
-    assert not paths.prepared(MONTH).exists()
     assert list(paths.staging.rglob("*.parquet")) == []
 
 
-@pytest.mark.parametrize(("column", "kind"), REFUSED)
-def test_an_unreadable_type_is_refused(run_cli: Run, make_project: MakeProject, column: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "type_", "value", "expected"),
+    [
+        ("VendorID", pa.timestamp("us"), NOON, "vendor has the type category and expects text or numbers"),
+        ("VendorID", pa.bool_(), True, "vendor has the type category and expects text or numbers"),
+        ("tpep_pickup_datetime", INT64, 1, "has the type timestamp and expects timestamps, dates or text"),
+        ("passenger_count", pa.date32(), NOON.date(), "has the type integer and expects numbers or text"),
+        ("passenger_count", pa.struct([("a", INT64)]), {"a": 1}, "has the type integer and expects numbers or text"),
+        ("fare_amount", pa.binary(), b"1", "the schema's fare_amount has the type number and expects numbers or text"),
+        ("fare_amount", pa.duration("us"), dt.timedelta(1), "has the type number and expects numbers or text"),
+    ],
+)
+def test_an_unreadable_type_is_refused(
+    run_cli: Run, make_project: MakeProject, column: str, type_: pa.DataType, value: Any, expected: str
+) -> None:
     paths = make_project()
-    type_, value = (NESTED | TIMES | NUMBERS)[kind]
     path = factory.write_tpep(paths.raw(MONTH) / "month.parquet", {column: value}, **{column: type_})
     published = str(pq.read_schema(path).field(column).type)
-    check_refused(run_cli, paths, f"{column!r} is of type {published[:40]}", EXPECTED[column][0])
-
-
-@pytest.mark.parametrize("column", ["VendorID", "tpep_pickup_datetime", "tip_amount"])
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_missing_required_column_is_refused(run_cli: Run, make_project: MakeProject, column: str, kind: str) -> None:
-    paths = make_project()
-    published = {name: value for name, value in RAW_TPEP.items() if name != column}
-    if kind == "csv":
-        factory.write_csv(paths.raw(MONTH) / "month.csv", [",".join(map(str, published.values()))], ",".join(published))
-    else:
-        types = {name: type_ for name, type_ in TYPES_TPEP.items() if name != column}
-        factory.write_parquet(paths.raw(MONTH) / "month.parquet", types, [published])
-    key = NAMES.get(column, column)
-    names = " or ".join(SCHEMA.columns[key].list_names())
-    check_refused(run_cli, paths, f"needs: {key} (as {names})", f"month.{kind}", "It has: ")
-
-
-def test_two_columns_with_one_meaning_are_refused(run_cli: Run, make_project: MakeProject) -> None:
-    paths = make_project()
-    factory.write_tpep(paths.raw(MONTH) / "m.parquet", {"airport_fee": 1.0}, airport_fee=DOUBLE)
-    check_refused(run_cli, paths, "'Airport_fee' and 'airport_fee', are both airport_fee")
+    check_refused(run_cli, paths, f"{column!r} is of type {published[:40]}", expected)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("column", "texts", "words"),
     [
-        (
-            [{"Trip_Pickup_DateTime": "15/01/2009 12:00"}] * 3,
-            ["None of the month's 3 rows can be read", "pickup_datetime is not a time (3 rows)"],
-        ),
-        (
-            [{"Payment_Type": f"word {number}"} for number in range(10_001)],
-            ["more than 10,000 different values", "column Payment_Type", "the schema expects"],
-        ),
+        ("Trip_Pickup_DateTime", ["15/01/2009"] * 3, ["None of the month's 3 rows can be", "is not a time (3 rows)"]),
+        ("Payment_Type", [f"word {n}" for n in range(10_001)], ["more than 10,000 different", "column Payment_Type"]),
     ],
-    ids=["no row can be read", "too many values"],
 )
 def test_a_month_of_other_data_is_refused(
-    run_cli: Run, make_project: MakeProject, kind: str, rows: list[dict[str, Any]], words: list[str]
+    run_cli: Run, make_project: MakeProject, kind: str, column: str, texts: list[str], words: list[str]
 ) -> None:
     paths = make_project()
+    path, rows = paths.raw(MONTH) / f"month.{kind}", [{column: text} for text in texts]
     if kind == "csv":
-        factory.write_csv(paths.raw(MONTH) / "month.csv", [factory.line(**row) for row in rows])
+        factory.write_csv(path, [factory.line(**row) for row in rows])
     else:
-        factory.write_2009(paths.raw(MONTH) / "month.parquet", *rows)
+        factory.write_2009(path, *rows)
     check_refused(run_cli, paths, *words)
 
 
-@pytest.mark.parametrize("rows", [2, 4, 1_000_000])
+@pytest.mark.parametrize("rows", [2, 4])
 @pytest.mark.parametrize("places", [1, 2], ids=["file", "file and row group"])
 def test_a_footer_with_a_wrong_number_of_rows_is_refused(
     run_cli: Run, make_project: MakeProject, rows: int, places: int
@@ -461,11 +332,9 @@ def test_a_footer_with_a_wrong_number_of_rows_is_refused(
     paths = make_project()
     path = factory.write_tpep(paths.raw(MONTH) / "month.parquet", {}, {}, {})
     data = path.read_bytes()
-    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    footer = data[begin:-8]
     for end in (b"\x19\x1c", b"\x26\x08")[:places]:
-        assert footer.count(b"\x16" + encode_number(3) + end) == 1
-        footer = footer.replace(b"\x16" + encode_number(3) + end, b"\x16" + encode_number(rows) + end)
-    path.write_bytes(data[:begin] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+        assert data.count(b"\x16" + encode_number(3) + end) == 1
+        data = data.replace(b"\x16" + encode_number(3) + end, b"\x16" + encode_number(rows) + end)
+    path.write_bytes(data)
     assert pq.read_metadata(path).num_rows == rows
     check_refused(run_cli, paths, "cannot be read", "month.parquet")

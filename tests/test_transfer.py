@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -23,12 +22,13 @@ from tipline.errors import NotPublishedError, TiplineError
 from tipline.ingest import transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from tipline.paths import Paths
 
     RunCli = Callable[..., tuple[int, str]]
     MakeProject = Callable[..., Paths]
+    Keys = dict[str, str | None]
 
 MONTH = "2009-01"
 MONTHS = [f"2009-{month:02}" for month in range(1, 7)]
@@ -39,21 +39,19 @@ FIRST = transfer.RANGE_BYTES
 LARGE = b"a,b\n" + np.random.default_rng(3).bytes(2 * FIRST).replace(b"\x00", b"1")
 
 
-class StallingAnswer(servers.Answer):
-    """Answer nothing to a request for bytes from `stall_from` on."""
+LACKING = ("heeds_versions", "states_version", "has_ranges", "says_where_a_range_lies", "states_length")
+MANNERS: list[dict[str, Any]] = [{}, {"packs": True}, *({name: False} for name in LACKING)]
+MANNERS += [{"headers": {"ETag": 'W/"weak"'}}, {"moved": {"/trips.csv": f"/{MONTH}.csv"}}]
 
-    stall_from: int | None = None
+
+class StallingAnswer(servers.Answer):
+    """Answer nothing to a request for the second range."""
 
     def send(self, body: bytes, request: servers.Request) -> None:
-        if self.stall_from is not None and request.span and get_start(request) >= self.stall_from:
+        if request.span.startswith(f"bytes={FIRST}-"):
             self.server.may_end.wait(20)
         else:
             super().send(body, request)
-
-
-def get_start(request: servers.Request) -> int:
-    """The first byte of the range that was requested."""
-    return int(request.span[6:].partition("-")[0])
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +65,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def shelf() -> Iterator[servers.Shelf]:
     """A web server with one file."""
     with servers.shelf() as server:
-        server.RequestHandlerClass = StallingAnswer
         server.files |= {"/trips.csv": OLD, f"/{MONTH}.csv": OLD}
         yield server
 
@@ -85,38 +82,23 @@ def download(shelf: servers.Shelf, part: Path) -> bytes:
 
 
 def list_starts(shelf: servers.Shelf) -> list[int]:
-    """The first bytes of the ranges that were requested, in order."""
-    return [get_start(request) for request in shelf.log if request.span]
+    return [int(span[6:].partition("-")[0]) for span in shelf.list_ranges() if span]
 
 
 def fail_after(shelf: servers.Shelf, requests: int, **manners: Any) -> None:
-    """Let the server misbehave after some requests."""
-
-    def change() -> None:
-        for name, value in manners.items():
-            setattr(shelf, name, value)
-
-    shelf.before.extend([lambda: None] * requests + [change])
+    shelf.act_at(requests, lambda: vars(shelf).update(manners))
 
 
-# ---- connections that break ----
-
-
-def test_a_file_is_fetched_in_ranges_and_asked_about_before_and_after(shelf: servers.Shelf, part: Path) -> None:
-    assert download(shelf, part) == OLD
-    assert list_starts(shelf) == list(range(0, len(OLD), RANGE))
-    assert len(shelf.log) == 11 + 2
-    assert shelf.log[1].headers["if-range"] == servers.etag(OLD)
-    assert shelf.log[1].headers["accept-encoding"] == "identity"
-
-
-def test_after_a_cut_only_the_rest_is_fetched(
+def test_a_file_is_fetched_in_ranges_and_after_a_cut_only_the_rest(
     shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail_after(shelf, 4, cut_after=RANGE // 2, cuts=7)
     with caplog.at_level(logging.INFO, "tipline"):
         assert download(shelf, part) == OLD
     assert list_starts(shelf) == [0, RANGE, 2 * RANGE, *[3 * RANGE] * 8, *range(4 * RANGE, len(OLD), RANGE)]
+    assert len(shelf.log) == 18 + 1 + 7 + 1  # it is asked about before, after each cut, and at the end
+    headers = {"if-range": servers.etag(OLD), "accept-encoding": "identity"}
+    assert headers.items() <= shelf.log[1].headers.items()
     assert f"{MONTH}: fetching 1.0 MB" in caplog.messages
     assert f"{MONTH}: resuming at 0.3 MB of 1.0 MB" in caplog.messages
 
@@ -140,39 +122,11 @@ def test_a_silent_server_is_asked_again(shelf: servers.Shelf, part: Path, monkey
     assert download(shelf, part) == OLD
 
 
-@pytest.mark.parametrize(
-    "manners",
-    [
-        {"has_ranges": False},
-        {"states_length": False},
-        {"states_version": False},
-        {"packs": True},
-        {"headers": {"ETag": 'W/"weak"'}},
-        {"says_where_a_range_lies": False},
-        {"heeds_versions": False},
-        {"moved": {"/trips.csv": "/elsewhere.csv"}},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("cuts", [0, 1])
-def test_any_kind_of_server_is_read(shelf: servers.Shelf, part: Path, manners: dict[str, Any], cuts: int) -> None:
-    shelf.files["/elsewhere.csv"] = OLD
-    for name, value in manners.items():
-        setattr(shelf, name, value)
-    # Without a length the end of the connection is the end of the file.
-    shelf.cut_after, shelf.cuts = RANGE // 2, 0 if "states_length" in manners else cuts
-    assert download(shelf, part) == OLD
-
-
 @pytest.mark.parametrize("manners", [{"promised_too_much": 1000}, {"cut_after": RANGE, "has_ranges": False}], ids=str)
 def test_a_server_that_never_sends_all_is_given_up(shelf: servers.Shelf, part: Path, manners: dict[str, Any]) -> None:
-    for name, value in manners.items():
-        setattr(shelf, name, value)
+    vars(shelf).update(manners)
     with pytest.raises(TiplineError, match="connection was cut"):
         download(shelf, part)
-
-
-# ---- refusals ----
 
 
 @pytest.mark.parametrize("statuses", [[403] * 4, [500] * 2, [503, 502, 504, 500], [429] * 4, [408, 425]], ids=str)
@@ -205,30 +159,16 @@ def test_a_server_that_cannot_be_trusted_is_not_asked_again(
     assert caplog.messages == []
 
 
-# ---- two versions ----
-
-
-@pytest.mark.parametrize(
-    "manners",
-    [
-        {},
-        {"heeds_versions": False},
-        {"states_version": False},
-        {"has_ranges": False},
-        {"says_where_a_range_lies": False},
-        {"headers": {"ETag": 'W/"weak"'}},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("newer", [NEW, NEW + b"more", NEW[: -RANGE // 20], NEW[:4]], ids=len)
-@pytest.mark.parametrize("requests", [1, 2, 5])
-def test_two_versions_are_never_joined(
+@pytest.mark.parametrize("manners", MANNERS, ids=str)
+@pytest.mark.parametrize("newer", [OLD, NEW, NEW + b"more", NEW[: -RANGE // 20], NEW[:4]], ids=len)
+@pytest.mark.parametrize("requests", [1, 5])
+def test_any_kind_of_server_is_read_and_two_versions_are_never_joined(
     shelf: servers.Shelf, part: Path, manners: dict[str, Any], newer: bytes, requests: int
 ) -> None:
-    for name, value in manners.items():
-        setattr(shelf, name, value)
-    shelf.cut_after, shelf.cuts = RANGE // 2, 1
-    shelf.before.extend([lambda: None] * requests + [lambda: shelf.files.update({"/trips.csv": newer})])
+    vars(shelf).update(manners)
+    # Without a length the end of the connection is the end of the file.
+    shelf.cut_after, shelf.cuts = RANGE // 2, int(shelf.states_length)
+    shelf.act_at(requests, lambda: shelf.files.update(dict.fromkeys(shelf.files, newer)))
     assert download(shelf, part) == shelf.files["/trips.csv"]
 
 
@@ -241,91 +181,53 @@ def test_a_file_that_changes_at_each_request_is_given_up(shelf: servers.Shelf, p
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "data", "fetched"),
     [
-        lambda _: "[1, 2]",
-        lambda text: text[:-5],
-        lambda text: text.replace("127.0.0.1", "elsewhere"),
-        lambda text: text.replace(str(len(OLD)), f"{len(OLD) + 1}"),
-        lambda text: text.replace(servers.etag(OLD)[1:-1], servers.etag(NEW)[1:-1]),
-        None,
+        (str, OLD, 0),
+        (str, OLD + b"more", len(OLD)),
+        (lambda _: None, b"x" * RANGE, len(OLD)),
+        (lambda _: "[1, 2]", b"x" * RANGE, len(OLD)),
+        (lambda text: text[:-5], b"x" * RANGE, len(OLD)),
+        (lambda text: text.replace("127.0.0.1", "elsewhere"), b"x" * RANGE, len(OLD)),
+        (lambda text: text.replace(str(len(OLD)), f"{len(OLD) + 1}"), b"x" * RANGE, len(OLD)),
+        (lambda text: text.replace(servers.etag(OLD)[1:-1], servers.etag(NEW)[1:-1]), b"x" * RANGE, len(OLD)),
     ],
 )
-def test_a_part_whose_note_does_not_fit_is_not_resumed(
-    shelf: servers.Shelf, part: Path, change: Callable[[str], str] | None
+def test_a_part_is_resumed_only_if_its_note_fits(
+    shelf: servers.Shelf, part: Path, change: Callable[[str], str | None], data: bytes, fetched: int
 ) -> None:
-    fail_after(shelf, 4, cut_after=RANGE // 2)
-    with pytest.raises(TiplineError):
-        download(shelf, part)
-    shelf.cut_after = None
-    note = part.with_name(f"{part.name}.json")
-    if change is None:
-        note.unlink()
-    else:
-        note.write_text(change(note.read_text()))
-    part.write_bytes(b"x" * len(part.read_bytes()))
-    assert download(shelf, part) == OLD
-
-
-@pytest.mark.parametrize(("data", "fetched"), [(OLD, 0), (OLD + b"more", len(OLD))], ids=["complete", "too long"])
-def test_a_complete_part_is_not_fetched_again(shelf: servers.Shelf, part: Path, data: bytes, fetched: int) -> None:
+    note = change(json.dumps({"address": shelf.address("/trips.csv"), "size": len(OLD), "version": servers.etag(OLD)}))
+    if note is not None:
+        part.with_name(f"{part.name}.json").write_text(note)
     part.write_bytes(data)
-    note = {"address": shelf.address("/trips.csv"), "size": len(OLD), "version": servers.etag(OLD)}
-    part.with_name(f"{part.name}.json").write_text(json.dumps(note))
     assert download(shelf, part) == OLD
     assert shelf.count_sent_bytes() == fetched
 
 
-# ---- interrupts ----
-
-
-def start_tipline(paths: Paths, *arguments: str, env: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
+def start_tipline(paths: Paths, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a command in a process of its own."""
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # background jobs of a shell ignore it, and so their children
-    program = Path(sys.executable).parent / "tipline"
-    environment = {**os.environ, **env}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([program, *arguments], cwd=paths.root, env=environment, **pipes)
-
-
-def has_range(paths: Paths, month: str = MONTH) -> bool:
-    path = paths.staging / "parts" / f"{month}.part"
-    return path.exists() and path.stat().st_size > 0
-
-
-def list_left(paths: Paths) -> dict[str, bytes]:
-    """All files below data/ but the locks."""
-    return {name: data for name, data in read_tree(paths.root / "data").items() if not name.endswith(".lock")}
+    )  # a shell's background jobs ignore it, and so their children
+    command, pipe = [str(Path(sys.executable).with_name("tipline")), *arguments], subprocess.PIPE
+    env = os.environ | environment
+    return subprocess.Popen(command, cwd=paths.root, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def read_raw(paths: Paths) -> dict[str, bytes]:
-    """The fetched files by month."""
     return {path.parent.name: path.read_bytes() for path in (paths.root / "data" / "raw").glob("*/*")}
-
-
-@pytest.fixture
-def stalling(shelf: servers.Shelf, monkeypatch: pytest.MonkeyPatch) -> servers.Shelf:
-    """A server that falls silent after the first range of each month."""
-    shelf.files |= {f"/{month}.csv": LARGE for month in MONTHS}
-    monkeypatch.setattr(StallingAnswer, "stall_from", FIRST)
-    return shelf
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("months", [MONTHS[:1], MONTHS], ids=len)
 def test_an_interrupted_download_is_resumed(
-    run_cli: RunCli,
-    make_project: MakeProject,
-    stalling: servers.Shelf,
-    monkeypatch: pytest.MonkeyPatch,
-    months: list[str],
-    end: signal.Signals,
+    run_cli: RunCli, make_project: MakeProject, shelf: servers.Shelf, months: list[str], end: signal.Signals
 ) -> None:
-    paths = make_project(source=stalling.address("/{month}.csv"))
+    shelf.files |= {f"/{month}.csv": LARGE for month in MONTHS}
+    shelf.RequestHandlerClass = StallingAnswer
+    paths = make_project(source=shelf.address("/{month}.csv"))
     with start_tipline(paths, "download", *months) as process:
-        wait_for(lambda: list_starts(stalling).count(FIRST) == min(len(months), 4))
+        wait_for(lambda: list_starts(shelf).count(FIRST) == min(len(months), 4))
         assert "Another process is fetching this month." in run_cli(paths.root, "download", MONTH)[1]
         process.send_signal(end)
         printed, _ = process.communicate(timeout=15)
@@ -333,12 +235,13 @@ def test_an_interrupted_download_is_resumed(
     assert "Traceback" not in printed
     assert end == signal.SIGKILL or "tipline download: interrupted" in printed
     assert read_raw(paths) == {}
-    monkeypatch.setattr(StallingAnswer, "stall_from", None)
-    stalling.log.clear()
+    shelf.RequestHandlerClass = servers.Answer
+    shelf.log.clear()
     assert run_cli(paths.root, "download", *months)[0] == 0
     assert read_raw(paths) == dict.fromkeys(months, LARGE)
-    assert list_starts(stalling).count(0) == max(len(months) - 4, 0)
-    assert set(list_left(paths)) == {f"raw/{month}{end}" for month in months for end in (f"/{month}.csv", ".json")}
+    assert list_starts(shelf).count(0) == max(len(months) - 4, 0)
+    left = {name for name in read_tree(paths.root / "data") if not name.endswith(".lock")}
+    assert left == {f"raw/{month}{end}" for month in months for end in (f"/{month}.csv", ".json")}
 
 
 @pytest.mark.parametrize("months", [MONTHS, MONTHS[:1]], ids=["several", "one"])
@@ -347,8 +250,7 @@ def test_ctrl_c_ends_what_only_waits(
     make_project: MakeProject, shelf: servers.Shelf, manners: dict[str, int], months: list[str]
 ) -> None:
     shelf.files |= {f"/{month}.csv": OLD for month in MONTHS}
-    for name, value in manners.items():
-        setattr(shelf, name, value)
+    vars(shelf).update(manners)
     paths = make_project(source=shelf.address("/{month}.csv"))
     with start_tipline(paths, "download", *months) as process:
         wait_for(lambda: len(shelf.log) >= min(len(months), 4))
@@ -357,9 +259,6 @@ def test_ctrl_c_ends_what_only_waits(
     assert process.returncode == 130
     assert "tipline download: interrupted" in printed
     assert "Traceback" not in printed
-
-
-# ---- a part of a file ----
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 4096), (500, 100), (len(OLD) - 8, 8), (0, 2 * len(OLD))])
@@ -382,8 +281,7 @@ def test_a_preview_of_a_local_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("manners", [{"has_ranges": False}, {"states_length": False}, {"packs": True}], ids=str)
 def test_a_preview_where_only_whole_files_are_sent(shelf: servers.Shelf, manners: dict[str, bool]) -> None:
-    for name, value in manners.items():
-        setattr(shelf, name, value)
+    vars(shelf).update(manners)
     with pytest.raises(transfer.NoRangeError), transfer.open_preview(shelf.address("/trips.csv")) as (_, file):  # noqa: PT012
         assert file.read(4096) == OLD[:4096]
         file.seek(5000)
@@ -404,61 +302,37 @@ def test_the_proxy_of_the_environment_is_used(
 # ---- S3 ----
 
 
-@pytest.fixture(scope="session")
-def _gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Gateway]:
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Gateway]:
     with servers.gateway(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
-def _keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The keys of the S3 server in the environment, and nowhere else."""
+def s3(gateway: servers.Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[servers.Gateway]:
+    """A real S3 server with one object; its keys are in the environment, and nowhere else."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    for name, value in (servers.KEYS | region).items():
+    places = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(tmp_path / "none"))
+    own = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in (servers.KEYS | places | own | {"AWS_ENDPOINT_URL": f"http://{gateway.place}"}).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # it keeps the keys of another test
-    yield
+    gateway.put("tlc", f"trips/{MONTH}.csv", OLD)
+    yield gateway
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def s3(_gateway: servers.Gateway, _keys: None, monkeypatch: pytest.MonkeyPatch) -> servers.Gateway:
-    """A real S3 server with one object."""
-    if _gateway.process is None:
-        _gateway.start()
-    _gateway.put("tlc", f"trips/{MONTH}.csv", OLD)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{_gateway.place}")
-    return _gateway
-
-
-@pytest.fixture
-def line(s3: servers.Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Line]:
-    """A connection to the S3 server that is cut in the middle of the first object."""
-    with servers.line(s3.port) as server:
-        server.cut_after = 5 * RANGE
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
-        yield server
 
 
 SOURCE = "s3://tlc/trips/{month}.csv"
 
 
 def test_a_month_is_fetched_from_s3_and_kept(run_cli: RunCli, make_project: MakeProject, s3: servers.Gateway) -> None:
-    paths = make_project(source=SOURCE)
+    paths, address, size = make_project(source=SOURCE), SOURCE.replace("{month}", MONTH), len(OLD)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: OLD}
-    assert read_json(paths.raw_manifest(MONTH)) == {
-        "address": f"s3://tlc/trips/{MONTH}.csv",
-        "name": f"{MONTH}.csv",
-        "bytes": len(OLD),
-        "sha256": hashlib.sha256(OLD).hexdigest(),
-        "upstream": {"size": len(OLD), "version": servers.etag(OLD)},
-    }
-    with transfer.open_preview(f"s3://tlc/trips/{MONTH}.csv") as (_, file):
+    manifest = read_json(paths.raw_manifest(MONTH))
+    assert (manifest["address"], manifest["upstream"]) == (address, {"size": size, "version": servers.etag(OLD)})
+    with transfer.open_preview(address) as (_, file):
         file.seek(5)
         assert file.read(9) == OLD[5:14]
     changed = paths.raw_manifest(MONTH).stat().st_mtime_ns
@@ -470,66 +344,45 @@ def test_a_month_is_fetched_from_s3_and_kept(run_cli: RunCli, make_project: Make
     assert read_raw(paths) == {month: NEW + month.encode() for month in MONTHS[:5]}
 
 
-def test_a_cut_connection_to_s3_is_resumed(part: Path, line: servers.Line) -> None:
-    transfer.download_file(f"s3://tlc/trips/{MONTH}.csv", part, MONTH)
-    assert part.read_bytes() == OLD
+@pytest.mark.parametrize("newer", [OLD, NEW], ids=["same", "changed"])
+def test_a_cut_connection_to_s3_is_resumed_unless_the_object_changes(
+    part: Path, s3: servers.Gateway, monkeypatch: pytest.MonkeyPatch, newer: bytes
+) -> None:
+    with servers.line(s3.port) as line:
+        line.cut_after = 5 * RANGE
+        line.at_cut = lambda: s3.put("tlc", f"trips/{MONTH}.csv", newer)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", line.address)
+        transfer.download_file(SOURCE.replace("{month}", MONTH), part, MONTH)
+    assert part.read_bytes() == newer
     assert line.cuts == 0
-    assert sum(line.passed) < len(OLD) + 2 * RANGE
+    assert (sum(line.passed) < len(OLD) + 2 * RANGE) == (newer == OLD)
     assert f"if-match: {servers.etag(OLD)}" in b"".join(line.asked).decode("latin-1").lower()
 
 
-def test_an_object_that_changes_meanwhile_is_fetched_from_the_start(
-    part: Path, s3: servers.Gateway, line: servers.Line
-) -> None:
-    line.at_cut = lambda: s3.put("tlc", f"trips/{MONTH}.csv", NEW)
-    transfer.download_file(f"s3://tlc/trips/{MONTH}.csv", part, MONTH)
-    assert part.read_bytes() == NEW
-
-
 @pytest.mark.parametrize(
-    ("source", "code", "what"),
+    ("source", "keys", "what"),
     [
-        ("s3://tlc/trips/none-{month}.csv", 5, "does not have this month"),
-        ("s3://no-such-bucket/{month}.csv", 1, "The bucket does not exist."),
-        ("s3://A_B/{month}", 1, "S3 cannot be used"),
+        ("s3://tlc/trips/none-{month}.csv", {}, "does not have this month"),
+        ("s3://no-such-bucket/{month}.csv", {}, "The bucket does not exist."),
+        ("s3://A_B/{month}", {}, "S3 cannot be used"),
+        (SOURCE, {"AWS_SECRET_ACCESS_KEY": "wr0ng"}, "403 Forbidden"),
+        (SOURCE, dict.fromkeys(servers.KEYS), "Unable to locate credentials"),
+        (SOURCE, {"AWS_SECRET_ACCESS_KEY": None}, "Partial credentials"),
+        (SOURCE, {"AWS_PROFILE": "nobody"}, "The config profile (nobody) could not be found"),
     ],
 )
 @pytest.mark.usefixtures("s3")
-def test_what_s3_does_not_have_is_named(
-    run_cli: RunCli, make_project: MakeProject, source: str, code: int, what: str
-) -> None:
-    paths = make_project(source=source)
-    ended, printed = run_cli(paths.root, "download", MONTH)
-    assert ended == code
-    assert what in printed
-    assert source.replace("{month}", MONTH) in printed
-    assert list_left(paths) == {}
-
-
-@pytest.mark.parametrize(
-    ("keys", "what"),
-    [
-        ({"AWS_SECRET_ACCESS_KEY": "wr0ng"}, "403 Forbidden"),
-        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "Unable to locate credentials"),
-        ({"AWS_SECRET_ACCESS_KEY": None}, "Partial credentials"),
-        ({"AWS_PROFILE": "nobody"}, "The config profile (nobody) could not be found"),
-    ],
-)
-@pytest.mark.usefixtures("s3")
-def test_keys_that_s3_refuses_are_explained_but_not_printed(
-    run_cli: RunCli, make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str | None], what: str
+def test_what_s3_refuses_is_explained_and_keys_are_not_printed(
+    run_cli: RunCli, make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, source: str, keys: Keys, what: str
 ) -> None:
     for name, value in keys.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    paths = make_project(source=SOURCE)
-    code, printed = run_cli(paths.root, "download", MONTH)
-    assert code == 1
-    assert what in printed
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "FSSPEC_S3_ANON=true"):
-        assert name in printed
-    assert "wr0ng" not in printed
-    assert servers.KEYS["AWS_SECRET_ACCESS_KEY"] not in printed
-    assert list_left(paths) == {}
+    paths = make_project(source=source)
+    ended, printed = run_cli(paths.root, "download", MONTH)
+    words = [what, *([*servers.KEYS, "FSSPEC_S3_ANON=true"] if keys else [source.replace("{month}", MONTH)])]
+    assert (ended, [word for word in words if word not in printed]) == (5 if "none" in source else 1, [])
+    assert [word for word in ("wr0ng", servers.KEYS["AWS_SECRET_ACCESS_KEY"]) if word in printed] == []
+    assert read_raw(paths) == {}
 
 
 def test_a_busy_public_bucket_is_read_without_keys(make_project: MakeProject, shelf: servers.Shelf) -> None:
@@ -537,7 +390,7 @@ def test_a_busy_public_bucket_is_read_without_keys(make_project: MakeProject, sh
     shelf.statuses = [503, 500, 429]
     paths = make_project(source=SOURCE)
     environment = {"FSSPEC_S3_ANON": "true", "AWS_ENDPOINT_URL": shelf.address(""), "AWS_EC2_METADATA_DISABLED": "true"}
-    with start_tipline(paths, "download", MONTH, env=environment) as process:
+    with start_tipline(paths, "download", MONTH, **environment) as process:
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
     assert printed.count("Trying again in") == 3
