@@ -94,8 +94,9 @@ def test_all_is_done_and_then_months_are_to_be_scored(complete: Paths, show_stat
     assert printed.lines["challenger"] == "the champion"
     assert printed.lines["months"] == "4, 4 scored with models/champion"
     assert printed.lines["unscored"] == "-"
-    report, last = workbench.read_json(complete.evaluation), workbench.read_json(complete.monitoring / "months.json")[-1]
+    report = workbench.read_json(complete.evaluation)
     assert (printed.lines["evaluation"], printed.lines["gate"]) == (report["verdict"], report["gate"]["words"])
+    last = workbench.read_json(complete.monitoring / "months.json")[-1]
     figures = f"2024-01: 5,000 rows, mean probability {last['mean_probability']:.4f}"
     assert printed.lines["last month"].startswith(figures)
     assert (printed.lines["next"], printed.lines["checks"]) == ("nothing", "all passed")
@@ -116,9 +117,8 @@ def test_all_is_done_and_then_months_are_to_be_scored(complete: Paths, show_stat
     assert show_status(complete).lines["champion"] == "version 2"
 
 
-
-
 def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete: Paths, show_status: Any) -> None:
+    """Neither the champion nor, if a version is pinned, any version is to be promoted."""
     train(complete, 0.01)
     printed = show_status(complete)
     assert printed.lines["challenger"].startswith("not registered: ")
@@ -126,8 +126,7 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
     workbench.run(complete, "register", "evaluate")
     assert show_status(complete).lines["challenger"].startswith("version 2: ")
     set_gate(complete, promote=True)
-    advice = show_status(complete).lines["next"]
-    assert advice.startswith("tipline promote 2 (")
+    assert show_status(complete).lines["next"].startswith("tipline promote 2 (")
     set_gate(complete, promote=False)
     assert not show_status(complete).lines["next"].startswith("tipline promote")
     with pytest.raises(GateRefusedError):  # the report was made up
@@ -137,30 +136,17 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
     assert (printed.lines["champion"], printed.lines["challenger"]) == ("version 2", "the champion")
     assert printed.lines["next"] == "dvc repro (the champion is version 2, version 1 scored the months)"
     assert not printed.wrong
-
-
-def test_the_champion_and_a_pinned_version_are_never_to_be_promoted(complete: Paths, show_status: Any) -> None:
-    """The newest version need not be the challenger, and the report need not be about the champion of now."""
-    train(complete, 0.01)
-    workbench.run(complete, "register", "evaluate")
-    set_gate(complete, promote=True)
     workbench.change_settings(complete, score={"model": 1})
-    promote.run(workbench.load_settings(complete), complete, "2", "test")
     assert show_status(complete).lines["next"] == "nothing"
+    # The newest version need not be the challenger, and the report need not be about the champion of now.
     promote.run(workbench.load_settings(complete), complete, "1", "test")
     train(complete, 1.0)
     workbench.run(complete, "register", "evaluate")
     assert len(model_versions.list_versions(connect(complete), NAME)) == 2
-    printed = show_status(complete)
-    assert (printed.lines["challenger"], printed.lines["next"]) == ("the champion", "nothing")
-    set_gate(complete, promote=True)
-    assert show_status(complete).lines["next"] == "nothing"
-
-
-
-
-
-
+    for promotes in (False, True):
+        set_gate(complete, promote=promotes)
+        printed = show_status(complete)
+        assert (printed.lines["challenger"], printed.lines["next"]) == ("the champion", "nothing")
 
 
 # ---- what is wrong ----
@@ -223,8 +209,6 @@ def test_damage_and_its_fix(
     assert not show_status(complete).wrong
 
 
-
-
 def test_another_scikit_learn_is_wrong_where_the_model_needs_it(complete: Paths, show_status: Any) -> None:
     training = workbench.read_json(complete.champion / artifact.TRAINING)
     training["libraries"]["scikit-learn"] = "0.1.2"
@@ -241,9 +225,7 @@ def test_a_merge_conflict_in_the_lock_file(complete: Paths, show_status: Any) ->
     lock, text = complete.root / "dvc.lock", (ROOT / "dvc.lock").read_text()
     lock.write_text(text)
     assert not show_status(complete).wrong
-    here = text.index("  score:")
-    ours, theirs = text[here : here + 200], text[here : here + 190]
-    lock.write_text(f"{text[:here]}<<<<<<< HEAD\n{ours}=======\n{theirs}>>>>>>> other\n{text[here + 200 :]}")
+    lock.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n")
     printed = show_status(complete)
     fix = "git checkout --ours dvc.lock && dvc repro"
     assert printed.wrong == [f"dvc.lock has the markers of a merge conflict. Fix: {fix}"]
