@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tipline.paths import Paths
@@ -33,23 +33,31 @@ def publish(folder: Path, text: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("before", [None, b"old"])
+def write_file(path: Path, text: str) -> None:
+    with files.replace_file(path) as temporary:
+        temporary.write_text(text)
+        assert temporary.parent == path.parent
+
+
+def half_write(replacement: AbstractContextManager[Path], error: type[BaseException]) -> None:
+    with replacement as temporary:
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [None, "old"])
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(
-    tmp_path: Path, error: type[BaseException] | None, before: bytes | None
+    tmp_path: Path, error: type[BaseException], before: str | None
 ) -> None:
     path = tmp_path / "new" / "file"
     if before:
-        path.parent.mkdir()
-        path.write_bytes(before)
-    old = workbench.read_tree(path.parent)
-    with pytest.raises(error) if error else contextlib.nullcontext(), files.replace_file(path) as temporary:
-        temporary.write_text("new")
-        assert temporary.parent == path.parent
-        assert path.exists() == bool(before)
-        if error:
-            raise error
-    assert workbench.read_tree(path.parent) == (old if error else {"file": b"new"})
+        write_file(path, before)
+    with pytest.raises(error):
+        half_write(files.replace_file(path), error)
+    assert workbench.read_tree(tmp_path) == ({"new/file": b"old"} if before else {})
+    write_file(path, "new")
+    assert workbench.read_tree(tmp_path) == {"new/file": b"new"}
 
 
 def test_json_comes_back_and_what_is_missing_or_broken_says_what_to_do(tmp_path: Path) -> None:
@@ -75,9 +83,8 @@ def test_a_failure_leaves_the_old_folder_and_nothing_staged(
     folder, staging = tmp_path / "month", tmp_path / "staging"
     if text:
         publish(folder, text)
-    with pytest.raises(error), files.replace_folder(folder, staging) as staged:
-        (staged / "file").write_text("half")
-        raise error
+    with pytest.raises(error):
+        half_write(files.replace_folder(folder, staging), error)
     assert workbench.read_tree(folder) == ({"file": b"old"} if text else {})
     assert folder.exists() == bool(text)
     assert not [path for path in staging.iterdir() if path.is_dir()]
