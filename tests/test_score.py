@@ -137,20 +137,14 @@ def test_only_new_and_changed_months_are_scored_and_an_unlisted_one_is_removed(
 
 
 @on_cluster
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("part-00001.parquet", None), ("part-00001.parquet", "cut off"), (files.MANIFEST, "{}")],
-)
-def test_a_damaged_month_is_scored_again(
-    scored_project: Paths, scored_template: Paths, name: str, content: str | None
-) -> None:
-    path = get_folder(scored_project, "2009-02") / name
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
+def test_damaged_months_are_scored_again(scored_project: Paths, scored_template: Paths) -> None:
+    (get_folder(scored_project, "2009-01") / files.MANIFEST).write_text("{}")
+    (get_folder(scored_project, "2009-02") / "part-00001.parquet").unlink()
+    (get_folder(scored_project, "2009-03") / "part-00001.parquet").write_text("cut off")
     workbench.run(scored_project, "score")
     assert read_parts(scored_project) == read_parts(scored_template)
-    assert_whole(scored_project, "2009-02")
+    for month in workbench.MONTHS:
+        assert_whole(scored_project, month)
 
 
 @on_cluster
