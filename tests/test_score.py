@@ -42,6 +42,10 @@ def get_folder(paths: Paths, month: str) -> Path:
     return paths.predictions / f"month={month}"
 
 
+def read_manifest(paths: Paths, month: str) -> Any:
+    return workbench.read_json(get_folder(paths, month) / files.MANIFEST)
+
+
 def get_mtimes(paths: Paths) -> dict[str, int]:
     found = (path for path in paths.predictions.rglob("*") if path.is_file())
     return {str(path.relative_to(paths.predictions)): path.stat().st_mtime_ns for path in found}
@@ -54,7 +58,7 @@ def read_parts(paths: Paths) -> dict[str, bytes]:
 
 def assert_whole(paths: Paths, month: str) -> None:
     """The folder holds exactly the files in the manifest, with their digests."""
-    manifest = workbench.read_json(get_folder(paths, month) / files.MANIFEST)
+    manifest = read_manifest(paths, month)
     names = {path.name for path in get_folder(paths, month).iterdir()}
     assert names == {part["name"] for part in manifest["parts"]} | {files.MANIFEST}
     for part in manifest["parts"]:
@@ -98,8 +102,7 @@ def test_each_row_joins_to_one_trip_and_has_the_models_probability(scored_templa
 
 def test_the_manifest_says_what_was_made_from_what(scored_template: Paths) -> None:
     paths, month = scored_template, "2009-02"
-    manifest = workbench.read_json(get_folder(paths, month) / files.MANIFEST)
-    ref = workbench.read_json(paths.champion_ref)
+    manifest, ref = read_manifest(paths, month), workbench.read_json(paths.champion_ref)
     assert_whole(paths, month)
     assert (manifest["month"], manifest["rows"]) == (month, 5000)
     trips, made = files.hash_file(paths.prepared_file(month)), manifest["made"]
@@ -168,7 +171,7 @@ def test_a_failing_month_leaves_the_others_published(scored_project: Paths, run_
     assert workbench.read_tree(get_folder(scored_project, "2009-02")) == before
     for month in set(workbench.MONTHS) - {"2009-02"}:
         assert_whole(scored_project, month)
-        manifest = workbench.read_json(get_folder(scored_project, month) / files.MANIFEST)
+        manifest = read_manifest(scored_project, month)
         assert (manifest["key"]["model"], manifest["made"]["version"]) == (digest, 2)
 
 
