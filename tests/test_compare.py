@@ -77,7 +77,8 @@ def test_figures_and_largest_changes_are_those_of_the_exact_scores(project: Path
             row |= {"score_a": float(a[position]), "score_b": float(b[position])}
             row |= {"difference": float(b[position]) - float(a[position])}
             expected.append({**row, "payment_type": trips["payment_type"][position].as_py() or ""})
-    scores.append(tuple(np.concatenate(model) for model in zip(*scores, strict=True)))
+    firsts, seconds = zip(*scores, strict=True)
+    scores.append((np.concatenate(firsts), np.concatenate(seconds)))
     for month, (a, b) in zip([*report["months"], report["all"]], scores, strict=True):
         difference = b.astype(float) - a
         assert month["rows"] == len(a)
