@@ -78,41 +78,34 @@ def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
     assert [again[name] for name in (*ROLES, "baseline")] == [found[name] for name in (*ROLES, "baseline")]
 
 
-SPEC = {
-    "target": "tip_amount",
-    "baseline": {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}},
-}
-
-
 def compare_constant(
     payments: list[str], tips: list[float], challenger: float, champion: float, **columns: pa.Array
 ) -> Comparison:
     """Compare models that give every row the same probability."""
     values = {"payment_type": pa.array(payments).dictionary_encode(), "tip_amount": pa.array(tips, pa.float64())}
-    trips = pa.RecordBatch.from_pydict(values | columns)
+    rule = {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}}
+    spec = {"target": "tip_amount", "baseline": rule, "time": "pickup"}
     scores = {"challenger": challenger, "champion": champion}
     results = {role: np.full(len(tips), score, np.float32) for role, score in scores.items()}
-    specs = {"challenger": SPEC | ({"time": "pickup"} if columns else {}), "champion": SPEC}
-    return Comparison(trips, "tip_amount", specs, results)
+    trips = pa.RecordBatch.from_pydict(values | columns)
+    return Comparison(trips, "tip_amount", dict.fromkeys(ROLES, spec), results)
 
 
-def test_skill_by_group_needs_a_thousand_rows() -> None:
-    payments, tips = ["cash"] * 1000 + ["credit"] * 999, [0.0] * 1000 + [1.0] * 999
-    found = build_report(compare_constant(payments, tips, 0.2, 0.8))["groups"]
-    better = pytest.approx(1 - np.log(0.2) / np.log(0.8), rel=1e-6)
-    assert found["cash"] == {"rows": 1000, "challenger": pytest.approx(0, abs=1e-6), "champion": better}
-    assert found["credit"] == {"rows": 999, "challenger": None, "champion": None}
-
-
-def test_expected_and_observed_tips_have_an_interval_by_day() -> None:
+def test_skill_by_group_needs_a_thousand_rows_and_tips_have_an_interval_by_day() -> None:
     times = pa.array([86_400_000_000 * (place % 20) for place in range(4000)], pa.timestamp("us"))
     tips = [float(place % 4 == 0 or place % 40 == 1) for place in range(4000)]
-    found = build_report(compare_constant(["cash"] * 4000, tips, 0.25, 0.5, pickup=times))["tips"]
-    assert found["challenger"]["expected"] == pytest.approx(1000)
-    assert found["challenger"]["there"] == 1100
-    assert found["challenger"]["lower"] < found["challenger"]["ratio"] == pytest.approx(1.1)
-    assert found["challenger"]["upper"] > 1.1
-    assert found["champion"]["ratio"] == pytest.approx(0.55)
+    payments = ["cash"] * 3001 + ["credit"] * 999
+    found = build_report(compare_constant(payments, tips, 0.25, 0.5, pickup=times))
+    share = sum(tips[:3001]) / 3001
+    cash = {p: share * np.log(p) + (1 - share) * np.log(1 - p) for p in (0.2, 0.25, 0.5)}
+    skills = [pytest.approx(1 - cash[p] / cash[0.2], rel=1e-5) for p in (0.25, 0.5)]
+    assert found["groups"]["cash"] == {"rows": 3001, "challenger": skills[0], "champion": skills[1]}
+    assert found["groups"]["credit"] == {"rows": 999, "challenger": None, "champion": None}
+    assert found["tips"]["challenger"]["expected"] == pytest.approx(1000)
+    assert found["tips"]["challenger"]["there"] == 1100
+    assert found["tips"]["challenger"]["lower"] < found["tips"]["challenger"]["ratio"] == pytest.approx(1.1)
+    assert found["tips"]["challenger"]["upper"] > 1.1
+    assert found["tips"]["champion"]["ratio"] == pytest.approx(0.55)
 
 
 def test_hours_are_in_bands_of_six() -> None:
