@@ -132,10 +132,8 @@ def test_psi_is_the_sum_over_bins() -> None:
 )
 def test_a_feature_that_gives_the_target_away_is_named(column: str, probability: float, found: list[str]) -> None:
     labels, _ = metrics.read_labels(trips(), TARGET)
-    given_away = {
-        "extra": pa.array(labels.astype(float)),
-        "vendor": coded([VENDORS[yes] for yes in labels * 1], VENDORS),
-    }
+    vendors = coded([VENDORS[int(yes)] for yes in labels], VENDORS)
+    given_away = {"extra": pa.array(labels.astype(float)), "vendor": vendors}
     rows = trips(**{column: given_away[column]})
     losses = metrics.compute_log_loss(np.where(labels, probability, 1 - probability), labels)
     warnings = drift.find_leaks(rows, SPEC | {"reference": build_reference(rows)}, losses)
