@@ -86,16 +86,6 @@ def test_auc_is_exact_for_scores_at_the_centres_of_bands() -> None:
         assert metrics.compute_auc(np.where(np.arange(3) == one_class, bands, 0)) is None
 
 
-@pytest.mark.parametrize(
-    ("loss", "baseline_loss", "skill"),
-    [(0.3, 0.4, 0.25), (0.5, 0.4, -0.25), (0.0, 0.4, 1), (None, 0.4, None), (0.3, None, None), (0.3, 1e-9, None)],
-)
-def test_skill_is_what_is_taken_off_the_baselines_loss(
-    loss: float | None, baseline_loss: float | None, skill: float | None
-) -> None:
-    assert metrics.compute_skill(loss, baseline_loss) == (skill and pytest.approx(skill))
-
-
 def test_certainty_that_proves_wrong_costs_much_but_not_all() -> None:
     certain = np.array([0, 1, 0, 1], np.float32)
     loss = metrics.compute_log_loss(certain, np.array([True, False, False, True]))
