@@ -119,7 +119,7 @@ def test_a_learning_curve_is_drawn(tmp_path: Path, behind: list[float], skill: f
     assert_picture(tmp_path / "curve.png")
 
 
-@pytest.mark.parametrize(("rows", "skill", "segments"), [(1, None, 0), (50, 0.02, 1), (5000, -0.5, 25)])
+@pytest.mark.parametrize(("rows", "skill", "segments"), [(1, None, 0), (5000, -0.5, 25)])
 def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None, segments: int) -> None:
     generator = np.random.default_rng(1)
     scores = {name: generator.random(rows).astype(np.float32) for name in ("challenger", "champion")[:rows]}
@@ -135,10 +135,9 @@ def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None, 
     assert_picture(tmp_path / "evaluation.png")
 
 
-@pytest.mark.parametrize("days", [[28, 1, 0], [0], [28] * 48], ids=["some", "unknown", "many"])
-def test_months_are_drawn(tmp_path: Path, days: list[int]) -> None:
+def test_four_years_are_drawn(tmp_path: Path) -> None:
     months = []
-    for place, count in enumerate(days):
+    for place, count in enumerate([28, 1, 0, *[28] * 45]):
         counts = make_month(0.1 - place / 100, days=count)
         counts.bands[100, 0] = counts.bands[900, 1] = 50 * count
         month = f"20{10 + place // 12}-{place % 12 + 1:02d}"
