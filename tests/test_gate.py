@@ -173,6 +173,7 @@ def test_segments_that_are_shown_worse_veto_and_the_worst_are_named() -> None:
     rows = add_segments(create_rows(np.full(31, 0.02), rows_per_day=100), np.arange(3100) % 2)
     rows.gain[::2], rows.gain[1::2] = -0.02 * LOSS, 0.06 * LOSS
     verdict = decide(rows)
+    assert verdict["gain"]["lower"] > 0
     assert verdict["reasons"] == ["it is worse on 1 segment: kind kind 0 (gain below -0.0200)"]
     assert [segment["veto"] for segment in verdict["segments"]] == [True, False]
     kinds = np.arange(15_500) % 5
