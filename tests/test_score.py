@@ -168,6 +168,7 @@ def test_a_failing_month_leaves_the_others_published(scored_project: Paths, run_
     assert "1 of 4 months failed: 2009-02: " in output
     assert "run it again (dvc repro)" in output
     assert "Traceback" not in output
+    assert "defect" not in output
     assert workbench.read_tree(get_folder(scored_project, "2009-02")) == before
     for month in set(workbench.MONTHS) - {"2009-02"}:
         assert_whole(scored_project, month)
