@@ -53,12 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     written = {item: index for index, item in enumerate(items)}
     yield
     for path in {item.path for item in items if item.get_closest_marker("in_order")}:
-        places = [index for index, item in enumerate(items) if item.path == path]
-        ordered = sorted((items[index] for index in places), key=written.__getitem__)
-        for index, item in zip(places, ordered, strict=True):
-            items[index] = item
-    longest = {name: index for index, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: longest.get(item.path.stem, len(LONGEST)))
+        ordered = iter(sorted((item for item in items if item.path == path), key=written.__getitem__))
+        items[:] = [next(ordered) if item.path == path else item for item in items]
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -141,9 +138,7 @@ def forget_store() -> Iterator[None]:
 @pytest.fixture
 def mlflow_store(mlflow_template: Path, tmp_path: Path) -> Path:
     (tmp_path / "project").mkdir(exist_ok=True)
-    target = tmp_path / "project" / "mlflow.db"
-    shutil.copyfile(mlflow_template, target)
-    return target
+    return Path(shutil.copyfile(mlflow_template, tmp_path / "project" / "mlflow.db"))
 
 
 @pytest.fixture(scope="session")
@@ -198,23 +193,19 @@ def scored_template(
 
 
 @pytest.fixture
-def trained_project(trained_template: Paths, mlflow_template: Path, tmp_path: Path) -> Paths:
+def trained_project(trained_template: Paths, mlflow_store: Path) -> Paths:
     """A copy of `trained_template` with an empty MLflow store."""
     from tests import workbench
 
-    paths = workbench.copy_project(trained_template, tmp_path)
-    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
-    return paths
+    return workbench.copy_project(trained_template, mlflow_store.parent.parent)
 
 
 @pytest.fixture
-def scored_project(scored_template: Paths, mlflow_template: Path, tmp_path: Path) -> Paths:
+def scored_project(scored_template: Paths, mlflow_store: Path) -> Paths:
     """A copy of `scored_template` with an empty MLflow store; `register` fills it from models/champion."""
     from tests import workbench
 
-    paths = workbench.copy_project(scored_template, tmp_path)
-    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
-    return paths
+    return workbench.copy_project(scored_template, mlflow_store.parent.parent)
 
 
 @pytest.fixture
@@ -227,8 +218,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         monkeypatch.chdir(folder)
         capfd.readouterr()
         code = cli.main(arguments)
-        output = capfd.readouterr()
-        return code, output.out + output.err
+        return code, "".join(capfd.readouterr())
 
     return run
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 16
 PASSWORDS = {user: f"the password of {user}" for user in ("admin", "writer", "reader")}
-DATABASE_PASSWORD = "none-that-matters"  # noqa: S105
 KEYS = {"AWS_ACCESS_KEY_ID": "tipline", "AWS_SECRET_ACCESS_KEY": "not-that-secret"}
 
 
@@ -85,37 +83,26 @@ class Shelf(http.server.ThreadingHTTPServer):
         self.packs = False
         self.moved: dict[str, str] = {}  # to which address
         self.promised_too_much = 0
-        self.promised_too_little = 0
         self.cut_after: int | None = None  # bytes of an answer
         self.cuts = 1 << 30  # how many answers are cut
         self.silent_after: int | None = None
         self.may_end = threading.Event()
 
     def address(self, path: str, user: str = "") -> str:
-        """A file's address."""
         return f"http://{user}127.0.0.1:{self.server_address[1]}{path}"
 
-    def act_at(self, request: int, action: Callable[[], object]) -> None:
-        """Call `action` before a later request is answered."""
-        self.before = [*[lambda: None] * request, action]
-
     def list_ranges(self) -> list[str]:
-        """Return the ranges that were requested, in order."""
         return [request.span for request in self.log if request.method == "GET"]
 
     def count_sent_bytes(self) -> int:
-        """Return the bytes of all bodies."""
         return sum(request.sent for request in self.log)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that went away."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """What the server says."""
-
     server: Shelf
 
     def log_message(self, *_: Any) -> None:
@@ -143,13 +130,18 @@ class Answer(http.server.BaseHTTPRequestHandler):
             more |= {"ETag": version} if shelf.states_version else {}
             more |= {"Accept-Ranges": "bytes"} if shelf.has_ranges else {}
         request.status = status
-        self.begin(status, body, more | shelf.headers)
-        self.send(body, request)
+        self.send_response(status)
+        if shelf.states_length:
+            more = {"Content-Length": str(len(body) + shelf.promised_too_much)} | more
+        for name, value in (more | shelf.headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if request.method != "HEAD":
+            self.send(body, request)
 
     do_HEAD = do_GET  # noqa: N815
 
     def chosen(self, data: bytes, headers: dict[str, str], version: str) -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers for what is asked for."""
         shelf = self.server
         if shelf.packs:
             return 200, gzip.compress(data), {"Content-Encoding": "gzip"}
@@ -167,22 +159,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
         where = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"} if shelf.says_where_a_range_lies else {}
         return 206, data[start:end], where
 
-    def begin(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        """Send status and headers."""
-        shelf = self.server
-        self.send_response(status)
-        if shelf.states_length:
-            stated = len(body) + shelf.promised_too_much - shelf.promised_too_little
-            headers = {"Content-Length": str(stated)} | headers
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
     def send(self, body: bytes, request: Request) -> None:
-        """Send the body, as far as it goes."""
         shelf = self.server
-        if request.method == "HEAD":
-            return
         is_cut = shelf.cut_after is not None and shelf.cuts > 0 and len(body) > shelf.cut_after
         body = body[: shelf.cut_after if is_cut else shelf.silent_after]
         request.sent = len(body)
@@ -196,7 +174,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def shelf() -> Iterator[Shelf]:
-    """A running server."""
     with Shelf() as server:
         with in_a_thread(server):
             yield server
@@ -205,7 +182,6 @@ def shelf() -> Iterator[Shelf]:
 
 @contextlib.contextmanager
 def in_a_thread(server: socketserver.BaseServer) -> Iterator[None]:
-    """Let a server serve."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -216,7 +192,6 @@ def in_a_thread(server: socketserver.BaseServer) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return int(unused.getsockname()[1])
@@ -231,7 +206,6 @@ class Program:
 
     @property
     def place(self) -> str:
-        """Host and port."""
         return f"127.0.0.1:{self.port}"
 
     def run(self, command: list[str], environment: dict[str, str]) -> None:
@@ -243,7 +217,6 @@ class Program:
         workbench.wait_for(self.listens, 120)
 
     def listens(self) -> bool:
-        """Whether something listens on its port."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
             return True
         return False
@@ -272,7 +245,6 @@ class Gateway(Program):
         subprocess.run([*command, self.store, "tips"], check=True, capture_output=True)
 
     def start(self) -> None:
-        """Run it until it answers."""
         options = ["--multi-buckets", "--keep-etag", "--no-usage-report", "--no-banner", "--backup-meta", "0"]
         options += ["--metrics", "127.0.0.1:0", "--cache-dir", f"{self.folder}/cache"]
         keys = {"MINIO_ROOT_USER": KEYS["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": KEYS["AWS_SECRET_ACCESS_KEY"]}
@@ -280,27 +252,22 @@ class Gateway(Program):
         self.run([self.program, "gateway", *options, self.store, self.place], environment)
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
-        """Store an object, in a bucket that is made for it."""
         self.make(bucket).pipe_file(f"{bucket}/{key}", data)
 
     def make(self, bucket: str) -> Any:
         """Make a bucket if it is not there; give the file system of all."""
         import s3fs
 
-        filesystem = s3fs.S3FileSystem(
-            key=KEYS["AWS_ACCESS_KEY_ID"],
-            secret=KEYS["AWS_SECRET_ACCESS_KEY"],
-            endpoint_url=f"http://{self.place}",
-            config_kwargs={"request_checksum_calculation": "when_required"},
-        )
+        key, secret = KEYS.values()
+        config = {"request_checksum_calculation": "when_required"}
+        store = s3fs.S3FileSystem(key=key, secret=secret, endpoint_url=f"http://{self.place}", config_kwargs=config)
         with contextlib.suppress(FileExistsError):
-            filesystem.call_s3("create_bucket", Bucket=bucket)
-        return filesystem
+            store.call_s3("create_bucket", Bucket=bucket)
+        return store
 
 
 @contextlib.contextmanager
 def gateway(folder: Path) -> Iterator[Gateway]:
-    """A running S3 server."""
     server = Gateway(folder)
     try:
         server.start()
@@ -328,14 +295,10 @@ def postgres(*databases: str) -> Iterator[list[str]]:
     # It will not run as root, and pytest's folders are closed to others.
     user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="tipline-postgres-") as folder:
-        secret = Path(folder, "password")
-        secret.write_text(DATABASE_PASSWORD)
         if user:
             shutil.chown(folder, "postgres")
-            shutil.chown(secret, "postgres")
-        make = [initdb, "-D", f"{folder}/data", "-U", "mlflow", "--pwfile", str(secret), "-A", "scram-sha-256"]
-        make += ["--no-sync", "--locale", "C", "--encoding", "UTF8"]
-        subprocess.run(make, check=True, capture_output=True, cwd="/", **user)
+        make = [initdb, "-D", f"{folder}/data", "-U", "mlflow", "-A", "trust", "--no-sync", "--encoding", "UTF8"]
+        subprocess.run([*make, "--locale", "C"], check=True, capture_output=True, cwd="/", **user)
         options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
         command = [postgres_program("postgres"), "-D", f"{folder}/data"]
         command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
@@ -350,12 +313,9 @@ def postgres(*databases: str) -> Iterator[list[str]]:
 
 def database(port: int, name: str) -> str:
     """Make a database in a server that starts; give its address."""
-    at = ["-h", "127.0.0.1", "-p", str(port)]
-    while subprocess.run([postgres_program("pg_isready"), *at, "-q", "-t", "30"], check=False).returncode:
-        time.sleep(0.05)
-    environment = os.environ | {"PGPASSWORD": DATABASE_PASSWORD}
-    subprocess.run([postgres_program("createdb"), *at, "-U", "mlflow", name], env=environment, check=True)
-    return f"postgresql://mlflow:{DATABASE_PASSWORD}@127.0.0.1:{port}/{name}"
+    command = [postgres_program("createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", name]
+    workbench.wait_for(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0)
+    return f"postgresql://mlflow:none-that-matters@127.0.0.1:{port}/{name}"
 
 
 # ---- a team's MLflow ----
@@ -369,8 +329,8 @@ class Team(Program):
         self.s3 = s3
         s3.make("mlflow")
         # Each request is checked against the password several times, at a tenth of a second or more each.
-        settings = ("default_permission = READ", f"database_uri = {users}", "auth_cache_ttl_seconds = 60")
-        (folder / "auth.ini").write_text("\n".join(("[mlflow]", *settings)))
+        settings = f"default_permission = READ\ndatabase_uri = {users}\nauth_cache_ttl_seconds = 60"
+        (folder / "auth.ini").write_text(f"[mlflow]\n{settings}")
         self.environment = KEYS | {
             "AWS_EC2_METADATA_DISABLED": "true",
             "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORDS["admin"],
@@ -386,11 +346,9 @@ class Team(Program):
 
     @property
     def address(self) -> str:
-        """What clients have in MLFLOW_TRACKING_URI."""
         return f"http://{self.place}"
 
     def start(self) -> None:
-        """Run it until it answers."""
         command = [str(Path(sys.executable).with_name("mlflow")), "server", "--app-name", "basic-auth"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--artifacts-destination", "s3://mlflow/artifacts"]
@@ -399,12 +357,8 @@ class Team(Program):
         requests.get(f"{self.address}/health", timeout=120)
 
     def client(self, user: str) -> dict[str, str]:
-        """The environment of somebody who works with it."""
-        return {
-            "MLFLOW_TRACKING_URI": self.address,
-            "MLFLOW_TRACKING_USERNAME": user,
-            "MLFLOW_TRACKING_PASSWORD": PASSWORDS[user],
-        }
+        values = {"URI": self.address, "USERNAME": user, "PASSWORD": PASSWORDS[user]}
+        return {f"MLFLOW_TRACKING_{name}": value for name, value in values.items()}
 
     def add(self, user: str, *kinds: str) -> None:
         """Make a user, who may read everything and write what is of these kinds."""
@@ -451,7 +405,6 @@ class Line(socketserver.ThreadingTCPServer):
 
     @property
     def address(self) -> str:
-        """Where to connect."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def requests(self) -> list[str]:
@@ -460,8 +413,6 @@ class Line(socketserver.ThreadingTCPServer):
 
 
 class Passing(socketserver.BaseRequestHandler):
-    """One connection."""
-
     server: Line
 
     def handle(self) -> None:
@@ -483,7 +434,6 @@ class Passing(socketserver.BaseRequestHandler):
             self.request.shutdown(socket.SHUT_RDWR)
 
     def forward(self, inner: socket.socket) -> None:
-        """What the client says."""
         with contextlib.suppress(OSError):
             while data := self.request.recv(BLOCK):
                 self.server.asked.append(data)
@@ -495,6 +445,5 @@ class Passing(socketserver.BaseRequestHandler):
 
 @contextlib.contextmanager
 def line(port: int) -> Iterator[Line]:
-    """A running line to a server of this machine."""
     with Line(port) as server, in_a_thread(server):
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -14,20 +15,19 @@ from tests import workbench
 from tests.conftest import forget_store
 from tipline import cluster, files
 from tipline.commands import compare
-from tipline.commands.compare import Difference
 from tipline.model import artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tipline.model.pyfunc import Probabilities
     from tipline.paths import Paths
 
-    MakeProject = Callable[..., Paths]
     Run = Callable[..., tuple[int, str]]
 
 pytestmark = workbench.MLFLOW_WARNINGS
+REPORT = "reports/compare/1-2.json"
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +47,15 @@ def registered_project(
 
 
 @pytest.fixture
-def project(registered_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
-    """The registered project, on the session's cluster; reports are removed after the test."""
+def project(registered_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """The registered project, on the session's cluster."""
     monkeypatch.setenv(cluster.ADDRESS, dask_address)
-    yield registered_project
-    shutil.rmtree(registered_project.root / "reports" / "compare", ignore_errors=True)
+    return registered_project
 
 
 def compare_versions(paths: Paths, *arguments: Any) -> dict[str, bytes]:
     list(compare.run(workbench.load_settings(paths), paths, ("1", "2"), *arguments))
     return workbench.read_tree(paths.root / "reports" / "compare")
-
-
-def read_report(paths: Paths) -> Any:
-    return workbench.read_json(paths.root / "reports" / "compare" / "1-2.json")
-
-
-def read_changes(paths: Paths) -> list[dict[str, str]]:
-    with (paths.root / "reports" / "compare" / "1-2.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def score_exactly(paths: Paths, month: str) -> tuple[Probabilities, Probabilities]:
@@ -75,13 +65,21 @@ def score_exactly(paths: Paths, month: str) -> tuple[Probabilities, Probabilitie
     return a.probabilities(trips), b.probabilities(trips)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.9])
-def test_the_figures_are_those_of_the_exact_scores(project: Paths, threshold: float) -> None:
-    compare_versions(project, [], threshold)
-    report = read_report(project)
-    scores = [score_exactly(project, month) for month in workbench.MONTHS]
-    in_total = tuple(np.concatenate(model) for model in zip(*scores, strict=True))
-    for month, (a, b) in zip([*report["months"], report["all"]], [*scores, in_total], strict=True):
+def test_figures_and_largest_changes_are_those_of_the_exact_scores(project: Paths) -> None:
+    threshold, expected, scores = 0.9, [], []
+    compare_versions(project, [], threshold, 7)
+    report = workbench.read_json(project.root / REPORT)
+    for month in workbench.MONTHS:
+        trips, (a, b) = workbench.read_prepared(project, month), score_exactly(project, month)
+        scores.append((a, b))
+        for position in np.argsort(-np.abs(b.astype(float) - a), kind="stable")[:7].tolist():
+            row = {"month": month, "row": trips["row"][position].as_py()}
+            row |= {"score_a": float(a[position]), "score_b": float(b[position])}
+            row |= {"difference": float(b[position]) - float(a[position])}
+            expected.append({**row, "payment_type": trips["payment_type"][position].as_py() or ""})
+    firsts, seconds = zip(*scores, strict=True)
+    scores.append((np.concatenate(firsts), np.concatenate(seconds)))
+    for month, (a, b) in zip([*report["months"], report["all"]], scores, strict=True):
         difference = b.astype(float) - a
         assert month["rows"] == len(a)
         assert month["mean_a"] == pytest.approx(a.mean(dtype=float), abs=1e-11)
@@ -94,20 +92,9 @@ def test_the_figures_are_those_of_the_exact_scores(project: Paths, threshold: fl
         assert month["crossed_share"] == ((a > threshold) != (b > threshold)).mean()
     assert [month["month"] for month in report["months"]] == list(workbench.MONTHS)
     assert report["all"]["crossed_up"] + report["all"]["crossed_down"] > 0
-
-
-def test_the_largest_changes_are_listed_with_the_columns_of_the_models(project: Paths) -> None:
-    compare_versions(project, [], 0.5, 7)
-    changes = read_changes(project)
-    expected = []
-    for month in workbench.MONTHS:
-        trips, (a, b) = workbench.read_prepared(project, month), score_exactly(project, month)
-        for position in np.argsort(-np.abs(b.astype(float) - a), kind="stable")[:7].tolist():
-            row = {"month": month, "row": trips["row"][position].as_py()}
-            row |= {"score_a": float(a[position]), "score_b": float(b[position])}
-            row |= {"difference": float(b[position]) - float(a[position])}
-            expected.append({**row, "payment_type": trips["payment_type"][position].as_py() or ""})
     expected.sort(key=lambda row: (-abs(row["difference"]), row["month"], row["row"]))
+    with (project.root / REPORT).with_suffix(".csv").open(newline="") as file:
+        changes = list(csv.DictReader(file))
     assert [{name: row[name] for name in expected[0]} for row in changes] == [
         {name: str(value) for name, value in row.items()} for row in expected[:7]
     ]
@@ -132,7 +119,7 @@ def test_equal_comparisons_write_equal_files_and_nothing_else(
 def test_the_report_is_printed(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "compare", "champion", "2", "--largest", "3", "--threshold", "0.4")
     assert code == 0, printed
-    lines, report = printed.splitlines(), read_report(project)
+    lines, report = printed.splitlines(), workbench.read_json(project.root / REPORT)
     assert re.fullmatch(r"A: version 1, [\d,]+x7 C=1.0 logistic_regression", lines[0])
     assert re.fullmatch(r"B: version 2, [\d,]+x7 C=0.001 logistic_regression", lines[1])
     assert [line.split()[0] for line in lines[3:8]] == [*workbench.MONTHS, "all"]
@@ -142,13 +129,9 @@ def test_the_report_is_printed(project: Paths, run_cli: Run) -> None:
     digests = [artifact.read_digest(folder) for folder in (project.root / "first", project.challenger)]
     assert [(report[letter]["version"], report[letter]["digest"]) for letter in "ab"] == [*enumerate(digests, 1)]
     assert (report["threshold"], report["failed"]) == (0.4, {})
-
-
-def test_equal_versions_are_not_compared(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "compare", "champion", "1")
     assert code == 0
     assert "Both are the same model" in printed
-    assert not (project.root / "reports" / "compare").exists()
 
 
 @pytest.mark.parametrize(
@@ -168,34 +151,20 @@ def test_mistakes_are_usage_errors(project: Paths, run_cli: Run, arguments: tupl
     assert "to do: " in printed
 
 
-def test_a_missing_champion_is_a_usage_error(mlflow_store: Path, run_cli: Run, make_project: MakeProject) -> None:
-    assert mlflow_store.is_file()
-    code, printed = run_cli(make_project().root, "compare", "champion", "2")
-    assert code == 2
-    assert "tip-probability has no version 'champion'" in printed
-
-
-@pytest.mark.parametrize("damage", ["not prepared", "truncated", "overwritten"])
+@pytest.mark.parametrize("damage", ["not prepared", "truncated"])
 def test_a_damaged_month_is_left_out(project: Paths, run_cli: Run, tmp_path: Path, damage: str) -> None:
     shutil.copytree(project.root / "data" / "trips", tmp_path / "trips")
     trips = tmp_path / "trips" / "month=2009-02" / "trips.parquet"
-    data = trips.read_bytes()
-    damaged = {"truncated": data[: len(data) // 2], "overwritten": data[:4] + b"\xff" * 20_000 + data[20_004:]}
-    trips.write_bytes(damaged.get(damage, data))
-    if damage == "not prepared":
+    if damage == "truncated":
+        os.truncate(trips, 50_000)
+    else:
         (trips.parent / files.MANIFEST).unlink()
     code, printed = run_cli(project.root, "compare", "1", "2", "--trips", str(tmp_path / "trips"))
     assert code == 4, printed
     assert "2009-02 failed: " in printed
     assert "1 of 4 months failed" in printed
-    report, complete = read_report(project), [month for month in workbench.MONTHS if month != "2009-02"]
+    report = workbench.read_json(project.root / REPORT)
+    complete = [month for month in workbench.MONTHS if month != "2009-02"]
     assert [month["month"] for month in report["months"]] == complete
     assert list(report["failed"]) == ["2009-02"]
     assert report["all"]["rows"] == 5000 * len(complete)
-
-
-def test_equal_differences_are_sorted_by_month_and_row() -> None:
-    changes = [("2009-02", 1, 0.1), ("2009-01", 2, -0.1), ("2009-01", 1, 0.1), ("2009-03", 1, -0.2)]
-    rows = [{"month": month, "row": row, "difference": difference} for month, row, difference in changes]
-    kept = Difference(largest=rows[:2]).merge(Difference(largest=rows[2:]), 3).largest
-    assert [(row["month"], row["row"]) for row in kept] == [("2009-03", 1), ("2009-01", 1), ("2009-01", 2)]

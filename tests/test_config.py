@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from tests.conftest import ROOT, settings_values
+from tests.conftest import settings_values
 from tipline import config
 from tipline.errors import UsageError
 
@@ -32,14 +32,12 @@ def give_roles(*roles: str) -> dict[str, str]:
     return {f"2009-{number:02d}": role for number, role in enumerate(roles, 1)}
 
 
-# Key, value (REMOVED: the key is taken out), message.
+# Key, value (REMOVED: the key is taken out), how the message begins.
 MISTAKES: list[tuple[str, Any, str]] = [
     ("sauce", "demo", "unknown key sauce, did you mean source?"),
     ("demo.row", 1, "unknown key demo.row, did you mean rows?"),
-    ("model.nam", "x", "unknown key model.nam, did you mean name?"),
     ("zzz", 1, "unknown key zzz"),
     ("sample.seed", REMOVED, "the key sample.seed is missing"),
-    ("train", REMOVED, "the key train is missing"),
     ("months", [*FIRST, "2009-13"], f"months: '2009-13' {NOT_A_MONTH}"),
     ("months", [*FIRST, "20٢٤-01"], f"months: '20٢٤-01' {NOT_A_MONTH}"),
     ("months", [*FIRST, dt.date(2009, 4, 1)], f"months: '2009-04-01' {NOT_A_MONTH}"),
@@ -47,16 +45,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("months", [], "months: has no month; add one per line, as `- 2009-01`"),
     ("months", "2009-01", ("months: has to be a list with one month per line, as `- 2009-01`; "
      "DVC cannot expand dvc.yaml without it")),
-    ("months", {"2009-01": None}, ("months: has to be a list with one month per line, as `- 2009-01`; "
-     "DVC cannot expand dvc.yaml without it")),
     ("sample.months", give_roles("train", "validation") | {"2009-12": "test"},
      "sample.months: 2009-12 is not in the list `months`"),
-    ("sample.months", give_roles("train", "validation") | {"2009-13": "test"},
-     f"sample.months.2009-13: '2009-13' {NOT_A_MONTH}"),
     ("sample.months", give_roles("validation", "train", "test"),
      f"sample.months: train (2009-02) has to end before validation (2009-01) begins; {ORDER}"),
-    ("sample.months", give_roles("train", "test", "validation"),
-     f"sample.months: validation (2009-03) has to end before test (2009-02) begins; {ORDER}"),
     ("sample.months", give_roles("train", "validation"),
      "sample.months: no month has the role test; each of train, validation and test needs one"),
     ("sample.months", give_roles("train", "holdout", "test"),
@@ -65,7 +57,6 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("train.rows", 99_999, "train.rows: 99,999 rows are requested, the sample has at most 3,000"),
     ("train.estimator", "logistic_regresion",
      "train.estimator: 'logistic_regresion' is not an estimator, did you mean logistic_regression?"),
-    ("train.calibration", "isotinic", "train.calibration has to be 'sigmoid' or 'isotonic', not \"isotinic\""),
     ("score.model", "latest", "score.model: 'latest' is neither 'champion' nor a positive whole number"),
     ("source", "https://example.org/trips.parquet",
      "source: 'https://example.org/trips.parquet' is not an address with {month} in it"),
@@ -73,33 +64,27 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("source", "https://me:secret@example.org/{month}.csv", "source: has a password or token in it, which DVC would"),
     ("source", 5, "source has to be a valid string, not 5: put it in quotes"),
     ("schema", "", "schema must not be empty"),
-    ("model.name", "team/tips",
-     "model.name: 'team/tips' is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"),
     ("model.name", "o'brien",
      "model.name: \"o'brien\" is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"),
-    ("model.columns", [], "model.columns must not be empty"),
     ("model.columns", ["vendor", "vendor"], "model.columns: vendor is listed twice"),
-    ("model.columns", ["vendor", "payment_type", "fare"], "The schema has no column 'fare'."),
-    ("model.columns", ["vendor", "payment_type", "total_amount"], "total_amount is known only after"),
-    ("model.target", "payment_type", "'payment_type' is not a yes/no value."),
+    ("model.columns", ["vendor", "payment_type", "fare_amout"],
+     "The schema has no column 'fare_amout'. Did you mean fare_amount?"),
+    ("model.target", "payment_type", "'payment_type' is not a yes/no value. Write a yes/no expression over columns of "),
     ("model.target", "tip_amount +", "'tip_amount +' is not an expression: "),
     ("model.target", "tip_amount > 0.2 * fare_amount", "fare_amount is part of the target; as a feature it would"),
     ("model.categories", {"vendor": ["CMT"]},
-     "payment_type is a category in model.columns, but its values are not listed."),
+     ("payment_type is a category in model.columns, but its values are not listed. "
+      "Add the values that the model tells apart: payment_type: [cash, ")),
     ("model.categories", {"vendor": ["CMT"], "payment_type": ["cash"], "rate_code": ["JFK"]},
      "rate_code has values here but is not a category in model.columns."),
     ("model.categories.payment_type", ["cash", False],
      "model.categories.payment_type has to be a valid string, not false: put it in quotes"),
-    ("evaluate.baseline", ["fare_amount"], "fare_amount is not a category of the schema."),
     ("evaluate.baseline", ["tip_amount"], "tip_amount is known only after"),
-    ("evaluate.segments", ["vendor", "fare_amount"], "fare_amount is not a category of the schema."),
+    ("evaluate.segments", ["payment"], "payment is not a category of the schema. Use one of: vendor, rate_code, "),
     ("evaluate.tolerance", float("inf"), "evaluate.tolerance has to be a finite number, not Infinity"),
-    ("demo", 5, "demo has to be an object, not 5"),
     ("demo", None, "demo has to be an object, not empty"),
-    ("demo.rows", "many", 'demo.rows has to be a valid integer, not "many"'),
     ("demo.rows", "5000", 'demo.rows has to be a valid integer, not "5000"'),
     ("demo.rows", True, "demo.rows has to be a valid integer, not true"),
-    ("demo.rows", 0, "demo.rows has to be greater than or equal to 1, not 0"),
     ("demo.rows", 10**9, "demo.rows has to be less than or equal to 50000000, not 1000000000"),
     ("learning_curve.min_gain", 1, "learning_curve.min_gain has to be less than 1, not 1"),
     ("learning_curve.max_rows", 100, "learning_curve: max_rows: 100 is less than `smallest`, 200"),
@@ -131,7 +116,7 @@ def test_mistake_has_one_clear_message(tmp_path: Path, key: str, value: Any, mes
     with pytest.raises(UsageError) as raised:
         config.load_settings(path)
     what, where, todo = raised.value.parts
-    assert what.startswith(message.removesuffix("."))
+    assert f"{what} {todo}".startswith(message.removesuffix("."))
     assert not what.endswith(("?.", ".."))
     assert where.startswith(str(path))
     assert todo
@@ -152,37 +137,16 @@ def test_keys_of_tipline_0_1_end_in_one_message_that_names_the_new_ones(tmp_path
     )
 
 
-@pytest.mark.parametrize("command", ["download 2009-01", "prepare 2009-01", "learning_curve", "score", "record"])
+@pytest.mark.parametrize("command", ["download 2009-01", "record"])
 def test_every_stage_validates_all_settings_first(run_cli: Run, make_project: MakeProject, command: str) -> None:
-    paths = make_project()
-    write(paths.params, set_value("evaluate.tolerance", "much"))
+    paths, values = make_project(), set_value("evaluate.tolerance", "much")
+    values["demo"]["row"] = 1
+    write(paths.params, values)
     code, output = run_cli(paths.root, *command.split())
     assert code == 2
-    assert 'evaluate.tolerance has to be a valid number, not "much"' in output
+    assert "unknown key demo.row, did you mean rows?; evaluate.tolerance has to be a valid number" in output
     assert "Traceback" not in output
     assert not (paths.root / "data").exists()
-
-
-def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
-    values = set_value("demo.row", 1)
-    values["score"]["model"] = "latest"
-    with pytest.raises(UsageError, match=r"demo\.row, did you mean rows\?; score\.model: 'latest'"):
-        config.load_settings(write(tmp_path / "params.yaml", values))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "todo"),
-    [
-        ("model.columns", ["vendor", "payment_type", "fare_amout"], "Did you mean fare_amount?"),
-        ("model.target", "tip > 0", "Write a yes/no expression over columns of the schema, for example: "),
-        ("evaluate.segments", ["payment"], "Use one of: vendor, rate_code, "),
-        ("model.categories", {"vendor": ["CMT"]}, "Add the values that the model tells apart: payment_type: [cash, "),
-    ],
-)
-def test_message_says_what_to_write_instead(tmp_path: Path, key: str, value: Any, todo: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        config.load_settings(write(tmp_path / "params.yaml", set_value(key, value)))
-    assert raised.value.parts[2].startswith(todo)
 
 
 @pytest.mark.parametrize(
@@ -192,16 +156,16 @@ def test_message_says_what_to_write_instead(tmp_path: Path, key: str, value: Any
         ("months:\n\t- x\n", "found character '\\t' that cannot start any token"),
         ("months: [a]\nsource: x\nmonths: [b]\n", "the key 'months' is repeated"),
         ("", "not a mapping of sections"),
-        ("- 2009-01\n", "not a mapping of sections"),
         ("? [a, b]\n: 1\n", "a key is a list or a mapping"),
         ("train: &loop\n  params: *loop\n", "The file cannot be read: Circular reference detected"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("source: \udcff\n", "not valid YAML"),
         ("<<<<<<< HEAD\nsource: a\n=======\nsource: b\n>>>>>>> b\n", "Does a merge conflict stand there?"),
     ],
 )
 def test_file_that_is_not_settings_is_refused(run_cli: Run, make_project: MakeProject, text: str, message: str) -> None:
     paths = make_project()
-    paths.params.write_text(text)
+    paths.params.write_text(text, errors="surrogateescape")
     code, output = run_cli(paths.root, "download", "2009-01")
     assert code == 2
     assert message in output
@@ -209,56 +173,25 @@ def test_file_that_is_not_settings_is_refused(run_cli: Run, make_project: MakePr
     assert "defect of tipline" not in output
 
 
-def test_file_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    with pytest.raises(UsageError, match=r"no params\.yaml"):
-        config.load_settings(path)
-    path.write_bytes(b"source: \xff\n")
-    with pytest.raises(UsageError, match="not valid YAML"):
-        config.load_settings(path)
-
-
-def test_own_settings_are_valid() -> None:
-    settings = config.load_settings(ROOT / "params.yaml")
-    assert settings.source == "demo"
-    assert set(settings.sample.months) <= set(settings.months)
-
-
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("text", "values"),
     [
-        ("train.rows", 2000),
-        ("train.estimator", "mine.models:make"),
-        ("train.calibration", "sigmoid"),
-        ("train.params", {"C": 0.1, "max_iter": 50}),
-        ("score.model", 3),
-        ("source", "https://example.org/yellow_{month}.parquet"),
-        ("months", ["2009-03", "2009-01", "2009-02"]),
-        ("learning_curve.max_rows", 5000),
+        ("1e-3", {"C": 0.001}),  # as DVC reads it
+        ("2E+1", {"C": 20.0}),
+        (".5e-2", {"C": 0.005}),
+        ("1.e1\n    max_iter: 50", {"C": 10.0, "max_iter": 50}),
     ],
 )
-def test_valid_values_are_kept(tmp_path: Path, key: str, value: Any) -> None:
-    found: Any = config.load_settings(write(tmp_path / "params.yaml", set_value(key, value)))
-    for part in key.split("."):
-        found = getattr(found, part)
-    assert (list(found) if isinstance(value, list) else found) == value
-
-
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("2E+1", 20.0), (".5e-2", 0.005), ("1.e1", 10.0)])
-def test_power_of_ten_is_a_number_as_in_dvc(tmp_path: Path, text: str, value: float) -> None:
+def test_parameters_of_an_estimator_are_kept(tmp_path: Path, text: str, values: dict[str, float]) -> None:
     path = write(tmp_path / "params.yaml", settings_values())
     path.write_text(path.read_text().replace("C: 1.0", f"C: {text}"))
-    assert config.load_settings(path).train.params == {"C": value}
+    assert config.load_settings(path).train.params == values
 
 
-def test_months_of_a_role_are_in_order_of_time(tmp_path: Path) -> None:
+def test_settings_are_frozen_and_months_of_a_role_in_order_of_time(tmp_path: Path) -> None:
     roles = {"2009-02": "train", "2009-05": "test", "2009-01": "train", "2009-03": "validation"}
     settings = config.load_settings(write(tmp_path / "params.yaml", set_value("sample.months", roles)))
     assert settings.sample.get_months("train") == ["2009-01", "2009-02"]
-
-
-def test_settings_are_frozen() -> None:
-    settings = config.load_settings(ROOT / "params.yaml")
     for section in (settings, settings.demo, settings.train):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, next(iter(type(section).model_fields)), None)
@@ -280,6 +213,8 @@ def test_partial_settings_of_a_valid_file(make_project: MakeProject) -> None:
 )
 def test_partial_settings_of_an_invalid_file(tmp_path: Path, text: str, months: tuple[str, ...], name: object) -> None:
     path = tmp_path / "params.yaml"
+    with pytest.raises(UsageError, match=r"no params\.yaml"):
+        config.load_settings(path)
     path.write_text(text)
     found = config.load_partial_settings(path)
     assert found.settings is None

@@ -52,8 +52,12 @@ def measure_drift(reference: dict[str, Any], month: pa.RecordBatch) -> dict[str,
     return dict(measured["features"])
 
 
-def test_bins_hold_about_a_tenth_of_the_rows_and_frequent_values_alone() -> None:
-    reference = build_reference(trips())
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return build_reference(trips())
+
+
+def test_bins_hold_about_a_tenth_of_the_rows_and_frequent_values_alone(reference: dict[str, Any]) -> None:
     assert reference == build_reference(trips())
     features = reference["features"]
     assert (reference["rows"], reference["days"], sum(reference["score"]["counts"])) == (ROWS, 28, ROWS)
@@ -67,29 +71,30 @@ def test_bins_hold_about_a_tenth_of_the_rows_and_frequent_values_alone() -> None
     assert sum(features["fee"]["counts"]) == max(features["fee"]["counts"]) == ROWS
 
 
-@pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
-    return build_reference(trips())
-
-
 def test_a_month_like_the_reference_has_not_drifted(reference: dict[str, Any]) -> None:
     measured = measure_drift(reference, trips(seed=2))
     assert all(one["psi"] < 0.01 and one["flagged"] is False for one in measured.values())
     assert {one["psi"] for one in measure_drift(reference, trips().slice(0, 0)).values()} == {None}
+    # A feature may have no value in the reference, and in under fourteen days no feature has a bound.
+    missing = trips(fee=pa.nulls(ROWS, pa.float64()))
+    without = build_reference(missing)
+    assert measure_drift(without, missing)["fee"]["psi"] == pytest.approx(0)
+    assert measure_drift(without, trips())["fee"]["flagged"] is True
+    measured = measure_drift(build_reference(trips(days=13)), trips(seed=2, fee=pa.array(np.full(ROWS, 0.8))))
+    assert {(one["psi_bound"], one["flagged"]) for one in measured.values()} == {(None, None)}
+    assert measured["fee"]["psi"] > 1
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
         ("vendor", coded(["VTS", "Helix"] * 10_000, VENDORS)),
-        ("vendor", coded([None] * ROWS, VENDORS)),
-        ("fare_amount", pa.array(np.random.default_rng(3).lognormal(2.4, 0.5, ROWS))),
         ("fare_amount", pa.array([8.0, 9.0, None, 30.0] * 5000)),
         ("extra", pa.array([0.0, 0.5, 1.0, 1.5] * 5000)),
         ("fee", pa.array(np.full(ROWS, 0.8))),
         ("pickup_datetime", pa.array(np.full(ROWS, np.datetime64("2009-02-01T12", "us")))),
     ],
-    ids=["new category", "no category", "higher", "missing", "beyond the ends", "another constant", "one hour"],
+    ids=["new category", "missing", "beyond the ends", "another constant", "one hour"],
 )
 def test_what_has_drifted_is_flagged_alone(reference: dict[str, Any], name: str, values: pa.Array) -> None:
     measured = measure_drift(reference, trips(seed=2, **{name: values}))
@@ -110,24 +115,11 @@ def test_differences_that_are_usual_between_days_are_not_flagged() -> None:
     assert vendor["flagged"] is False
 
 
-def test_under_fourteen_days_there_is_no_bound_and_no_flag() -> None:
-    measured = measure_drift(build_reference(trips(days=13)), trips(seed=2, fee=pa.array(np.full(ROWS, 0.8))))
-    assert {(one["psi_bound"], one["flagged"]) for one in measured.values()} == {(None, None)}
-    assert measured["fee"]["psi"] > 1
-
-
 def test_psi_is_the_sum_over_bins() -> None:
     expected = (0.6 - 0.5) * np.log(0.6 / 0.5) + (0.4 - 0.5) * np.log(0.4 / 0.5)
     np.testing.assert_allclose(drift.compute_psi([5e9, 5e9], [[6, 4], [5, 5]]), [expected, 0], atol=1e-9)
     assert drift.compute_psi([50, 50, 0], [5000, 5000, 0]) == pytest.approx(0)
     assert 0.1 < drift.compute_psi([50, 50, 0], [4000, 4000, 2000]) < 2
-
-
-def test_a_feature_without_any_value_in_the_reference_can_be_compared() -> None:
-    missing = trips(fee=pa.nulls(ROWS, pa.float64()))
-    reference = build_reference(missing)
-    assert measure_drift(reference, missing)["fee"]["psi"] == pytest.approx(0)
-    assert measure_drift(reference, trips())["fee"]["flagged"] is True
 
 
 @pytest.mark.parametrize(
@@ -136,16 +128,13 @@ def test_a_feature_without_any_value_in_the_reference_can_be_compared() -> None:
         ("extra", 0.99, ["extra alone reaches 10"]),
         ("extra", 0.5, []),  # a model that gains nothing is not probed
         ("vendor", 0.99, []),  # a column of the baseline may do as well as the model
-        (None, 0.9, []),
     ],
 )
 def test_a_feature_that_gives_the_target_away_is_named(column: str, probability: float, found: list[str]) -> None:
     labels, _ = metrics.read_labels(trips(), TARGET)
-    given_away = {
-        "extra": pa.array(labels.astype(float)),
-        "vendor": coded([VENDORS[int(yes)] for yes in labels], VENDORS),
-    }
-    rows = trips(**{name: values for name, values in given_away.items() if name == column})
+    vendors = coded([VENDORS[int(yes)] for yes in labels], VENDORS)
+    given_away = {"extra": pa.array(labels.astype(float)), "vendor": vendors}
+    rows = trips(**{column: given_away[column]})
     losses = metrics.compute_log_loss(np.where(labels, probability, 1 - probability), labels)
     warnings = drift.find_leaks(rows, SPEC | {"reference": build_reference(rows)}, losses)
     assert [warning[: len("extra alone reaches 10")] for warning in warnings] == found

@@ -16,6 +16,7 @@ from tipline.errors import TiplineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tipline.paths import Paths
@@ -32,74 +33,46 @@ def publish(folder: Path, text: str) -> Path:
     return folder
 
 
-def half_publish(folder: Path, error: type[BaseException]) -> None:
-    with files.replace_folder(folder, folder.parent / "staging") as staged:
-        (staged / "file").write_text("half")
-        raise error
-
-
-def half_write(path: Path, error: type[BaseException]) -> None:
+def write_file(path: Path, text: str) -> None:
     with files.replace_file(path) as temporary:
-        temporary.write_text("half")
+        temporary.write_text(text)
+        assert temporary.parent == path.parent
+
+
+def half_write(replacement: AbstractContextManager[Path], error: type[BaseException]) -> None:
+    with replacement as temporary:
+        (temporary / "file" if temporary.is_dir() else temporary).write_text("half")
         raise error
-
-
-# ---- one file ----
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
-    for old, new in ((None, "old"), ("old", "new")):
-        with files.replace_file(path) as temporary:
-            temporary.write_text(new)
-            assert (path.read_text() if old else None) == old
-            assert temporary.parent == path.parent
-    assert workbench.read_tree(tmp_path) == {"new/file": b"new"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("before", [None, b"old"])
-def test_a_failure_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, error: type[BaseException], before: bytes | None
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(
+    tmp_path: Path, error: type[BaseException], before: str | None
 ) -> None:
-    path = tmp_path / "file"
+    path = tmp_path / "new" / "file"
     if before:
-        path.write_bytes(before)
+        write_file(path, before)
     with pytest.raises(error):
-        half_write(path, error)
-    assert workbench.read_tree(tmp_path) == ({"file": before} if before else {})
+        half_write(files.replace_file(path), error)
+    assert workbench.read_tree(tmp_path) == ({"new/file": b"old"} if before else {})
+    write_file(path, "new")
+    assert workbench.read_tree(tmp_path) == {"new/file": b"new"}
 
 
-def test_equal_json_is_equal_bytes_and_comes_back(tmp_path: Path) -> None:
-    value = {"b": [1, 2.5, None], "a": "é"}
-    for name in ("first", "second"):
-        files.write_json(tmp_path / name, value)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert files.read_json(tmp_path / "first", "") == value
-    assert list(files.read_json(tmp_path / "first", "")) == ["b", "a"]
-
-
-@pytest.mark.parametrize(("text", "what"), [(None, "missing"), ("{", "not valid JSON")])
-def test_json_that_is_not_there_or_broken_is_an_error_that_says_what_to_do(
-    tmp_path: Path, text: str | None, what: str
-) -> None:
-    path = tmp_path / "file.json"
-    if text:
-        path.write_text(text)
-    with pytest.raises(TiplineError, match=what) as raised:
-        files.read_json(path, "Run: dvc repro")
-    assert raised.value.parts[1:] == (str(path), "Run: dvc repro")
-
-
-def test_digests_are_sha256_and_those_of_values_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"taxi" * 100_000)
-    assert files.hash_file(path) == files.hash_bytes(path.read_bytes()) == hashlib.sha256(b"taxi" * 100_000).hexdigest()
-    assert files.hash_json({"a": 1, "b": 2}) == files.hash_json({"b": 2, "a": 1})
-    assert files.hash_json({"a": 1, "b": 2}) != files.hash_json({"a": 2, "b": 1})
-
-
-# ---- a folder ----
+def test_json_comes_back_and_what_is_missing_or_broken_says_what_to_do(tmp_path: Path) -> None:
+    path, value = tmp_path / "file.json", {"b": [1, 2.5, None], "a": "é"}
+    for text, what in ((None, "missing"), ("{", "not valid JSON")):
+        if text:
+            path.write_text(text)
+        with pytest.raises(TiplineError, match=what) as raised:
+            files.read_json(path, "Run: dvc repro")
+        assert raised.value.parts[1:] == (str(path), "Run: dvc repro")
+    files.write_json(path, value)
+    assert files.read_json(path, "") == value
+    assert list(files.read_json(path, "")) == ["b", "a"]
+    assert files.hash_file(path) == files.hash_bytes(path.read_bytes()) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files.hash_json(value) == files.hash_json(dict(reversed(value.items())))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -107,14 +80,14 @@ def test_digests_are_sha256_and_those_of_values_do_not_depend_on_the_order_of_ke
 def test_a_failure_leaves_the_old_folder_and_nothing_staged(
     tmp_path: Path, error: type[BaseException], text: str | None
 ) -> None:
-    folder = tmp_path / "month"
+    folder, staging = tmp_path / "month", tmp_path / "staging"
     if text:
         publish(folder, text)
     with pytest.raises(error):
-        half_publish(folder, error)
+        half_write(files.replace_folder(folder, staging), error)
     assert workbench.read_tree(folder) == ({"file": b"old"} if text else {})
     assert folder.exists() == bool(text)
-    assert not [path for path in (tmp_path / "staging").iterdir() if path.is_dir()]
+    assert not [path for path in staging.iterdir() if path.is_dir()]
 
 
 def test_two_writers_do_not_mix(tmp_path: Path) -> None:

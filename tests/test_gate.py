@@ -58,12 +58,6 @@ def scatter(days: int, mean: float, deviation: float = 0.003) -> Any:
 # ---- the gain ----
 
 
-def test_equal_models_pass_and_always_would() -> None:
-    verdict = decide(create_rows(np.zeros(30)))
-    assert (verdict["promote"], verdict["reasons"], verdict["power"]) == (True, [], 1)
-    assert verdict["gain"] == {"value": 0, "lower": 0, "upper": 0, "error": 0, "blocks": 30, "by": "day"}
-
-
 def test_the_bound_is_that_of_a_t_test_over_days_weighed_by_their_baseline_loss() -> None:
     gains = scatter(30, 0.001)
     expected = ttest_1samp(gains, 0, alternative="greater").confidence_interval(0.95).low
@@ -83,9 +77,8 @@ def test_the_lower_bound_has_to_be_above_the_tolerance(above: float, passes: boo
     assert decide(create_rows(np.full(30, max(above, 0))), tolerance=0.0)["promote"] is passes
 
 
-@pytest.mark.parametrize("deviation", [0.004, 0.005])
-def test_power_is_how_often_equal_models_pass(deviation: float) -> None:
-    days = 14
+def test_power_is_how_often_equal_models_pass() -> None:
+    days, deviation = 14, 0.004
     gains = np.random.default_rng(3).normal(0, deviation, (20_000, days))
     bounds = gains.mean(axis=1) - student.ppf(0.95, days - 1) * gains.std(axis=1, ddof=1) / np.sqrt(days)
     # With the error known, as in a verdict, the power is that of a noncentral t.
@@ -97,12 +90,10 @@ def test_power_is_how_often_equal_models_pass(deviation: float) -> None:
 # ---- days and months ----
 
 
-@pytest.mark.parametrize(("days", "reasons"), [(13, ["only 13 days to judge on, 14 are needed"]), (14, [])])
-def test_fourteen_days_are_needed(days: int, reasons: list[str]) -> None:
-    assert decide(create_rows(np.zeros(days), rows_per_day=100))["reasons"] == reasons
-
-
-def test_days_outside_the_month_do_not_count_as_more() -> None:
+def test_fourteen_days_in_the_month_are_needed() -> None:
+    verdict = decide(create_rows(np.zeros(14), rows_per_day=100))
+    assert (verdict["promote"], verdict["reasons"], verdict["power"]) == (True, [], 1)
+    assert verdict["gain"] == {"value": 0, "lower": 0, "upper": 0, "error": 0, "blocks": 14, "by": "day"}
     wrong = create_rows(np.zeros(13), rows_per_day=2)
     wrong.day[::2] -= 4000 * np.arange(13, dtype=np.int32)
     assert decide(wrong)["reasons"] == ["only 13 days to judge on, 14 are needed"]
@@ -133,12 +124,6 @@ def test_six_months_or_more_are_the_blocks(days: int, by: str, blocks: int) -> N
     assert verdict["promote"]
 
 
-def test_months_that_differ_are_not_thirty_proofs_each() -> None:
-    verdict = decide(create_rows(np.repeat([0.03, -0.02, 0.03, -0.02, 0.03, -0.02], 30)))
-    assert verdict["gain"]["value"] > 0.003
-    assert not verdict["promote"]
-
-
 @pytest.mark.parametrize(
     ("purpose", "role", "word"),
     [("train", "challenger", "trained"), ("validation", "champion", "sized or calibrated")],
@@ -158,8 +143,7 @@ def test_a_month_without_rows_or_that_a_model_was_made_on_is_dropped(purpose: st
 # ---- what cannot be judged ----
 
 
-@pytest.mark.parametrize("role", ["challenger", "champion"])
-@pytest.mark.parametrize("months", [None, {}, {"train": []}])
+@pytest.mark.parametrize(("role", "months"), [("challenger", None), ("champion", {}), ("champion", {"train": []})])
 def test_a_model_without_known_months_is_refused(role: str, months: Any) -> None:
     (reason,) = decide(create_rows(np.ones(31)), {**MADE_ON, role: months})["reasons"]
     assert f"it is not known which months the {role} was made on" in reason
@@ -169,11 +153,10 @@ def test_a_model_without_known_months_is_refused(role: str, months: Any) -> None
 @pytest.mark.parametrize(
     ("name", "rows", "value", "reason"),
     [
-        *(("gain", 7, value, "some rows have no log-loss") for value in (np.nan, np.inf, -np.inf)),
+        ("gain", 7, np.inf, "some rows have no log-loss"),
         ("baseline", 7, np.nan, "some rows have no log-loss"),
         ("baseline", slice(None), 1e-7, "the baseline leaves nothing to gain on these rows"),
         ("labels", slice(None), True, "all rows have the same label"),
-        ("labels", slice(None), False, "all rows have the same label"),
     ],
 )
 def test_rows_that_cannot_judge_are_refused(name: str, rows: Any, value: Any, reason: str) -> None:
@@ -209,9 +192,7 @@ def test_a_segment_that_is_not_shown_worse_does_not_veto() -> None:
     assert verdict["segments"][0]["gain"] == pytest.approx(-0.02)
     assert verdict["segments"][0]["upper"] > -SEGMENT_TOLERANCE
     assert verdict["promote"]
-
-
-def test_the_unit_of_a_segment_is_the_baseline_of_all_rows() -> None:
+    # The unit is the baseline of all rows.
     rows = add_segments(create_rows(np.zeros(31), rows_per_day=100), np.arange(3100) % 2)
     rows.baseline[::2] = LOSS / 1e6  # as with cash, which almost never tips
     rows.gain[::2] = -0.004 * LOSS

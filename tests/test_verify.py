@@ -66,22 +66,14 @@ def flip_bit(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-def write_text(text: bytes, name: str = files.MANIFEST) -> Damage:
-    return lambda paths: get_file(paths, name).write_bytes(text)
-
-
 def write_text_as_part(paths: Paths) -> None:
     get_file(paths, PART).write_bytes(b"no Parquet")
     change_entry(paths, **files.describe_file(get_file(paths, PART)))
 
 
-def copy_part(name: str) -> Damage:
-    return lambda paths: shutil.copy(get_file(paths, PART), get_file(paths, name))
-
-
-def list_copied_part(paths: Paths) -> None:
-    copy_part("copy.parquet")(paths)
-    change_manifest(paths, parts=[*list_parts(paths), list_parts(paths)[1] | {"name": "copy.parquet"}])
+def drop_part(paths: Paths) -> None:
+    get_file(paths, PART).unlink()
+    change_manifest(paths, parts=[part for part in list_parts(paths) if part["name"] != PART])
 
 
 def list_problems(paths: Paths, run_cli: Run, *arguments: str) -> list[str]:
@@ -121,42 +113,31 @@ def test_a_month_without_predictions_is_an_error_only_if_requested(scored_projec
     assert f"There are no predictions of {', '.join(workbench.MONTHS)}." in printed
 
 
-@pytest.mark.parametrize(
-    ("text", "months"), [("months: ['2009-01', 2009-13]\n", ["2009-01"]), ("months: [", workbench.MONTHS)]
-)
-def test_neither_model_nor_valid_settings_are_needed(
-    scored_project: Paths, run_cli: Run, text: str, months: list[str]
-) -> None:
+def test_neither_model_nor_valid_settings_are_needed(scored_project: Paths, run_cli: Run) -> None:
     shutil.rmtree(scored_project.root / "models")
-    scored_project.params.write_text(text)
-    code, printed = run_cli(scored_project.root, "verify")
-    assert (code, printed.splitlines()) == (0, [f"{month}: {WHOLE}" for month in months])
+    for text, months in (("months: ['2009-01', 2009-13]\n", ["2009-01"]), ("months: [", workbench.MONTHS)):
+        scored_project.params.write_text(text)
+        code, printed = run_cli(scored_project.root, "verify")
+        assert (code, printed.splitlines()) == (0, [f"{month}: {WHOLE}" for month in months])
 
 
 @pytest.mark.parametrize(
     ("damage", "message", "file"),
     [
         (lambda paths: flip_bit(get_file(paths, PART), 4), "sha256 is not the one in the manifest", PART),
-        (lambda paths: flip_bit(get_file(paths, PART), -4), "sha256 is not the one in the manifest", PART),
-        (lambda paths: change_entry(paths, sha256="0" * 64), "sha256 is not the one in the manifest", PART),
-        (write_text(b"", PART), "has 0 of ", PART),
+        (lambda paths: get_file(paths, PART).write_bytes(b""), "has 0 of ", PART),
         (lambda paths: get_file(paths, PART).unlink(), "The part is missing.", PART),
-        (rewrite_part(lambda table: table.slice(1)), "Its 1,699 row numbers are not those of the prepared", PART),
+        (drop_part, "lists 2 parts, the prepared month has 3 row groups", files.MANIFEST),
         (rewrite_part(lambda table: table.take(np.roll(np.arange(len(table)), 1))), "Its 1,700 row numbers", PART),
         (write_text_as_part, "This is not valid Parquet", PART),
-        (list_copied_part, "lists 4 parts, the prepared month has 3 row groups", files.MANIFEST),
-        (copy_part("part-00003.parquet"), "The manifest does not list this", "part-00003.parquet"),
         (lambda paths: get_file(paths, "year=9").mkdir(), "The manifest does not list this", "year=9"),
         (lambda paths: change_manifest(paths, rows=4999), "has 4,999 rows, its parts 5,000", files.MANIFEST),
         (lambda paths: change_entry(paths, rows=1701), "Its 1,700 row numbers are not those of the prepared", PART),
-        (lambda paths: change_entry(paths, rows=1701), "has 5,000 rows, its parts 5,001", files.MANIFEST),
         (lambda paths: change_manifest(paths, key={"trips": "", "format": 1}), "format 1.", files.MANIFEST),
         (lambda paths: change_manifest(paths, month="2009-01"), "is of month 2009-01", files.MANIFEST),
         (lambda paths: get_file(paths).unlink(), "The month has no manifest.", files.MANIFEST),
         (lambda paths: get_file(paths).rename(get_file(paths, "_receipt.json")), "tipline 0.1 made", files.MANIFEST),
-        (write_text(b""), "tipline did not write this manifest", files.MANIFEST),
-        (write_text(b"\xff"), "tipline did not write this manifest", files.MANIFEST),
-        (lambda paths: change_manifest(paths, counts={}), "tipline did not write this manifest", files.MANIFEST),
+        (lambda paths: get_file(paths).write_bytes(b"\xff"), "tipline did not write this manifest", files.MANIFEST),
     ],
 )
 def test_damage_is_found(scored_project: Paths, run_cli: Run, damage: Damage, message: str, file: str) -> None:
@@ -168,15 +149,9 @@ def test_damage_is_found(scored_project: Paths, run_cli: Run, damage: Damage, me
     assert problems[index + 2] == f"to do: Remove {folder} and score the month again: dvc repro score"
 
 
-def test_every_problem_of_a_month_is_printed(scored_project: Paths, run_cli: Run) -> None:
-    flip_bit(get_file(scored_project, PART), 1000)
-    get_file(scored_project, "part-00002.parquet").unlink()
-    copy_part("stray.parquet")(scored_project)
-    places = [line for line in list_problems(scored_project, run_cli) if line.startswith("where: ")]
-    assert [Path(place).name for place in places] == ["stray.parquet", PART, "part-00002.parquet"]
-
-
-def test_a_prepared_month_whose_bytes_changed_is_found(scored_project: Paths, run_cli: Run) -> None:
+def test_every_problem_of_a_month_is_printed(
+    scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = scored_project.prepared_file(MONTH)
     flip_bit(path, path.read_bytes().rfind(b"parquet-cpp"))  # the writer's name: all rows are as they were
     assert list_problems(scored_project, run_cli) == [
@@ -184,23 +159,19 @@ def test_a_prepared_month_whose_bytes_changed_is_found(scored_project: Paths, ru
         f"where: {path}",
         f"to do: Prepare the month again: dvc repro -f prepare@{MONTH}",
     ]
-
-
-def test_a_month_that_was_prepared_again_is_found(
-    scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
     workbench.small_row_groups(monkeypatch, 2600)
     workbench.prepare_again(scored_project, MONTH)
     problems = list_problems(scored_project, run_cli)
     assert "The month was prepared again after it was scored" in problems[0]
     assert problems[1] == f"where: {scored_project.prepared(MONTH)}"
-
-
-def test_parts_are_checked_without_the_prepared_month(scored_project: Paths, run_cli: Run) -> None:
+    # Parts are checked without the prepared month, too.
     shutil.rmtree(scored_project.prepared(MONTH))
     assert "The month is not prepared" in list_problems(scored_project, run_cli)[0]
     flip_bit(get_file(scored_project, PART), 1000)
-    assert "sha256 is not the one in the manifest" in list_problems(scored_project, run_cli)[3]
+    get_file(scored_project, "part-00002.parquet").unlink()
+    get_file(scored_project, "stray.parquet").touch()
+    places = [line for line in list_problems(scored_project, run_cli) if line.startswith("where: ")]
+    assert [Path(place).name for place in places] == ["stray.parquet", files.MANIFEST, PART, "part-00002.parquet"]
 
 
 def test_a_month_that_is_published_while_it_is_checked_is_not_damaged(
@@ -219,13 +190,10 @@ def test_a_month_that_is_published_while_it_is_checked_is_not_damaged(
     assert (problems[0], len(problems)) == ("The month was published again while it was checked.", 3)
 
 
-def test_other_folders_and_buckets_are_verified(
+def test_buckets_are_verified(
     scored_project: Paths, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (scored_project.root / "data").rename(tmp_path / "data")
-    locations = ("--predictions", str(tmp_path / "data" / "predictions"), "--trips", str(tmp_path / "data" / "trips"))
-    code, printed = run_cli(scored_project.root, "verify", *locations)
-    assert (code, printed.count(WHOLE)) == (0, len(workbench.MONTHS))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with servers.gateway(tmp_path) as gateway:
