@@ -46,7 +46,7 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_templat
     days = joined["pickup_datetime"].dt.day.where(~outside, 0).to_numpy()
     refitted = np.empty(len(joined))
     for day in np.unique(days):
-        fitted = baseline.fit_baseline(batch.filter(pa.array(days != day)), "tip_amount", spec["baseline"]["by"])
+        fitted = baseline.fit_baseline(batch.filter(pa.array(days != day)), "tip_amount > 0", spec["baseline"]["by"])
         refitted[days == day] = baseline.predict_baseline(batch.filter(pa.array(days == day)), fitted)
     loss, baseline_loss = log_loss(labels, scores), log_loss(labels, rates)
     losses, baseline_losses = (
