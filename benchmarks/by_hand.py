@@ -140,7 +140,7 @@ def copy_sql(project: Path, folder: Path, month: str, published: bool) -> str:  
     path = published_file(project, month) if published else prepared_file(project, month)
     row = "file_row_number" if published else "row"
     source = f"read_parquet('{path}', file_row_number = true)" if published else f"read_parquet('{path}')"
-    select = f"SELECT {row} AS row, (1e0 / (1e0 + exp(-({odds}))))::FLOAT AS tip_probability FROM {source}"  # noqa: S608
+    select = f"SELECT {row} AS row, (1e0 / (1e0 + exp(-({odds}))))::FLOAT AS probability FROM {source}"  # noqa: S608
     # Version 2 has row numbers as differences.
     options = "FORMAT parquet, COMPRESSION lz4_raw, PARQUET_VERSION v2"
     return f"COPY ({select}) TO '{folder / month}.parquet' ({options})"
@@ -195,7 +195,7 @@ def polars_case(project: Path, folder: Path, months: list[str], published: bool 
     started = time.perf_counter()
     intercept, terms = model_of(project)
     odds = sum((term_polars(pl, feature, term, published, tuned) for feature, term in terms), pl.lit(intercept))
-    probability = (1 / (1 + (-odds).exp())).cast(pl.Float32).alias("tip_probability")
+    probability = (1 / (1 + (-odds).exp())).cast(pl.Float32).alias("probability")
     for month in months:
         path = published_file(project, month) if published else prepared_file(project, month)
         frame = pl.scan_parquet(path, row_index_name="row" if published else None)

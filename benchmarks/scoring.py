@@ -239,11 +239,11 @@ def is_installed(library: str) -> bool:
 
 def by_row(path: Path, rows: int) -> np.ndarray[Any, Any]:
     """Probabilities in the order of their row numbers, NaN where there is none."""
-    table = pq.read_table(path, columns=["row", "tip_probability"], partitioning=None)
+    table = pq.read_table(path, columns=["row", "probability"], partitioning=None)
     if len(table) != rows:
         sys.exit(f"{path} has {len(table):,} rows, {rows:,} are due")
     values = np.full(rows, np.nan, np.float32)
-    values[table["row"].to_numpy()] = table["tip_probability"].to_numpy()
+    values[table["row"].to_numpy()] = table["probability"].to_numpy()
     return values
 
 

@@ -91,6 +91,10 @@ class Shelf(http.server.ThreadingHTTPServer):
     def address(self, path: str, user: str = "") -> str:
         return f"http://{user}127.0.0.1:{self.server_address[1]}{path}"
 
+    def act_at(self, request: int, action: Callable[[], object]) -> None:
+        """Call `action` before a later request is answered."""
+        self.before = [*[lambda: None] * request, action]
+
     def list_ranges(self) -> list[str]:
         return [request.span for request in self.log if request.method == "GET"]
 

@@ -112,7 +112,7 @@ def test_training_calibrates_on_the_validation_months(trained_project: Paths, me
     assert scores.mean() == pytest.approx(labels.mean(), abs=1e-3)
     assert uncalibrated.mean() != pytest.approx(labels.mean(), abs=1e-3)
     assert scores.tobytes() == pyfunc.apply_calibration(uncalibrated, model.calibration).astype("f4").tobytes()
-    assert model.predict(rows.to_pandas())["tip_probability"].to_numpy().tobytes() == scores.tobytes()
+    assert model.predict(rows.to_pandas())["probability"].to_numpy().tobytes() == scores.tobytes()
     now = workbench.read_json(trained_project.challenger / artifact.TRAINING)
     assert now["params"]["calibration"] == method
     assert now["data"] != training["data"]

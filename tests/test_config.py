@@ -69,7 +69,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("model.columns", ["vendor", "vendor"], "model.columns: vendor is listed twice"),
     ("model.columns", ["vendor", "payment_type", "fare_amout"],
      "The schema has no column 'fare_amout'. Did you mean fare_amount?"),
-    ("model.target", "payment_type", "'payment_type' is not a yes/no value. Write a yes/no expression over columns of "),
+    ("model.target", "payment_type", "'payment_type' is not a yes/no value. Write a yes/no expression over columns "),
     ("model.target", "tip_amount +", "'tip_amount +' is not an expression: "),
     ("model.target", "tip_amount > 0.2 * fare_amount", "fare_amount is part of the target; as a feature it would"),
     ("model.categories", {"vendor": ["CMT"]},

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RATES = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}
 SPEC: dict[str, Any] = {"target": TARGET, "baseline": RATES, "time": "pickup_datetime"}
 DAY = 86_400_000_000
-JUDGED = ("tip_rate", "log_loss", "baseline_log_loss", "skill", "auc")
+JUDGED = ("positive_rate", "log_loss", "baseline_log_loss", "skill", "auc")
 
 
 def floats(*values: float) -> Probabilities:

@@ -114,7 +114,7 @@ def test_every_prediction_joins_back_to_one_trip(story: Story) -> None:
     scores = pd.read_parquet(story.root / "data/predictions")
     joined = trips.merge(scores, on=["month", "row"], validate="one_to_one")
     assert len(joined) == len(trips) == len(scores) == 2000 * (len(MONTHS) + 1)
-    by_payment = joined.groupby("payment_type", observed=True)["tip_probability"].mean()
+    by_payment = joined.groupby("payment_type", observed=True)["probability"].mean()
     assert by_payment["credit"] > 3 * by_payment["cash"]
 
 

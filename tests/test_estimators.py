@@ -73,7 +73,7 @@ def test_an_estimator_goes_the_whole_way(scored_project: Paths, estimator: str, 
     files.write_json(paths.champion_ref, ref)
     workbench.run(paths, "register", "evaluate", "score")
     trips = workbench.read_prepared(paths, "2009-02")
-    stored = pq.read_table(paths.predictions / "month=2009-02")["tip_probability"].to_numpy()
+    stored = pq.read_table(paths.predictions / "month=2009-02")["probability"].to_numpy()
     expected = artifact.load_model(first, artifact.hash_artifact(first)).probabilities(trips)
     assert stored.tobytes() == expected.tobytes()
     assert len(np.unique(stored)) > 2
@@ -81,7 +81,7 @@ def test_an_estimator_goes_the_whole_way(scored_project: Paths, estimator: str, 
         served = mlflow.pyfunc.load_model("models:/tip-probability/1")
         frame = trips.to_pandas()[served.metadata.get_input_schema().input_names()]
         frame = frame.astype(dict.fromkeys(("vendor", "payment_type"), "str") | {"passenger_count": "float64"})
-    np.testing.assert_array_equal(served.predict(frame)["tip_probability"], expected)
+    np.testing.assert_array_equal(served.predict(frame)["probability"], expected)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> Non
     trip = workbench.read_prepared(project, "2009-02").slice(ROW, 1).to_pylist()[0]
     assert read_section(printed, "prepared row")["trip_distance"] == str(trip["trip_distance"])
     assert read_section(printed, "published row")["Trip_Distance"] == str(trip["trip_distance"])
-    stored = pq.read_table(project.predictions / "month=2009-02")["tip_probability"][ROW].as_py()
-    assert f"tip_probability {stored!r}" in printed
+    stored = pq.read_table(project.predictions / "month=2009-02")["probability"][ROW].as_py()
+    assert f"probability {stored!r}" in printed
     why = read_section(printed, "why (log-odds)")
     columns = list(workbench.load_settings(project).model.columns)
     assert set(why) == {"start", *columns, "sum", "probability"}

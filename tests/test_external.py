@@ -94,7 +94,7 @@ def test_external_version_scores_all_months_and_survives_a_lost_registry(
         assert code == 0, output
     for month in workbench.MONTHS:
         expected = model.predict_proba(frame(project, month))[:, 1].astype(np.float32)
-        written = pq.read_table(project.predictions / f"month={month}")["tip_probability"].to_numpy()
+        written = pq.read_table(project.predictions / f"month={month}")["probability"].to_numpy()
         assert written.tobytes() == expected.tobytes()
     ref = workbench.read_json(project.champion_ref)
     assert (ref["version"], ref["digest"]) == (number, artifact.read_digest(project.champion))

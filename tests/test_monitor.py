@@ -39,7 +39,7 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_templat
     table = workbench.read_prepared(scored_template, month)
     predictions = pq.read_table(scored_template.predictions / f"month={month}").to_pandas()
     joined = predictions.merge(table.to_pandas(), on="row", validate="1:1")
-    scores, labels = joined["tip_probability"].astype(float), (joined["tip_amount"] > 0).to_numpy()
+    scores, labels = joined["probability"].astype(float), (joined["tip_amount"] > 0).to_numpy()
     spec, batch = workbench.read_json(scored_template.champion / "model.json"), workbench.as_batch(table)
     rates = baseline.predict_baseline(batch, spec["baseline"])
     outside = joined["pickup_datetime"].dt.strftime("%Y-%m") != month
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_templat
         "rows": len(joined),
         "labelled_rows": len(joined),
         "mean_probability": pytest.approx(scores.mean(), rel=1e-5),
-        "tip_rate": pytest.approx(labels.mean()),
+        "positive_rate": pytest.approx(labels.mean()),
         "log_loss": pytest.approx(loss, rel=1e-5),
         "baseline_log_loss": pytest.approx(baseline_loss, rel=1e-5),
         "skill": pytest.approx(1 - loss / baseline_loss, abs=1e-4),
@@ -67,11 +67,15 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_templat
         "days": len(np.unique(days[days > 0])),
         "refitted_log_loss": pytest.approx(log_loss(labels, refitted), rel=1e-5),
         "tips": labels.sum(),
-        "expected_tips": pytest.approx(scores.sum()),
+        "expected_positive": pytest.approx(scores.sum()),
     }
     reported = read_months(scored_template)[month]
     assert {name: reported[name] for name in expected} == expected
-    assert reported["excess_tips_low"] < reported["tips"] - reported["expected_tips"] < reported["excess_tips_high"]
+    assert (
+        reported["excess_positive_low"]
+        < reported["tips"] - reported["expected_positive"]
+        < reported["excess_positive_high"]
+    )
     assert sum(group["rows"] for group in reported["groups"].values()) == len(joined)
 
 

@@ -92,11 +92,11 @@ def test_the_months_come_out_in_the_citys_schema_and_its_model_has_skill(
         era, unknown = ("2020-01", []) if month < "2021" else ("2021-01", ["Community"])
         assert (manifest["era"], manifest["unknown_columns"], manifest["rows_out"]) == (era, unknown, ROWS)
     skills = pd.read_csv(city.monitoring / "months.csv", index_col="month")["skill"]
-    # The distance decides among those who pay with plastic; the tip rate by payment does not know it.
+    # The distance decides among those who pay with plastic; the positive rate by payment does not know it.
     assert skills.between(0.25, 0.8).all()
     rows = pd.read_parquet(city.root / "data/trips", columns=["month", "row", "paid_by", "miles"])
     joined = rows.merge(pd.read_parquet(city.predictions), on=["month", "row"], validate="one_to_one")
     assert len(joined) == len(rows) == ROWS * len(MONTHS)
     plastic = joined[joined["paid_by"] == "plastic"]
-    means = plastic.groupby(plastic["miles"] > 6)["tip_probability"].mean()
+    means = plastic.groupby(plastic["miles"] > 6)["probability"].mean()
     assert means[True] > means[False] + 0.3

@@ -147,14 +147,14 @@ def test_pandas_and_arrow_give_the_same_bytes(loaded: pyfunc.Model, kind: str) -
     frame.index = pd.Index(range(10, 10 + len(frame)))
     predicted = loaded.predict(frame)
     assert predicted.index.equals(frame.index)
-    assert predicted.dtypes.to_dict() == {"tip_probability": np.float32}
-    values = predicted["tip_probability"].to_numpy()
+    assert predicted.dtypes.to_dict() == {"probability": np.float32}
+    values = predicted["probability"].to_numpy()
     assert values.tobytes() == loaded.probabilities(trips).tobytes()
 
 
 def test_frame_of_missing_values_is_scored(loaded: pyfunc.Model) -> None:
     missing = pd.DataFrame({name: [None, None] for name in loaded.columns})
-    values = loaded.predict(missing)["tip_probability"]
+    values = loaded.predict(missing)["probability"]
     assert values.between(0, 1).all()
     assert values.iloc[0] == values.iloc[1]
 

@@ -31,7 +31,7 @@ def test_2009_and_a_published_hour_go_through(make_project: Callable[..., Paths]
     # A logistic regression that is fitted on January has a skill between -1% and 4%.
     assert months["skill"].between(-0.02, 0.06).all()
     assert months["auc"].between(0.97, 1).all()
-    assert (months["mean_probability"] - months["tip_rate"]).abs().max() < 0.02
+    assert (months["mean_probability"] - months["positive_rate"]).abs().max() < 0.02
 
     workbench.change_settings(paths, source=str(tlc / "hour" / "yellow_tripdata_{month}.csv"), months=MONTHS[:3])
     for stage in ("download", "prepare"):
@@ -44,5 +44,5 @@ def test_2009_and_a_published_hour_go_through(make_project: Callable[..., Paths]
     joined = trips.merge(scores, on="row", validate="one_to_one")
     assert len(joined) == manifest["rows"] == HOUR_ROWS
     # "Tip = paid by card" is right for 99.38% of this hour.
-    is_right = (joined["tip_probability"] > 0.5) == (joined["tip_amount"] > 0)
+    is_right = (joined["probability"] > 0.5) == (joined["tip_amount"] > 0)
     assert is_right.mean() == pytest.approx(0.9938, abs=5e-4)

@@ -132,7 +132,7 @@ def test_the_model_has_signature_example_and_pinned_requirements(project: Paths)
         **dict.fromkeys(["vendor", "payment_type"], "string"),
         "pickup_datetime": "datetime",
     }
-    assert [(column.name, column.type.name) for column in signature.outputs] == [("tip_probability", "float")]
+    assert [(column.name, column.type.name) for column in signature.outputs] == [("probability", "float")]
     root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     example = json.loads((root / "input_example.json").read_text())
     assert (example["columns"], len(example["data"])) == (list(types), 5)
@@ -530,7 +530,7 @@ def test_artifacts_are_in_the_project_and_follow_it(
     (run,) = list_runs(moved, "train")
     assert run.info.artifact_uri.startswith((moved.root / "mlartifacts").as_uri())
     assert [one.path for one in client(moved).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
-    assert "tip_probability" in mlflow.pyfunc.load_model(f"models:/{NAME}/1").metadata.signature.outputs.input_names()
+    assert "probability" in mlflow.pyfunc.load_model(f"models:/{NAME}/1").metadata.signature.outputs.input_names()
     workbench.run(moved, "register")
     assert list_versions(moved) == [1]
 

@@ -89,14 +89,14 @@ def test_each_row_joins_to_one_trip_and_has_the_models_probability(scored_templa
         predictions, expected = pq.read_table(folder), model.probabilities(trips)
         np.testing.assert_array_equal(predictions["row"], trips["row"])
         assert len(set(predictions["row"].to_pylist())) == len(trips) == 5000
-        assert predictions["tip_probability"].to_numpy().tobytes() == expected.tobytes()
+        assert predictions["probability"].to_numpy().tobytes() == expected.tobytes()
         assert expected.std() > 0.1
         names = sorted(path.name for path in folder.glob("*.parquet"))
         assert names == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
         assert [pq.read_metadata(folder / name).num_rows for name in names] == [1700, 1700, 1600]
         assert all(pq.read_schema(folder / name).equals(plan.SCHEMA) for name in names)
     frame = pd.read_parquet(scored_template.predictions)
-    assert set(frame.columns) == {"row", "tip_probability", "month"}
+    assert set(frame.columns) == {"row", "probability", "month"}
     assert frame["month"].value_counts().to_dict() == dict.fromkeys(workbench.MONTHS, 5000)
 
 

@@ -93,6 +93,6 @@ def test_the_served_version_gives_what_bulk_scoring_gave_without_tipline(
         answer = requests.post(f"http://{server.place}/invocations", asked, headers=headers, timeout=60)
     finally:
         server.kill()
-    found = np.array([row["tip_probability"] for row in answer.json()["predictions"]], dtype=np.float32)
+    found = np.array([row["probability"] for row in answer.json()["predictions"]], dtype=np.float32)
     written = pq.read_table(project.predictions / f"month={MONTH}").sort_by("row").slice(0, ROWS)
-    assert found.tobytes() == written["tip_probability"].to_numpy().tobytes()
+    assert found.tobytes() == written["probability"].to_numpy().tobytes()

@@ -132,5 +132,5 @@ def test_months_are_scored_and_monitored_for_any_target(scored_project: Paths, t
     (month, *_) = workbench.read_json(scored_project.monitoring / "months.json")
     trips = workbench.read_prepared(scored_project, month["month"]).to_pandas()
     labels = trips.astype({"payment_type": "str", "vendor": "str"}).eval(target)[trips["tip_amount"].notna()]
-    assert month["tip_rate"] == pytest.approx(labels.mean())
+    assert month["positive_rate"] == pytest.approx(labels.mean())
     assert workbench.read_json(scored_project.evaluation)["challenger"]["skill"] > -0.01

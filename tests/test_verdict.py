@@ -16,7 +16,7 @@ ROWS = {"cash": 70, "credit": 30}
 
 
 def make_month(skill: float, days: int = 28, rates: dict[str, float] | None = None) -> Counts:
-    """Make a month whose scores take this share off the losses of tip rates, by default the baseline's.
+    """Make a month whose scores take this share off the losses of positive rates, by default the baseline's.
 
     Days differ by a tip, and by two points of skill.
     """
@@ -38,9 +38,9 @@ def summarize(counts: Counts, **spec: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("skill", "expected", "reason"),
     [
-        (0.1, "keep", "Significantly better than the tip rate by payment_type: skill 10"),
-        (-0.1, "retrain", "Significantly worse than the tip rate by payment_type: skill -10.0% ("),
-        (0.0, "keep", "Not significantly different from the tip rate by payment_type: skill "),
+        (0.1, "keep", "Significantly better than the positive rate by payment_type: skill 10"),
+        (-0.1, "retrain", "Significantly worse than the positive rate by payment_type: skill -10.0% ("),
+        (0.0, "keep", "Not significantly different from the positive rate by payment_type: skill "),
     ],
 )
 def test_the_verdict_rests_on_skill(skill: float, expected: str, reason: str) -> None:
@@ -51,7 +51,7 @@ def test_the_verdict_rests_on_skill(skill: float, expected: str, reason: str) ->
     groups = month["groups"]
     assert (groups["cash"]["rows"], groups["cash"]["skill"]) == (1960, pytest.approx(skill, abs=1e-3))
     assert (groups["credit"]["rows"], groups["credit"]["skill"]) == (840, None)  # under a thousand
-    assert groups["credit"]["tip_rate"] == pytest.approx(0.9)
+    assert groups["credit"]["positive_rate"] == pytest.approx(0.9)
 
 
 def test_a_model_that_the_refitted_baseline_beats_is_to_be_retrained() -> None:
@@ -59,13 +59,13 @@ def test_a_model_that_the_refitted_baseline_beats_is_to_be_retrained() -> None:
     month = summarize(make_month(-0.2, rates={"cash": 0.3, "credit": 0.6}))
     assert month["skill_low"] > 0.05
     assert (month["verdict"], month["refitted_skill_high"] < 0) == ("retrain", True)
-    assert "worse than this month's tip rate by payment_type (leave-one-day-out): skill -" in month["reason"]
+    assert "worse than this month's positive rate by payment_type (leave-one-day-out): skill -" in month["reason"]
 
 
 @pytest.mark.parametrize(("days", "words"), [(0, ""), (1, "on 1 day, "), (13, "on 13 days, ")])
 def test_under_fourteen_days_a_month_is_not_judged(days: int, words: str) -> None:
     month = summarize(make_month(-0.5, days=days))
-    names = [f"{name}_{bound}" for name in ("skill", "refitted_skill", "excess_tips") for bound in ("low", "high")]
+    names = [f"{name}_{bound}" for name in ("skill", "refitted_skill", "excess_positive") for bound in ("low", "high")]
     assert {month[name] for name in names} == {None}
     assert month["verdict"] == ("keep" if days else "no labels")
     assert words in month["reason"]

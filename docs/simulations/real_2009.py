@@ -28,7 +28,17 @@ MONTHS = [f"2009-{month:02d}" for month in range(1, 13)]
 STAGES = ("learning_curve", "train", "register", "evaluate", "score", "monitor")
 JANUARY = 14_092
 MARKERS = ("<!-- real_2009.py: begin -->", "<!-- real_2009.py: end -->")
-COLUMNS = ("month", "rows", "tip rate", "expected", "skill", "over the month's own rates", "AUC", "flagged", "verdict")
+COLUMNS = (
+    "month",
+    "rows",
+    "positive rate",
+    "expected",
+    "skill",
+    "over the month's own rates",
+    "AUC",
+    "flagged",
+    "verdict",
+)
 
 
 def main() -> None:
@@ -75,8 +85,8 @@ def table(months: list[Mapping[str, Any]]) -> Iterator[str]:
     for month in months:
         flags = flagged(month)
         yield (
-            f"| {month['month']} | {month['rows']:,} | {month['tip_rate']:.1%} | {month['mean_probability']:.1%} | "
-            f"{ranged(month, 'skill')} | {ranged(month, 'refitted_skill')} | {month['auc']:.4f} | "
+            f"| {month['month']} | {month['rows']:,} | {month['positive_rate']:.1%} | "
+            f"{month['mean_probability']:.1%} | {ranged(month, 'skill')} | {ranged(month, 'refitted_skill')} | {month['auc']:.4f} | "
             f"{', '.join(flags) or '-'} | {month['verdict']} |"
         )
 

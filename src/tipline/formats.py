@@ -5,4 +5,4 @@
 
 DOWNLOAD = 1  # data/raw: the published files and their manifests
 PREPARED = 2  # data/trips: prepared months and their manifests
-PREDICTIONS = 3  # data/predictions: parts, counts and manifests
+PREDICTIONS = 4  # data/predictions: parts, counts and manifests

@@ -41,7 +41,7 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     if trip is None:
         raise TiplineError("The prepared month is not the one that was scored: it has no such row.", str(path), todo)
     part, made, digest = manifest["parts"][group], manifest["made"], manifest["key"]["model"]
-    yield f"{month}, row {row:,}: tip_probability {stored!r}"
+    yield f"{month}, row {row:,}: probability {stored!r}"
     prediction = {
         "file": (month_folder(paths.predictions, month) / part["name"]).relative_to(paths.root),
         "sha256": part["sha256"],
@@ -91,7 +91,7 @@ def find_prediction(paths: Paths, month: str, row: int, parts: list[dict[str, An
     for group, part in enumerate(parts):
         found = read_row(month_folder(paths.predictions, month) / part["name"], row, f"Run: tipline verify {month}")
         if found:
-            return group, float(found["tip_probability"])
+            return group, float(found["probability"])
     quarantine, what = paths.prepared(month) / columns.QUARANTINE_FILE, "The month has no prediction for this row."
     if quarantine.is_file() and (found := read_row(quarantine, row, f"Run: dvc repro -f prepare@{month}")):
         what = f"This row was quarantined by `prepare`: {found['reason']}."

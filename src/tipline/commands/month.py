@@ -65,7 +65,7 @@ def insert_month(text: str, month: str, where: str) -> str:
 
 def format_month(month: dict[str, Any]) -> list[str]:
     """Format an entry of reports/monitoring/months.json: rows and figures, then the verdict."""
-    names = ("mean_probability", "tip_rate", "log_loss", "skill", "auc")
+    names = ("mean_probability", "positive_rate", "log_loss", "skill", "auc")
     figures = [f"{name.replace('_', ' ')} {month[name]:.4f}" for name in names if month.get(name) is not None]
     return [
         f"last month  {month['month']}: {', '.join([format_count(month['rows'], 'row'), *figures])}",

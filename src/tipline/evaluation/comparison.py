@@ -133,7 +133,7 @@ def build_report(compared: Comparison) -> dict[str, Any]:
         "rows": len(compared.rows),
         **figures,
         "groups": compute_group_skills(compared),
-        "tips": {role: compare_expected(compared, role) for role in ROLES},
+        "expected": {role: compare_expected(compared, role) for role in ROLES},
         "worth": worth,
         "verdict": verdict,
     }

@@ -30,7 +30,7 @@ if TYPE_CHECKING or "mlflow" in sys.modules:
 
 ESTIMATOR = "estimator.skops"
 SPEC = "model.json"
-OUTPUT = "tip_probability"
+OUTPUT = "probability"
 
 # What a skops file may hold beside what skops itself trusts: classes of these packages, and these functions. A list in
 # the model would be no guard (https://github.com/mlflow/mlflow/issues/25686).
@@ -346,7 +346,7 @@ class Model:
             yield slice(start, start + len(part)), self.estimator.predict_proba(build_matrix(part, self.features))[:, 1]
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Score a pandas frame that has the model's columns; return a frame with the column tip_probability."""
+        """Score a pandas frame that has the model's columns; return a frame with the column probability."""
         import pandas as pd  # noqa: PLC0415 (see above)
 
         trips = pa.RecordBatch.from_pandas(frame[self.columns], preserve_index=False)
@@ -358,7 +358,7 @@ if "mlflow" in sys.modules:
     from mlflow.models import set_model
     from mlflow.pyfunc import PythonModel, PythonModelContext
 
-    class TipProbability(PythonModel):  # type: ignore[misc]
+    class LoggedModel(PythonModel):  # type: ignore[misc]
         """The model behind MLflow's interface."""
 
         def load_context(self, context: PythonModelContext) -> None:
@@ -373,4 +373,4 @@ if "mlflow" in sys.modules:
             del context, params
             return self.model.predict(model_input)
 
-    set_model(TipProbability())
+    set_model(LoggedModel())

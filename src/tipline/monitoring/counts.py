@@ -70,13 +70,13 @@ class Sums(NamedTuple):
     """Sums over rows whose target is known."""
 
     rows: int = 0
-    tips: int = 0
+    positive: int = 0
     probability: float = 0.0
     loss: float = 0.0
 
     def __add__(self, other: Sums) -> Sums:  # type: ignore[override]
-        rows, tips, probability, loss = other
-        return Sums(self.rows + rows, self.tips + tips, self.probability + probability, self.loss + loss)
+        rows, positive, probability, loss = other
+        return Sums(self.rows + rows, self.positive + positive, self.probability + probability, self.loss + loss)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Counts:
 
     rows: int = 0  # with and without a known target
     probability: float = 0.0  # sum over all rows
-    # Shape (BANDS, 3): rows by band of score, without a tip, with a tip, with an unknown target.
+    # Shape (BANDS, 3): rows by band of score: negative, positive, without a label.
     bands: Counted = field(default_factory=lambda: np.zeros((BANDS, 3), dtype=np.int64))
     # By day of the month ("1" to "31", OTHER), then by the baseline's group.
     days: dict[str, dict[str, Sums]] = field(default_factory=dict)
@@ -172,7 +172,7 @@ class Counts:
             "rows": self.rows,
             "labelled_rows": total.rows,
             "mean_probability": metrics.divide_or_none(self.probability, self.rows),
-            "tip_rate": metrics.divide_or_none(total.tips, total.rows),
+            "positive_rate": metrics.divide_or_none(total.positive, total.rows),
             "log_loss": loss,
             "baseline_log_loss": baseline_loss,
             "skill": metrics.compute_skill(loss, baseline_loss),
@@ -182,7 +182,7 @@ class Counts:
 
 def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -> float:
     """Return the sum of the baseline's log-losses over the rows of the groups."""
-    return sum(sum_group_loss(baseline, name, sums.rows, sums.tips) for name, sums in groups.items())
+    return sum(sum_group_loss(baseline, name, sums.rows, sums.positive) for name, sums in groups.items())
 
 
 def list_days(month: str) -> tuple[list[str], int]:

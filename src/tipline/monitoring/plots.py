@@ -54,7 +54,7 @@ def format_percent(*axes: Axis) -> None:
 
 
 def draw_calibration(axes: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Draw predicted against observed tip rates, and the diagonal of a perfect model."""
+    """Draw predicted against observed positive rates, and the diagonal of a perfect model."""
     predicted, observed = get_column(points, "predicted"), get_column(points, "observed")
     axes.plot(predicted, observed, MARKS[name], color=COLORS[name], label=name, markersize=4)
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1)
@@ -104,7 +104,7 @@ def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, 
             bands = np.bincount(assign_band(values) * 2 + labels, minlength=2 * BANDS).reshape(BANDS, 2)
             draw_calibration(calibration, compute_calibration(bands), name)
         calibration.set(title=f"Calibration on {', '.join(report['months'])}")
-        calibration.set(xlabel="mean score", ylabel="observed tip rate")
+        calibration.set(xlabel="mean score", ylabel="observed positive rate")
         format_percent(calibration.xaxis, calibration.yaxis)
         if scores:
             calibration.legend()
@@ -129,15 +129,15 @@ def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[s
 
 
 def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
-    """Draw tip rates, skill with bounds and AUC over the months with their roles, and the calibration of each month."""
+    """Draw positive rates, skill with bounds and AUC over the months with their roles, and each month's calibration."""
     places, calibrated = range(len(months)), [month for month in months if month["calibration"]][-CALIBRATION_MONTHS:]
     lines = -(-len(calibrated) // 6)
     with create_picture(path, 6.5 + 1.8 * lines) as figure:
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.5, 1.8 * lines or 0.1])[:, 0]
         rates, skill, auc = upper.subplots(3, 1, sharex=True)
-        rates.plot(places, get_column(months, "tip_rate"), "x--", color=ORANGE, label="observed")
+        rates.plot(places, get_column(months, "positive_rate"), "x--", color=ORANGE, label="observed")
         rates.plot(places, get_column(months, "mean_probability"), "o-", color=BLUE, label="expected (mean score)")
-        rates.set(title="Tip rate", ylim=(0, None))
+        rates.set(title="Positive rate", ylim=(0, None))
         rates.legend(loc="lower right")
         low, value, high = (get_column(months, f"skill{bound}") for bound in ("_low", "", "_high"))
         skill.errorbar(places, value, yerr=(value - low, high - value), fmt="o", color=BLUE)
@@ -151,7 +151,9 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         format_percent(rates.yaxis, skill.yaxis)
         panels = lower.subplots(lines, 6, squeeze=False).ravel() if lines else []
         if lines:
-            lower.supxlabel("Calibration: observed tip rate (vertical) by mean score (horizontal)", fontsize="medium")
+            lower.supxlabel(
+                "Calibration: observed positive rate (vertical) by mean score (horizontal)", fontsize="medium"
+            )
         for axes, month in zip(panels, calibrated, strict=False):
             draw_calibration(axes, month["calibration"], "challenger")
             axes.set(title=month["month"], xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 1], yticks=[0, 1])

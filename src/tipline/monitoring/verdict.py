@@ -45,15 +45,15 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         "days": len(counts.days.keys() - {OTHER}),
         "refitted_log_loss": refitted_loss,
         "refitted_skill": compute_skill(divide_or_none(total.loss, total.rows), refitted_loss),
-        "tips": total.tips if total.rows else None,
-        "expected_tips": total.probability if total.rows else None,
-        "excess_tips": total.tips - total.probability if total.rows else None,
+        "positive": total.positive if total.rows else None,
+        "expected_positive": total.probability if total.rows else None,
+        "excess_positive": total.positive - total.probability if total.rows else None,
     }
-    excess, rows = np.array([(day.tips - day.probability, day.rows) for day in daily]).reshape(-1, 2).T
+    excess, rows = np.array([(day.positive - day.probability, day.rows) for day in daily]).reshape(-1, 2).T
     for name, ratio, scale in (
         ("skill", Ratio.estimate(baseline_losses - losses, baseline_losses), 1),
         ("refitted_skill", Ratio.estimate(refitted_losses - losses, refitted_losses), 1),
-        ("excess_tips", Ratio.estimate(excess, rows), total.rows),
+        ("excess_positive", Ratio.estimate(excess, rows), total.rows),
     ):
         known = month[name] is not None and month["days"] >= MIN_DAYS and not math.isnan(ratio.error)
         month[f"{name}_low"] = ratio.lower() * scale if known else None
@@ -73,21 +73,23 @@ def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, S
     losses = []
     for day in days:
         own = {name: day.get(name, Sums()) for name in total}
-        rest = {name: (sums.rows - own[name].rows, sums.tips - own[name].tips) for name, sums in total.items()}
+        rest = {name: (sums.rows - own[name].rows, sums.positive - own[name].positive) for name, sums in total.items()}
         losses.append(sum_baseline_loss(compute_rates(rest, smoothing), day))
     return losses
 
 
 def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one of the baseline's groups; under MIN_ROWS rows its skill is None."""
-    rows, tips, probability, loss = sums
-    skill = compute_skill(loss / rows, sum_group_loss(baseline, name, rows, tips) / rows) if rows >= MIN_ROWS else None
-    means = {"tip_rate": tips / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
+    rows, positive, probability, loss = sums
+    skill = (
+        compute_skill(loss / rows, sum_group_loss(baseline, name, rows, positive) / rows) if rows >= MIN_ROWS else None
+    )
+    means = {"positive_rate": positive / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
     return {"rows": rows, **means, "skill": skill}
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
-    """Return predicted and observed tip rates of up to ten groups of rows, by score.
+    """Return predicted and observed positive rates of up to ten groups of rows, by score.
 
     A score counts as the middle of its band. The groups have about the same sum of p (1 - p), so that their rates are
     about equally certain; with equally many rows each, most groups would hardly ever tip.
@@ -98,8 +100,8 @@ def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
     group = (before * CALIBRATION_GROUPS).astype(int)
     sums = [np.bincount(group, weights).tolist() for weights in (rows, rows * middles, bands[:, 1])]
     return [
-        {"rows": int(count), "predicted": expected / count, "observed": tips / count}
-        for count, expected, tips in zip(*sums, strict=True)
+        {"rows": int(count), "predicted": expected / count, "observed": positive / count}
+        for count, expected, positive in zip(*sums, strict=True)
         if count
     ]
 
@@ -109,19 +111,19 @@ def judge_month(month: Mapping[str, Any], by: str) -> tuple[str, str]:
     if not month["labelled_rows"]:
         return NO_LABELS, "No labels are known yet, so the scores cannot be judged."
     if month["skill"] is None:
-        return KEEP, f"The tip rate by {by} leaves nothing to gain, so skill is undefined."
+        return KEEP, f"The positive rate by {by} leaves nothing to gain, so skill is undefined."
     if month["skill_high"] is None:
         days = format_count(month["days"], "day") if month["days"] else "rows without a date"
         return KEEP, f"Not judged: skill {month['skill']:.1%} on {days}, and at least {MIN_DAYS} days are needed."
     if month["skill_high"] >= 0 and (month["refitted_skill_high"] or 0) < 0:
         skill = format_skill(month, "refitted_skill")
-        return RETRAIN, f"Significantly worse than this month's tip rate by {by} (leave-one-day-out): {skill}."
+        return RETRAIN, f"Significantly worse than this month's positive rate by {by} (leave-one-day-out): {skill}."
     verdict, words = KEEP, "Not significantly different from"
     if month["skill_high"] < 0:
         verdict, words = RETRAIN, "Significantly worse than"
     elif month["skill_low"] > 0:
         words = "Significantly better than"
-    return verdict, f"{words} the tip rate by {by}: {format_skill(month, 'skill')}."
+    return verdict, f"{words} the positive rate by {by}: {format_skill(month, 'skill')}."
 
 
 def format_skill(month: Mapping[str, Any], name: str) -> str:

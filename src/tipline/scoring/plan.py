@@ -20,9 +20,7 @@ from tipline.storage import Storage, open_storage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-SCHEMA = pa.schema(
-    [pa.field("row", pa.int64(), nullable=False), pa.field("tip_probability", pa.float32(), nullable=False)]
-)
+SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("probability", pa.float32(), nullable=False)])
 MARKERS = ".made"
 PHASES = ("read", "score", "count", "write")
 

@@ -117,7 +117,7 @@ def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch
 def encode_part(rows: pa.Array, scores: pa.Array) -> pa.Buffer:
     """Return the bytes of a part: Parquet with the columns of SCHEMA in one row group."""
     sink, table = pa.BufferOutputStream(), pa.table([rows, scores], schema=SCHEMA)
-    encoding = {"row": "DELTA_BINARY_PACKED", "tip_probability": "PLAIN"}
+    encoding = {"row": "DELTA_BINARY_PACKED", "probability": "PLAIN"}
     options = {"compression": "lz4", "use_dictionary": False, "column_encoding": encoding}
     pq.write_table(table, sink, row_group_size=len(scores) or 1, **options)
     return sink.getvalue()
