@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzzing import Child, months
+from tests.fuzzing import Project, months
 
 
 def main() -> None:
@@ -21,14 +21,14 @@ def main() -> None:
     started, outcomes, failure = time.perf_counter(), Counter[str](), Path("fuzz-failure.bin")
     options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
     with tempfile.TemporaryDirectory() as folder:
-        child = Child(Path(folder, "project"))
+        project = Project(Path(folder, "project"))
 
         @seed(number)
         @settings(max_examples=count, phases=[Phase.generate, Phase.shrink], **options)  # type: ignore[arg-type]
         @given(data=months())
         def check_month(data: bytes) -> None:
-            faults = child.find_all_faults(data)
-            is_prepared = any(child.paths.prepared("2009-01").glob("*"))
+            faults = project.find_all_faults(data)
+            is_prepared = any(project.paths.prepared("2009-01").glob("*"))
             outcomes["fault" if faults else "prepared" if is_prepared else "refused"] += 1
             if faults:
                 failure.write_bytes(data)
@@ -37,7 +37,6 @@ def main() -> None:
         try:
             check_month()
         finally:
-            child.stop()
             print(f"{outcomes.total():,} months in {time.perf_counter() - started:,.0f} s: {dict(outcomes)}")
 
 

@@ -101,11 +101,11 @@ def test_skill_by_group_needs_a_thousand_rows_and_tips_have_an_interval_by_day()
     skills = [pytest.approx(1 - cash[p] / cash[0.2], rel=1e-5) for p in (0.25, 0.5)]
     assert found["groups"]["cash"] == {"rows": 3001, "challenger": skills[0], "champion": skills[1]}
     assert found["groups"]["credit"] == {"rows": 999, "challenger": None, "champion": None}
-    assert found["tips"]["challenger"]["expected"] == pytest.approx(1000)
-    assert found["tips"]["challenger"]["there"] == 1100
-    assert found["tips"]["challenger"]["lower"] < found["tips"]["challenger"]["ratio"] == pytest.approx(1.1)
-    assert found["tips"]["challenger"]["upper"] > 1.1
-    assert found["tips"]["champion"]["ratio"] == pytest.approx(0.55)
+    assert found["expected"]["challenger"]["expected"] == pytest.approx(1000)
+    assert found["expected"]["challenger"]["there"] == 1100
+    assert found["expected"]["challenger"]["lower"] < found["expected"]["challenger"]["ratio"] == pytest.approx(1.1)
+    assert found["expected"]["challenger"]["upper"] > 1.1
+    assert found["expected"]["champion"]["ratio"] == pytest.approx(0.55)
 
 
 def test_hours_are_in_bands_of_six() -> None:

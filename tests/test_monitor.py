@@ -66,14 +66,14 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_templat
         "auc": pytest.approx(roc_auc_score(labels, scores), abs=1e-3),
         "days": len(np.unique(days[days > 0])),
         "refitted_log_loss": pytest.approx(log_loss(labels, refitted), rel=1e-5),
-        "tips": labels.sum(),
+        "positive": labels.sum(),
         "expected_positive": pytest.approx(scores.sum()),
     }
     reported = read_months(scored_template)[month]
     assert {name: reported[name] for name in expected} == expected
     assert (
         reported["excess_positive_low"]
-        < reported["tips"] - reported["expected_positive"]
+        < reported["positive"] - reported["expected_positive"]
         < reported["excess_positive_high"]
     )
     assert sum(group["rows"] for group in reported["groups"].values()) == len(joined)

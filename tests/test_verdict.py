@@ -78,7 +78,7 @@ def test_under_fourteen_days_a_month_is_not_judged(days: int, words: str) -> Non
 def test_where_the_baseline_leaves_nothing_to_gain_the_model_is_kept() -> None:
     month = summarize(make_month(0.0, rates={"cash": 0.0}), baseline=BASELINE | {"rates": {"cash": 0.0}})
     assert (month["skill"], month["skill_low"], month["refitted_skill"], month["verdict"]) == (None, None, None, "keep")
-    assert (month["tips"], month["groups"].keys()) == (0, {"cash"})
+    assert (month["positive"], month["groups"].keys()) == (0, {"cash"})
     assert "leaves nothing to gain" in month["reason"]
 
 

@@ -84,11 +84,9 @@ def table(months: list[Mapping[str, Any]]) -> Iterator[str]:
     yield "|---|" + "---:|" * 6 + "---|---|"
     for month in months:
         flags = flagged(month)
-        yield (
-            f"| {month['month']} | {month['rows']:,} | {month['positive_rate']:.1%} | "
-            f"{month['mean_probability']:.1%} | {ranged(month, 'skill')} | {ranged(month, 'refitted_skill')} | {month['auc']:.4f} | "
-            f"{', '.join(flags) or '-'} | {month['verdict']} |"
-        )
+        figures = f"{month['rows']:,} | {month['positive_rate']:.1%} | {month['mean_probability']:.1%}"
+        skills = f"{ranged(month, 'skill')} | {ranged(month, 'refitted_skill')} | {month['auc']:.4f}"
+        yield f"| {month['month']} | {figures} | {skills} | {', '.join(flags) or '-'} | {month['verdict']} |"
 
 
 def flagged(month: Mapping[str, Any]) -> list[str]:
