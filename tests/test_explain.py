@@ -40,6 +40,7 @@ def read_section(printed: str, heading: str) -> dict[str, str]:
     return dict(line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
 
 
+@pytest.mark.usefixtures("_on_cluster")
 def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> None:
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     assert code == 0, printed
@@ -62,18 +63,15 @@ def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> Non
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(stored, abs=1e-5)
     assert why["probability"].endswith("as stored")
 
-
-@pytest.mark.usefixtures("_on_cluster")
-def test_a_model_that_is_not_linear_has_no_contributions(project: Paths, run_cli: Run) -> None:
+    # A model that is not linear has no contributions.
     boosting = {"estimator": "hist_gradient_boosting", "params": {"max_iter": 5}, "calibration": "sigmoid"}
     workbench.change_settings(project, train=boosting)
     workbench.run(project, "train")
     shutil.copytree(project.challenger, project.champion, dirs_exist_ok=True)
-    reference = workbench.read_json(project.champion_ref) | {"digest": artifact.read_digest(project.champion)}
-    files.write_json(project.champion_ref, reference)
+    digest = artifact.read_digest(project.champion)
+    files.write_json(project.champion_ref, workbench.read_json(project.champion_ref) | {"digest": digest})
     workbench.run(project, "score")
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
-    assert code == 0, printed
     why = read_section(printed, "why (log-odds)")
     assert why["probability"].endswith("as stored; no contributions, because the model is not linear")
     assert "before sigmoid" in printed
@@ -89,7 +87,6 @@ def test_a_model_comes_from_the_project_or_from_mlflow(
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         code, printed = run_cli(*explain)
         assert code == 0, printed
-        assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
         assert "trained by git revision  unknown: " in printed
         shutil.rmtree(project.root / "models")
         code, printed = run_cli(*explain)

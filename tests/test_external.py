@@ -142,17 +142,11 @@ def test_classes_are_not_probabilities_and_nothing_is_scored(project: Paths, run
     assert workbench.read_tree(project.predictions) == before
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (np.array([0.25, 0.5]), [0.25, 0.5]),
-        (np.array([[0.75, 0.25], [0.5, 0.5]]), [0.25, 0.5]),
-        (pd.DataFrame({"p": [0.25, 0.5]}), [0.25, 0.5]),
-        ([0.25, 0.5], [0.25, 0.5]),
-        (np.array([0, 1]), None),
-        (np.zeros((2, 3)), None),
-    ],
-)
-def test_one_float_per_row_counts_as_probabilities(given: Any, expected: list[float] | None) -> None:
-    scores = external.extract_scores(given)
-    assert (None if scores is None else scores.tolist()) == expected
+def test_one_float_per_row_counts_as_probabilities() -> None:
+    columns = np.array([[0.75, 0.25], [0.5, 0.5]])
+    for given in ([0.25, 0.5], np.array([0.25, 0.5]), columns, pd.DataFrame({"p": [0.25, 0.5]})):
+        scores = external.extract_scores(given)
+        assert scores is not None
+        assert scores.tolist() == [0.25, 0.5]
+    for given in (np.array([0, 1]), np.array(["yes", "no"]), np.zeros((2, 3))):
+        assert external.extract_scores(given) is None

@@ -80,9 +80,9 @@ def project(
     trained_template: Paths, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Paths]:
     """A project with a champion; hostile versions are added to its registry, and no refusal changes it."""
+    paths = workbench.copy_project(trained_template, tmp_path_factory.mktemp("hostile"))
+    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
     with forget_store():
-        paths = workbench.copy_project(trained_template, tmp_path_factory.mktemp("hostile"))
-        shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
         workbench.run(paths, "register")
     with forget_store():
         yield paths
@@ -163,7 +163,6 @@ def change_code(folder: Path) -> None:
 
 
 def pack(name: str, data: bytes, packed: int = zipfile.ZIP_STORED) -> bytes:
-    """Return an archive with one entry."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", packed) as file:
         file.writestr(name, data)
@@ -268,20 +267,17 @@ def test_version_that_could_run_other_code_is_refused(
         assert trace.exists()
     trace.unlink(missing_ok=True)
     before, number = workbench.read_tree(project.champion), str(version.version)
-    promote = ("promote", number)
-    for command in (promote, (*promote, "--force", "I know better"), ("compare", "champion", number, "2009-01")):
-        code, output = run_cli(project.root, *command)
+    for command in (f"promote {number}", f"promote {number} --force ok", f"compare champion {number} 2009-01"):
+        code, output = run_cli(project.root, *command.split())
         assert code in {1, 2}, output
         assert message in output
         assert f"version {number}" in output
     with connect(project) as client:
         assert int(client.get_model_version_by_alias(NAME, model_versions.CHAMPION).version) == 1
         client.set_registered_model_alias(NAME, model_versions.CHAMPION, number)
-    try:
-        code, output = run_cli(project.root, "register")
-    finally:
-        with connect(project) as client:
-            client.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
+    code, output = run_cli(project.root, "register")
+    with connect(project) as client:
+        client.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
     assert code in {1, 2}, output
     assert message in output
     assert "Traceback" not in output

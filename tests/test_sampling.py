@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from tipline.paths import Paths
 
-    Run = Callable[..., tuple[int, str]]
-
 MONTH = "2009-01"
 ROWS = 20_000
 
@@ -38,11 +36,6 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "trips.parquet"
 
 
-def sample_rows(trips: Path, count: int, month: str = MONTH, seed: int = 1) -> list[int]:
-    rows: list[int] = sampling.sample_month(trips, month, count, seed)["row"].to_pylist()
-    return rows
-
-
 def mix(row: int, month: str, seed: int) -> int:
     """SplitMix64 of a row number in Python's own integers."""
     start = int.from_bytes(hashlib.sha256(f"{month} {seed}".encode()).digest()[:8], "little")
@@ -52,19 +45,15 @@ def mix(row: int, month: str, seed: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_a_sample_of_any_size_is_the_beginning_of_a_larger_one(trips: Path) -> None:
-    largest = sample_rows(trips, ROWS)
-    assert sorted(largest) == list(range(ROWS))
-    for count in (1, 2, 500, 7777, ROWS - 1, ROWS + 1, 10**9):
-        assert sample_rows(trips, count) == largest[:count]
-
-
-def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path) -> None:
-    sample = sampling.sample_month(trips, MONTH, 500, 1)
-    expected = sorted(range(ROWS), key=lambda row: (mix(row, MONTH, 1), row))[:500]
-    assert sample["row"].to_pylist() == expected
-    assert sample[sampling.KEY].to_pylist() == [mix(row, MONTH, 1) for row in expected]
-    assert sample.drop_columns([sampling.KEY]).to_pylist() == pq.read_table(trips).take(expected).to_pylist()
+@pytest.mark.parametrize(("month", "seed"), [(MONTH, 1), ("2009-011", 2), (MONTH, 12)])
+def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path, month: str, seed: int) -> None:
+    largest = sampling.sample_month(trips, month, ROWS, seed)
+    expected = sorted(range(ROWS), key=lambda row: (mix(row, month, seed), row))
+    assert largest["row"].to_pylist() == expected
+    assert largest[sampling.KEY].to_pylist() == [mix(row, month, seed) for row in expected]
+    assert largest.drop_columns([sampling.KEY]).equals(pq.read_table(trips).take(expected))
+    for count in (1, 500, ROWS - 1, ROWS + 1, 10**9):
+        assert sampling.sample_month(trips, month, count, seed)["row"].to_pylist() == expected[:count]
 
 
 @pytest.mark.parametrize(("row_group_size", "step"), [(31, 1), (997, -1)])
@@ -76,11 +65,6 @@ def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
     pq.write_table(head.take(np.arange(3000)[::step]), tmp_path / "parts", row_group_size=row_group_size)
     whole, parts = (sampling.sample_month(tmp_path / name, MONTH, 400, 1) for name in ("whole", "parts"))
     assert whole.to_pylist() == parts.to_pylist()
-
-
-def test_another_month_or_seed_gives_another_sample(trips: Path) -> None:
-    keys = [(MONTH, 1), ("2009-02", 1), (MONTH, 2), (MONTH, 12), ("2009-011", 2)]
-    assert len({tuple(sample_rows(trips, 50, month, seed)) for month, seed in keys}) == len(keys)
 
 
 def test_no_more_than_two_samples_are_held_beside_a_row_group(
@@ -150,7 +134,7 @@ def prepared_project(make_project: Callable[..., Paths]) -> Paths:
 
 
 def test_the_stage_writes_the_sample_that_the_settings_ask_for_and_reports_fewer_rows(
-    run_cli: Run, prepared_project: Paths, caplog: pytest.LogCaptureFixture
+    run_cli: Callable[..., tuple[int, str]], prepared_project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, written = prepared_project.sample("train", MONTH), []
     for rows, words in ((5000, ""), (5001, ", all that the month has; sample.rows asks for 5,001")):
@@ -160,6 +144,9 @@ def test_the_stage_writes_the_sample_that_the_settings_ask_for_and_reports_fewer
         written.append(path.read_bytes())
     assert written[0] == written[1]
     assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, 5000, 1))
+    with pytest.raises(UsageError, match="2009-05 has no role") as caught:
+        workbench.run_month(prepared_project, "sample", "2009-05")
+    assert caught.value.parts[1] == "params.yaml, sample.months"
 
 
 def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(prepared_project: Paths) -> None:
@@ -185,10 +172,3 @@ def test_stages_remove_the_samples_of_months_without_a_role(trained_project: Pat
         workbench.run(trained_project, stage)
         assert not any(path.exists() for path in removed)
     assert trained_project.sample("train", "2009-01").is_file()
-
-
-def test_a_month_without_a_role_is_a_usage_error(prepared_project: Paths) -> None:
-    with pytest.raises(UsageError, match="2009-05 has no role") as caught:
-        workbench.run_month(prepared_project, "sample", "2009-05")
-    assert caught.value.parts[1] == "params.yaml, sample.months"
-    assert not (prepared_project.root / "data" / "sample").exists()

@@ -82,15 +82,19 @@ def test_the_same_inputs_make_the_same_files_in_another_process(trained_project:
     assert workbench.read_tree(trained_project.challenger) == here
 
 
-def test_only_the_first_rows_of_the_sample_are_used(trained_project: Paths) -> None:
+def test_only_the_first_rows_of_the_sample_are_used_and_the_data_digest_follows_them(trained_project: Paths) -> None:
     train(trained_project, rows=1000)
-    before = artifact.read_artifact(trained_project.challenger)
+    before, seen = artifact.read_artifact(trained_project.challenger), {read_training(trained_project)["data"]}
     path = trained_project.sample("train", "2009-01")
     samples.change_targets(path, lambda tips: [*tips[:1000], *([5.0] * (len(tips) - 1000))])
     train(trained_project)
     assert artifact.read_artifact(trained_project.challenger) == before
     train(trained_project, rows=1001)
     assert artifact.read_artifact(trained_project.challenger) != before
+    seen.add(read_training(trained_project)["data"])
+    workbench.change_settings(trained_project, sample={"seed": 2})
+    workbench.run(trained_project, "sample", "train")
+    assert len({*seen, read_training(trained_project)["data"]}) == 3
 
 
 def test_rows_without_a_target_are_not_trained_on(trained_project: Paths) -> None:
@@ -119,12 +123,3 @@ def test_the_training_is_described_beside_the_model(trained_template: Paths) -> 
     content = b"".join(workbench.read_tree(trained_template.challenger).values())
     for path in {str(trained_template.root), str(Path.home()), sys.prefix} - {"/"}:
         assert path.encode() not in content, path
-
-
-def test_the_data_digest_follows_sample_and_rows(trained_project: Paths) -> None:
-    seen = [read_training(trained_project)["data"]]
-    train(trained_project, rows=1234)
-    seen.append(read_training(trained_project)["data"])
-    workbench.change_settings(trained_project, sample={"seed": 2})
-    workbench.run(trained_project, "sample", "train")
-    assert len({*seen, read_training(trained_project)["data"]}) == 3
