@@ -28,20 +28,15 @@ pytestmark = workbench.MLFLOW_WARNINGS
 ROW = 4321
 
 
-@pytest.fixture
-def project(scored_project: Paths) -> Paths:
-    """A scored project whose champion is registered."""
-    workbench.run(scored_project, "register")
-    return scored_project
-
-
 def read_section(printed: str, heading: str) -> dict[str, str]:
     lines = printed.partition(f"\n{heading}\n")[2].partition("\n\n")[0].splitlines()
     return dict(line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
 
 
 @pytest.mark.usefixtures("_on_cluster")
-def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> None:
+def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run) -> None:
+    project = scored_project
+    workbench.run(project, "register")
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     assert code == 0, printed
     manifest = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)
@@ -78,8 +73,10 @@ def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> Non
 
 
 def test_a_model_comes_from_the_project_or_from_mlflow(
-    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    project = scored_project
+    workbench.run(project, "register")
     digest = artifact.read_digest(project.champion)
     explain = (project.root, "explain", "2009-01", "0")
     with monkeypatch.context() as patch:

@@ -29,16 +29,9 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., tuple[int, str]]
 
-pytestmark = [
-    *workbench.MLFLOW_WARNINGS,
-    pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
-]
+pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*")]
 NAME = "tip-probability"
-SAFE: dict[str, Any] = {
-    "serialization_format": "skops",
-    "skops_trusted_types": ["numpy.dtype"],
-    "pip_requirements": ["scikit-learn"],
-}
+SAFE: dict[str, Any] = {"serialization_format": "skops", "skops_trusted_types": ["numpy.dtype"]}
 INPUTS = Schema([ColSpec(DataType.string, "payment_type"), ColSpec(DataType.double, "fare_amount")])
 SIGNATURE = ModelSignature(INPUTS, Schema([TensorSpec(np.dtype("float64"), (-1, 2))]))
 
@@ -51,13 +44,11 @@ def project(scored_project: Paths) -> Paths:
 
 
 def frame(paths: Paths, month: str) -> pd.DataFrame:
-    """Read a month as a user does with pandas."""
     read: pd.DataFrame = workbench.read_prepared(paths, month).select(INPUTS.input_names()).to_pandas()
     return read.astype({"payment_type": "str"})
 
 
 def fitted(paths: Paths) -> Any:
-    """Fit a scikit-learn pipeline without tipline."""
     one_hot = OneHotEncoder(handle_unknown="ignore")
     columns = make_column_transformer((one_hot, ["payment_type"]), remainder="passthrough")
     model = make_pipeline(columns, LogisticRegression(max_iter=1000))
@@ -66,10 +57,11 @@ def fitted(paths: Paths) -> Any:
 
 def add_version(paths: Paths, model: Any, signature: ModelSignature | None, **logged: Any) -> int:
     """Register a scikit-learn model with MLflow alone; return the version number."""
+    logged |= {"signature": signature, "pip_requirements": ["scikit-learn"]}
     with store.connect_store(paths) as client:
         experiment = client.create_experiment("elsewhere", (paths.root / "elsewhere").as_uri())
         with mlflow.start_run(experiment_id=experiment):
-            info = mlflow.sklearn.log_model(model, name="model", signature=signature, **SAFE, **logged)
+            info = mlflow.sklearn.log_model(model, name="model", **SAFE, **logged)
         return int(mlflow.register_model(info.model_uri, NAME).version)
 
 
