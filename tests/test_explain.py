@@ -28,20 +28,15 @@ pytestmark = workbench.MLFLOW_WARNINGS
 ROW = 4321
 
 
-@pytest.fixture
-def project(scored_project: Paths) -> Paths:
-    """A scored project whose champion is registered."""
-    workbench.run(scored_project, "register")
-    return scored_project
-
-
 def read_section(printed: str, heading: str) -> dict[str, str]:
-    """Read the lines of a section."""
     lines = printed.partition(f"\n{heading}\n")[2].partition("\n\n")[0].splitlines()
     return dict(line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
 
 
-def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> None:
+@pytest.mark.usefixtures("_on_cluster")
+def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run) -> None:
+    project = scored_project
+    workbench.run(project, "register")
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     assert code == 0, printed
     manifest = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)
@@ -63,71 +58,57 @@ def test_every_link_of_the_chain_is_printed(project: Paths, run_cli: Run) -> Non
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(stored, abs=1e-5)
     assert why["probability"].endswith("as stored")
 
-
-def test_a_model_that_is_not_linear_has_no_contributions(
-    project: Paths, run_cli: Run, dask_address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
+    # A model that is not linear has no contributions.
     boosting = {"estimator": "hist_gradient_boosting", "params": {"max_iter": 5}, "calibration": "sigmoid"}
     workbench.change_settings(project, train=boosting)
     workbench.run(project, "train")
     shutil.copytree(project.challenger, project.champion, dirs_exist_ok=True)
-    reference = workbench.read_json(project.champion_ref) | {"digest": artifact.read_digest(project.champion)}
-    files.write_json(project.champion_ref, reference)
+    digest = artifact.read_digest(project.champion)
+    files.write_json(project.champion_ref, workbench.read_json(project.champion_ref) | {"digest": digest})
     workbench.run(project, "score")
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
-    assert code == 0, printed
     why = read_section(printed, "why (log-odds)")
     assert why["probability"].endswith("as stored; no contributions, because the model is not linear")
     assert "before sigmoid" in printed
 
 
 def test_a_model_comes_from_the_project_or_from_mlflow(
-    project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+    scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    project = scored_project
+    workbench.run(project, "register")
     digest = artifact.read_digest(project.champion)
+    explain = (project.root, "explain", "2009-01", "0")
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        code, printed = run_cli(project.root, "explain", "2009-01", "0")
+        code, printed = run_cli(*explain)
         assert code == 0, printed
-        assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
         assert "trained by git revision  unknown: " in printed
         shutil.rmtree(project.root / "models")
-        code, printed = run_cli(project.root, "explain", "2009-01", "0")
+        code, printed = run_cli(*explain)
         assert code == 0, printed
         assert "neither in the project nor in MLflow" in printed
         assert read_section(printed, "model")["digest"] == digest
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    code, printed = run_cli(project.root, "explain", "2009-01", "0")
-    assert code == 0, printed
+    _, printed = run_cli(*explain)
     assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
 
 
-@pytest.mark.parametrize(
-    ("month", "row", "message"),
-    [
-        ("2009-01", "5000", "no prediction for this row"),
-        ("2009-01", "-1", "out of range"),
-        ("2009-01", "9" * 30, "out of range"),
-        ("2031-01", "0", "not in `months`"),
-    ],
-)
-def test_a_row_without_a_prediction_is_refused(
-    scored_template: Paths, run_cli: Run, month: str, row: str, message: str
-) -> None:
-    code, printed = run_cli(scored_template.root, "explain", month, row)
-    assert code == 2
-    assert message in printed
-
-
-def test_a_quarantined_row_and_missing_predictions_are_explained(scored_project: Paths, run_cli: Run) -> None:
+def test_a_row_without_a_prediction_is_refused(scored_project: Paths, run_cli: Run) -> None:
     path = scored_project.prepared("2009-01") / QUARANTINE_FILE
     row = {"row": 5000, "reason": "number of fields is not the header's"}
     pq.write_table(pa.Table.from_pylist([row], schema=pq.read_schema(path)), path)
-    code, printed = run_cli(scored_project.root, "explain", "2009-01", "5000")
-    assert code == 2
-    assert f"quarantined by `prepare`: {row['reason']}" in printed
+    for month, number, message in (
+        ("2009-01", "5000", f"quarantined by `prepare`: {row['reason']}"),
+        ("2009-01", "5001", "no prediction for this row"),
+        ("2009-01", "-1", "out of range"),
+        ("2009-01", "9" * 30, "out of range"),
+        ("2031-01", "0", "not in `months`"),
+    ):
+        code, printed = run_cli(scored_project.root, "explain", month, number)
+        assert code == 2
+        assert message in printed
     for name, todo in (("part-00000.parquet", "tipline verify 2009-01"), (files.MANIFEST, "dvc repro score")):
         (scored_project.predictions / "month=2009-01" / name).unlink()
         code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
@@ -141,7 +122,6 @@ def test_a_published_row_of_csv_is_its_line(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "month.csv"
     path.write_text("a,b\r\n\r\n" + "\r\n".join(lines) + "\r\n")
     monkeypatch.setattr(readers, "BLOCK_BYTES", 256)
-    for row in (0, 8, 300, 499):
-        assert readers.read_row(readers.open_month(path, "month"), row) == lines[row]
-    assert readers.read_row(readers.open_month(path, "month"), 7) is None  # no prediction joins to it
-    assert readers.read_row(readers.open_month(path, "month"), 500) is None
+    # No prediction joins to row 7.
+    for row, line in ((0, lines[0]), (7, None), (8, lines[8]), (300, lines[300]), (499, lines[499]), (500, None)):
+        assert readers.read_row(readers.open_month(path, "month"), row) == line

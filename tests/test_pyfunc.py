@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from tipline.model import artifact, pipeline, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 VENDOR = {"name": "vendor", "kind": "category", "categories": ["CMT", "DDS", "VTS"]}
 PAYMENT = {"name": "payment_type", "kind": "category", "categories": ["cash", "credit"]}
@@ -30,9 +29,7 @@ ALL: list[dict[str, Any]] = [VENDOR, TIME, PASSENGERS, DISTANCE, PAYMENT, FARE]
 SELECTIONS: dict[str, list[dict[str, Any]]] = {
     "all kinds": ALL,
     "only categories": [PAYMENT, VENDOR],
-    "only the hour": [TIME],
-    "only numbers": [FARE, PASSENGERS],
-    "one number": [DISTANCE],
+    "only numbers": [FARE, DISTANCE],
     "a number that no training row has": [PAYMENT, EMPTY, FARE],
 }
 BASELINE = {"by": ["payment_type"], "overall": 0.5, "rates": {}}
@@ -67,13 +64,13 @@ def fitted(folder: Path, features: list[dict[str, Any]], estimator: str = "logis
     """Fit on trips whose tips depend on several columns, save, and load what was saved."""
     trips = rows(3000, 1)
     trips = trips.set_column(trips.schema.get_field_index("airport_fee"), "airport_fee", pa.nulls(3000, pa.float64()))
+    credit = pyfunc.category_codes(trips["payment_type"], ["credit"]) == 0
     score = (
-        (trips["passenger_count"].fill_null(0).to_numpy() > 4) * 1.0
+        credit
         + (pyfunc.encode_hours(trips["pickup_datetime"]) > 12)
-        + (pyfunc.category_codes(trips["payment_type"], ["credit"]) == 0)
         + trips["fare_amount"].fill_null(0).to_numpy() / 500
     )
-    labels = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.5
+    labels = score + np.random.default_rng(2).normal(0, 1, 3000) > 1.2
     train = Train(rows="auto", estimator=estimator, params={}, calibration=None, seed=0)
     unfitted, matrix = pipeline.build_pipeline(features, train, folder), pyfunc.build_matrix(trips, features)
     spec = {"format": artifact.FORMAT, "target": "tip_amount > 0", "features": features, "baseline": BASELINE}
@@ -107,81 +104,52 @@ def test_row_has_the_same_score_in_any_batch(loaded: pyfunc.Model, monkeypatch: 
     slices = [trips.slice(low, high - low) for low, high in itertools.pairwise(edges)]
     assert np.concatenate([loaded.probabilities(part) for part in slices]).tobytes() == whole.tobytes()
     assert loaded.probabilities(pa.Table.from_batches([*slices, trips.slice(0, 0)])).tobytes() == whole.tobytes()
+    empty = loaded.probabilities(pa.Table.from_batches([], schema=trips.schema))
+    assert empty.shape == (0,)
+    assert empty.dtype == np.float32
     # Each call of the trees takes a tenth of a second, whatever the rows.
     for chunk in (601, 1500, 1501, 10_000) if loaded.estimator.steps[0][0] == "classifier" else (1, 7, 64, 1500):
         monkeypatch.setattr(pyfunc, "CHUNK_ROWS", chunk)
         assert loaded.probabilities(trips).tobytes() == whole.tobytes(), chunk
 
 
-def test_no_rows_give_no_probabilities(loaded: pyfunc.Model) -> None:
-    for empty in (rows(0, 1), pa.Table.from_batches([], schema=rows(0, 1).schema)):
-        scores = loaded.probabilities(empty)
-        assert scores.shape == (0,)
-        assert scores.dtype == np.float32
-
-
-def frames(trips: pa.RecordBatch) -> dict[str, pd.DataFrame]:
-    """The same trips as pandas users have them."""
-    plain = trips.to_pandas()
-    texts = ["vendor", "payment_type"]
-    numbers = ["passenger_count", "trip_distance", "fare_amount"]
-    return {
-        "categoricals": plain,
-        "text": plain.astype(dict.fromkeys(texts, "str")),
-        "objects": plain.astype(dict.fromkeys(texts, "object")).replace({np.nan: None}).astype(
-            dict.fromkeys(numbers, "float64") | {"pickup_datetime": "datetime64[us]"}
-        ),
-        "nanoseconds": plain.astype({"pickup_datetime": "datetime64[ns]"}),
-        "seconds": plain.astype({"pickup_datetime": "datetime64[s]"}),
-        "nullable numbers": plain.astype({"passenger_count": "Int64", "trip_distance": "Float64"}),
-        "columns in another order, and others": plain.assign(other=1)[[*reversed(plain.columns), "other"]],
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", frames(rows(3, 0)))
-def test_pandas_and_arrow_give_the_same_bytes(loaded: pyfunc.Model, kind: str) -> None:
+def test_pandas_and_arrow_give_the_same_bytes(loaded: pyfunc.Model) -> None:
     trips = rows(1000, 6)
     assert trips["vendor"].null_count
     assert trips["passenger_count"].null_count
-    frame = frames(trips)[kind]
-    frame.index = pd.Index(range(10, 10 + len(frame)))
-    predicted = loaded.predict(frame)
-    assert predicted.index.equals(frame.index)
-    assert predicted.dtypes.to_dict() == {"probability": np.float32}
-    values = predicted["probability"].to_numpy()
-    assert values.tobytes() == loaded.probabilities(trips).tobytes()
-
-
-def test_frame_of_missing_values_is_scored(loaded: pyfunc.Model) -> None:
-    missing = pd.DataFrame({name: [None, None] for name in loaded.columns})
-    values = loaded.predict(missing)["probability"]
-    assert values.between(0, 1).all()
-    assert values.iloc[0] == values.iloc[1]
+    plain = trips.to_pandas()
+    texts, floats = ["vendor", "payment_type"], ["passenger_count", "trip_distance", "fare_amount"]
+    floats_and_time = dict.fromkeys(floats, "float64") | {"pickup_datetime": "datetime64[us]"}
+    missing = plain.astype(dict.fromkeys(texts, "object")).replace({np.nan: None})
+    for frame in (
+        plain,
+        plain.astype(dict.fromkeys(texts, "str")),
+        missing.astype(floats_and_time),
+        plain.astype({"pickup_datetime": "datetime64[ns]"}),
+        plain.astype({"passenger_count": "Int64", "trip_distance": "Float64"}),
+        plain.assign(other=1)[[*reversed(plain.columns), "other"]],
+    ):
+        frame.index = pd.Index(range(10, 1010))
+        predicted = loaded.predict(frame)
+        assert predicted.index.equals(frame.index)
+        assert predicted.dtypes.to_dict() == {"probability": np.float32}
+        assert predicted["probability"].to_numpy().tobytes() == loaded.probabilities(trips).tobytes()
+    nothing = pd.DataFrame({name: [None, None] for name in loaded.columns})
+    assert loaded.predict(nothing)["probability"].between(0, 1).all()
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_hours_are_those_of_the_day(unit: Any) -> None:
     hours = {
-        "2009-01-01T00:00:00": 0,
         "2009-01-01T00:59:59": 0,
-        "2009-01-01T01:00:00": 1,
         "2009-01-01T05:59:59.999999999": 5,
         "2009-01-31T23:59:59": 23,
         "1970-01-01T00:00:00": 0,
         "1969-12-31T23:59:59": 23,
-        "1969-12-31T00:00:00": 0,
         "1900-02-28T13:30:00": 13,
-        "2098-09-11T02:23:31": 2,
     }
     column = pa.array([*(np.datetime64(time, unit) for time in hours), None], pa.timestamp(unit))
     assert pyfunc.encode_hours(column).tolist() == [*hours.values(), 24]
-
-
-def test_other_and_missing_categories_share_the_last_code() -> None:
-    column = pa.array(["cash", "barter", None, "credit", "", "Cash"]).dictionary_encode()
-    for same in (column, column.cast(pa.string()), column.slice(1), pa.array(column.to_pylist(), pa.large_string())):
-        codes = pyfunc.category_codes(same, ["credit", "cash"]).tolist()
-        assert codes == [1, 2, 2, 0, 2, 2][len(column) - len(same) :]
 
 
 def test_matrix_has_codes_clipped_numbers_and_nan_for_unlisted_values() -> None:
@@ -195,10 +163,3 @@ def test_matrix_has_codes_clipped_numbers_and_nan_for_unlisted_values() -> None:
     )
     matrix = pyfunc.build_matrix(trips, [VENDOR, TIME, FARE, DISTANCE])
     np.testing.assert_array_equal(matrix, [[2, 17, 0, -5], [np.nan, np.nan, 500, 208], [np.nan] * 4])
-
-
-def test_file_imports_nothing_of_tipline() -> None:
-    """tests/test_serving.py loads it where tipline is not installed."""
-    imports = re.findall(r"^ *(?:import|from) ([\w.]+)", Path(pyfunc.__file__).read_text(), re.MULTILINE)
-    assert {"numpy", "mlflow.models"} <= set(imports)
-    assert not [name for name in imports if name.startswith((".", "tipline"))]

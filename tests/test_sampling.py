@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import workbench
-from tipline import cluster
 from tipline.errors import UsageError
 from tipline.ingest import prepare, simulate
 from tipline.ingest.schema import load_schema
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
-    MakeSamples = Callable[[int], list[Path]]
 
 MONTH = "2009-01"
 ROWS = 20_000
@@ -41,11 +36,6 @@ def trips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "trips.parquet"
 
 
-def sample_rows(trips: Path, count: int, month: str = MONTH, seed: int = 1) -> list[int]:
-    rows: list[int] = sampling.sample_month(trips, month, count, seed)["row"].to_pylist()
-    return rows
-
-
 def mix(row: int, month: str, seed: int) -> int:
     """SplitMix64 of a row number in Python's own integers."""
     start = int.from_bytes(hashlib.sha256(f"{month} {seed}".encode()).digest()[:8], "little")
@@ -55,26 +45,18 @@ def mix(row: int, month: str, seed: int) -> int:
     return z ^ (z >> 31)
 
 
-# ---- one month ----
+@pytest.mark.parametrize(("month", "seed"), [(MONTH, 1), ("2009-011", 2), (MONTH, 12)])
+def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path, month: str, seed: int) -> None:
+    largest = sampling.sample_month(trips, month, ROWS, seed)
+    expected = sorted(range(ROWS), key=lambda row: (mix(row, month, seed), row))
+    assert largest["row"].to_pylist() == expected
+    assert largest[sampling.KEY].to_pylist() == [mix(row, month, seed) for row in expected]
+    assert largest.drop_columns([sampling.KEY]).equals(pq.read_table(trips).take(expected))
+    for count in (1, 500, ROWS - 1, ROWS + 1, 10**9):
+        assert sampling.sample_month(trips, month, count, seed)["row"].to_pylist() == expected[:count]
 
 
-def test_a_sample_of_any_size_is_the_beginning_of_a_larger_one(trips: Path) -> None:
-    largest = sample_rows(trips, ROWS)
-    assert sorted(largest) == list(range(ROWS))
-    for count in (1, 2, 500, 7777, ROWS - 1, ROWS + 1, 10**9):
-        assert sample_rows(trips, count) == largest[:count]
-
-
-def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path) -> None:
-    sample = sampling.sample_month(trips, MONTH, 500, 1)
-    expected = sorted(range(ROWS), key=lambda row: (mix(row, MONTH, 1), row))[:500]
-    assert sample["row"].to_pylist() == expected
-    assert sample[sampling.KEY].to_pylist() == [mix(row, MONTH, 1) for row in expected]
-    assert sample.drop_columns([sampling.KEY]).to_pylist() == pq.read_table(trips).take(expected).to_pylist()
-
-
-@pytest.mark.parametrize("row_group_size", [31, 400, 997, 2999])
-@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize(("row_group_size", "step"), [(31, 1), (997, -1)])
 def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
     trips: Path, tmp_path: Path, row_group_size: int, step: int
 ) -> None:
@@ -83,21 +65,6 @@ def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
     pq.write_table(head.take(np.arange(3000)[::step]), tmp_path / "parts", row_group_size=row_group_size)
     whole, parts = (sampling.sample_month(tmp_path / name, MONTH, 400, 1) for name in ("whole", "parts"))
     assert whole.to_pylist() == parts.to_pylist()
-
-
-def test_another_month_or_seed_gives_another_sample(trips: Path) -> None:
-    keys = [(MONTH, 1), ("2009-02", 1), (MONTH, 2), (MONTH, 12), ("2009-011", 2)]
-    assert len({tuple(sample_rows(trips, 50, month, seed)) for month, seed in keys}) == len(keys)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("month", [MONTH, "2024-01"])
-def test_all_parts_of_a_month_are_equally_likely(trips: Path, month: str, seed: int) -> None:
-    rows = np.array(sample_rows(trips, 5000, month, seed))
-    for parts in (rows * 10 // ROWS, rows % 10):
-        seen = np.bincount(parts, minlength=10)
-        # Drawn without replacement; 27.9 is exceeded once in a thousand times with nine degrees of freedom.
-        assert ((seen - 500) ** 2 / 500).sum() / (1 - 5000 / ROWS) < 27.9
 
 
 def test_no_more_than_two_samples_are_held_beside_a_row_group(
@@ -121,25 +88,17 @@ def test_a_month_without_rows_gives_an_empty_sample(trips: Path, tmp_path: Path)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
 
 
-# ---- several months ----
+def make_samples(trips: Path, folder: Path, count: int) -> list[Path]:
+    """Write samples of three months with the given number of rows."""
+    paths = [folder / str(count) / f"{month}.parquet" for month in ("2009-01", "2009-02", "2009-03")]
+    paths[0].parent.mkdir()
+    for path in paths:
+        pq.write_table(sampling.sample_month(trips, path.stem, count, 1), path)
+    return paths
 
 
-@pytest.fixture
-def make_samples(trips: Path, tmp_path: Path) -> MakeSamples:
-    """A function that writes samples of three months with the given number of rows."""
-
-    def make(count: int) -> list[Path]:
-        paths = [tmp_path / str(count) / f"{month}.parquet" for month in ("2009-01", "2009-02", "2009-03")]
-        paths[0].parent.mkdir()
-        for path in paths:
-            pq.write_table(sampling.sample_month(trips, path.stem, count, 1), path)
-        return paths
-
-    return make
-
-
-def test_a_pool_has_all_rows_in_the_order_of_their_keys_with_their_months(make_samples: MakeSamples) -> None:
-    paths = make_samples(500)
+def test_a_pool_has_all_rows_in_the_order_of_their_keys_and_begins_a_larger_one(trips: Path, tmp_path: Path) -> None:
+    paths = make_samples(trips, tmp_path, 500)
     pool = sampling.read_pool(paths)
     keys = pool[sampling.KEY].to_pylist()
     assert len(pool) == 1500
@@ -148,16 +107,12 @@ def test_a_pool_has_all_rows_in_the_order_of_their_keys_with_their_months(make_s
         rows = pool.filter(pool[sampling.MONTH].to_numpy() == code)["row"]
         assert rows.to_pylist() == pq.read_table(path)["row"].to_pylist()
     assert sampling.read_pool(paths[::-1]).equals(pool)
-
-
-def test_the_beginning_of_a_pool_is_the_same_in_a_pool_of_larger_samples(make_samples: MakeSamples) -> None:
-    paths = make_samples(500)
-    small, large = sampling.read_pool(paths), sampling.read_pool(make_samples(1000))
     # The pool nests up to where the first of its months runs out.
     bound = min(max(pq.read_table(path)[sampling.KEY].to_pylist()) for path in paths)
-    shared = sum(key <= bound for key in small[sampling.KEY].to_pylist())
+    shared = sum(key <= bound for key in keys)
     assert 1000 < shared <= 1500
-    assert small.slice(0, shared).to_pylist() == large.slice(0, shared).to_pylist()
+    large = sampling.read_pool(make_samples(trips, tmp_path, 1000))
+    assert pool.slice(0, shared).to_pylist() == large.slice(0, shared).to_pylist()
 
 
 def test_months_with_different_categories_make_one_pool(tmp_path: Path) -> None:
@@ -170,44 +125,32 @@ def test_months_with_different_categories_make_one_pool(tmp_path: Path) -> None:
     assert len({tuple(chunk.dictionary.to_pylist()) for chunk in kinds.chunks}) == 1
 
 
-# ---- the stage ----
-
-
 @pytest.fixture
-def prepared_project(make_project: MakeProject) -> Paths:
+def prepared_project(make_project: Callable[..., Paths]) -> Paths:
     paths = make_project()
     for stage in ("download", "prepare"):
         workbench.run_month(paths, stage, MONTH)
     return paths
 
 
-@pytest.mark.parametrize(
-    ("rows", "words"), [(5000, ""), (5001, ", all that the month has; sample.rows asks for 5,001")]
-)
 def test_the_stage_writes_the_sample_that_the_settings_ask_for_and_reports_fewer_rows(
-    run_cli: Run, prepared_project: Paths, caplog: pytest.LogCaptureFixture, rows: int, words: str
+    run_cli: Callable[..., tuple[int, str]], prepared_project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, written = prepared_project.sample("train", MONTH), []
-    workbench.change_settings(prepared_project, sample={"rows": rows})
-    for _ in range(2):
+    for rows, words in ((5000, ""), (5001, ", all that the month has; sample.rows asks for 5,001")):
+        workbench.change_settings(prepared_project, sample={"rows": rows})
         assert run_cli(prepared_project.root, "sample", MONTH)[0] == 0
         assert caplog.messages[-1] == f"{MONTH}: 5,000 rows for train{words}"
         written.append(path.read_bytes())
     assert written[0] == written[1]
-    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, rows, 1))
+    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, 5000, 1))
+    with pytest.raises(UsageError, match="2009-05 has no role") as caught:
+        workbench.run_month(prepared_project, "sample", "2009-05")
+    assert caught.value.parts[1] == "params.yaml, sample.months"
 
 
-@pytest.mark.parametrize(
-    "roles",
-    [
-        {"2001-01": "train", MONTH: "validation", "2009-03": "test"},
-        {"2001-01": "train", "2001-02": "validation", MONTH: "test"},
-    ],
-)
-def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(
-    prepared_project: Paths, roles: dict[str, str]
-) -> None:
-    paths = prepared_project
+def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(prepared_project: Paths) -> None:
+    paths, roles = prepared_project, {"2001-01": "train", MONTH: "validation", "2009-03": "test"}
     workbench.run_month(paths, "sample", MONTH)
     workbench.change_settings(paths, months=list(roles), sample={"months": roles})
     listed = paths.sample("train", "2001-01")
@@ -215,26 +158,17 @@ def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(
         path.touch()
     (listed.parent / ".gitignore").touch()  # DVC writes it
     workbench.run_month(paths, "sample", MONTH)
-    left = {"train/.gitignore", "train/2001-01.parquet", f"{roles[MONTH]}/{MONTH}.parquet"}
+    left = {"train/.gitignore", "train/2001-01.parquet", f"validation/{MONTH}.parquet"}
     assert set(workbench.read_tree(paths.root / "data" / "sample")) == left
 
 
-@pytest.mark.parametrize("stage", ["learning_curve", "train", "evaluate"])
-def test_stages_remove_the_samples_of_months_without_a_role(
-    trained_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+@pytest.mark.usefixtures("_on_cluster")
+def test_stages_remove_the_samples_of_months_without_a_role(trained_project: Paths) -> None:
     shutil.copytree(trained_project.challenger, trained_project.champion)
     removed = [trained_project.sample(role, "2008-12") for role in ("train", "validation", "test")]
-    for path in removed:
-        path.touch()
-    workbench.run(trained_project, stage)
-    assert not any(path.exists() for path in removed)
+    for stage in ("learning_curve", "train", "evaluate"):
+        for path in removed:
+            path.touch()
+        workbench.run(trained_project, stage)
+        assert not any(path.exists() for path in removed)
     assert trained_project.sample("train", "2009-01").is_file()
-
-
-def test_a_month_without_a_role_is_a_usage_error(prepared_project: Paths) -> None:
-    with pytest.raises(UsageError, match="2009-05 has no role") as caught:
-        workbench.run_month(prepared_project, "sample", "2009-05")
-    assert caught.value.parts[1] == "params.yaml, sample.months"
-    assert not (prepared_project.root / "data" / "sample").exists()
