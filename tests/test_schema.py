@@ -97,7 +97,7 @@ INVALID: dict[str, tuple[str, Any, str]] = {
     "aliases of a number": ("columns.price.aliases", {"a": ["b"]}, "columns.price: aliases: only a category has them"),
     "no timestamp": ("columns.when.type", "category", "columns: one of them has to be a timestamp"),
     "a column called row": ("columns.row", {"type": "number", "meaning": "x", "names": {"1": "x"}}, "row is taken"),
-    "version": ("version", 0, "version has to be 1 or more"),
+    "version": ("version", 0, "version has to be greater than or equal to 1"),
 }
 UNREADABLE: dict[str, tuple[bytes | None, str]] = {
     "cut off": (b"columns: [", "not valid YAML"),
