@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -60,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the servers that commands of end-to-end tests fork from (tests/warm.py)."""
+    # As the command line does, whichever test comes first.
+    logging.getLogger("tipline").setLevel(logging.INFO)
     # As on a user's machine, Python writes compiled code beside the source, in a model's folder, too.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

@@ -213,8 +213,7 @@ def test_a_killed_driver_loses_no_finished_part(
         workbench.wait_for(lambda: len(bucket.list_staged()) > 5)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    with caplog.at_level("INFO", "tipline"):
-        score(run_cli, project, bucket)
+    score(run_cli, project, bucket)
     (kept,) = re.findall(r"([\d,]+) rows of a run that did not end are kept", caplog.text)
     assert int(kept.replace(",", "")) >= 5 * 500
     assert_whole(bucket, expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,8 +100,7 @@ def test_verdicts_are_printed_and_what_prepare_counted_is_written(
     reasons = {"fare_amount is not a number": 2, "not UTF-8": 1}
     changed = {"quarantined_by_reason": reasons, "unknown_columns": ["weather", "mood"]}
     files.write_json(path, workbench.read_json(path) | changed)
-    with caplog.at_level(logging.INFO, "tipline"):
-        workbench.run(scored_project, "monitor")
+    workbench.run(scored_project, "monitor")
     months = read_months(scored_project)
     assert caplog.messages == [f"{name}: {one['verdict']}: {one['reason']}" for name, one in months.items()]
     table = read_csv(scored_project, "prepared.csv")

@@ -125,7 +125,6 @@ def write_lock(root: Path, *pids: int) -> Path:
 
 
 def test_another_dvc_command_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "tipline")
     command = [sys.executable, "-c", "import time; time.sleep(1)", "dvc", "repro"]
     with subprocess.Popen(command) as other:
         lock, started = write_lock(tmp_path, other.pid), time.time()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from functools import reduce
 from operator import getitem
@@ -100,8 +99,7 @@ def prepare_again(paths: Paths, run_cli: Run, caplog: pytest.LogCaptureFixture) 
     for month in (OLD, TODAY):
         before = read_state(paths, month)
         caplog.clear()
-        with caplog.at_level(logging.INFO):
-            code, printed = run_cli(paths.root, "prepare", month)
+        code, printed = run_cli(paths.root, "prepare", month)
         assert code == 0, printed
         assert ("kept; neither" in caplog.text) == (read_state(paths, month) == before)
         changed |= set() if read_state(paths, month) == before else {month}

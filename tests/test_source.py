@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -133,8 +132,7 @@ def test_a_month_is_fetched_from_a_server_and_kept(
     for shelf.files[path] in (CSV, NEW_CSV):
         for times in range(2):
             caplog.clear()
-            with caplog.at_level(logging.INFO, "tipline"):
-                assert run_cli(paths.root, "download", MONTH)[0] == 0
+            assert run_cli(paths.root, "download", MONTH)[0] == 0
             assert (f"{MONTH}: unchanged at the source, kept" in caplog.messages) == bool(times)
         data = shelf.files[path]
         (file,) = paths.raw(MONTH).iterdir()
@@ -241,7 +239,7 @@ def test_secrets_in_an_address_are_sent_but_not_written(
 ) -> None:
     shelf.files["/a.csv?sig=0ff1ce"], shelf.cut_after = CSV, 1000
     address = address.replace("{server}", f"127.0.0.1:{shelf.server_address[1]}")
-    with caplog.at_level(logging.INFO, "tipline"), pytest.raises(TiplineError, match="could not be fetched") as raised:
+    with pytest.raises(TiplineError, match="could not be fetched") as raised:
         transfer.download_file(address, tmp_path / "part", MONTH)
     assert "***" in str(raised.value)
     assert all("authorization" in request.headers for request in shelf.log)

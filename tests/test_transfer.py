@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -93,8 +92,7 @@ def test_a_file_is_fetched_in_ranges_and_after_a_cut_only_the_rest(
     shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail_after(shelf, 4, cut_after=RANGE // 2, cuts=7)
-    with caplog.at_level(logging.INFO, "tipline"):
-        assert download(shelf, part) == OLD
+    assert download(shelf, part) == OLD
     assert list_starts(shelf) == [0, RANGE, 2 * RANGE, *[3 * RANGE] * 8, *range(4 * RANGE, len(OLD), RANGE)]
     assert len(shelf.log) == 18 + 1 + 7 + 1  # it is asked about before, after each cut, and at the end
     headers = {"if-range": servers.etag(OLD), "accept-encoding": "identity"}
@@ -134,8 +132,7 @@ def test_a_temporary_refusal_is_waited_for(
     shelf: servers.Shelf, part: Path, statuses: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     shelf.statuses = list(statuses)  # of HEAD and GET by turns
-    with caplog.at_level(logging.INFO, "tipline"):
-        assert download(shelf, part) == OLD
+    assert download(shelf, part) == OLD
     assert len([line for line in caplog.messages if "Trying again in" in line]) == len(statuses) // 2
 
 
@@ -154,7 +151,7 @@ def test_a_server_that_cannot_be_trusted_is_not_asked_again(
     shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = shelf.address("/trips.csv").replace("http:", "https:")  # it does not speak TLS
-    with caplog.at_level(logging.INFO, "tipline"), pytest.raises(TiplineError, match="could not be fetched"):
+    with pytest.raises(TiplineError, match="could not be fetched"):
         transfer.download_file(address, part, MONTH)
     assert caplog.messages == []
 
