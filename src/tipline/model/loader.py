@@ -13,6 +13,7 @@ import shutil
 import zipfile
 import zlib
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -174,6 +175,11 @@ def check_skops(name: str, dump: bytes, where: str, spec: bytes = b"{}") -> None
     except DAMAGE as error:
         what = f"{shorten_text(name)} is not a readable skops file ({type(error).__name__})"
         raise refuse_model(what, where) from error
+    packages = {name.partition(".")[0] for name in untrusted} & pyfunc.PACKAGES
+    if missing := sorted(package for package in packages if not find_spec(package)):
+        what = f"The model needs a package that is not installed: {', '.join(missing)}."
+        todo = "Install the requirements.txt that MLflow shows with the model, here and on all workers."
+        raise TiplineError(what, where, todo)
     if untrusted:
         types = shorten_text(", ".join(untrusted))
         raise refuse_model(f"{shorten_text(name)} has types that tipline does not load: {types}", where)

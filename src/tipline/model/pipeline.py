@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +135,23 @@ def create_classifier(train: Train, root: Path) -> Any:  # noqa: ANN401 (whateve
     if not hasattr(type(classifier), "predict_proba") or not hasattr(classifier, "get_params"):
         what = f"{train.estimator} returned {shorten_text(repr(classifier))}, which is not a scikit-learn classifier."
         raise UsageError(what, f"{WHERE}.estimator", "Return one that has predict_proba.")
-    seeds = [name for name in classifier.get_params() if name == "random_state" or name.endswith("__random_state")]
-    return classifier.set_params(**{name: train.seed for name in seeds if classifier.get_params()[name] is None})
+    return classifier.set_params(**list_defaults(classifier, train.seed))
+
+
+def list_defaults(classifier: Any, seed: int) -> dict[str, int]:  # noqa: ANN401 (a classifier of any package)
+    """Return the seed and one thread for all parts of an estimator that leave them open.
+
+    LightGBM and XGBoost would start a thread per core in each of as many processes. `n_jobs` in `params` allows more.
+    """
+    params, defaults = classifier.get_params(), {}
+    for name in (name for name, value in params.items() if value is None):
+        part, _, parameter = name.rpartition("__")
+        package = type(params.get(part, classifier)).__module__.partition(".")[0]
+        if parameter == "random_state":
+            defaults[name] = seed
+        elif parameter == "n_jobs" and package in {"lightgbm", "xgboost"}:
+            defaults[name] = 1
+    return defaults
 
 
 def import_function(name: str, root: Path) -> Callable[..., Any]:
@@ -175,13 +191,13 @@ def check_parameters(name: str, factory: Callable[..., Any], params: Mapping[str
 def fit_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels, *, must_converge: bool = True) -> Pipeline:
     """Fit a pipeline in place on `inputs` of shape (rows, features), with one BLAS thread: equal rows give equal bytes.
 
-    Raises TiplineError if scikit-learn refuses the parameters or the rows, or the solver does not converge.
+    Raises TiplineError if the estimator refuses the parameters or the rows, or the solver does not converge.
     """
     try:
         with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             fitted: Pipeline = pipeline.fit(inputs, labels)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # LightGBM, for example, has its own
         what = f"The model cannot be fitted: {join_lines(error)}"
         raise TiplineError(what, f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.") from error
     if must_converge and any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
@@ -220,6 +236,13 @@ def dump_estimator(pipeline: Pipeline) -> bytes:
         todo = f"Use another estimator, of classes of {', '.join(sorted(pyfunc.PACKAGES))} alone."
         raise UsageError(what, f"{WHERE}.estimator", todo)
     return estimator
+
+
+def list_packages(dump: bytes) -> set[str]:
+    """Return the installed packages that the types in a skops file come from."""
+    modules = {name.partition(".")[0] for name in skops.io.get_untrusted_types(data=dump)}
+    installed = packages_distributions()
+    return {package for module in modules for package in installed.get(module, ())}
 
 
 def try_pipeline(pipeline: Pipeline, inputs: pyfunc.Matrix, labels: Labels) -> None:

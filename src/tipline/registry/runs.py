@@ -119,7 +119,8 @@ def log_model(run_id: str, folder: Path) -> str:
     features = files.read_json(folder / pyfunc.SPEC, TODO)["features"]
     training = files.read_json(folder / artifact.TRAINING, TODO)
     inputs = Schema([ColSpec(TYPES[feature["kind"]][0], feature["name"]) for feature in features])
-    used = training["libraries"]  # when a model is logged again, other versions may be installed
+    # Those of the estimator, too. When a model is logged again, other versions may be installed.
+    used = training["libraries"]
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow follows symlinks, and DVC's cache, which they may point to, has names without an ending.
         names = (*artifact.FILES, artifact.TRAINING)
@@ -130,7 +131,9 @@ def log_model(run_id: str, folder: Path) -> str:
             artifacts=copies,
             signature=ModelSignature(inputs, Schema([ColSpec("float", pyfunc.OUTPUT)])),
             input_example=create_example(features, training["example"]),
-            pip_requirements=[f"{name}=={used.get(name) or installed_version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[
+                f"{name}=={used.get(name) or installed_version(name)}" for name in dict.fromkeys((*REQUIREMENTS, *used))
+            ],
         )
         uri = str(logged.model_uri)
         stored = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(Path(scratch, "stored"))))

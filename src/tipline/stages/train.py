@@ -76,6 +76,7 @@ def train_model(
     model.spec["reference"] = drift.build_reference(rows, model.spec, scores)
     model_pipeline.save_spec(folder, golden_rows.add_golden_rows(model, rows))
     figures = Counts.from_rows(rows, model.spec, scores).figures(baseline)
+    packages = model_pipeline.list_packages((folder / pyfunc.ESTIMATOR).read_bytes())
     examples = rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
     return {
         "name": artifact.format_title(settings, len(rows)),
@@ -87,6 +88,6 @@ def train_model(
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
         "warnings": drift.find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels)),
-        "libraries": {package: version(package) for package in LIBRARIES},
+        "libraries": {package: version(package) for package in (*LIBRARIES, *sorted(packages - {*LIBRARIES}))},
         "example": json.loads(json.dumps(examples, default=str)),  # timestamps as text
     }
