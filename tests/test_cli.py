@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from tipline import cli, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tipline.paths import Paths
 
@@ -59,7 +59,8 @@ def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str])
 
 
 def test_outside_a_project_the_message_says_where_to_go(run_cli: Run, tmp_path: Path) -> None:
-    code, printed = run_cli(tmp_path, "status")
+    # The root, because a folder above the temporary one may be somebody's project.
+    code, printed = run_cli(Path(tmp_path.anchor), "status")
     assert code == 2
     assert "not a tipline project" in printed
 

@@ -92,7 +92,7 @@ def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
     """Return predicted and observed positive rates of up to ten groups of rows, by score.
 
     A score counts as the middle of its band. The groups have about the same sum of p (1 - p), so that their rates are
-    about equally certain; with equally many rows each, most groups would hardly ever tip.
+    about equally certain; with equally many rows each, most groups would have almost no positive rows.
     """
     middles, rows = (np.arange(BANDS) + 0.5) / BANDS, bands[:, :2].sum(axis=1)
     variance = rows * middles * (1 - middles)
