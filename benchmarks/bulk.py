@@ -131,7 +131,7 @@ class Project:
             "sample": {"months": roles, "rows": FIT_ROWS},
             "learning_curve": {"sizes": 2, "repeats": 2},
             "train": {"rows": min(FIT_ROWS, self.rows), **self.train},
-            "score": {"workers": 2},
+            "cluster": {"n_workers": 2},
             "demo": {"rows": self.rows},
         }
         for section in (sections, changes):
@@ -147,7 +147,8 @@ class Project:
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir(parents=True)
         shutil.copytree(Path(files.__file__).parent, self.root / "src" / "tipline")
-        shutil.copy(HERE.parent / "dvc.yaml", self.root)
+        for name in ("dvc.yaml", "features.py"):
+            shutil.copy(HERE.parent / name, self.root)
         self.settings()
 
     def fetch(self, months: Sequence[str], rows: int) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import multiprocessing
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from multiprocessing.synchronize import Barrier
 
     import numpy as np
     import pyarrow as pa
@@ -205,43 +203,6 @@ def polars_case(project: Path, folder: Path, months: list[str], published: bool 
     return time.perf_counter() - started
 
 
-# ---- hist_gradient_boosting: predict_proba on ready matrices ----
-
-
-def predict(project: Path, blocks: list[tuple[str, int]], ready: Barrier) -> float:
-    """Make the matrices of some row groups, wait for the others, return the seconds that predict_proba takes."""
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    from tipline.ingest import columns  # noqa: PLC0415
-    from tipline.model import artifact, pyfunc  # noqa: PLC0415
-
-    files = artifact.read_artifact(project / "models" / "champion")
-    model: Any = artifact.load_model(files, artifact.hash_artifact(files))
-    names = list(columns.list_needed_columns(model.spec))
-    tables = [pq.ParquetFile(prepared_file(project, month)).read_row_group(n, names) for month, n in blocks]
-    inputs = [
-        pyfunc.build_matrix(batch, model.features) for table in tables for batch in table.combine_chunks().to_batches()
-    ]
-    ready.wait()
-    started = time.perf_counter()
-    for matrix in inputs:
-        model.estimator.predict_proba(matrix)
-    return time.perf_counter() - started
-
-
-def matrices(project: Path, folder: Path, months: list[str]) -> float:
-    """The same blocks, dealt out to as many processes of one thread each (OMP_NUM_THREADS); the slower one counts."""
-    del folder
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    groups = {month: pq.ParquetFile(prepared_file(project, month)).num_row_groups for month in months}
-    blocks = [(month, group) for month in months for group in range(groups[month])]
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, context.Pool(WORKERS) as pool:
-        ready: Any = manager.Barrier(WORKERS)
-        return max(pool.starmap(predict, [(project, blocks[n::WORKERS], ready) for n in range(WORKERS)], chunksize=1))
-
-
 CASES: dict[str, Callable[[Path, Path, list[str]], float]] = {
     "floor": floor,
     "duckdb": duckdb_case,
@@ -250,7 +211,6 @@ CASES: dict[str, Callable[[Path, Path, list[str]], float]] = {
     "polars": polars_case,
     "polars-lookup": functools.partial(polars_case, tuned=False),
     "polars-published": functools.partial(polars_case, published=True),
-    "matrices": matrices,
 }
 
 

@@ -31,12 +31,12 @@ from tipline import config
 from tipline.evaluation import metrics
 from tipline.ingest import prepare, simulate
 from tipline.ingest.schema import load_schema
-from tipline.model import pipeline, pyfunc
+from tipline.model import artifact, compiled, pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tipline.model.pyfunc import Floats
+    from tipline.arrays import Floats
 
 ROOT = Path(__file__).parent.parent
 MONTH = "2009-01"
@@ -64,20 +64,19 @@ def rows(path: Path, count: int) -> pa.RecordBatch:
 
 def tipline(trips: pa.RecordBatch, **parameters: str) -> Fitted:
     started = time.perf_counter()
-    features = pipeline.create_spec(SETTINGS, load_schema())["features"]
+    schema, labels = load_schema(), metrics.read_labels(trips, TARGET)[0]
     train = SETTINGS.train.model_copy(update={"params": {**SETTINGS.train.params, **parameters}})
-    labels, _ = metrics.read_labels(trips, TARGET)
-    fitted = pipeline.fit_pipeline(
-        pipeline.build_pipeline(features, train, ROOT), pyfunc.build_matrix(trips, features), labels
-    )
-    folded = pipeline.fold(fitted, features)
+    settings = SETTINGS.model_copy(update={"train": train})
+    frame = artifact.read_frame(trips, pipeline.create_spec(settings, schema)["inputs"])
+    unfitted = pipeline.build_pipeline(settings, schema, ROOT, frame)
+    linear = compiled.fold_pipeline(pipeline.fit_pipeline(unfitted.pipeline, frame, labels))
     seconds = time.perf_counter() - started
-    return seconds, lambda: scored(trips, features, folded)
+    return seconds, lambda: scored(trips, linear or {})
 
 
-def scored(trips: pa.RecordBatch, features: list[dict[str, Any]], folded: pyfunc.Linear | None) -> Floats:
+def scored(trips: pa.RecordBatch, linear: dict[str, Any]) -> Floats:
     scores = np.empty(len(trips))
-    for of, some in folded.probabilities(trips, features) if folded else ():
+    for of, some in compiled.compute_probabilities(trips, linear):
         scores[of] = some
     return scores
 

@@ -71,7 +71,6 @@ RATIOS = [
     Ratio("... that reads only its columns", "tipline prepare + score", "seed, its columns", 2.5),
     Ratio("... against DuckDB, two months at once", "tipline prepare + score", "DuckDB, published", 0.9),
     Ratio("... against Polars", "tipline prepare + score", "Polars, published", None),
-    Ratio("hist_gradient_boosting, against predict_proba", "tipline score, boosted", "predict_proba", 0.9),
     Ratio("two workers, against one", "tipline score", "tipline score, 1 worker", 1.8),
     Ratio("12 months, speed against 3 months", "12 months", "3 months", None),
     Ratio("12 months, speed against 1 month", "12 months", "1 month", None),
@@ -125,7 +124,6 @@ class Bench:
             Case("seed", rows, partial(self.seed, "seed", "predict")),
             Case("seed, its columns", rows, partial(self.seed, "seed, its columns", "predict-selected")),
             Case("tipline score, boosted", self.options.boosted_rows, partial(self.score, self.boosted)),
-            Case("predict_proba", self.options.boosted_rows, self.matrices),
         ]
         names = {1: "1 month"}
         linked = [
@@ -200,11 +198,6 @@ class Bench:
         rows, due = (sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("*.parquet")), self.rows())
         self.checks[name] = f"{rows:,} rows; a model of its own" if rows == due else f"WRONG: {rows:,} of {due:,} rows"
         return of_script(ran) | {"bytes": written(out)}
-
-    def matrices(self) -> Told:
-        """Only steady: reading the rows and making the matrices is not what is compared."""
-        ran = script("by_hand.py", "matrices", self.boosted, self.folder / "out", {"OMP_NUM_THREADS": "1"})
-        return of_script(ran) | {"seconds": None, "bytes": None}
 
     # ---- checks ----
 
@@ -435,7 +428,6 @@ NOTES = [
     "- MiB a worker: the most that one worker held at a moment, or the process of a case without workers: resident,",
     "  looked at twenty times a second; pages that processes share count in each.",
     "- 1, 3, 12 months: hard links to the first prepared month, each with a manifest of its own, so the rows repeat.",
-    "- predict_proba: seconds in the slower of two processes of one thread, on matrices that are ready.",
     "- tipline prepare + score: one month after the other, then all months.",
 ]
 

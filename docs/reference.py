@@ -194,9 +194,9 @@ def list_arguments(command: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def format_argument(action: argparse.Action) -> list[str]:
     """Return the row of an argument."""
-    shown = action.metavar or action.dest
+    shown = "" if action.nargs == 0 else action.metavar or action.dest
     shown = " ".join(shown) if isinstance(shown, tuple) else shown
-    return [f"`{' '.join([*action.option_strings, shown])}`", str(action.help)]
+    return [f"`{' '.join([*action.option_strings, shown]).strip()}`", str(action.help)]
 
 
 def format_sentence(text: str | None) -> str:
@@ -262,6 +262,7 @@ def list_outputs(stage: Mapping[str, Any]) -> list[str]:
 def format_files(files: Iterable[str]) -> str:
     """Format files for a cell, with MONTH and ROLE for the variables of dvc.yaml."""
     words = {"${item}/${key}": "ROLE/MONTH", "${item}": "MONTH", "${key}": "MONTH", "${schema}": "the schema"}
+    words["${model.code}"] = "features.py"
     text = ", ".join(f"`{file}`" for file in files)
     for old, new in words.items():
         text = text.replace(old, new)

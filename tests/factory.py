@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline.ingest import prepare
+from tipline.ingest.columns import CATEGORY
 from tipline.ingest.schema import load_schema
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = load_schema()
+# What a prepared file is read as: categories are text.
+STORED = pa.schema([field.with_type(pa.string()) if field.type == CATEGORY else field for field in SCHEMA.arrow_schema])
 MONTH = "2009-01"
 COLUMNS = """vendor pickup_datetime dropoff_datetime passenger_count trip_distance rate_code trip_type payment_type
     fare_amount extra mta_tax tolls_amount improvement_surcharge congestion_surcharge airport_fee cbd_congestion_fee

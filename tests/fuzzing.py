@@ -280,7 +280,7 @@ class Project:
         quarantine.validate(full=True)
         rows = sorted([*trips["row"].to_pylist(), *quarantine["row"].to_pylist()])
         more = {
-            "the schema differs": not trips.schema.equals(factory.SCHEMA.arrow_schema),
+            "the schema differs": not trips.schema.equals(factory.STORED),
             "the counts differ": (len(trips), len(quarantine)) != (manifest["rows_out"], manifest["quarantined"]),
             "rows are lost or repeated": rows != list(range(manifest["rows_in"])),
         }

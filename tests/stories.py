@@ -86,7 +86,7 @@ class Story:
 
 def start(root: Path, **sections: object) -> Story:
     """The project as a clone has it, with small settings (see `conftest.settings_values`)."""
-    kept = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml")
+    kept = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "features.py")
     for name in (*kept, "data/README.md", "models/README.md"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)

@@ -16,7 +16,7 @@ from tipline.model import artifact, golden_rows, pyfunc
 from tipline.training import calibration, sampling
 
 if TYPE_CHECKING:
-    from tipline.model.pyfunc import Floats
+    from tipline.arrays import Floats
     from tipline.paths import Paths
 
 METHODS = ("sigmoid", "isotonic")
@@ -74,7 +74,7 @@ def test_training_calibrates_on_the_validation_months(trained_project: Paths, me
     workbench.run(trained_project, "train")
     contents = artifact.read_artifact(trained_project.challenger)
     assert contents[pyfunc.ESTIMATOR] == before[pyfunc.ESTIMATOR]
-    model = pyfunc.Model(contents)
+    model = artifact.Model(contents, use_compiled=False)
     assert golden_rows.check_golden_rows(model, "here") == 0
     rows = workbench.as_batch(sampling.read_pool([trained_project.sample("validation", "2009-02")]))
     labels, _ = metrics.read_labels(rows, "tip_amount > 0")

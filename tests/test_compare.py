@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tipline.model.pyfunc import Probabilities
+    from tipline.arrays import Probabilities
     from tipline.paths import Paths
 
     Run = Callable[..., tuple[int, str]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from tests.conftest import settings_values
+from tests.conftest import ROOT, settings_values
 from tipline import config
 from tipline.errors import UsageError
 
@@ -55,8 +56,14 @@ MISTAKES: list[tuple[str, Any, str]] = [
      "sample.months.2009-02 has to be 'train', 'validation' or 'test', not \"holdout\""),
     ("train.rows", "all", "train.rows: 'all' is neither 'auto' nor a positive whole number"),
     ("train.rows", 99_999, "train.rows: 99,999 rows are requested, the sample has at most 3,000"),
-    ("train.estimator", "logistic_regresion",
-     "train.estimator: 'logistic_regresion' is not an estimator, did you mean logistic_regression?"),
+    ("train.estimator", "logistic_regresion", "There is no 'logistic_regresion'. Did you mean logistic_regression?"),
+    ("train.estimator", "no estimator", "train.estimator: 'no estimator' is not an estimator; use logistic_"),
+    ("model.features", "add_feature", "There is no 'add_feature'. Did you mean add_features?"),
+    ("model.code", "missing.py", "There is no file missing.py beside params.yaml. Create it; an empty one will do."),
+    ("model.code", "params.yaml", "model.code"),
+    ("model.code", "transformers.py", "transformers.py is the name of a file of tipline's own in each model. Name"),
+    ("model.code", "broken.py", "broken.py is not Python: "),
+    ("model.hidden", ["vendor"], "vendor is hidden. Remove it from the list."),
     ("score.model", "latest", "score.model: 'latest' is neither 'champion' nor a positive whole number"),
     ("source", "https://example.org/trips.parquet",
      "source: 'https://example.org/trips.parquet' is not an address with {month} in it"),
@@ -72,11 +79,6 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("model.target", "payment_type", "'payment_type' is not a yes/no value. Write a yes/no expression over columns "),
     ("model.target", "tip_amount +", "'tip_amount +' is not an expression: "),
     ("model.target", "tip_amount > 0.2 * fare_amount", "fare_amount is part of the target; as a feature it would"),
-    ("model.categories", {"vendor": ["CMT"]},
-     ("payment_type is a category in model.columns, but its values are not listed. "
-      "Add the values that the model tells apart: payment_type: [cash, ")),
-    ("model.categories", {"vendor": ["CMT"], "payment_type": ["cash"], "rate_code": ["JFK"]},
-     "rate_code has values here but is not a category in model.columns."),
     ("model.categories.payment_type", ["cash", False],
      "model.categories.payment_type has to be a valid string, not false: put it in quotes"),
     ("evaluate.baseline", ["tip_amount"], "tip_amount is known only after"),
@@ -106,6 +108,8 @@ def set_value(key: str, value: Any) -> dict[str, Any]:
 
 
 def write(path: Path, values: object) -> Path:
+    shutil.copyfile(ROOT / "features.py", path.with_name("features.py"))
+    path.with_name("broken.py").write_text("def add(:\n")
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
 

@@ -20,7 +20,7 @@ from tipline.monitoring import counts
 from tipline.monitoring.counts import Counts, Histogram
 
 if TYPE_CHECKING:
-    from tipline.model.pyfunc import Probabilities
+    from tipline.arrays import Probabilities
     from tipline.paths import Paths
 
 RATES = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}
@@ -34,7 +34,7 @@ def floats(*values: float) -> Probabilities:
 
 
 def count_rows(trips: pa.RecordBatch, scores: Probabilities) -> Counts:
-    return Counts.from_rows(trips, SPEC, scores)
+    return Counts.from_rows(trips, SPEC, scores, trips)
 
 
 def test_counts_of_parts_add_up_to_those_of_the_whole(trained_template: Paths) -> None:
@@ -42,9 +42,11 @@ def test_counts_of_parts_add_up_to_those_of_the_whole(trained_template: Paths) -
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
     trips = workbench.as_batch(workbench.read_prepared(trained_template, "2009-03"))
     scores = model.probabilities(trips)
-    whole = Counts.from_rows(trips, model.spec, scores, "2009-03")
+    whole = Counts.from_rows(trips, model.spec, scores, trips, "2009-03")
     parts = [
-        Counts.from_rows(trips.slice(low, high - low), model.spec, scores[low:high], "2009-03")
+        Counts.from_rows(
+            trips.slice(low, high - low), model.spec, scores[low:high], trips.slice(low, high - low), "2009-03"
+        )
         for low, high in itertools.pairwise([0, 0, 1, 777, 778, 3001, 5000])
     ]
     written = [json.dumps(part.to_json()) for part in parts]
@@ -67,7 +69,7 @@ def test_days_are_those_of_the_month_and_all_other_rows_are_apart() -> None:
     times = [first, first + DAY - 1, first + 27 * DAY, first + 28 * DAY, first - 1, -(DAY * 9), None]
     tips = [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     trips = batch(["cash"] * 7, tips, pickup_datetime=pa.array(times, pa.timestamp("us")))
-    days = Counts.from_rows(trips, SPEC, floats(0.75, *[0.5] * 6), "2009-02").days
+    days = Counts.from_rows(trips, SPEC, floats(0.75, *[0.5] * 6), trips, "2009-02").days
     assert days["1"]["cash"] == pytest.approx((2, 1, 1.25, -math.log(0.25) - math.log(0.5)))
     in_days = {day: groups["cash"][:2] for day, groups in days.items()}
     assert in_days == {"1": (2, 1), "28": (1, 0), counts.OTHER: (4, 1)}

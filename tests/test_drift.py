@@ -41,7 +41,7 @@ def trips(rows: int = ROWS, days: int = 28, seed: int = 1, **changed: Any) -> pa
 
 
 def build_reference(rows: pa.RecordBatch) -> dict[str, Any]:
-    return drift.build_reference(rows, SPEC, np.linspace(0, 1, len(rows)).astype(np.float32))
+    return drift.build_reference(rows, SPEC, np.linspace(0, 1, len(rows)).astype(np.float32), rows)
 
 
 def measure_drift(reference: dict[str, Any], month: pa.RecordBatch) -> dict[str, Any]:
@@ -136,5 +136,5 @@ def test_a_feature_that_gives_the_target_away_is_named(column: str, probability:
     given_away = {"extra": pa.array(labels.astype(float)), "vendor": vendors}
     rows = trips(**{column: given_away[column]})
     losses = metrics.compute_log_loss(np.where(labels, probability, 1 - probability), labels)
-    warnings = drift.find_leaks(rows, SPEC | {"reference": build_reference(rows)}, losses)
+    warnings = drift.find_leaks(rows, SPEC | {"reference": build_reference(rows)}, losses, rows)
     assert [warning[: len("extra alone reaches 10")] for warning in warnings] == found

@@ -58,7 +58,8 @@ def test_params_of_stages_exist() -> None:
 
 def test_stage_finds_tipline_in_the_projects_environment(tmp_path: Path) -> None:
     """`.venv/bin/dvc repro` works although the environment is not activated."""
-    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    for name in ("dvc.yaml", "features.py"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values |= {"schema": str(ROOT / values["schema"]), "demo": {"rows": 200, "seed": 1}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import skops.io
@@ -16,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from tests import workbench
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.model import artifact, loader, pipeline
+from tipline.model import artifact, estimators, loader, pyfunc
 from tipline.registry import store
 
 if TYPE_CHECKING:
@@ -24,29 +25,42 @@ if TYPE_CHECKING:
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.usefixtures("_on_cluster")]
 FEW = {"n_estimators": 5}
+BOOSTING = {"catboost", "lightgbm", "xgboost"}
 CODE = """
+import pandas as pd
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier, StackingClassifier, VotingClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import SplineTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, SplineTransformer, StandardScaler
 
 PARTS = [("boosting", GradientBoostingClassifier(n_estimators=5)), ("linear", LogisticRegression())]
 
-def calibrated(**params): return CalibratedClassifierCV(RandomForestClassifier(n_estimators=5), **params)
-def voting(): return VotingClassifier(PARTS, voting="soft")
-def stacking(): return StackingClassifier(PARTS)
-def splines(): return make_pipeline(SplineTransformer(), LogisticRegression())
-def sgd(): return make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss"))
-def unknown(): return Mine()
+def on_frame(*steps):
+    numbers = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
+    columns = ["passenger_count", "trip_distance", "fare_amount", "extra"]
+    words = OneHotEncoder(handle_unknown="ignore")
+    return make_pipeline(make_column_transformer((words, ["vendor", "payment_type"]), (numbers, columns)), *steps)
 
-class Mine(LogisticRegression):
-    pass
+def calibrated(**params): return on_frame(CalibratedClassifierCV(RandomForestClassifier(n_estimators=5), **params))
+def voting(): return on_frame(VotingClassifier(PARTS, voting="soft"))
+def stacking(): return on_frame(StackingClassifier(PARTS))
+def splines(): return make_pipeline(make_column_transformer((SplineTransformer(), ["extra"])), LogisticRegression())
+def sgd(): return on_frame(SGDClassifier(loss="log_loss"))
+def lambdas(): return on_frame(Lambdas())
+def gadget(): return on_frame(FunctionTransformer(inverse_func=pd.read_pickle), LogisticRegression())
+
+class Lambdas(LogisticRegression):
+    def fit(self, X, y):
+        self.function_ = lambda value: value
+        return super().fit(X, y)
 """
 
 
 def use_estimator(paths: Paths, estimator: str, params: dict[str, Any]) -> None:
-    (paths.root / "mine.py").write_text(CODE)
+    (paths.root / "features.py").write_text(CODE)
     workbench.change_settings(paths, train={"estimator": estimator, "params": params})
 
 
@@ -59,11 +73,12 @@ def use_estimator(paths: Paths, estimator: str, params: dict[str, Any]) -> None:
         ("sklearn.ensemble.HistGradientBoostingClassifier", {"max_iter": 5, "monotonic_cst": [0, 0, 0, 0, 0, 1, 0]}),
         ("lightgbm.LGBMClassifier", FEW | {"subsample": 0.5, "subsample_freq": 1, "verbose": -1}),
         ("xgboost.XGBClassifier", FEW | {"subsample": 0.5}),
-        ("mine:calibrated", {"cv": 2}),
-        ("mine:voting", {}),
-        ("mine:stacking", {}),
-        ("mine:splines", {}),
-        ("mine:sgd", {}),
+        ("catboost.CatBoostClassifier", FEW),
+        ("calibrated", {"cv": 2}),
+        ("voting", {}),
+        ("stacking", {}),
+        ("splines", {}),
+        ("sgd", {}),
     ],
 )
 def test_an_estimator_goes_the_whole_way(scored_project: Paths, estimator: str, params: dict[str, Any]) -> None:
@@ -73,30 +88,32 @@ def test_an_estimator_goes_the_whole_way(scored_project: Paths, estimator: str, 
     first = artifact.read_artifact(paths.challenger)
     workbench.run(paths, "train")
     assert artifact.read_artifact(paths.challenger) == first
+    for path in paths.champion.glob("*.py"):
+        path.unlink()
     for name, data in first.items():
         (paths.champion / name).write_bytes(data)
     ref = workbench.read_json(paths.champion_ref) | {"digest": artifact.hash_artifact(first)}
     files.write_json(paths.champion_ref, ref)
     workbench.run(paths, "register", "evaluate", "score")
-    trips = workbench.read_prepared(paths, "2009-02")
+    trips = workbench.as_batch(workbench.read_prepared(paths, "2009-02"))
     stored = pq.read_table(paths.predictions / "month=2009-02")["probability"].to_numpy()
     expected = artifact.load_model(first, artifact.hash_artifact(first)).probabilities(trips)
     assert stored.tobytes() == expected.tobytes()
     assert len(np.unique(stored)) > 2
     with store.connect_store(paths):
         served = mlflow.pyfunc.load_model("models:/tip-probability/1")
-        frame = trips.to_pandas()[served.metadata.get_input_schema().input_names()]
-        frame = frame.astype(dict.fromkeys(("vendor", "payment_type"), "str") | {"passenger_count": "float64"})
+        frame = pd.read_parquet(paths.prepared_file("2009-02"))[served.metadata.get_input_schema().input_names()]
         pinned = Path(mlflow.pyfunc.get_model_dependencies("models:/tip-probability/1")).read_text()
     packages = set(re.findall(r"^(\w+)[\w-]*==", pinned, re.MULTILINE))
-    assert packages & {"lightgbm", "xgboost"} == {"lightgbm", "xgboost"} & {estimator.partition(".")[0]}
+    assert packages & BOOSTING == BOOSTING & {estimator.partition(".")[0]}
     np.testing.assert_array_equal(served.predict(frame)["probability"], expected)
 
 
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        ("mine:unknown", "has types that tipline does not load: mine.Mine"),
+        ("lambdas", r"cannot be loaded in another process: .*<lambda>"),
+        ("gadget", r"types that tipline does not load: pandas\.\S*read_pickle"),
         ("sklearn.ensemble.RandomForest", "There is no estimator 'sklearn.ensemble.RandomForest'"),
         ("sklearn.svm.LinearSVC", "is not a scikit-learn classifier"),
         ("not_installed.Classifier", "There is no estimator 'not_installed.Classifier'"),
@@ -115,10 +132,11 @@ def test_a_parameter_that_the_package_refuses_is_one_message(trained_project: Pa
         workbench.run(trained_project, "learning_curve")
 
 
-def test_a_package_that_is_not_installed_is_named() -> None:
-    kind = type("CatBoostClassifier", (LogisticRegression,), {"__module__": "catboost.core"})
-    with pytest.raises(TiplineError, match="a package that is not installed: catboost"):
-        loader.check_skops("estimator.skops", skops.io.dumps(kind()), "version 1")
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("Classifier", (LogisticRegression,), {"__module__": "not_installed.core"})
+    monkeypatch.setattr(pyfunc, "PACKAGES", {*pyfunc.PACKAGES, "not_installed"})
+    with pytest.raises(TiplineError, match="a package that is not installed: not_installed"):
+        loader.check_skops("estimator.skops", skops.io.dumps(kind()), "version 1", {})
 
 
 @pytest.mark.parametrize(("params", "threads"), [({}, 1), ({"n_jobs": 2}, 2)])
@@ -126,5 +144,6 @@ def test_boosting_uses_one_thread_unless_told_otherwise(
     trained_project: Paths, params: dict[str, Any], threads: int
 ) -> None:
     workbench.change_settings(trained_project, train={"estimator": "xgboost.XGBClassifier", "params": params})
-    classifier = pipeline.create_classifier(workbench.load_settings(trained_project).train, trained_project.root)
+    code = estimators.UserFile.load(trained_project.root / "features.py")
+    classifier = estimators.create_classifier(workbench.load_settings(trained_project).train, code)
     assert (classifier.n_jobs, classifier.random_state) == (threads, 0)

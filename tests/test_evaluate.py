@@ -181,18 +181,17 @@ def test_months_of_a_champion_that_tipline_did_not_make_come_from_its_ref(
     assert evaluate(project)["gate"]["reasons"] == reasons
 
 
-WEATHER = [{"name": "weather", "kind": "number", "range": None}]
-FARE = [{"name": "fare_amount", "kind": "number", "range": None}]
-NOT_FINITE = {"intercept": float("nan"), "terms": [[0, 0]]}
+WEATHER = {"intercept": 0.0, "terms": [{"name": "weather", "kind": "hours", "table": [0.0]}]}
+NOT_FINITE = {"intercept": float("nan"), "terms": []}
 
 
 @pytest.mark.parametrize(
     ("role", "values", "reason"),
     [
         ("champion", {"target": "tolls_amount > 0"}, "the champion predicts tolls_amount > 0, not tip_amount > 0"),
-        ("champion", {"features": WEATHER}, "the champion cannot score these rows"),
-        ("challenger", {"features": WEATHER}, "the challenger cannot score these rows: "),
-        ("challenger", {"features": FARE, "linear": NOT_FINITE}, "its scores are not finite"),
+        ("champion", {"linear": WEATHER}, "the champion cannot score these rows"),
+        ("challenger", {"linear": WEATHER}, "the challenger cannot score these rows: "),
+        ("challenger", {"linear": NOT_FINITE}, "its scores are not finite"),
     ],
 )
 def test_a_model_that_cannot_be_compared_is_a_reason_to_refuse(
@@ -202,7 +201,7 @@ def test_a_model_that_cannot_be_compared_is_a_reason_to_refuse(
     found = evaluate(project)
     assert not found["gate"]["promote"]
     assert reason in found["gate"]["reasons"][0]
-    assert {one for one in ROLES if found[one]["log_loss"] is None} == ({role} if "features" in values else set())
+    assert {one for one in ROLES if found[one]["log_loss"] is None} == ({role} if "linear" in values else set())
     assert (found["worth"] == "The challenger cannot score these rows") is (role == "challenger")
     assert project.evaluation.with_suffix(".png").is_file()
 

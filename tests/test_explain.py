@@ -58,7 +58,7 @@ def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run)
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(stored, abs=1e-5)
     assert why["probability"].endswith("as stored")
 
-    # A model that is not linear has no contributions.
+    # Boosting of scikit-learn has no contributions.
     boosting = {"estimator": "hist_gradient_boosting", "params": {"max_iter": 5}, "calibration": "sigmoid"}
     workbench.change_settings(project, train=boosting)
     workbench.run(project, "train")
@@ -68,7 +68,8 @@ def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run)
     workbench.run(project, "score")
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     why = read_section(printed, "why (log-odds)")
-    assert why["probability"].endswith("as stored; no contributions, because the model is not linear")
+    reason = "no contributions, because the model is neither linear nor of LightGBM or XGBoost"
+    assert why["probability"].endswith(f"as stored; {reason}")
     assert "before sigmoid" in printed
 
 

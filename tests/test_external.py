@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 
     Cli = Callable[..., tuple[int, str]]
 
-pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*")]
+pytestmark = [
+    *workbench.MLFLOW_WARNINGS,
+    pytest.mark.filterwarnings("ignore:.*pickle.*"),
+    pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
+]
 NAME = "tip-probability"
 SAFE: dict[str, Any] = {"serialization_format": "skops", "skops_trusted_types": ["numpy.dtype"]}
+PICKLE: dict[str, Any] = {"serialization_format": "cloudpickle", "skops_trusted_types": None}
 INPUTS = Schema([ColSpec(DataType.string, "payment_type"), ColSpec(DataType.double, "fare_amount")])
 SIGNATURE = ModelSignature(INPUTS, Schema([TensorSpec(np.dtype("float64"), (-1, 2))]))
 
@@ -57,21 +62,35 @@ def fitted(paths: Paths) -> Any:
 
 def add_version(paths: Paths, model: Any, signature: ModelSignature | None, **logged: Any) -> int:
     """Register a scikit-learn model with MLflow alone; return the version number."""
-    logged |= {"signature": signature, "pip_requirements": ["scikit-learn"]}
+    logged = SAFE | logged | {"signature": signature, "pip_requirements": ["scikit-learn"]}
     with store.connect_store(paths) as client:
         experiment = client.create_experiment("elsewhere", (paths.root / "elsewhere").as_uri())
         with mlflow.start_run(experiment_id=experiment):
-            info = mlflow.sklearn.log_model(model, name="model", **SAFE, **logged)
+            info = mlflow.sklearn.log_model(model, name="model", **logged)
         return int(mlflow.register_model(info.model_uri, NAME).version)
 
 
 @pytest.mark.usefixtures("_on_cluster")
+@pytest.mark.parametrize(("stored", "flags"), [(SAFE, []), (PICKLE, ["--trust-code"])], ids=["skops", "pickle"])
 def test_external_version_scores_all_months_and_survives_a_lost_registry(
-    project: Paths, run_cli: Cli, mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Paths,
+    run_cli: Cli,
+    mlflow_template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict[str, Any],
+    flags: list[str],
 ) -> None:
+    """A pickle, too, once it was promoted with --trust-code."""
     model = fitted(project)
-    number = add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba")
-    assert run_cli(project.root, "promote", str(number), "--force", "test")[0] == 0
+    number = add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba", **stored)
+    if flags:
+        code, output = run_cli(project.root, "promote", str(number), "--force", "test")
+        assert code == 1
+        assert (
+            "MLmodel says serialization_format: cloudpickle for sklearn, which lets mlflow.sklearn load a p" in output
+        )
+    assert run_cli(project.root, "promote", str(number), "--force", "test", *flags)[0] == 0
     for stage in ("register", "evaluate", "score", "monitor", "record"):
         assert run_cli(project.root, stage)[0] == 0
     for month in workbench.MONTHS:

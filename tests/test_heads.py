@@ -128,7 +128,7 @@ def test_a_head_comes_out_as_its_bytes_say(tlc: Path, tmp_path: Path, colour: st
     manifest = made.manifest
     assert (manifest["filled"], manifest["unknown_aliases"], manifest["unknown_columns"]) == ({}, {}, [])
     assert manifest["era"] == its.era
-    assert made.trips.schema.equals(factory.SCHEMA.arrow_schema)
+    assert made.trips.schema.equals(factory.STORED)
     assert made.trips.schema.names == ["row", *COLUMNS]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
@@ -64,7 +65,7 @@ def create_examples(rows: int, seed: int) -> Examples:
     inputs = generator.normal(size=(rows, 2))
     labels = inputs[:, 0] + generator.normal(size=rows) > 0
     days, segment = generator.integers(0, 7, rows).astype(np.int32), generator.random(rows) < 0.3
-    return Examples(inputs, labels, days, segment, generator.random(rows))
+    return Examples(pd.DataFrame(inputs), labels, days, segment, generator.random(rows))
 
 
 def run_small_study(sizes: tuple[int, ...], seed: int = 9) -> Study:
@@ -78,14 +79,14 @@ def run_small_study(sizes: tuple[int, ...], seed: int = 9) -> Study:
 def test_figures_are_those_of_plain_scikit_learn_and_samples_nest() -> None:
     study, pool, scored = run_small_study((50, 200)), create_examples(400, 0), create_examples(300, 2)
     first = np.random.default_rng(9).permutation(400)[:50]
-    model = LogisticRegression().fit(pool.inputs[first], pool.labels[first])
+    model = LogisticRegression().fit(pool.frame.iloc[first], pool.labels[first])
     for part, mask in (("validation", np.full(300, fill_value=True)), ("validation.segment", scored.segment)):
-        scores, labels = model.predict_proba(scored.inputs[mask])[:, 1], scored.labels[mask]
+        scores, labels = model.predict_proba(scored.frame[mask])[:, 1], scored.labels[mask]
         expected = log_loss(labels, scores), roc_auc_score(labels, scores), brier_score_loss(labels, scores)
         found = [study.figures[f"{part}.{figure}"][0, 0] for figure in ("log_loss", "auc", "brier")]
         assert found == pytest.approx(expected)
         assert study.baseline[f"{part}.log_loss"] == pytest.approx(log_loss(labels, scored.baseline[mask]))
-    likelihood = model.predict_proba(scored.inputs)[np.arange(300), scored.labels.astype(int)]
+    likelihood = model.predict_proba(scored.frame)[np.arange(300), scored.labels.astype(int)]
     assert study.losses["validation"][0, 0] == pytest.approx(np.bincount(scored.days, -np.log(likelihood)))
     assert study.baseline_losses["validation"].sum() == pytest.approx(300 * log_loss(scored.labels, scored.baseline))
     assert (study.figures["fit_seconds"] > 0).all()

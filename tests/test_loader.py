@@ -29,8 +29,8 @@ from tests import workbench
 from tests.conftest import forget_store
 from tipline import cluster
 from tipline.errors import TiplineError
-from tipline.model import artifact, loader, pipeline, pyfunc
-from tipline.registry import model_versions, store
+from tipline.model import artifact, loader, persistence, pyfunc
+from tipline.registry import model_versions, runs, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,8 @@ TRACE = "TIPLINE_TEST_TRACE"
 LEAVE_TRACE = f"import os, pathlib\npathlib.Path(os.environ[{TRACE!r}]).touch()\n"
 CHANGED = "are not those that were registered"
 COUNT = itertools.count(1)
-ESTIMATOR, SPEC = (loader.OWN_ARTIFACTS[name] for name in (pyfunc.ESTIMATOR, pyfunc.SPEC))
+ESTIMATOR, SPEC, CODE = (f"{loader.ARTIFACTS}{name}" for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, workbench.CODE))
+OWN_FILES = {*loader.OWN_FILES, CODE}
 
 
 class Intruder(LogisticRegression):  # type: ignore[misc]
@@ -117,8 +118,7 @@ def add(paths: Paths, folder: Path, tags: dict[str, str] | None = None) -> Model
     """Register a folder with the tags that tipline would give the model, as an attacker can compute them."""
     if tags is None:
         loader.remove_leftovers(folder)
-        names = {artifact.CODE: artifact.CODE, **loader.OWN_ARTIFACTS}
-        digest = artifact.hash_artifact({name: (folder / path).read_bytes() for name, path in names.items()})
+        digest = artifact.read_digest(folder / loader.ARTIFACTS)
         tags = {store.DIGEST: digest, loader.FILES: loader.hash_files(loader.read_files(folder, "here"))}
     with connect(paths) as client:
         return client.create_model_version(NAME, source=folder.as_uri(), tags=tags)
@@ -132,9 +132,10 @@ def test_run_and_version_carry_the_digest_of_all_files_but_compiled_code(project
         write("__pycache__/pyfunc.cpython-311.pyc", b"\0" * 16)(logged)
         run = client.get_run(version.run_id)
         with model_versions.open_download(version) as root:
-            assert set(workbench.read_tree(root)) == loader.OWN_FILES
+            assert set(workbench.read_tree(root)) == OWN_FILES
             files = loader.read_files(root, "")
-    loader.check_external_model(files, "here")  # it is logged from code, as anybody's model may be
+    with pytest.raises(TiplineError, match=r"types that tipline does not load: transformers_\w+\.clip_numbers"):
+        loader.check_external_model(files, "here")  # without its tags, its code is anybody's
     assert version.tags[loader.FILES] == run.data.tags[loader.FILES] == loader.hash_files(files)
 
 
@@ -154,9 +155,12 @@ def write(name: str = "", data: bytes | str = b"", /, **settings: Any) -> Change
     return change
 
 
-def change_code(folder: Path) -> None:
-    code = folder / artifact.CODE
-    code.write_text(code.read_text().replace("import functools\n", f"import functools\n{LEAVE_TRACE}"))
+def change_code(name: str) -> Change:
+    def change(folder: Path) -> None:
+        code = (folder / name).read_text()
+        (folder / name).write_text(code.replace("import numpy as np\n", f"import numpy as np\n{LEAVE_TRACE}"))
+
+    return change
 
 
 def pack(name: str, data: bytes, packed: int = zipfile.ZIP_STORED) -> bytes:
@@ -167,22 +171,26 @@ def pack(name: str, data: bytes, packed: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def intruder(folder: Path, artifacts: str = "artifacts", **spec: Any) -> None:
-    """Make the intruder the estimator, let the model's code trust it, and change model.json."""
-    (folder / artifacts / pyfunc.ESTIMATOR).write_bytes(pipeline.make_canonical(skops.io.dumps(Intruder())))
-    code = folder / artifact.CODE
-    code.write_text(code.read_text().replace('"functools.partial",', f'"functools.partial", "{INTRUDER}",'))
+    """Make the intruder the estimator, let MLflow's wrapper, if there is one, trust it, and change model.json."""
+    (folder / artifacts / pyfunc.ESTIMATOR).write_bytes(persistence.make_canonical(skops.io.dumps(Intruder())))
+    for code in folder.glob(loader.WRAPPER):
+        code.write_text(code.read_text().replace('"functools.partial",', f'"functools.partial", "{INTRUDER}",'))
     model = folder / artifacts / pyfunc.SPEC
     model.write_text(json.dumps(json.loads(model.read_text()) | spec))
 
 
-def set_sklearn_version(dump: bytes, version: str) -> bytes:
-    """A skops file as another scikit-learn would have written it."""
+def replace_in_dump(dump: bytes, old: str, new: str) -> bytes:
+    """A skops file with other text in it."""
     changed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(dump)) as before, zipfile.ZipFile(changed, "w") as after:
         for entry in before.infolist():
-            data = before.read(entry)
-            after.writestr(entry.filename, data.replace(installed("scikit-learn").encode(), version.encode()))
+            after.writestr(entry.filename, before.read(entry).replace(old.encode(), new.encode()))
     return changed.getvalue()
+
+
+def set_sklearn_version(dump: bytes, version: str) -> bytes:
+    """A skops file as another scikit-learn would have written it."""
+    return replace_in_dump(dump, installed("scikit-learn"), version)
 
 
 def other_sklearn(folder: Path, **spec: Any) -> None:
@@ -214,12 +222,15 @@ TRUSTING = {"serialization_format": "skops", "skops_trusted_types": [INTRUDER]}
 THEN, OWN, ANY = "changed then", "tipline's", "somebody's"
 RUNS = True  # MLflow alone would run it
 REFUSED: list[tuple[str, Change, str, bool]] = [
-    (THEN, change_code, CHANGED, RUNS),
+    (THEN, change_code(loader.WRAPPER), CHANGED, RUNS),
+    (THEN, change_code(CODE), CHANGED, RUNS),
     (THEN, change_loader, CHANGED, RUNS),
     (THEN, write("added.txt"), CHANGED, False),
     (THEN, lambda folder: (folder / "conda.yaml").unlink(), CHANGED, False),
     (OWN, write("weights.json", PICKLED), "weights.json may be a pickle", False),
     (OWN, write("notes.txt"), "tipline's models have no file notes.txt", False),
+    (OWN, write("artifacts/code/a.py"), "tipline's models have no file artifacts/code/a.py", False),
+    (OWN, write("code.py"), "tipline's models have no file code.py", False),
     (OWN, write("requirements.txt", pack("a", b"")), "requirements.txt is not a readable skops file", False),
     (OWN, intruder, UNTRUSTED, False),
     (OWN, functools.partial(intruder, linear=None), UNTRUSTED, RUNS),
@@ -292,10 +303,11 @@ def test_linear_model_of_another_scikit_learn_is_scored_and_a_patch_release_is_a
     folder = copy_logged(project)
     other_sklearn(folder)
     with connect(project), model_versions.open_download(add(project, folder)) as root:
-        assert set(workbench.read_tree(root)) == loader.OWN_FILES
+        assert set(workbench.read_tree(root)) == OWN_FILES
     here = ".".join(installed("scikit-learn").split(".")[:2])
     dump = (project.champion / pyfunc.ESTIMATOR).read_bytes()
-    loader.check_skops("dump", set_sklearn_version(dump, f"{here}.99"), "here")
+    code = pyfunc.list_code(artifact.read_artifact(project.champion))
+    loader.check_skops("dump", set_sklearn_version(dump, f"{here}.99"), "here", code)
 
 
 def test_poisoned_champion_is_not_loaded(
@@ -315,3 +327,57 @@ def test_poisoned_champion_is_not_loaded(
     assert "Traceback" not in output + evaluated
     assert workbench.read_tree(scored_project.predictions) == before
     assert not trace.exists()
+
+
+def own_code(folder: Path) -> dict[str, str] | None:
+    """A model of tipline's with a code file that nobody has read; None: the tags that tipline would give it."""
+    (folder / loader.ARTIFACTS / "features.py").write_text(LEAVE_TRACE)
+    (folder / SPEC).write_text(json.dumps(json.loads((folder / SPEC).read_text()) | {"linear": None}))
+    return None
+
+
+def own_transformers(folder: Path) -> dict[str, str] | None:
+    """A model of tipline's whose copy of `transformers.py` does more than ours."""
+    change_code(CODE)(folder)
+    old, new = (
+        pyfunc.name_module(workbench.CODE, path.read_bytes()) for path in (artifact.TRANSFORMERS, folder / CODE)
+    )
+    (folder / ESTIMATOR).write_bytes(replace_in_dump((folder / ESTIMATOR).read_bytes(), old, new))
+    return None
+
+
+def forged_trust(folder: Path) -> dict[str, str]:
+    """A pickle, with the tags that `promote --trust-code` would give it."""
+    spec = json.loads((folder / SPEC).read_text())
+    sklearn_model(serialization_format="cloudpickle")(folder)
+    digest = artifact.hash_artifact({f"mlflow/{name}": data for name, data in loader.read_files(folder, "").items()})
+    inputs = [{"name": "fare_amount", "type": "number", "declared": "double"}]
+    kept = {name: spec[name] for name in ("target", "target_columns", "time", "baseline")}
+    return {
+        store.DIGEST: digest,
+        runs.EXTERNAL_SPEC: json.dumps({**kept, "name": "x", "inputs": inputs, "trusted": digest}),
+    }
+
+
+@pytest.mark.parametrize("command", ["promote {}", "promote {} --force ok", "compare 1 {} 2009-01"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (own_code, "carries code that this project does not have: features.py"),
+        (own_transformers, "carries code that this project does not have: transformers.py"),
+        (forged_trust, "cloudpickle for sklearn"),
+    ],
+)
+def test_code_that_nobody_has_trusted_here_does_not_run(
+    project: Paths, run_cli: Cli, trace: Path, make: Callable[[Path], dict[str, str] | None], message: str, command: str
+) -> None:
+    """The registry's tags, which an attacker can write, do not say that a person has read it."""
+    folder = copy_logged(project)
+    tags = make(folder)
+    number = add(project, folder, tags).version
+    code, output = run_cli(project.root, *command.format(number).split())
+    with connect(project) as client:
+        client.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
+    assert not trace.exists(), output
+    assert code in {1, 2}, output
+    assert message in output

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory
-from tests.factory import COLUMNS, DOUBLE, INT32, INT64, RAW_TPEP, SCHEMA, TYPES_TPEP, prepare_file, prepare_tpep
+from tests.factory import COLUMNS, DOUBLE, INT32, INT64, RAW_TPEP, TYPES_TPEP, prepare_file, prepare_tpep
 from tests.fuzzing import encode_number
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def test_the_same_trips_come_out_of_each_months_schema(tmp_path: Path, month: st
     made = prepare_table(tmp_path, create_table(month), month)
     manifest, names, types = made.manifest, get_names(month), get_types(month)
     assert made.trips.to_pylist() == expect_trips(month)
-    assert made.trips.schema.equals(SCHEMA.arrow_schema)
+    assert made.trips.schema.equals(factory.STORED)
     assert made.counts == (5, 5, 0)
     assert (manifest["filled"], manifest["out_of_range"]) == ({"payment_type": 1}, {"fare_amount": 1})
     assert (manifest["outside_month"], manifest["unknown_aliases"], manifest["unknown_columns"]) == (0, {}, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -21,7 +22,6 @@ from tests.conftest import forget_store
 from tests.test_registry import NAME, client, get_champion, list_changes, read_ref, train_another
 from tipline.commands import promote
 from tipline.errors import UsageError
-from tipline.model import artifact
 from tipline.registry import model_versions
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pickle.*"),
     pytest.mark.filterwarnings("ignore:.*Saving scikit-learn models.*"),
 ]
+
+CODE = "def doubled(trips):\n    return trips.assign(extra=trips['extra'] * 2)\n"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_the_default_is_the_model_in_models_challenger(project: Paths, caplog: p
     shutil.copytree(project.champion, project.challenger, dirs_exist_ok=True)  # the workspace trained version 1 last
     promote.run(workbench.load_settings(project), project)
     assert "version 1 of tip-probability is the champion already" in caplog.text
-    (project.challenger / artifact.CODE).write_text("not registered")
+    (project.challenger / workbench.CODE).write_text("not registered")
     with pytest.raises(UsageError, match="models/challenger is not registered yet"):
         promote.run(workbench.load_settings(project), project)
 
@@ -184,6 +186,34 @@ def test_an_empty_registry_says_what_to_run(trained_project: Paths) -> None:
     for number in (None, "1"):
         with pytest.raises(UsageError, match="dvc repro register"):
             promote.run(workbench.load_settings(trained_project), trained_project, number)
+
+
+@pytest.mark.parametrize("known", ["in the workspace", "in git", "nowhere"])
+def test_code_that_the_project_does_not_have_is_shown_and_has_to_be_trusted(
+    trained_project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture, known: str
+) -> None:
+    project, file = trained_project, trained_project.root / "features.py"
+    before = file.read_bytes()
+    workbench.run(project, "register")
+    file.write_text(CODE)
+    workbench.change_settings(project, model={"features": "doubled"})
+    workbench.run(project, "train", "register")
+    workbench.change_settings(project, model={"features": None})
+    if known == "in git":
+        for command in ("init -q", "add features.py", "-c user.name=a -c user.email=a commit -qm code"):
+            subprocess.run(["git", *command.split()], cwd=project.root, check=True)  # noqa: S607
+    if known != "in the workspace":
+        file.write_bytes(before)
+    for reason in ([], ["--force", "test"]) if known == "nowhere" else ():
+        code, printed = run_cli(project.root, "promote", "2", *reason)
+        assert (code, get_champion(project)) == (2, 1), printed
+        assert f"features.py of {NAME} version 2:\n{CODE}" in caplog.text
+        assert "carries code that this project does not have: features.py" in printed
+        assert "Read it, above. If it may run here and on the workers: tipline promote 2 --trust-code" in printed
+    code, printed = run_cli(project.root, "promote", "2", *(["--trust-code"] if known == "nowhere" else []))
+    assert (code, get_champion(project)) == (0, 2), printed
+    workbench.run(project, "register")
+    assert (project.champion / "features.py").read_text() == CODE
 
 
 def register_external(paths: Paths) -> str:

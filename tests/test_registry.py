@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -20,7 +21,7 @@ from tests import servers, workbench
 from tipline import files
 from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
-from tipline.model import artifact
+from tipline.model import artifact, pyfunc
 from tipline.registry import champion, model_card, model_versions, runs, store
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test_the_first_model_is_one_run_and_one_version_and_becomes_champion(trained
     assert (list_versions(paths), get_champion(paths)) == ([1], 1)
     assert read_ref(paths) == {"name": NAME, "version": 1, "run": run.info.run_id, "digest": digest, "months": None}
     assert artifact.read_digest(paths.champion) == digest
-    assert {path.name for path in paths.champion.iterdir()} == {*artifact.FILES, artifact.TRAINING, "ref.json"}
+    assert {path.name for path in paths.champion.iterdir()} == {*workbench.MODEL_FILES, artifact.TRAINING, "ref.json"}
     written = {path: path.stat().st_mtime_ns for path in paths.champion.iterdir()}
     workbench.run(paths, "register")
     assert (list_versions(paths), len(list_runs(paths, "train"))) == ([1], 1)
@@ -142,9 +143,9 @@ def test_the_model_has_signature_example_and_pinned_requirements(project: Paths)
 
 
 def test_an_example_row_may_have_missing_values() -> None:
-    features = [{"name": "a", "kind": "category"}, {"name": "b", "kind": "hour"}, {"name": "c", "kind": "number"}]
+    inputs = [{"name": "a", "type": "category"}, {"name": "b", "type": "timestamp"}, {"name": "c", "type": "number"}]
     full = {"a": "CMT", "b": "2009-01-02 03:04:05", "c": 2}
-    frame = runs.create_example(features, [full, dict.fromkeys(full)])
+    frame = pyfunc.normalize_frame(pd.DataFrame([full, dict.fromkeys(full)]), inputs)
     assert frame.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
     assert [dtype.kind for dtype in frame.dtypes] == ["O", "M", "f"]
 
@@ -201,7 +202,9 @@ def test_an_experiments_copy_logs_a_run_and_no_version(
 @pytest.mark.parametrize("where", ["promote", "MLflow's page"])
 def test_a_promoted_versions_own_files_are_fetched(project: Paths, where: str) -> None:
     second = train_another(project, 0.01, "register")
-    registered = {name: (project.challenger / name).read_bytes() for name in (*artifact.FILES, artifact.TRAINING)}
+    registered = {
+        name: (project.challenger / name).read_bytes() for name in (*workbench.MODEL_FILES, artifact.TRAINING)
+    }
     train_another(project, 0.1)  # what is in the workspace is neither of them
     if where == "promote":
         force_promotion(project, 2)
@@ -225,7 +228,7 @@ def test_a_pinned_version_scores_whatever_the_alias_says(project: Paths) -> None
 
 
 def test_changed_files_in_models_champion_are_fetched_again(project: Paths) -> None:
-    (project.champion / artifact.CODE).write_text("changed")
+    (project.champion / workbench.CODE).write_text("changed")
     workbench.run(project, "register")
     assert artifact.read_digest(project.champion) == read_ref(project)["digest"]
 
@@ -357,7 +360,7 @@ def test_another_model_is_not_the_first_champion_where_one_was(
     if left != "predictions":
         shutil.rmtree(paths.predictions)
     if left == "ref":
-        (paths.champion / artifact.CODE).unlink()
+        (paths.champion / workbench.CODE).unlink()
     else:
         shutil.rmtree(paths.champion)
     if left == "another store":

@@ -224,7 +224,7 @@ def score_project(paths: Paths) -> dict[str, Any]:
     ref = {"name": "tip-probability", "version": 1, "run": "none", "digest": digest, "months": None}
     files.write_json(paths.champion_ref, ref)
     workbench.run(paths, "score")
-    model = {name: (paths.challenger / name).read_bytes() for name in artifact.FILES}
+    model = {name: (paths.challenger / name).read_bytes() for name in workbench.MODEL_FILES}
     return model | {name: data for name, data in factory.contents(paths.predictions).items() if "/part-" in name}
 
 

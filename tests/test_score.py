@@ -86,7 +86,7 @@ def test_each_row_joins_to_one_trip_and_has_the_models_probability(scored_templa
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
     for month in workbench.MONTHS:
         trips, folder = workbench.read_prepared(scored_template, month), get_folder(scored_template, month)
-        predictions, expected = pq.read_table(folder), model.probabilities(trips)
+        predictions, expected = pq.read_table(folder), model.probabilities(workbench.as_batch(trips))
         np.testing.assert_array_equal(predictions["row"], trips["row"])
         assert len(set(predictions["row"].to_pylist())) == len(trips) == 5000
         assert predictions["probability"].to_numpy().tobytes() == expected.tobytes()
@@ -108,7 +108,8 @@ def test_the_manifest_says_what_was_made_from_what(scored_template: Paths) -> No
     trips, made = files.hash_file(paths.prepared_file(month)), manifest["made"]
     assert manifest["key"] == {"trips": trips, "model": ref["digest"], "format": formats.PREDICTIONS}
     assert all(made[name] == ref[name] for name in ("name", "version", "run"))
-    assert set(made["libraries"]) == set(score.LIBRARIES)
+    trained = workbench.read_json(scored_template.champion / artifact.TRAINING)["libraries"]
+    assert set(made["libraries"]) == {*trained, *score.LIBRARIES}
     assert made["seconds"] > 0
 
 
@@ -203,12 +204,12 @@ def test_months_of_tipline_0_1_are_refused_with_one_message(scored_project: Path
 
 
 @on_cluster
-@pytest.mark.parametrize("name", artifact.FILES)
+@pytest.mark.parametrize("name", workbench.MODEL_FILES)
 def test_a_champion_that_was_tampered_with_is_refused(
     scored_project: Paths, run_cli: Run, tmp_path: Path, name: str
 ) -> None:
     trace = tmp_path / "planted code has run"
-    planted = f"\nopen({str(trace)!r}, 'w').close()\n" if name == artifact.CODE else " "
+    planted = f"\nopen({str(trace)!r}, 'w').close()\n" if name == workbench.CODE else " "
     with (scored_project.champion / name).open("a") as file:
         file.write(planted)
     (get_folder(scored_project, "2009-03") / files.MANIFEST).unlink()

@@ -72,7 +72,7 @@ def environment() -> dict[str, str]:
 def build_request(paths: Paths, model: Path) -> bytes:
     """The first rows of a month as MLflow takes them in json: times as ISO text, a missing value as null."""
     spec: dict[str, Any] = json.loads((model / "artifacts" / "model.json").read_text())
-    trips = workbench.read_prepared(paths, MONTH).slice(0, ROWS).select([part["name"] for part in spec["features"]])
+    trips = workbench.read_prepared(paths, MONTH).slice(0, ROWS).select([part["name"] for part in spec["inputs"]])
     given = trips.to_pandas()
     for name in given.select_dtypes("datetime"):
         given[name] = given[name].dt.strftime("%Y-%m-%dT%H:%M:%S")

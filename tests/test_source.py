@@ -94,7 +94,8 @@ def test_in_a_temporary_experiment_a_relative_path_starts_at_the_project(
     copied = paths.root / ".dvc" / "tmp" / "exps" / "one"
     (copied / ".dvc").mkdir(parents=True)
     (copied / "dvc.yaml").touch()
-    shutil.copyfile(paths.params, copied / "params.yaml")
+    for name in ("params.yaml", "features.py"):
+        shutil.copyfile(paths.root / name, copied / name)
     monkeypatch.setenv("DVC_ROOT", str(paths.root))
     assert run_cli(copied, "download", MONTH)[0] == 0
     assert (copied / "data" / "raw" / MONTH / "2009-01.csv").is_file()

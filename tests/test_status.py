@@ -192,7 +192,7 @@ def cut_part(paths: Paths) -> None:
         (lambda paths: shutil.rmtree(paths.champion), "no models/champion/", *REGISTER),
         (lambda paths: (paths.champion / pyfunc.SPEC).unlink(), "models/champion/", *REGISTER),
         (lambda paths: (paths.champion / pyfunc.SPEC).write_text("{}"), "other files", *REGISTER),
-        (lambda paths: (paths.challenger / artifact.CODE).unlink(), "models/challenger/", REGISTER[0], "train"),
+        (lambda paths: (paths.challenger / workbench.CODE).unlink(), "models/challenger/", REGISTER[0], "train"),
         (lambda paths: os.truncate(paths.prepared_file(MONTH), 9), MONTH, f"dvc repro -f prepare@{MONTH}", "prepare"),
         (cut_part, f"predictions differ from their manifests: {MONTH}. ", "dvc repro score", "score"),
     ],

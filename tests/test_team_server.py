@@ -99,7 +99,7 @@ def test_the_whole_pipeline_runs_against_a_teams_server_without_the_keys_of_its_
     assert version.source.startswith("models:/")
     assert model_versions.get_digest(version) == stories.ref(writer.root)["digest"]
     stored = server.s3.make("mlflow").find("mlflow/artifacts")
-    assert [path for path in stored if path.endswith(artifact.CODE)], stored
+    assert [path for path in stored if path.endswith(workbench.CODE)], stored
     assert "presigned" not in (server.folder / "log").read_text()  # nor a way to the bucket
 
 

@@ -83,7 +83,7 @@ def test_a_failed_training_leaves_the_earlier_challenger(
 def test_the_same_inputs_make_the_same_files_in_another_process(trained_project: Paths, estimator: str) -> None:
     train(trained_project, estimator=estimator, params={})
     here = workbench.read_tree(trained_project.challenger)
-    assert set(here) == {*artifact.FILES, artifact.TRAINING}
+    assert set(here) == {*workbench.MODEL_FILES, artifact.TRAINING}
     command = Path(sys.executable).with_name("tipline")
     subprocess.run([str(command), "train"], cwd=trained_project.root, capture_output=True, check=True)
     assert workbench.read_tree(trained_project.challenger) == here
@@ -105,7 +105,7 @@ def test_only_the_first_rows_of_the_sample_are_used_and_the_data_digest_follows_
 
 
 def test_the_training_is_described_beside_the_model(trained_template: Paths) -> None:
-    training = read_training(trained_template)
+    training, settings = read_training(trained_template), workbench.load_settings(trained_template)
     count = training["params"]["rows"]
     trips = workbench.as_batch(sampling.read_pool([trained_template.sample("train", "2009-01")]).slice(0, count))
     contents = artifact.read_artifact(trained_template.challenger)
@@ -115,7 +115,7 @@ def test_the_training_is_described_beside_the_model(trained_template: Paths) -> 
     assert training["name"] == f"{count:,}x7 C=1.0 logistic_regression"
     assert training["metrics"]["train.log_loss"] == pytest.approx(loss, rel=1e-5)
     assert (training["params"]["months"], training["params"]["estimator.C"]) == ("2009-01", 1.0)
-    assert [list(row) for row in training["example"]] == [[feature["name"] for feature in model.features]] * 5
+    assert [list(row) for row in training["example"]] == [list(settings.model.columns)] * 5
     assert training["warnings"] == []
     spec = workbench.read_json(trained_template.challenger / "model.json")
     assert spec["baseline"] == baseline.fit_baseline(trips, "tip_amount > 0", ["payment_type"])

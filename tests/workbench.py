@@ -23,6 +23,8 @@ from distributed import Client
 
 from tests.conftest import ROOT, settings_values
 from tipline import config
+from tipline.ingest.columns import encode_categories
+from tipline.model import artifact, pyfunc
 from tipline.paths import Paths
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ MLFLOW_WARNINGS = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
     pytest.mark.filterwarnings("ignore:Operation with range is deprecated:DeprecationWarning"),
 ]
+CODE = artifact.TRANSFORMERS.name
+MODEL_FILES = (pyfunc.ESTIMATOR, pyfunc.SPEC, CODE)  # of a model that does not use the user's code
 ORDER = (
     "download",
     "prepare",
@@ -102,7 +106,8 @@ def small_row_groups(monkeypatch: pytest.MonkeyPatch, rows: int = GROUP_ROWS) ->
 
 def write_project(root: Path, **sections: Any) -> Paths:
     root.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "dvc.yaml", root / "dvc.yaml")
+    for name in ("dvc.yaml", "features.py"):
+        shutil.copyfile(ROOT / name, root / name)
     values = settings_values(**{"months": list(MONTHS), "cluster": {"n_workers": 2}} | sections)
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return Paths(root)
@@ -201,7 +206,7 @@ def read_prepared(paths: Paths, month: str) -> pa.Table:
 
 
 def as_batch(table: pa.Table) -> pa.RecordBatch:
-    return table.unify_dictionaries().combine_chunks().to_batches()[0]
+    return encode_categories(table).combine_chunks().to_batches()[0]
 
 
 def read_json(path: Path) -> Any:

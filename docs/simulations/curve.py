@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import joblib
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from tipline.training import learning_curve
 
 if TYPE_CHECKING:
+    from tipline.arrays import Codes, Floats, Matrix
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Codes, Floats, Matrix
 
     Draws = np.random.Generator
 
@@ -123,9 +124,11 @@ def one_study(case: Case, repeats: int, seed: int) -> learning_curve.Study:
     following, likely, day = month(case, DAYS, ROWS_A_DAY, case.moved, draws)
     answers = draws.random(len(likely)) < likely
     nothing = np.zeros(POOL, dtype=bool)
-    fit = learning_curve.Examples(inputs, labels, nothing.astype(np.int32), nothing, nothing.astype(float))
+    fit = learning_curve.Examples(
+        pd.DataFrame(inputs), labels, nothing.astype(np.int32), nothing, nothing.astype(float)
+    )
     rate = np.full(len(likely), labels.mean())
-    size = learning_curve.Examples(following, answers, day, np.zeros(len(day), dtype=bool), rate)
+    size = learning_curve.Examples(pd.DataFrame(following), answers, day, np.zeros(len(day), dtype=bool), rate)
     orders = learning_curve.shuffle_rows(labels, repeats, SIZES[0], seed)
     with joblib.parallel_config("sequential"):
         return learning_curve.run_study(pipeline(), fit, {"validation": size}, SIZES, orders)

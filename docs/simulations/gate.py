@@ -25,7 +25,7 @@ from tipline.evaluation.intervals import CONFIDENCE, Ratio
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tipline.model.pyfunc import Codes, Floats
+    from tipline.arrays import Codes, Floats
 
     Asked = Callable[[gate.Rows], bool]
 

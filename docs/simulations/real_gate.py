@@ -24,7 +24,7 @@ from tipline.evaluation import baseline, comparison, gate, metrics
 from tipline.evaluation.intervals import Ratio
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
-from tipline.model import pipeline, pyfunc
+from tipline.model import artifact, pipeline
 from tipline.paths import Paths
 from tipline.training import sampling
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tipline.model.pyfunc import Codes, Floats, Probabilities
+    from tipline.arrays import Codes, Floats, Probabilities
 
 ROOT = Path(__file__).parents[2]
 MONTHS = [f"2009-{month:02d}" for month in range(1, 13)]
@@ -91,7 +91,8 @@ def project(folder: Path, months: Path) -> Paths:
     values["schema"] = str(ROOT / values["schema"])
     values["sample"] |= {"rows": 20_000, "months": dict.fromkeys(MONTHS, "test") | ROLES}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    for name in ("dvc.yaml", "features.py"):
+        shutil.copyfile(ROOT / name, folder / name)
     paths = Paths(folder)
     settings = config.load_settings(paths.params)
     for stage in ("download", "prepare", "sample"):
@@ -122,13 +123,14 @@ def scored(
     **of_train: Any,  # noqa: ANN401 (whatever the estimator takes)
 ) -> Probabilities:
     """Fit on the first rows of the first months, score the rows to be judged on."""
-    sample, features = pool(paths, spec, months).slice(0, first), spec["features"]
+    sample = pool(paths, spec, months).slice(0, first)
     labels, _ = metrics.read_labels(sample, settings.model.target)
-    chosen = settings.train.model_copy(update=of_train)
-    fitted = pipeline.fit_pipeline(
-        pipeline.build_pipeline(features, chosen, paths.root), pyfunc.build_matrix(sample, features), labels
-    )
-    scores: Probabilities = fitted.predict_proba(pyfunc.build_matrix(rows, features))[:, 1].astype(np.float32)
+    chosen = settings.model_copy(update={"train": settings.train.model_copy(update=of_train)})
+    frame, judged = (artifact.read_frame(each, spec["inputs"]) for each in (sample, rows))
+    schema = load_schema(paths.root / settings.schema_)
+    unfitted = pipeline.build_pipeline(chosen, schema, paths.root, frame)
+    fitted = pipeline.fit_pipeline(unfitted.pipeline, frame, labels)
+    scores: Probabilities = fitted.predict_proba(judged)[:, 1].astype(np.float32)
     return scores
 
 

@@ -98,6 +98,7 @@ COMMANDS = {
         (
             argument("version", nargs="?", metavar="version|run", help=VERSION),
             argument("--force", metavar="REASON", help="promote it whatever the gate says; the reason is recorded"),
+            argument("--trust-code", action="store_true", help="promote it with code that this project does not have"),
         ),
     ),
     "rollback": Command(

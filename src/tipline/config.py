@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import itertools
 import re
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from tipline import validation
-from tipline.errors import UsageError, hide_secrets, shorten_text
+from tipline.errors import UsageError, hide_secrets, shorten_text, summarize_exception
 from tipline.ingest.schema import load_schema
 from tipline.ingest.target import check_target
 from tipline.paths import ROLES
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 SCHEMES = ("", "file", "http", "https", "s3")
 
 Role = Literal["train", "validation", "test"]
-# Short names of estimators; anything else is the import path of a class, or `module:function`.
+# Short names of estimators; anything else is the import path of a class, or a function of the user's code file.
 ESTIMATORS = ("logistic_regression", "hist_gradient_boosting")
+ESTIMATOR_FORMS = f"{', '.join(ESTIMATORS)}, the import path of a class, or a function of model.code"
+RESERVED = ("transformers.py", "pyfunc.py")  # tipline's own files beside the user's in a model
 
 # Keys of tipline 0.1 -> what they are now.
 RENAMED = {
@@ -137,13 +140,9 @@ def check_model_name(name: str) -> str:
 
 
 def check_estimator(name: str) -> str:
-    """Return a short name, the import path of a class or `module:function`; raise ValueError otherwise."""
-    if name not in ESTIMATORS and not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*[.:][A-Za-z_]\w*", name):
-        near = difflib.get_close_matches(name, ESTIMATORS, 1)
-        paths = f"{', '.join(ESTIMATORS)}, the import path of a class, or module:function"
-        hint = f", did you mean {near[0]}?" if near else f"; use {paths}"
-        message = f"{name!r} is not an estimator{hint}"
-        raise ValueError(message)
+    """Return a short name, the import path of a class, or the name of a function; raise ValueError otherwise."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        raise ValueError(f"{name!r} is not an estimator; use {ESTIMATOR_FORMS}")
     return name
 
 
@@ -200,7 +199,12 @@ class Model(Section):
     name: Annotated[str, AfterValidator(check_model_name)]
     target: str
     columns: Names = Field(min_length=1)
+    hidden: Names
+    code: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*\.py$")]
+    features: str | None
+    categorical: Names | None
     categories: dict[str, Annotated[Names, Field(min_length=1)]]
+    requirements: Names
 
 
 class Train(Section):
@@ -281,6 +285,7 @@ def load_settings(path: Path) -> Settings:
     check_renamed_keys(values, path)
     settings = validation.validate_values(values, Settings, path)
     check_columns(settings, load_schema(path.parent / settings.schema_), str(path))
+    check_code(settings, path)
     return settings
 
 
@@ -332,10 +337,12 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
     except ValueError as error:
         todo = "Write a yes/no expression over columns of the schema, for example: tip_amount > 0"
         raise UsageError(f"{error}.".replace("?.", "?"), f"{where}, model.target", todo) from None
-    for name in (name for name in target.columns if name in model.columns):
-        what = f"{name} is part of the target; as a feature it would give the answer away."
-        raise UsageError(what, f"{where}, model.columns", "Remove it from the list.")
-    check_categories(model, schema, f"{where}, model.categories")
+    for name in model.columns:
+        if name in target.columns or name in model.hidden:
+            reason = (
+                "part of the target; as a feature it would give the answer away" if name in target.columns else "hidden"
+            )
+            raise UsageError(f"{name} is {reason}.", f"{where}, model.columns", "Remove it from the list.")
     check_type("category", settings.evaluate.baseline, schema, f"{where}, evaluate.baseline")
     check_type("category", settings.evaluate.segments, schema, f"{where}, evaluate.segments")
 
@@ -348,16 +355,26 @@ def check_type(type_: str, names: Sequence[str], schema: Schema, where: str) -> 
             raise UsageError(f"{name} is not a {type_} of the schema.", where, f"Use one of: {', '.join(known)}.")
 
 
-def check_categories(model: Model, schema: Schema, where: str) -> None:
-    """Refuse a category column without listed values, and listed values of any other column."""
-    categories = [name for name in model.columns if schema.columns[name].type == "category"]
-    for name in categories:
-        if name not in model.categories:
-            values = ", ".join(schema.columns[name].aliases) or "its values"
-            what = f"{name} is a category in model.columns, but its values are not listed."
-            raise UsageError(what, where, f"Add the values that the model tells apart: {name}: [{values}]")
-    for name in model.categories:
-        if name not in categories:
-            near = difflib.get_close_matches(name, categories, 1, 0.4)
-            todo = f"Did you mean {near[0]}?" if near else "Remove it, or add a category to model.columns."
-            raise UsageError(f"{name} has values here but is not a category in model.columns.", where, todo)
+def check_code(settings: Settings, path: Path) -> None:
+    """Refuse a code file that cannot be parsed, and functions that it does not define; nothing of it runs."""
+    code = path.with_name(settings.model.code)
+    if code.name in RESERVED:
+        what = f"{code.name} is the name of a file of tipline's own in each model."
+        raise UsageError(what, f"{path}, model.code", "Name the file differently.")
+    try:
+        body = ast.parse(code.read_bytes()).body
+    except FileNotFoundError:
+        what = f"There is no file {code.name} beside params.yaml."
+        raise UsageError(what, f"{path}, model.code", "Create it; an empty one will do.") from None
+    except (SyntaxError, ValueError) as error:
+        what = f"{code.name} is not Python: {summarize_exception(error)}."
+        raise UsageError(what, f"{path}, model.code", "Correct the file.") from None
+    defined = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names = {"model.features": (settings.model.features, defined)}
+    if "." not in settings.train.estimator:
+        names["train.estimator"] = (settings.train.estimator, [*ESTIMATORS, *defined])
+    for key, (name, known) in names.items():
+        if name is not None and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            todo = f"Use {ESTIMATOR_FORMS}." if key == "train.estimator" else f"Define it in {code.name}."
+            raise UsageError(f"There is no {name!r}.", f"{path}, {key}", f"Did you mean {near[0]}?" if near else todo)

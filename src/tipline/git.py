@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -27,6 +28,13 @@ def list_uncommitted(root: Path, names: Sequence[str]) -> list[str]:
     output = run_git("status", "--porcelain", "--untracked-files=all", "--", *names, root=root) or ""
     # git prints paths from the root of the repository, and the project may be a subfolder of it.
     return [name for name in names if any(line.endswith(name) for line in output.splitlines())]
+
+
+def is_committed(data: bytes) -> bool:
+    """Whether a file with these bytes is in the history of HEAD, or of a DVC experiment, under any name."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    revisions = ("HEAD", "--glob=refs/exps")
+    return bool(run_git("log", "--format=%H", "--max-count=1", f"--find-object={blob}", *revisions))
 
 
 def run_git(*arguments: str, root: Path | None = None) -> str | None:

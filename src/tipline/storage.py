@@ -160,14 +160,18 @@ class Storage:
             footer = _read_footer(self, name, state)
             return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
 
-    def read_row_group(self, name: str, group: int, columns: Sequence[str], state: str | None) -> pa.Table:
+    def read_row_group(
+        self, name: str, group: int, columns: Sequence[str], state: str | None, text: Sequence[str] = ()
+    ) -> pa.Table:
         """Read columns of a row group of a Parquet file; columns that the file does not have are left out.
 
-        Only the bytes of these columns are fetched. Raises a TiplineError if the file cannot be read, or is not in the
-        state that `get_state` returned when the run began.
+        Only the bytes of these columns are fetched. Those of `text` keep the dictionaries of the file. Raises a
+        TiplineError if the file cannot be read, or is not in the state that `get_state` returned when the run began.
         """
         with self._explain_damage(name, state), self._open(name) as file:
-            month = pq.ParquetFile(file, metadata=_read_footer(self, name, state), pre_buffer=True)
+            footer = _read_footer(self, name, state)
+            text = [column for column in text if column in footer.schema.names]
+            month = pq.ParquetFile(file, metadata=footer, pre_buffer=True, read_dictionary=text)
             table = month.read_row_group(group, list(columns), use_threads=False)
         self._check_state(name, state)
         return table

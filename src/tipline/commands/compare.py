@@ -6,7 +6,6 @@ pandas take seconds to import, so functions that need these import them.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from tipline import cluster, files
 from tipline.errors import TiplineError, UsageError, combine_failures, join_lines
 from tipline.ingest import columns
-from tipline.model import artifact, pyfunc
+from tipline.model import artifact
 from tipline.scoring import plan, worker
 
 if TYPE_CHECKING:
@@ -151,6 +150,8 @@ def fetch_versions(settings: Settings, paths: Paths, names: Sequence[str]) -> li
             with model_versions.open_files(version) as folder:
                 training = files.try_read_json(folder / artifact.TRAINING) or {"name": "not made by tipline"}
                 digest, contents = model_versions.get_digest(version), artifact.read_artifact(folder)
+            if model_versions.CHAMPION not in version.aliases:  # nobody may have read its code yet
+                model_versions.check_code(paths, contents, model_versions.format_version(version))
             found.append(Version(int(version.version), training["name"], digest, contents))
     return found
 
@@ -167,8 +168,8 @@ def compare_months(
             failed[month] = error
     if not blocks:
         return {}, failed
-    features = [feature for model in models for feature in json.loads(model.contents[pyfunc.SPEC])["features"]]
-    types = columns.list_feature_columns(features)
+    specs = [artifact.read_spec(model.contents) for model in models]
+    types = {name: type_ for spec in specs for name, type_ in columns.list_input_columns(spec).items()}
     compare = partial(compare_block, digests=digests, types=types, threshold=threshold, count=count)
     found = {block.month: Difference() for block in blocks}
     (a, b), rows = models, sum(block.rows for block in blocks)

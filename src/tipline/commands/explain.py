@@ -6,13 +6,14 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, prepare, readers
-from tipline.model import artifact
+from tipline.model import artifact, explanation
 from tipline.model.external import ExternalModel
 from tipline.paths import month_folder
 from tipline.registry import model_versions, store
@@ -118,37 +119,28 @@ def find_model(settings: Settings, paths: Paths, digest: str) -> tuple[dict[str,
     return None, {}, revision
 
 
-def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
-    """Return what each feature adds to the log-odds of a linear model; the features' values for other models."""
-    types = columns.list_feature_columns(model.features)
-    batch = pa.RecordBatch.from_pylist([dict(trip)], schema=pa.schema(types))
+def explain_score(model: Model | ExternalModel, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
+    """Return the columns that the preprocessing sees and, if the model has them, what each adds to the log-odds."""
+    types = columns.list_input_columns(model.spec)
+    batch = pa.RecordBatch.from_pylist([{name: trip.get(name) for name in types}], schema=pa.schema(types))
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
-    if model.linear is None:
-        lines: dict[str, Any] = {name: trip.get(name) for name in types}
-        comparison += "; no contributions, because the model is not linear"
+    if isinstance(model, ExternalModel):
+        lines = dict(batch.to_pylist()[0])
+        return lines | {"probability": f"{probability!r}, {comparison}; tipline did not make the model"}
+    values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}
+    start, added = explanation.compute_contributions(model, batch)
+    lines = {"start": f"{start:+.6f}"} if added else {}
+    for name, value in values.items():
+        shown = "missing" if pd.isna(value) else str(value)
+        lines[name] = f"{added[name]:+.6f}   {shown}" if added else shown
+    if added:
+        lines["sum"] = f"{start + sum(added.values()):+.6f}"
     else:
-        added = [float(values[0]) for values in model.linear.contributions(batch, model.features)]
-        lines = {"start": f"{model.linear.intercept:+.6f}"}
-        for feature, value in zip(model.features, added, strict=True):
-            lines[feature["name"]] = f"{value:+.6f}   {describe_value(feature, trip.get(feature['name']))}"
-        lines["sum"] = f"{model.linear.intercept + sum(added):+.6f}"
-    calibration = model.spec.get("calibration")
-    if calibration is not None and not isinstance(model, ExternalModel):
-        lines[f"before {calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
+        comparison += "; no contributions, because the model is neither linear nor of LightGBM or XGBoost"
+    if model.calibration is not None:
+        lines[f"before {model.calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
     return lines | {"probability": f"{probability!r}, {comparison}"}
-
-
-def describe_value(feature: Mapping[str, Any], value: Any) -> str:  # noqa: ANN401 (a value of any column)
-    """Describe a value as the model uses it."""
-    if value is None:
-        return "missing"
-    if feature["kind"] == "hour":
-        return f"{value}, hour {value.hour}"
-    if feature["kind"] == "category":
-        return str(value) if value in feature["categories"] else f"{value}, a category that the model does not know"
-    low, high = feature["range"] or (value, value)
-    return str(value) if low <= value <= high else f"{value}, taken as {min(max(value, low), high):g}"
 
 
 def read_published_row(paths: Paths, month: str, row: int) -> dict[str, Any]:

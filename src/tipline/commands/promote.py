@@ -12,6 +12,8 @@ from tipline.model import artifact
 from tipline.registry import champion, model_versions, runs, store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tipline.config import Settings
     from tipline.paths import Paths
     from tipline.registry.store import Client, Version
@@ -19,29 +21,39 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, paths: Paths, version: str | None = None, force: str | None = None) -> None:
+def run(
+    settings: Settings,
+    paths: Paths,
+    version: str | None = None,
+    force: str | None = None,
+    *,
+    trust_code: bool = False,
+) -> None:
     """Make a version the champion; raise GateRefusedError if the gate refuses or cannot judge, and there is no `force`.
 
     `version` is a number, or a run (its id, name or DVC experiment), which is registered if it has no version. The
-    default is the model in models/challenger, or without one the newest version.
+    default is the model in models/challenger, or without one the newest version. A model with code that the project
+    does not know, or with a pickle, needs `trust_code`.
     """
     if force is not None and not force.strip():
         raise UsageError("--force has no reason.", "command line, --force", 'Give one: --force "reason"')
     name = settings.model.name
     with store.connect_store(paths) as client, store.lock_store(paths):
-        chosen = model_versions.adopt_version(client, settings, paths, find_version(client, paths, name, version))
+        found = find_version(client, paths, name, version)
+        chosen = model_versions.adopt_version(client, settings, paths, found, trust_code=trust_code)
         now = champion.find_champion(client, paths, name)
         if now and now.tags.get(store.DIGEST) == model_versions.get_digest(chosen):
             log.info("version %s of %s is the champion already", chosen.version, name)
             return
+        contents = model_versions.read_files(chosen)  # only files of the registered digest may score
+        if not trust_code:
+            model_versions.check_code(paths, contents, model_versions.format_version(chosen))
         words = "There was no other champion."
         if now:
             champion.record_external_change(client, now)
-            words = ask_gate(client, settings, paths, chosen, now, force)
-        else:
-            model_versions.read_files(chosen)  # only files of the registered digest may score
-            if force is None:
-                champion.check_first_champion(client, paths, name, model_versions.get_digest(chosen))
+            words = ask_gate(client, settings, paths, chosen, contents, now, force)
+        elif force is None:
+            champion.check_first_champion(client, paths, name, model_versions.get_digest(chosen))
         model_versions.tag_version(client, chosen, {model_versions.VERDICT: words})
         champion.change_champion(client, chosen, "promote", force, words)
     was = f", it was version {now.version}" if now else ""
@@ -62,12 +74,20 @@ def find_version(client: Client, paths: Paths, name: str, wanted: str | None) ->
     raise UsageError(what, "MLflow's registry", "Run: dvc repro register")
 
 
-def ask_gate(client: Client, settings: Settings, paths: Paths, chosen: Version, now: Version, force: str | None) -> str:
+def ask_gate(
+    client: Client,
+    settings: Settings,
+    paths: Paths,
+    chosen: Version,
+    files: Mapping[str, bytes],
+    now: Version,
+    force: str | None,
+) -> str:
     """Return the gate's verdict; raise GateRefusedError for a version that neither passes nor is forced.
 
-    Whatever keeps the champion from being compared is a reason to refuse. Files that may not score are an error.
+    Whatever keeps the champion from being compared is a reason to refuse.
     """
-    contents = {"challenger": model_versions.read_files(chosen)}
+    contents = {"challenger": files}
     try:
         now = model_versions.adopt_version(client, settings, paths, now)
         contents["champion"] = model_versions.read_files(now)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tipline.arrays import fill_nulls
 from tipline.evaluation.metrics import compute_log_loss, read_labels
 from tipline.ingest.columns import get_baseline_columns
-from tipline.model.pyfunc import fill_nulls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
-    from tipline.model.pyfunc import Codes, Floats
+    from tipline.arrays import Codes, Floats
 
 SMOOTHING = 10.0  # rows of the overall rate that the rate of each group is mixed with
 MISSING = "(missing)"

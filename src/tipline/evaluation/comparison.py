@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
+from tipline.arrays import fill_nulls
 from tipline.errors import TiplineError, join_lines
 from tipline.evaluation import baseline as rule
 from tipline.evaluation import gate, metrics
 from tipline.evaluation.intervals import MIN_ROWS, Ratio
 from tipline.ingest import columns
-from tipline.model import artifact, external, pyfunc
+from tipline.model import artifact, external
 from tipline.training import sampling
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from tipline.arrays import Floats, Probabilities
     from tipline.config import Settings
     from tipline.evaluation.gate import MadeOn
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Floats, Probabilities
     from tipline.paths import Paths
 
     Figures = dict[str, float | None]
@@ -64,7 +64,7 @@ class Comparison:
 
 def load_specs(contents: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, Any]]:
     """Return the model.json of each model, given as files."""
-    return {role: json.loads(of_model[pyfunc.SPEC]) for role, of_model in contents.items()}
+    return {role: artifact.read_spec(of_model) for role, of_model in contents.items()}
 
 
 def compare_models(
@@ -116,7 +116,7 @@ def build_gate_rows(compared: Comparison, months: Sequence[str], segments: Seque
     """Build what the gate judges on; `segments` are columns."""
     rows, time = compared.rows, compared.rows[compared.time]
     challenger, champion, baseline = (compared.losses[name].astype(float) for name in (*ROLES, "baseline"))
-    hours = (pyfunc.fill_nulls(pc.hour(time), 24) // 6).astype(np.int32)
+    hours = (fill_nulls(pc.hour(time), 24) // 6).astype(np.int32)
     groups = {name: rule.group_rows(rows, [name]) for name in segments} | {"hour": (HOURS, hours)}
     month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(time)
     return gate.Rows(months, month, day, champion - challenger, baseline, compared.labels, groups)

@@ -19,8 +19,8 @@ from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tipline.arrays import Codes, Floats
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Codes, Floats
 
     MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 

@@ -11,7 +11,7 @@ from scipy.stats import nct
 from scipy.stats import t as student
 
 if TYPE_CHECKING:
-    from tipline.model.pyfunc import Floats
+    from tipline.arrays import Floats
 
 CONFIDENCE = 0.95
 # Nothing is judged on fewer days, and no group on fewer rows.

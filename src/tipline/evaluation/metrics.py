@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tipline.arrays import fill_nulls
 from tipline.ingest.target import parse_target
-from tipline.model.pyfunc import fill_nulls
 
 if TYPE_CHECKING:
-    from tipline.model.pyfunc import Codes, Floats, Probabilities
+    from tipline.arrays import Codes, Floats, Probabilities
 
     Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
     Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]

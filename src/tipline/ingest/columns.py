@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 PREPARED_FILE = "trips.parquet"
 QUARANTINE_FILE = "_quarantine.parquet"  # Parquet readers skip names that begin with an underscore
 
 CATEGORY = pa.dictionary(pa.int32(), pa.string())
 TIME = pa.timestamp("us")
-# By the type of a schema's column, and by the kind of a model's feature.
-TYPES = {"category": CATEGORY, "timestamp": TIME, "hour": TIME, "number": pa.float64(), "integer": pa.int32()}
-TYPES |= {"boolean": pa.bool_()}
+# By the type of a schema's column.
+TYPES = {"category": CATEGORY, "timestamp": TIME, "number": pa.float64(), "integer": pa.int32(), "boolean": pa.bool_()}
+KIND_TYPES = {"hour": TIME, "number": pa.float64()}  # of columns after the user's function that are not text
 
 
 def list_needed_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
@@ -24,12 +24,20 @@ def list_needed_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     groups = dict.fromkeys(get_baseline_columns(spec["baseline"]), CATEGORY)
     times = {spec["time"]: TIME} if "time" in spec else {}
     target = {name: TYPES[type_] for name, type_ in spec["target_columns"].items()}
-    return {**list_feature_columns(spec["features"]), **target, **groups, **times}
+    return {**list_input_columns(spec), **target, **groups, **times}
 
 
-def list_feature_columns(features: Iterable[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """Return the columns that features are made of, and their types."""
-    return {feature["name"]: TYPES[feature["kind"]] for feature in features}
+def list_input_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    """Return the columns that the model of a model.json takes, and their types."""
+    return {column["name"]: TYPES[column["type"]] for column in spec["inputs"]}
+
+
+def encode_categories(table: pa.Table) -> pa.Table:
+    """Return a table read from a prepared file, whose categories are text, with a dictionary for each category."""
+    for index, field in enumerate(table.schema):
+        if field.type == pa.string():
+            table = table.set_column(index, field.name, table[field.name].dictionary_encode())
+    return table.unify_dictionaries()
 
 
 def get_baseline_columns(baseline: Mapping[str, Any]) -> list[str]:

@@ -105,7 +105,8 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
     batches = map(conformer.conform, month.batches(list(conformer.names.values()), categories))
     options = choose_parquet_options(conformer.arrow_schema)
     with (
-        pq.ParquetWriter(folder / PREPARED_FILE, conformer.arrow_schema, **options) as trips_writer,
+        # Without Arrow's own schema, categories are read as text, by pandas for example.
+        pq.ParquetWriter(folder / PREPARED_FILE, conformer.arrow_schema, store_schema=False, **options) as trips_writer,
         pq.ParquetWriter(folder / QUARANTINE_FILE, QUARANTINE) as quarantine_writer,
         ThreadPoolExecutor(1) as writing,
     ):

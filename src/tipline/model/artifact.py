@@ -1,4 +1,4 @@
-"""The model as files: their names, the digest that identifies the model, and how it is loaded.
+"""The model as files: their names, the digest that identifies the model, and how rows are scored with it.
 
 Separate from `pipeline`, because most of tipline needs no more than this and scikit-learn takes a second to import.
 """
@@ -6,28 +6,109 @@ Separate from `pipeline`, because most of tipline needs no more than this and sc
 from __future__ import annotations
 
 import json
-import sys
-from types import ModuleType
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from tipline.errors import TiplineError
-from tipline.model import external, loader, pyfunc
+from tipline.ingest.columns import KIND_TYPES
+from tipline.model import compiled, external, loader, pyfunc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    import pandas as pd
+    from sklearn.pipeline import Pipeline
+
+    from tipline.arrays import Floats, Probabilities
     from tipline.config import Settings
 
-    Model = pyfunc.Model | external.ExternalModel
-
 # The format of model.json. Models of tipline 0.1 have none.
-FORMAT = 3
-CODE = loader.CODE
-# The files that make up the model: estimator, features and baseline, and the code that computes the features.
-FILES = (pyfunc.ESTIMATOR, pyfunc.SPEC, CODE)
+FORMAT = 4
 # Facts about the training, kept beside the model; not part of its digest.
 TRAINING = loader.TRAINING
+TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
+BATCH_ROWS = 2**17
+
+
+class Model:
+    """A loaded model, from its files; the caller has checked their digest.
+
+    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True) -> None:
+        self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
+        self.calibration: dict[str, Any] | None = self.spec.get("calibration")
+        self.linear: dict[str, Any] | None = self.spec["linear"] if use_compiled else None
+        self._files = files
+        if self.linear is None:
+            self.estimator  # noqa: B018 (loaded now, not with the first rows)
+
+    @cached_property
+    def estimator(self) -> Pipeline:
+        """The scikit-learn pipeline, which a compiled model is scored without."""
+        return pyfunc.load_estimator(self._files)
+
+    def score_rows(self, batch: pa.RecordBatch) -> tuple[Probabilities, pa.RecordBatch]:
+        """Return the probability of each prepared row, and the columns after the user's function."""
+        # Calibrated in doubles, because a steep calibration would amplify what float32 rounds off.
+        if self.linear is None:
+            scores, columns = self._predict_rows(batch)
+            return pyfunc.apply_calibration(scores, self.calibration).astype(np.float32), columns
+        result = np.empty(len(batch), np.float32)
+        for rows, values in compiled.compute_probabilities(batch, self.linear):
+            result[rows] = pyfunc.apply_calibration(values, self.calibration)
+        return result, batch
+
+    def probabilities(self, batch: pa.RecordBatch) -> Probabilities:
+        """Return the probability of each prepared row, shape (rows,), float32."""
+        return self.score_rows(batch)[0]
+
+    def uncalibrated(self, batch: pa.RecordBatch) -> Floats:
+        """Return the pipeline's probabilities before calibration, as doubles."""
+        return self._predict_rows(batch)[0]
+
+    def derive_frame(self, batch: pa.RecordBatch) -> pd.DataFrame:
+        """Return the columns that the preprocessing sees, as pandas has them."""
+        frame = read_frame(batch, self.spec["inputs"])
+        return self.estimator["features"].transform(frame) if "features" in self.estimator.named_steps else frame
+
+    def _predict_rows(self, batch: pa.RecordBatch) -> tuple[Floats, pa.RecordBatch]:
+        has_features = "features" in self.estimator.named_steps
+        rest = self.estimator[1:] if has_features else self.estimator
+        parts, derived = [np.empty(0)], []
+        for start in range(0, len(batch) or 1, BATCH_ROWS):
+            frame = self.derive_frame(batch.slice(start, BATCH_ROWS))
+            if len(frame):
+                parts.append(rest.predict_proba(frame)[:, 1].astype(np.float64))
+            if has_features:
+                derived.append(write_batch(frame, self.spec["features"]))
+        if derived:
+            batch = pa.Table.from_batches(derived).unify_dictionaries().combine_chunks().to_batches()[0]
+        return np.concatenate(parts), batch
+
+
+def read_frame(batch: pa.RecordBatch, inputs: list[dict[str, str]]) -> pd.DataFrame:
+    """Return the model's columns of prepared rows as the pandas frame that its pipeline takes."""
+    columns = {column["name"]: batch[column["name"]] for column in inputs}
+    plain = {name: c.cast(pa.string()) if pa.types.is_dictionary(c.type) else c for name, c in columns.items()}
+    return pyfunc.normalize_frame(pa.table(plain).to_pandas(), inputs)
+
+
+def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.RecordBatch:
+    """Return columns after the user's function as Arrow has prepared rows."""
+    arrays = {}
+    for feature in features:
+        values = frame[feature["name"]]
+        if feature["kind"] == "category":
+            arrays[feature["name"]] = pa.array(values.astype("str"), pa.string()).dictionary_encode()
+        else:
+            arrays[feature["name"]] = pa.array(values, from_pandas=True).cast(KIND_TYPES[feature["kind"]])
+    return pa.RecordBatch.from_pydict(arrays)
 
 
 def read_artifact(folder: Path) -> dict[str, bytes]:
@@ -36,7 +117,11 @@ def read_artifact(folder: Path) -> dict[str, bytes]:
     Raises TiplineError if one is missing.
     """
     logged = sorted(path for path in (folder / external.FOLDER).rglob("*") if path.is_file())
-    names = [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC] if logged else FILES
+    if logged:
+        names = [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC]
+    else:
+        code = {TRANSFORMERS.name, *(path.name for path in folder.glob("*.py"))}
+        names = [pyfunc.ESTIMATOR, pyfunc.SPEC, *sorted(code)]
     try:
         return {name: (folder / name).read_bytes() for name in names}
     except FileNotFoundError as error:
@@ -45,7 +130,7 @@ def read_artifact(folder: Path) -> dict[str, bytes]:
 
 def hash_artifact(files: Mapping[str, bytes]) -> str:
     """Return the digest that identifies a model; model.json is not part of an external model's digest."""
-    names = [name for name in files if name != pyfunc.SPEC] if external.is_external(files) else FILES
+    names = [name for name in files if name != pyfunc.SPEC or not external.is_external(files)]
     return loader.hash_files({name: files[name] for name in names})
 
 
@@ -69,27 +154,32 @@ def check_digest(files: Mapping[str, bytes], expected: str) -> None:
         raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
 
 
-def load_model(files: Mapping[str, bytes], expected: str) -> Model:
+def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return a model's model.json; raise TiplineError if it has another format than this tipline reads."""
+    spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
+    if not external.is_external(files) and (found := spec.get("format")) != FORMAT:
+        maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
+        what = f"This model was made by {maker}; this tipline reads format {FORMAT}."
+        todo = "Train it again with this tipline (dvc repro train register), then: tipline promote --force REASON"
+        raise TiplineError(what, f"digest {hash_artifact(files)[:12]}", todo)
+    return spec
+
+
+def load_model(
+    files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True
+) -> Model | external.ExternalModel:
     """Load a model, with the code that it carries.
 
     Raises TiplineError if the files do not have the digest `expected` or may not be loaded; nothing of them has run.
     """
     check_digest(files, expected)
+    spec = read_spec(files)
     if external.is_external(files):
         return external.ExternalModel(files)
-    where, spec = f"digest {expected[:12]}", json.loads(files[pyfunc.SPEC])
-    if (found := spec.get("format")) != FORMAT:
-        maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
-        what = f"This model was made by {maker}; this tipline reads format {FORMAT}."
-        todo = "Train it again with this tipline (dvc repro train register), then promote the new version."
-        raise TiplineError(what, where, todo)
-    if not spec.get("linear"):
-        loader.check_skops(pyfunc.ESTIMATOR, files[pyfunc.ESTIMATOR], where)
-    module = ModuleType(f"tipline_model_{expected[:12]}")
-    sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    exec(compile(files[CODE], f"{expected[:12]}/{CODE}", "exec"), module.__dict__)  # noqa: S102 (digest checked above)
-    loaded: pyfunc.Model = module.Model(files)
-    return loaded
+    if not (use_compiled and spec["linear"]):
+        code = pyfunc.list_code(files)
+        loader.check_skops(pyfunc.ESTIMATOR, files[pyfunc.ESTIMATOR], f"digest {expected[:12]}", code)
+    return Model(files, use_compiled=use_compiled)
 
 
 def format_title(settings: Settings, rows: int) -> str:

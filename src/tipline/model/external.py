@@ -23,13 +23,13 @@ from tipline.model import loader, pyfunc
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from tipline.arrays import Probabilities
     from tipline.ingest.schema import Schema
 
 FOLDER = "mlflow"
 BATCH_ROWS = 2**17
 # MLflow's types of columns. Whole numbers are doubles, because an integer cannot be missing in pandas.
 TYPES = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
-KINDS = {"string": "category", "datetime": "hour", "double": "number", "float": "number"}
 NUMBERS = ("double", "float")
 SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS}
 SCHEMA_TYPES |= {"integer": NUMBERS, "boolean": NUMBERS}
@@ -43,8 +43,14 @@ def is_external(files: Mapping[str, bytes]) -> bool:
     return f"{FOLDER}/MLmodel" in files
 
 
-def read_features(folder: Path, schema: Schema, where: str) -> list[dict[str, Any]]:
-    """Read the features of the model in a folder, already inspected by `loader`, from its signature.
+def check_files(files: Mapping[str, bytes], where: str) -> None:
+    """Refuse files of an external model whose loading could run what nobody has read; see `loader`."""
+    logged = {name.removeprefix(f"{FOLDER}/"): data for name, data in files.items() if name != pyfunc.SPEC}
+    loader.check_external_model(logged, where)
+
+
+def read_inputs(folder: Path, schema: Schema, where: str) -> list[dict[str, str]]:
+    """Read the columns that the model in a folder takes, already inspected by `loader`, from its signature.
 
     Raises UsageError with every reason if there is no signature, or one that prepared rows cannot fill.
     """
@@ -58,10 +64,7 @@ def read_features(folder: Path, schema: Schema, where: str) -> list[dict[str, An
     reasons = [reason for name, type_ in taken.items() if (reason := find_objection(name, type_, schema))]
     if reasons:
         raise UsageError(f"This version cannot take prepared rows: {'; '.join(reasons)}.", where, TODO)
-    return [
-        {"name": name, "kind": KINDS[type_], "type": type_, "range": None, "categories": []}
-        for name, type_ in taken.items()
-    ]
+    return [{"name": name, "type": schema.columns[name].type, "declared": type_} for name, type_ in taken.items()]
 
 
 def find_objection(name: str, type_: str, schema: Schema) -> str | None:
@@ -76,20 +79,20 @@ def find_objection(name: str, type_: str, schema: Schema) -> str | None:
 
 
 class ExternalModel:
-    """A loaded model, with the interface of `pyfunc.Model`, from what MLflow logged and model.json.
+    """A loaded model, with the interface of `artifact.Model`, from what MLflow logged and model.json.
 
     Raises TiplineError if it must not be loaded (see `loader`; nothing of it has run) or MLflow cannot load it here.
     """
 
     linear = None
+    calibration = None
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)
 
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
-        self.features: list[dict[str, Any]] = self.spec["features"]
-        logged = {name.removeprefix(f"{FOLDER}/"): data for name, data in files.items() if name != pyfunc.SPEC}
-        loader.check_external_model(logged, self.spec["name"])
+        if self.spec.get("trusted") != loader.hash_files({name: files[name] for name in files if name != pyfunc.SPEC}):
+            check_files(files, self.spec["name"])
         # Kept as long as the model, which may read files of its own later.
         folder = Path(tempfile.mkdtemp(prefix="tipline-model-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -100,17 +103,21 @@ class ExternalModel:
         with report_failures("MLflow cannot load this model here", self.spec["name"], todo):
             self._model = load_model(str(folder / FOLDER))
 
-    def probabilities(self, trips: pa.Table | pa.RecordBatch) -> pyfunc.Probabilities:
+    def score_rows(self, batch: pa.RecordBatch) -> tuple[Probabilities, pa.RecordBatch]:
+        """Return the probabilities and the columns that monitoring sees: those of the batch."""
+        return self.probabilities(batch), batch
+
+    def probabilities(self, batch: pa.RecordBatch) -> Probabilities:
         """Return the probability of each prepared row, shape (rows,), float32.
 
         Raises TiplineError if `predict` fails or does not return one probability per row.
         """
-        table = trips if isinstance(trips, pa.Table) else pa.Table.from_batches([trips])
+        table = pa.Table.from_batches([batch])
         parts = [self._predict(table.slice(start, BATCH_ROWS)) for start in range(0, len(table), BATCH_ROWS)]
         return np.concatenate([*parts, np.empty(0, np.float32)])
 
-    def _predict(self, table: pa.Table) -> pyfunc.Probabilities:
-        schema = pa.schema([(feature["name"], TYPES[feature["type"]]) for feature in self.features])
+    def _predict(self, table: pa.Table) -> Probabilities:
+        schema = pa.schema([(column["name"], TYPES[column["declared"]]) for column in self.spec["inputs"]])
         with report_failures("Its predict fails", self.spec["name"], "Promote another version."):
             given = self._model.predict(table.select(schema.names).cast(schema, safe=False).to_pandas())
         scores = extract_scores(given)
@@ -135,7 +142,7 @@ def report_failures(what: str, where: str, todo: str) -> Iterator[None]:
         raise TiplineError(f"{what}: {type(error).__name__}: {join_lines(error)}.", where, todo) from error
 
 
-def extract_scores(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (whatever the model gives)
+def extract_scores(given: Any) -> Probabilities | None:  # noqa: ANN401 (whatever the model gives)
     """Return one float per row: a single column, or the second of two as predict_proba returns them.
 
     Return None for anything else. Whole numbers and booleans are classes, not probabilities.
@@ -145,5 +152,5 @@ def extract_scores(given: Any) -> pyfunc.Probabilities | None:  # noqa: ANN401 (
         values = values[:, -1]
     if values.ndim != 1 or values.dtype.kind != "f":
         return None
-    scores: pyfunc.Probabilities = values.astype(np.float32)
+    scores: Probabilities = values.astype(np.float32)
     return scores

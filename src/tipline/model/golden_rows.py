@@ -10,20 +10,21 @@ import pyarrow as pa
 import pyarrow.json
 
 from tipline.errors import TiplineError
-from tipline.ingest.columns import CATEGORY, TIME, list_feature_columns
+from tipline.ingest.columns import CATEGORY, TIME, list_input_columns
 from tipline.model import pyfunc
+from tipline.model.artifact import Model
 from tipline.model.external import ExternalModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tipline.model.artifact import Model
+    AnyModel = Model | ExternalModel
 
 ROWS = 32
 KEY = "golden_rows"
 
 
-def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
+def add_golden_rows(model: AnyModel, trips: pa.RecordBatch) -> dict[str, Any]:
     """Return the model's model.json with the first of these prepared rows and their scores added."""
     schema = create_json_schema(model)
     values = trips.select(schema.names).slice(0, ROWS).cast(schema).to_pydict()
@@ -36,18 +37,18 @@ def score_golden_rows(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict
     return {**files, pyfunc.SPEC: json.dumps(add_golden_rows(ExternalModel(files), trips)).encode()}
 
 
-def check_golden_rows(model: Model, where: str) -> int:
+def is_compiled_exact(files: Mapping[str, bytes]) -> bool:
+    """Whether the compiled form of a model, if it has one, gives the pipeline's scores for the golden rows."""
+    spec = json.loads(files[pyfunc.SPEC])
+    return not spec.get("linear") or count_steps(Model(files)) <= 1
+
+
+def check_golden_rows(model: AnyModel, where: str) -> int:
     """Score the golden rows on the worker `where`; return the largest difference in float32 steps, 0 or 1.
 
     Raises TiplineError if it is larger: this machine computes differently from the one that trained.
     """
-    values = model.spec.get(KEY)
-    if values is None:
-        return 0
-    scores = model.probabilities(read_rows(values, model))
-    expected = np.array(values[pyfunc.OUTPUT], dtype=np.float32)
-    # Probabilities are not negative: their bit patterns are in the order of their values, with that of NaN far away.
-    steps = int(np.abs(scores.view(np.int32).astype(np.int64) - expected.view(np.int32)).max(initial=0))
+    steps = count_steps(model)
     if steps > 1:
         what = f"This worker scores the golden rows differently from the machine that trained it ({steps} steps)."
         todo = "Use the same processor type and library versions as in training, or train again where you score."
@@ -55,7 +56,18 @@ def check_golden_rows(model: Model, where: str) -> int:
     return steps
 
 
-def read_rows(values: Mapping[str, Any], model: Model) -> pa.RecordBatch:
+def count_steps(model: AnyModel) -> int:
+    """Return the largest difference between the scores of the golden rows and those stored, in float32 steps."""
+    values = model.spec.get(KEY)
+    if values is None:
+        return 0
+    scores = model.probabilities(read_rows(values, model))
+    expected = np.array(values[pyfunc.OUTPUT], dtype=np.float32)
+    # Probabilities are not negative: their bit patterns are in the order of their values, with that of NaN far away.
+    return int(np.abs(scores.view(np.int32).astype(np.int64) - expected.view(np.int32)).max(initial=0))
+
+
+def read_rows(values: Mapping[str, Any], model: AnyModel) -> pa.RecordBatch:
     """Convert JSON values, by feature, to prepared rows."""
     schema = create_json_schema(model)
     rows = zip(*(values[name] for name in schema.names), strict=True)
@@ -63,10 +75,10 @@ def read_rows(values: Mapping[str, Any], model: Model) -> pa.RecordBatch:
     # Not `pa.array`, which imports pandas: half a second in every worker.
     options = pyarrow.json.ParseOptions(explicit_schema=schema)
     table = pyarrow.json.read_json(pa.BufferReader(lines.encode()), parse_options=options)
-    return table.cast(pa.schema(list_feature_columns(model.features))).combine_chunks().to_batches()[0]
+    return table.cast(pa.schema(list_input_columns(model.spec))).combine_chunks().to_batches()[0]
 
 
-def create_json_schema(model: Model) -> pa.Schema:
+def create_json_schema(model: AnyModel) -> pa.Schema:
     """Return the types that the model's columns have in JSON; timestamps are microseconds since 1970."""
-    types = list_feature_columns(model.features).items()
+    types = list_input_columns(model.spec).items()
     return pa.schema([(name, {CATEGORY: pa.string(), TIME: pa.int64()}.get(type_, type_)) for name, type_ in types])

@@ -34,13 +34,12 @@ MODEL = "MLmodel"
 MLFLOW_NOTE = "registered_model_meta"
 COMPILED = "__pycache__"
 FLAVOR = "python_function"
-CODE = "pyfunc.py"
+WRAPPER = "pyfunc.py"
 TRAINING = "training.json"
-OWN_ARTIFACTS = {name: f"artifacts/{name}" for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, TRAINING)}
-OWN_FILES = {
-    *(MODEL, CODE, *OWN_ARTIFACTS.values(), "conda.yaml", "python_env.yaml", "requirements.txt"),
-    *("input_example.json", "serving_input_example.json"),
-}
+ARTIFACTS = "artifacts/"
+NEEDED = {WRAPPER, *(f"{ARTIFACTS}{name}" for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, TRAINING))}
+OWN_FILES = {MODEL, *NEEDED, "conda.yaml", "python_env.yaml", "requirements.txt"}
+OWN_FILES |= {"input_example.json", "serving_input_example.json"}
 # MLflow loaders that may run, each with the flavor, the setting and the value that keep it from loading a pickle.
 LOADERS = {
     "mlflow.pyfunc.loaders.code_model": (FLAVOR, "model_code_path", r".+\.py"),
@@ -108,14 +107,23 @@ def check_registered(logged: Mapping[str, bytes], expected: str | None, where: s
 
 def check_own_model(logged: Mapping[str, bytes], where: str) -> None:
     """Refuse a model of tipline's, as MLflow logged it, that could run other code or has other files."""
-    check_external_model(logged, where, logged.get(OWN_ARTIFACTS[pyfunc.SPEC], b"{}"))
-    extra, missing = sorted(set(logged) - OWN_FILES), sorted({CODE, *OWN_ARTIFACTS.values()} - set(logged))
+    code = {name.removeprefix(ARTIFACTS): data for name, data in logged.items() if is_code(name)}
+    check_external_model(logged, where, code, logged.get(f"{ARTIFACTS}{pyfunc.SPEC}", b"{}"))
+    extra = sorted(name for name in set(logged) - OWN_FILES if not is_code(name))
+    missing = sorted(NEEDED - set(logged))
     if extra or missing:
         reason = f"it has no {missing[0]}" if missing else f"tipline's models have no file {shorten_text(extra[0])}"
         raise refuse_model(reason, where)
 
 
-def check_external_model(logged: Mapping[str, bytes], where: str, spec: bytes = b"{}") -> None:
+def is_code(name: str) -> bool:
+    """Whether a logged file is a code file of a model that tipline made."""
+    return name.startswith(ARTIFACTS) and name.endswith(".py") and "/" not in name.removeprefix(ARTIFACTS)
+
+
+def check_external_model(
+    logged: Mapping[str, bytes], where: str, code: Mapping[str, bytes] | None = None, spec: bytes = b"{}"
+) -> None:
     """Refuse a model whose loading could run anything but MLflow's own loaders, readable code and trusted types."""
     if MODEL not in logged:
         what = "The files of this version are not an MLflow model."
@@ -128,7 +136,7 @@ def check_external_model(logged: Mapping[str, bytes], where: str, spec: bytes = 
         raise refuse_model(reason, where)
     for name, data in logged.items():
         if name.endswith(".skops") or zipfile.is_zipfile(io.BytesIO(data)):
-            check_skops(name, data, where, spec)
+            check_skops(name, data, where, code or {}, spec)
 
 
 def find_objection(logged: Mapping[str, bytes]) -> str | None:
@@ -157,8 +165,8 @@ def find_objection(logged: Mapping[str, bytes]) -> str | None:
     return None
 
 
-def check_skops(name: str, dump: bytes, where: str, spec: bytes = b"{}") -> None:
-    """Refuse a skops file by tipline's own list of types, or if it was made with another scikit-learn.
+def check_skops(name: str, dump: bytes, where: str, code: Mapping[str, bytes], spec: bytes = b"{}") -> None:
+    """Refuse a skops file by tipline's own list of types and the model's `code`, or made with another scikit-learn.
 
     A linear model is scored from `spec`, its model.json, with any scikit-learn: its golden rows show that it is right.
     """
@@ -171,7 +179,9 @@ def check_skops(name: str, dump: bytes, where: str, spec: bytes = b"{}") -> None
                 raise refuse_model(f"{shorten_text(name)} unpacks to far more than its size", where)
             schema = archive.read("schema.json").decode()
         versions = set() if json.loads(spec).get("linear") else set(SKLEARN_VERSION.findall(schema))
-        untrusted = sorted(name for name in skops.io.get_untrusted_types(data=dump) if not pyfunc.is_trusted(name))
+        modules = [pyfunc.name_module(name, data) for name, data in code.items()]
+        named = skops.io.get_untrusted_types(data=dump)
+        untrusted = sorted(name for name in named if not pyfunc.is_trusted(name, modules))
     except DAMAGE as error:
         what = f"{shorten_text(name)} is not a readable skops file ({type(error).__name__})"
         raise refuse_model(what, where) from error

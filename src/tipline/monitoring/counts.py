@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from tipline.arrays import fill_nulls, hour_of_day, view_values
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
 from tipline.ingest.columns import get_baseline_columns
-from tipline.model.pyfunc import fill_nulls, hour_of_day, view_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from tipline.arrays import Codes, Floats, Matrix, Probabilities
     from tipline.evaluation.metrics import Counted, Labels, Times
-    from tipline.model.pyfunc import Codes, Floats, Matrix, Probabilities
 
     Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -94,11 +94,16 @@ class Counts:
 
     @classmethod
     def from_rows(
-        cls, trips: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities, month: str = ""
+        cls,
+        trips: pa.RecordBatch,
+        spec: Mapping[str, Any],
+        scores: Probabilities,
+        columns: pa.RecordBatch,
+        month: str = "",
     ) -> Counts:
         """Count a batch of prepared trips, by day of `month` if one is given.
 
-        `scores` are those of the model whose model.json is `spec`.
+        `scores` are those of the model whose model.json is `spec`, `columns` those that its preprocessing sees.
         """
         labels, known = metrics.read_labels(trips, spec["target"])
         groups, codes = group_rows(trips, get_baseline_columns(spec["baseline"]))
@@ -116,7 +121,7 @@ class Counts:
             (no, yes), (probability, loss) = rows[cell].tolist(), sums[:, cell].tolist()
             counts.days.setdefault(days[day], {})[groups[group]] = Sums(no + yes, yes, probability, loss)
         features = (spec.get("reference") or {}).get("features", {})
-        counts.histograms = {name: count_column(trips[name], bins) for name, bins in features.items()}
+        counts.histograms = {name: count_column(columns[name], bins) for name, bins in features.items()}
         return counts
 
     @classmethod

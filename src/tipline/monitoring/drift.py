@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from tipline.model.pyfunc import Codes, Floats, Probabilities
+    from tipline.arrays import Codes, Floats, Probabilities
     from tipline.monitoring.counts import Counts
 
 BINS = 10
@@ -34,18 +34,21 @@ LARGE = 0.1
 SUSPICIOUS = 0.9
 
 
-def build_reference(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities) -> dict[str, Any]:
+def build_reference(
+    rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities, columns: pa.RecordBatch
+) -> dict[str, Any]:
     """Describe the training rows, so that later months can be compared with them.
 
-    `spec` is model.json so far. The result has `rows`, `days`, `features` and `score`; the last two hold bins, `counts`
-    by bin (missing values last), and `psi_bound`, which is None under MIN_DAYS days.
+    `spec` is model.json so far, `columns` are those that the preprocessing sees. The result has `rows`, `days`,
+    `features` and `score`; the last two hold bins, `counts` by bin (missing values last), and `psi_bound`, which is
+    None under MIN_DAYS days.
     """
     days = (
         metrics.rank_values(metrics.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
     )
     features = {}
     for feature in spec["features"]:
-        column = rows[feature["name"]]
+        column = columns[feature["name"]]
         bins = choose_bins(column, feature["kind"])
         codes, size = counts.assign_bins(column, bins)
         features[feature["name"]] = bins | count_by_day(codes, days, size + 1)
@@ -133,7 +136,9 @@ def measure_drift(month: Counts, reference: Mapping[str, Any] | None) -> dict[st
     return {"features": features, "score": judge_drift(reference["score"], bands.tolist())}
 
 
-def find_leaks(trips: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabilities | Floats) -> list[str]:
+def find_leaks(
+    trips: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabilities | Floats, columns: pa.RecordBatch
+) -> list[str]:
     """Return a warning for each feature that alone does nearly as well as the model, the worst first.
 
     A feature alone predicts the rate of its bin in the model's `reference`, mixed with one row of the overall rate.
@@ -147,7 +152,7 @@ def find_leaks(trips: pa.RecordBatch, spec: Mapping[str, Any], losses: Probabili
         return []
     shares = {}
     for name, bins in spec["reference"]["features"].items():
-        codes, _ = counts.assign_bins(trips[name], bins)
+        codes, _ = counts.assign_bins(columns[name], bins)
         rates = (np.bincount(codes, labels) + rate) / (np.bincount(codes) + 1)
         shares[name] = (overall - float(metrics.compute_log_loss(rates.take(codes), labels).mean())) / gain
     return [

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
+    from tipline.arrays import Floats, Probabilities
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Floats, Probabilities
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"
 STYLE: dict[Any, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from tipline import files
+from tipline import files, git
 from tipline.config import check_month
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest.schema import load_schema
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tipline.config import Settings
     from tipline.paths import Paths
     from tipline.registry.store import Client, Run, Version
+
+log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 # Tags of versions: what the gate said last, and the months that a model was made on if its model.json does not say.
@@ -119,10 +122,13 @@ def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Ve
     return client.get_model_version(version.name, str(version.version)) if changed else version
 
 
-def adopt_version(client: Client, settings: Settings, paths: Paths, version: Version) -> Version:
+def adopt_version(
+    client: Client, settings: Settings, paths: Paths, version: Version, *, trust_code: bool = False
+) -> Version:
     """Return a version that has a digest; check one that tipline did not register, and tag it with what scoring needs.
 
-    Raises UsageError if its signature does not take prepared columns, TiplineError if its files are refused.
+    With `trust_code`, its files may hold pickles. Raises UsageError if its signature does not take prepared columns,
+    TiplineError if its files are refused.
     """
     if store.DIGEST in version.tags:
         return version
@@ -133,26 +139,41 @@ def adopt_version(client: Client, settings: Settings, paths: Paths, version: Ver
     # Its scores are compared by the target, the time and the baseline of a model that was trained here.
     own = files.try_read_json(paths.challenger / pyfunc.SPEC)
     own = own or files.read_json(paths.champion / pyfunc.SPEC, "Run: dvc repro train")
-    with open_download(version) as root:
-        features = external.read_features(root, load_schema(paths.root / settings.schema_), where)
+    with open_download(version, trust_code=trust_code) as root:
+        inputs = external.read_inputs(root, load_schema(paths.root / settings.schema_), where)
         shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
         spec = {name: own[name] for name in ("target", "target_columns", "time", "baseline")} | {
             "name": where,
-            "features": features,
+            "inputs": inputs,
         }
         files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
-        tags = {store.DIGEST: artifact.read_digest(root.parent / "adopted"), EXTERNAL_SPEC: json.dumps(spec)}
+        digest = artifact.read_digest(root.parent / "adopted")
+        tags = {store.DIGEST: digest, EXTERNAL_SPEC: json.dumps(spec | {"trusted": digest if trust_code else None})}
     return tag_version(client, version, tags)
+
+
+def check_code(paths: Paths, contents: Mapping[str, bytes], where: str) -> None:
+    """Show code of a model that neither the workspace nor the history of git has, and raise UsageError."""
+    if external.is_external(contents):  # a tag that says that it was trusted may be anybody's
+        external.check_files(contents, where)
+    for name, data in pyfunc.list_code(contents).items():
+        own = (paths.root / name, artifact.TRANSFORMERS)
+        if not any(path.is_file() and path.read_bytes() == data for path in own) and not git.is_committed(data):
+            log.info("%s of %s:\n%s", name, where, data.decode(errors="replace"))
+            command = f"tipline promote {where.rsplit(maxsplit=1)[-1]} --trust-code"
+            todo = f"Read it, above. If it may run here and on the workers: {command}"
+            raise UsageError(f"The model carries code that this project does not have: {name}.", where, todo)
 
 
 # ---- download ----
 
 
 @contextlib.contextmanager
-def open_download(version: Version) -> Iterator[Path]:
+def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Path]:
     """Yield a folder with the files of a version as MLflow logged them.
 
-    Raises TiplineError if they cannot be downloaded, were changed, or could run code that they should not.
+    A version that was promoted with `--trust-code` is compared with its digest alone, by the callers. Raises
+    TiplineError if they cannot be downloaded, were changed, or could run code that they should not.
     """
     where, uri = format_version(version), f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory(prefix="tipline-") as scratch:
@@ -169,8 +190,11 @@ def open_download(version: Version) -> Iterator[Path]:
         loader.remove_leftovers(root)
         logged = loader.read_files(root, where)
         loader.check_registered(logged, version.tags.get(loader.FILES), where)
-        is_own = store.DIGEST in version.tags and EXTERNAL_SPEC not in version.tags
-        (loader.check_own_model if is_own else loader.check_external_model)(logged, where)
+        external_spec = json.loads(version.tags.get(EXTERNAL_SPEC, "{}"))
+        if store.DIGEST in version.tags and not external_spec:
+            loader.check_own_model(logged, where)
+        elif not (trust_code or external_spec.get("trusted")):
+            loader.check_external_model(logged, where)
         yield root
 
 
@@ -195,9 +219,7 @@ def download_files(version: Version, folder: Path) -> None:
             shutil.copytree(root, folder / external.FOLDER)
             (folder / pyfunc.SPEC).write_text(version.tags[EXTERNAL_SPEC], encoding="utf-8")
         else:
-            shutil.copyfile(root / artifact.CODE, folder / artifact.CODE)
-            for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, artifact.TRAINING):
-                shutil.copyfile(root / "artifacts" / name, folder / name)
+            shutil.copytree(root / loader.ARTIFACTS, folder, dirs_exist_ok=True)
     if artifact.read_digest(folder) != get_digest(version):
         what = "The registry's files of this version are not those that were registered."
         raise TiplineError(what, format_version(version), "Promote another version: tipline promote VERSION")

@@ -24,8 +24,6 @@ from tipline.registry import store
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
-
     from tipline.config import Settings
     from tipline.paths import Paths
     from tipline.registry.store import Client, Run
@@ -35,8 +33,7 @@ EXTERNAL_SPEC = "tipline.model"  # tag of runs and versions of models that tipli
 DVC_EXPERIMENT = "dvc.exp"  # tag of training runs: the DVC experiments that led to them, joined with commas
 NOTE = "mlflow.note.content"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")
-# Kind of feature -> its types in the signature and in the example.
-TYPES = {"category": ("string", "str"), "hour": ("datetime", "datetime64[ns]"), "number": ("double", "float64")}
+TYPES = {"category": "string", "timestamp": "datetime"}  # in the signature; numbers are doubles
 FIGURES = ("log_loss", "skill", "auc")
 # Figures of the learning curve that are in its table alone; MLflow's page draws a chart for every metric.
 IN_TABLE = (".brier", ".segment.auc")
@@ -110,29 +107,34 @@ def ensure_training_run(client: Client, paths: Paths, folder: Path) -> Run:
 
 def log_model(run_id: str, folder: Path) -> str:
     """Log a model into the active run, one that tipline made as a pyfunc from code; return its address."""
-    from mlflow.models import ModelSignature  # noqa: PLC0415 (seconds, and only for a new model)
+    import pandas as pd  # noqa: PLC0415 (seconds, and only for a new model)
+    from mlflow.models import ModelSignature  # noqa: PLC0415
     from mlflow.types import ColSpec, Schema  # noqa: PLC0415
 
     if (folder / external.FOLDER).is_dir():
         mlflow.log_artifacts(str(folder / external.FOLDER), "model")
         return f"runs:/{run_id}/model"
-    features = files.read_json(folder / pyfunc.SPEC, TODO)["features"]
+    columns = files.read_json(folder / pyfunc.SPEC, TODO)["inputs"]
     training = files.read_json(folder / artifact.TRAINING, TODO)
-    inputs = Schema([ColSpec(TYPES[feature["kind"]][0], feature["name"]) for feature in features])
+    inputs = Schema([ColSpec(TYPES.get(column["type"], "double"), column["name"]) for column in columns])
     # Those of the estimator, too. When a model is logged again, other versions may be installed.
     used = training["libraries"]
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow follows symlinks, and DVC's cache, which they may point to, has names without an ending.
-        names = (*artifact.FILES, artifact.TRAINING)
+        names = (*artifact.read_artifact(folder), artifact.TRAINING)
         copies = {name: str(shutil.copyfile(folder / name, Path(scratch, name))) for name in names}
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=copies.pop(artifact.CODE),
+            python_model=str(shutil.copyfile(pyfunc.__file__, Path(scratch, loader.WRAPPER))),
             artifacts=copies,
             signature=ModelSignature(inputs, Schema([ColSpec("float", pyfunc.OUTPUT)])),
-            input_example=create_example(features, training["example"]),
+            input_example=pyfunc.normalize_frame(pd.DataFrame(training["example"]), columns),
             pip_requirements=[
-                f"{name}=={used.get(name) or installed_version(name)}" for name in dict.fromkeys((*REQUIREMENTS, *used))
+                *(
+                    f"{name}=={used.get(name) or installed_version(name)}"
+                    for name in {**dict.fromkeys(REQUIREMENTS), **used}
+                ),
+                *training["requirements"],
             ],
         )
         uri = str(logged.model_uri)
@@ -140,13 +142,6 @@ def log_model(run_id: str, folder: Path) -> str:
         loader.remove_leftovers(stored)
         mlflow.set_tag(loader.FILES, loader.hash_files(loader.read_files(stored, uri)))
     return uri
-
-
-def create_example(features: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return a few rows with the types of the signature."""
-    import pandas as pd  # noqa: PLC0415 (only for a new model)
-
-    return pd.DataFrame(list(rows)).astype({feature["name"]: TYPES[feature["kind"]][1] for feature in features})
 
 
 def add_experiment_name(client: Client, run: Run) -> None:

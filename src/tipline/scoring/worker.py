@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tipline.cluster import Client, Worker
     from tipline.model.artifact import Model
+    from tipline.model.external import ExternalModel
     from tipline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,16 @@ PLUGIN = "tipline-model"
 class ModelPlugin(cluster.WorkerPlugin):
     """Brings the model to each worker and checks that it can score, also after a worker's restart."""
 
-    def __init__(self, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage]) -> None:
-        self.contents, self.digest, self.storages = dict(contents), digest, storages
-        self.model: Model | None = None
+    def __init__(
+        self, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage], *, use_compiled: bool
+    ) -> None:
+        self.contents, self.digest, self.storages, self.use_compiled = dict(contents), digest, storages, use_compiled
+        self.model: Model | ExternalModel | None = None
         self.steps = 0  # float32 steps by which the scores of the golden rows differ from training
 
     def setup(self, worker: Worker) -> None:
         """Check the digest, load the model, score the golden rows, look at the storage; errors reach the driver."""
-        model = artifact.load_model(self.contents, self.digest)
+        model = artifact.load_model(self.contents, self.digest, use_compiled=self.use_compiled)
         self.steps = golden_rows.check_golden_rows(model, worker.address)
         for storage in self.storages:
             try:
@@ -60,14 +63,17 @@ def send_model(
     Raises a TiplineError if a worker cannot load it, scores the golden rows differently, or cannot use a storage.
     """
     # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
-    name = f"{PLUGIN}-{digest}-{files.create_token()}"
-    with cluster.register_plugin(client, ModelPlugin(contents, digest, storages), name):
+    name, use_compiled = f"{PLUGIN}-{digest}-{files.create_token()}", golden_rows.is_compiled_exact(contents)
+    if not use_compiled:
+        log.warning("the compiled form of the model does not give its scores, so the pipeline is used")
+    plugin = ModelPlugin(contents, digest, storages, use_compiled=use_compiled)
+    with cluster.register_plugin(client, plugin, name):
         if any(client.run(lambda dask_worker: dask_worker.plugins[name].steps).values()):
             log.warning("golden rows come out one float32 step off: other hardware or libraries than in training")
         yield
 
 
-def get_worker_model(digest: str) -> Model:
+def get_worker_model(digest: str) -> Model | ExternalModel:
     """Return the model of this digest on the worker that runs the task."""
     worker = cluster.get_worker()
     for name, plugin in list(worker.plugins.items()):
@@ -83,9 +89,9 @@ def score_block(block: Block) -> dict[str, Any]:
     with time_phase(seconds, "read"):
         batch = read_block(block, columns.list_needed_columns(model.spec))
     with time_phase(seconds, "score"):
-        scores = model.probabilities(batch)
+        scores, derived = model.score_rows(batch)
     with time_phase(seconds, "count"):
-        counts = Counts.from_rows(batch, model.spec, scores, block.month)
+        counts = Counts.from_rows(batch, model.spec, scores, derived, block.month)
     with time_phase(seconds, "write"):
         # Not `pa.array`, which imports pandas first.
         data = encode_part(batch["row"], pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))
@@ -106,8 +112,8 @@ def time_phase(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
     """Read row numbers and these columns of a block as one batch, in which each column has one dictionary."""
-    names = ["row", *types]
-    table = block.locations.trips.read_row_group(block.trips, block.row_group, names, block.state)
+    names, text = ["row", *types], [name for name, type_ in types.items() if type_ == columns.CATEGORY]
+    table = block.locations.trips.read_row_group(block.trips, block.row_group, names, block.state, text)
     table = columns.add_missing_columns(table, types).select(names).combine_chunks()
     batches = table.to_batches(max_chunksize=len(table) or 1)
     # An empty table has no batch. `from_pylist` imports pandas, which takes half a second.

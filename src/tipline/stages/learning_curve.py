@@ -13,8 +13,9 @@ from tipline import cluster, files
 from tipline.evaluation import baseline, metrics
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
-from tipline.model import pyfunc
-from tipline.model.pipeline import build_pipeline, create_spec, try_pipeline
+from tipline.model import artifact
+from tipline.model.persistence import try_pipeline
+from tipline.model.pipeline import build_pipeline, create_spec
 from tipline.monitoring import plots
 from tipline.training import learning_curve, sampling
 
@@ -35,7 +36,8 @@ HELD_OUT = 5
 def run(settings: Settings, paths: Paths) -> None:
     """Write the study's table, picture and decision, and models/sample_size.json."""
     sampling.remove_unlisted_samples(settings, paths)
-    spec, curve = create_spec(settings, load_schema(paths.root / settings.schema_)), settings.learning_curve
+    schema, curve = load_schema(paths.root / settings.schema_), settings.learning_curve
+    spec = create_spec(settings, schema)
     types = columns.list_needed_columns(spec)
     train, validation = (sampling.read_role(settings, paths, role, types) for role in ("train", "validation"))
     pool = train.slice(0, len(train) - len(train) // HELD_OUT)
@@ -43,11 +45,15 @@ def run(settings: Settings, paths: Paths) -> None:
     segment, examples = build_examples(spec, settings.evaluate.baseline, parts)
     fitted_on, sizes = examples.pop("pool"), learning_curve.choose_sizes(curve, len(pool))
     orders = learning_curve.shuffle_rows(fitted_on.labels, curve.repeats, curve.smallest, settings.sample.seed)
-    pipeline = build_pipeline(spec["features"], settings.train, paths.root)
-    try_pipeline(pipeline, fitted_on.inputs, fitted_on.labels)
-    client = cluster.connect_client(settings.cluster.n_workers)
-    with client, joblib.parallel_config("dask", scatter=[fitted_on, examples]):
-        study = learning_curve.run_study(pipeline, fitted_on, examples, sizes, orders)
+    unfitted = build_pipeline(settings, schema, paths.root, fitted_on.frame)
+    try_pipeline(unfitted, fitted_on.frame, fitted_on.labels)
+    plugin = learning_curve.CodePlugin(unfitted.code)
+    with (
+        cluster.connect_client(settings.cluster.n_workers) as client,
+        cluster.register_plugin(client, plugin, f"tipline-code-{files.create_token()}"),
+        joblib.parallel_config("dask", scatter=[fitted_on, examples]),
+    ):
+        study = learning_curve.run_study(unfitted.pipeline, fitted_on, examples, sizes, orders)
     samples = sampling.list_samples(settings, paths, "train")
     available = sum(int(pq.read_metadata(path).metadata[sampling.AVAILABLE]) for path in samples)
     decision = {
@@ -74,7 +80,7 @@ def build_examples(
     segment = names[int(np.argmax(np.bincount(codes, labels["pool"])))]
     return segment, {
         name: learning_curve.Examples(
-            pyfunc.build_matrix(part, spec["features"]),
+            artifact.read_frame(part, spec["inputs"]),
             labels[name],
             metrics.rank_values(metrics.read_days(part[spec["time"]])),
             np.array(groups[name][0])[groups[name][1]] == segment,

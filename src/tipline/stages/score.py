@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import platform
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -15,11 +15,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tipline import cluster, files, git
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.ingest import columns
-from tipline.model import artifact, external, golden_rows, pyfunc
+from tipline.model import artifact, external, golden_rows
 from tipline.scoring import plan, publish, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tipline.config import Settings
     from tipline.paths import Paths
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("scikit-learn", "numpy", "pyarrow", "skops", "dask")
+LIBRARIES = ("numpy", "pyarrow", "dask")
 
 
 def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None:
@@ -51,7 +51,8 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
                 log.info("%s: no longer in `months`, predictions removed", name)
         months, failed = plan.plan_months(locations, settings.months, ref["digest"])
         publish.remove_stale_staging(locations, months, failed)
-        failed |= score_months(settings, months, ref, contents)
+        training = files.try_read_json(paths.champion / artifact.TRAINING) or {}
+        failed |= score_months(settings, months, ref, contents, training)
     if failed:
         what = f"{len(failed)} of {len(settings.months)} months failed: "
         what += "; ".join(f"{month}: {reason}" for month, reason in failed.items())
@@ -60,7 +61,11 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
 
 
 def score_months(
-    settings: Settings, months: Sequence[Month], ref: dict[str, Any], contents: dict[str, bytes]
+    settings: Settings,
+    months: Sequence[Month],
+    ref: Mapping[str, Any],
+    contents: dict[str, bytes],
+    training: Mapping[str, Any],
 ) -> dict[str, str]:
     """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
     by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]
@@ -68,7 +73,7 @@ def score_months(
     log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], names, format_count(rows, "row"))
     if kept := sum(part["rows"] for month in months for part in month.done.values()):
         log.info("%s of a run that did not end are kept", format_count(kept, "row"))
-    made = {name: ref[name] for name in ("name", "version", "run")} | describe_environment()
+    made = {name: ref[name] for name in ("name", "version", "run")} | describe_environment(training)
     failed, started = dict[str, str](), time.perf_counter()
 
     def publish_month(month: Month) -> None:
@@ -106,11 +111,14 @@ def add_golden_rows(contents: dict[str, bytes], block: Block) -> dict[str, bytes
     """Add golden rows to a model that tipline did not make: rows of this block, scored here."""
     if not external.is_external(contents):
         return contents
-    rows = worker.read_block(block, columns.list_needed_columns(json.loads(contents[pyfunc.SPEC])))
+    rows = worker.read_block(block, columns.list_needed_columns(artifact.read_spec(contents)))
     return golden_rows.score_golden_rows(contents, rows)
 
 
-def describe_environment() -> dict[str, Any]:
-    """Describe code and libraries, for the manifests."""
-    libraries = {name: version(name) for name in LIBRARIES}
+def describe_environment(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe code and libraries, those of the model's training.json among them, for the manifests."""
+    libraries = {}
+    for name in dict.fromkeys((*training.get("libraries", ()), *LIBRARIES)):
+        with contextlib.suppress(PackageNotFoundError):  # a compiled model does without some
+            libraries[name] = version(name)
     return {"git": git.get_revision(), "python": platform.python_version(), "libraries": libraries}

@@ -13,7 +13,7 @@ from tipline.evaluation import metrics
 from tipline.evaluation.baseline import fit_baseline
 from tipline.ingest.columns import list_needed_columns
 from tipline.ingest.schema import load_schema
-from tipline.model import artifact, golden_rows, pyfunc
+from tipline.model import artifact, golden_rows, persistence, pyfunc
 from tipline.model import pipeline as model_pipeline
 from tipline.monitoring import drift
 from tipline.monitoring.counts import Counts
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE_ROWS = 5
-LIBRARIES = ("scikit-learn", "scipy", "numpy", "pyarrow", "skops")  # another version may give other numbers
+LIBRARIES = ("scikit-learn", "scipy", "numpy", "pandas", "pyarrow", "skops")  # another version may give other numbers
 
 
 def run(settings: Settings, paths: Paths) -> None:
@@ -60,23 +60,24 @@ def train_model(
     settings: Settings, paths: Paths, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path
 ) -> dict[str, Any]:
     """Fit the model, save its files in the folder, and return a description of the training."""
-    features = spec["features"]
     labels, _ = metrics.read_labels(rows, spec["target"])
-    pipeline = model_pipeline.build_pipeline(features, settings.train, paths.root)
-    model_pipeline.fit_pipeline(pipeline, pyfunc.build_matrix(rows, features), labels)
+    frame, schema = artifact.read_frame(rows, spec["inputs"]), load_schema(paths.root / settings.schema_)
+    unfitted = model_pipeline.build_pipeline(settings, schema, paths.root, frame)
+    model_pipeline.fit_pipeline(unfitted.pipeline, frame, labels)
     baseline = fit_baseline(rows, spec["target"], settings.evaluate.baseline)
-    model_pipeline.save_model(folder, pipeline, spec | {"baseline": baseline})
-    model = pyfunc.Model(artifact.read_artifact(folder))
+    persistence.save_model(folder, unfitted, spec | {"features": unfitted.features, "baseline": baseline})
+    # The pipeline is the model: figures and golden rows are its scores, not those of a compiled form.
+    model = artifact.Model(artifact.read_artifact(folder), use_compiled=False)
     if method := settings.train.calibration:  # on months that the model was not fitted on
         others = sampling.read_role(settings, paths, "validation", list_needed_columns(spec))
         outcomes, _ = metrics.read_labels(others, spec["target"])
         model.calibration = calibration.fit_calibration(method, model.uncalibrated(others), outcomes)
         model.spec["calibration"] = model.calibration
-    scores = model.probabilities(rows)
-    model.spec["reference"] = drift.build_reference(rows, model.spec, scores)
-    model_pipeline.save_spec(folder, golden_rows.add_golden_rows(model, rows))
-    figures = Counts.from_rows(rows, model.spec, scores).figures(baseline)
-    packages = model_pipeline.list_packages((folder / pyfunc.ESTIMATOR).read_bytes())
+    scores, derived = model.score_rows(rows)
+    model.spec["reference"] = drift.build_reference(rows, model.spec, scores, derived)
+    persistence.save_spec(folder, golden_rows.add_golden_rows(model, rows))
+    figures = Counts.from_rows(rows, model.spec, scores, derived).figures(baseline)
+    packages = persistence.list_packages((folder / pyfunc.ESTIMATOR).read_bytes())
     examples = rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
     return {
         "name": artifact.format_title(settings, len(rows)),
@@ -87,7 +88,8 @@ def train_model(
             "months": ", ".join(settings.sample.get_months("train")),
         },
         "metrics": {f"train.{name}": figures[name] for name in ("log_loss", "baseline_log_loss", "skill", "auc")},
-        "warnings": drift.find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels)),
-        "libraries": {package: version(package) for package in (*LIBRARIES, *sorted(packages - {*LIBRARIES}))},
+        "warnings": drift.find_leaks(rows, model.spec, metrics.compute_log_loss(scores, labels), derived),
+        "libraries": {name: version(name) for name in dict.fromkeys((*LIBRARIES, *sorted(packages)))},
+        "requirements": list(settings.model.requirements),
         "example": json.loads(json.dumps(examples, default=str)),  # timestamps as text
     }

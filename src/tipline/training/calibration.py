@@ -15,8 +15,8 @@ from tipline.errors import TiplineError, UsageError
 from tipline.model.pyfunc import log_odds
 
 if TYPE_CHECKING:
+    from tipline.arrays import Floats
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Floats
 
 MIN_ROWS = 1000  # with fewer, the correction is as uncertain as what it corrects
 WHERE = "params.yaml, train.calibration"
@@ -24,7 +24,7 @@ WRONG_ORDER = "Set it to null, and see validation.auc in reports/learning_curve.
 
 
 def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Fit the correction that `pyfunc.calibrated` applies.
+    """Fit the correction that `pyfunc.apply_calibration` applies.
 
     `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). The rows must not be
     those that the model was fitted on. The result has `method`, and either `slope` and `intercept` of the log-odds or

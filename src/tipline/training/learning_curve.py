@@ -6,31 +6,34 @@ The pipeline is fitted on nested samples of several sizes, several times each, a
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from scipy.stats import norm
 from scipy.stats import t as student
-from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from tipline import cluster
 from tipline.errors import UsageError, format_count
 from tipline.evaluation.intervals import CONFIDENCE
 from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
 from tipline.model.pipeline import fit_pipeline
+from tipline.model.pyfunc import install_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     from sklearn.pipeline import Pipeline
 
+    from tipline.arrays import Codes, Floats, Matrix
     from tipline.config import LearningCurve
     from tipline.evaluation.metrics import Labels
-    from tipline.model.pyfunc import Codes, Floats, Matrix
 
     Order = np.ndarray[tuple[int], np.dtype[np.int64]]
     Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
@@ -45,11 +48,24 @@ MIN_SIZES = 4  # a power law has three parameters
 WHERE = "params.yaml, learning_curve"
 
 
+class CodePlugin(cluster.WorkerPlugin):
+    """Installs the code files of a model on each worker, before a task needs them."""
+
+    def __init__(self, code: Mapping[str, bytes]) -> None:
+        self.code = dict(code)
+
+    def setup(self, worker: cluster.Worker) -> None:
+        """Import each file under the name that the driver gave it."""
+        del worker
+        for name, data in self.code.items():
+            install_code(name, data)
+
+
 @dataclass(frozen=True)
 class Examples:
     """Rows to fit on or to score."""
 
-    inputs: Matrix  # shape (rows, features)
+    frame: pd.DataFrame  # the model's columns
     labels: Labels
     days: Codes  # codes from 0
     segment: Labels  # whether the row is in the segment that is also scored by itself
@@ -97,8 +113,10 @@ def run_study(
     orders: Sequence[Order],
 ) -> Study:
     """Fit the pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
+    # As bytes, because the scheduler, which does not have the user's code, would unpickle a pipeline.
+    pickled = pickle.dumps(pipeline)
     results = Parallel(n_jobs=-1)(
-        delayed(fit_and_score)(pipeline, pool, validation, order[:rows]) for rows in sizes for order in orders
+        delayed(fit_and_score)(pickled, pool, validation, order[:rows]) for rows in sizes for order in orders
     )
     shape, names = (len(sizes), len(orders)), results[0][0]
     baseline, losses = measure_scores({name: examples.baseline for name, examples in validation.items()}, validation)
@@ -111,13 +129,15 @@ def run_study(
     )
 
 
-def fit_and_score(pipeline: Pipeline, pool: Examples, validation: Mapping[str, Examples], rows: Order) -> Scored:
-    """Fit on some rows of the pool; return the figures, with the seconds that it took, and the losses of each set."""
-    with threadpool_limits(1):
+def fit_and_score(pickled: bytes, pool: Examples, validation: Mapping[str, Examples], rows: Order) -> Scored:
+    """Fit a pickled pipeline on some rows of the pool; return figures, seconds included, and the losses of each set."""
+    # The parts of an estimator are not tasks of their own: the cluster is busy with whole fits.
+    with threadpool_limits(1), parallel_config("sequential"):
         started = time.perf_counter()
-        fitted = fit_pipeline(clone(pipeline), pool.inputs[rows], pool.labels[rows])
+        pipeline = pickle.loads(pickled)  # noqa: S301 (from the driver)
+        fitted = fit_pipeline(pipeline, pool.frame.iloc[rows], pool.labels[rows])
         seconds = time.perf_counter() - started
-        scores = {name: fitted.predict_proba(examples.inputs)[:, 1] for name, examples in validation.items()}
+        scores = {name: fitted.predict_proba(examples.frame)[:, 1] for name, examples in validation.items()}
     figures, losses = measure_scores(scores, validation)
     return figures | {"fit_seconds": seconds}, losses
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline.errors import TiplineError
-from tipline.ingest.columns import add_missing_columns
+from tipline.ingest.columns import add_missing_columns, encode_categories
 from tipline.ingest.target import parse_target
 from tipline.paths import ROLES
 
@@ -98,7 +98,7 @@ def read_pool(samples: Sequence[Path]) -> pa.Table:
     tables = [pq.read_table(path) for path in sorted(samples)]
     for code, table in enumerate(tables):
         tables[code] = table.append_column(MONTH, pa.array(np.full(len(table), code, np.int32)))
-    pool = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    pool = encode_categories(pa.concat_tables(tables, promote_options="default"))
     return pool.take(np.argsort(pool[KEY].to_numpy(), kind="stable"))
 
 
