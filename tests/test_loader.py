@@ -329,34 +329,27 @@ def test_poisoned_champion_is_not_loaded(
     assert not trace.exists()
 
 
-def own_code(folder: Path) -> dict[str, str] | None:
-    """A model of tipline's with a code file that nobody has read; None: the tags that tipline would give it."""
+def own_code(folder: Path) -> None:
+    """A model of tipline's with a code file that nobody has read."""
     (folder / loader.ARTIFACTS / "features.py").write_text(LEAVE_TRACE)
     (folder / SPEC).write_text(json.dumps(json.loads((folder / SPEC).read_text()) | {"linear": None}))
-    return None
 
 
-def own_transformers(folder: Path) -> dict[str, str] | None:
+def own_transformers(folder: Path) -> None:
     """A model of tipline's whose copy of `transformers.py` does more than ours."""
     change_code(CODE)(folder)
-    old, new = (
-        pyfunc.name_module(workbench.CODE, path.read_bytes()) for path in (artifact.TRANSFORMERS, folder / CODE)
-    )
+    files = (artifact.TRANSFORMERS, folder / CODE)
+    old, new = (pyfunc.name_module(workbench.CODE, path.read_bytes()) for path in files)
     (folder / ESTIMATOR).write_bytes(replace_in_dump((folder / ESTIMATOR).read_bytes(), old, new))
-    return None
 
 
 def forged_trust(folder: Path) -> dict[str, str]:
     """A pickle, with the tags that `promote --trust-code` would give it."""
-    spec = json.loads((folder / SPEC).read_text())
+    inputs = [{"name": "fare_amount", "type": "number", "declared": "double"}]
+    spec = json.loads((folder / SPEC).read_text()) | {"name": "x", "inputs": inputs}
     sklearn_model(serialization_format="cloudpickle")(folder)
     digest = artifact.hash_artifact({f"mlflow/{name}": data for name, data in loader.read_files(folder, "").items()})
-    inputs = [{"name": "fare_amount", "type": "number", "declared": "double"}]
-    kept = {name: spec[name] for name in ("target", "target_columns", "time", "baseline")}
-    return {
-        store.DIGEST: digest,
-        runs.EXTERNAL_SPEC: json.dumps({**kept, "name": "x", "inputs": inputs, "trusted": digest}),
-    }
+    return {store.DIGEST: digest, runs.EXTERNAL_SPEC: json.dumps(spec | {"trusted": digest})}
 
 
 @pytest.mark.parametrize("command", ["promote {}", "promote {} --force ok", "compare 1 {} 2009-01"])
@@ -373,8 +366,7 @@ def test_code_that_nobody_has_trusted_here_does_not_run(
 ) -> None:
     """The registry's tags, which an attacker can write, do not say that a person has read it."""
     folder = copy_logged(project)
-    tags = make(folder)
-    number = add(project, folder, tags).version
+    number = add(project, folder, make(folder)).version
     code, output = run_cli(project.root, *command.format(number).split())
     with connect(project) as client:
         client.set_registered_model_alias(NAME, model_versions.CHAMPION, "1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
+import tempfile
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,12 @@ def add_double(trips):
     trips["double"] = trips["fare_amount"] * FACTOR
     trips["long"] = np.where(trips["trip_distance"] > 3, "long", "short")
     return trips[["payment_type", "double", "long"]]
+
+def add_ratio(trips):
+    return trips.assign(ratio=trips["fare_amount"] / (trips["trip_distance"] > 3))
+
+def twice(trips):
+    return pd.concat([trips, trips], axis=1)
 
 def center(trips):
     return trips.assign(fare_amount=trips["fare_amount"] - trips["fare_amount"].mean())
@@ -269,6 +277,25 @@ def test_models_with_different_code_are_right_in_one_process(fit: Fit) -> None:
         np.testing.assert_array_equal(model.derive_frame(trips)["double"], expected)
 
 
+def test_a_division_by_zero_gives_a_missing_value(fit: Fit) -> None:
+    model = fit(["fare_amount", "trip_distance"], "hist_gradient_boosting", CODE, features="add_ratio")
+    trips = rows(200, 11)
+    is_short = trips["trip_distance"].fill_null(0).to_numpy() <= 3
+    np.testing.assert_array_equal(model.derive_frame(trips)["ratio"].isna() >= is_short, np.ones(200, bool))
+    assert np.isfinite(model.probabilities(trips)).all()
+
+
+def test_code_is_not_imported_from_a_folder_that_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"tipline-code-{os.getuid()}").mkdir(mode=0o755)
+    pyfunc.get_code_folder.cache_clear()
+    with pytest.raises(PermissionError, match="Somebody else could change the code"):
+        pyfunc.install_code("features.py", b"value = 1")
+    pyfunc.get_code_folder.cache_clear()
+
+
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_own_classes_work_in_other_processes(fit: Fit) -> None:
     model = fit(["fare_amount"], "stack", CODE)  # fitted by joblib with n_jobs=2
@@ -285,6 +312,7 @@ def test_own_classes_work_in_other_processes(fit: Fit) -> None:
         ("center", "The column fare_amount of the function depends on other rows"),
         ("drop_rows", "drop_rows failed: TypeError: it has to return a DataFrame with the rows"),
         ("fail", "fail failed: KeyError: 'no such column'"),
+        ("twice", "The names of the columns are not different texts: fare_amount, trip_distance, fare_amount, trip"),
     ],
 )
 def test_a_function_that_is_not_row_by_row_is_refused(fit: Fit, function: str, message: str) -> None:

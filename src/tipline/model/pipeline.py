@@ -73,11 +73,8 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     or the user's code fails.
     """
     model, code = settings.model, UserFile.load(root / settings.model.code)
-    files, steps, is_own = (
-        {TRANSFORMERS.name: TRANSFORMERS.read_bytes()},
-        [],
-        settings.train.estimator in code.functions,
-    )
+    files, steps = {TRANSFORMERS.name: TRANSFORMERS.read_bytes()}, []
+    is_own = settings.train.estimator in code.functions
     if model.features:
         step = create_step("apply_features", function=code.functions[model.features])
         with ReportedCode(model.features, "params.yaml, model.features"):
@@ -101,6 +98,9 @@ def create_step(name: str, **arguments: Any) -> FunctionTransformer:  # noqa: AN
 def describe_columns(frame: pd.DataFrame, model: ModelSettings) -> list[dict[str, str]]:
     """Return name and kind of the columns that the preprocessing sees: category, hour or number."""
     where, columns = "params.yaml, model.categorical", list(map(str, frame.columns))
+    if columns != list(dict.fromkeys(frame.columns)):
+        what = f"The names of the columns are not different texts: {', '.join(columns)}."
+        raise UsageError(what, "params.yaml, model.features", "Give each column a name of its own.")
     if unknown := sorted(set(model.categorical or ()) - set(columns)):
         raise UsageError(f"There is no column {unknown[0]!r}.", where, f"Use some of: {', '.join(columns)}.")
     features: list[dict[str, str]] = []
@@ -134,7 +134,7 @@ def build_preprocessing(
     settings: Settings,
     schema: Schema,
 ) -> ColumnTransformer:
-    """Build the preprocessing in the form that suits the classifier. docs/models.md has a table of both forms.
+    """Build the preprocessing in the form that suits the classifier. docs/own-model.md has a table of both.
 
     Classifiers that accept missing values, such as forests and boosting, get codes of categories, and numbers as they
     are. The rest get categories and hours one-hot, and numbers clipped to their plausible range, imputed and scaled.

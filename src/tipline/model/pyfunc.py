@@ -7,12 +7,12 @@ of a file can be loaded in one process.
 
 from __future__ import annotations
 
-import atexit
+import errno
 import hashlib
 import importlib
 import json
 import os
-import shutil
+import stat
 import sys
 import tempfile
 from functools import lru_cache
@@ -54,15 +54,14 @@ def name_module(name: str, data: bytes) -> str:
 
 
 @lru_cache(maxsize=1)
-def create_code_folder(process: int) -> Path:
-    """Create the folder that code files of models are imported from; it is removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="tipline-code-"))
-
-    def remove_folder() -> None:
-        if os.getpid() == process:  # and not a process that was forked from it
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove_folder)
+def get_code_folder() -> Path:
+    """Return the folder that code files of models are imported from; all processes of this user share it."""
+    folder = Path(tempfile.gettempdir(), f"tipline-code-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        problem = "Somebody else could change the code in this folder; remove it"
+        raise PermissionError(errno.EACCES, problem, str(folder))
     sys.path.append(str(folder))  # processes that this one spawns get the path, too
     return folder
 
@@ -71,8 +70,11 @@ def install_code(name: str, data: bytes) -> ModuleType:
     """Import a code file of a model as a module that other processes started from here can import, too."""
     module = name_module(name, data)
     if module not in sys.modules:
-        path = create_code_folder(os.getpid()) / f"{module}.py"
-        path.write_bytes(data)
+        path = get_code_folder() / f"{module}.py"
+        if not path.is_file() or path.read_bytes() != data:
+            scratch = path.with_suffix(f".{os.getpid()}")
+            scratch.write_bytes(data)
+            scratch.replace(path)
         importlib.invalidate_caches()
     return importlib.import_module(module)
 

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def apply_features(frame: pd.DataFrame, function: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    """Call the user's function on a copy of the frame; raise TypeError unless it returns a frame of the same rows."""
+    """Call the user's function on a copy of the frame; infinite numbers, of a division by zero say, become missing.
+
+    Raises TypeError unless it returns a frame of the same rows.
+    """
     result: Any = function(frame.copy(deep=False))
     if not isinstance(result, pd.DataFrame) or not result.index.equals(frame.index):
         raise TypeError("it has to return a DataFrame with the rows and the index of the one that it is given")
-    return result
+    numbers = {str(name): values for name, values in result.items() if pd.api.types.is_float_dtype(values)}
+    return result.assign(**{name: values.where(~np.isinf(values)) for name, values in numbers.items()})
 
 
 def hour_of_day(frame: pd.DataFrame) -> Matrix:
