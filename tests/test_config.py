@@ -64,6 +64,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("model.code", "transformers.py", "transformers.py is the name of a file of tipline's own in each model. Name"),
     ("model.code", "broken.py", "broken.py is not Python: "),
     ("model.hidden", ["vendor"], "vendor is hidden. Remove it from the list."),
+    ("model.hidden", ["vendr"], "The schema has no column 'vendr'. Did you mean vendor?"),
     ("score.model", "latest", "score.model: 'latest' is neither 'champion' nor a positive whole number"),
     ("source", "https://example.org/trips.parquet",
      "source: 'https://example.org/trips.parquet' is not an address with {month} in it"),

@@ -54,6 +54,19 @@ def add_double(trips):
 def add_ratio(trips):
     return trips.assign(ratio=trips["fare_amount"] / (trips["trip_distance"] > 3))
 
+def in_pieces(trips):
+    pieces = [trips.iloc[:1], trips.iloc[1:]]
+    return pd.concat(pieces).assign(nanoseconds=pd.Timestamp("2009-01-01").as_unit("ns"))
+
+def fail_on_parts(trips):
+    if len(trips) < 400:
+        raise ValueError("too few rows")
+    return trips
+
+@np.vectorize
+def vectorized(trips):
+    return trips
+
 def twice(trips):
     return pd.concat([trips, trips], axis=1)
 
@@ -267,6 +280,16 @@ def test_derived_columns_are_part_of_the_model(fit: Fit, estimator: str) -> None
     assert model.linear is None
 
 
+def test_any_frame_of_the_same_rows_will_do(fit: Fit) -> None:
+    model = fit(["payment_type", "fare_amount"], "logistic_regression", CODE, features="in_pieces")
+    trips = rows(300, 12)
+    scores, derived = model.score_rows(trips)
+    assert derived["payment_type"].to_pylist() == trips["payment_type"].to_pylist()
+    assert derived.schema.field("nanoseconds").type == pa.timestamp("us")
+    assert np.isfinite(scores).all()
+    assert model.score_rows(trips.slice(0, 0))[1].num_rows == 0
+
+
 def test_models_with_different_code_are_right_in_one_process(fit: Fit) -> None:
     arguments = (["payment_type", "fare_amount", "trip_distance"], "logistic_regression")
     first = fit(*arguments, CODE, features="add_double")
@@ -312,6 +335,8 @@ def test_own_classes_work_in_other_processes(fit: Fit) -> None:
         ("center", "The column fare_amount of the function depends on other rows"),
         ("drop_rows", "drop_rows failed: TypeError: it has to return a DataFrame with the rows"),
         ("fail", "fail failed: KeyError: 'no such column'"),
+        ("fail_on_parts", "On a part of the rows, the function failed: ValueError: too few rows"),
+        ("vectorized", "vectorized is no function of features.py once the file has run"),
         ("twice", "The names of the columns are not different texts: fare_amount, trip_distance, fare_amount, trip"),
     ],
 )
@@ -335,7 +360,12 @@ def test_numbers_can_be_categories(fit: Fit) -> None:
     model = fit(["fare_amount", "passenger_count"], "logistic_regression", categorical=["passenger_count"])
     assert [feature["kind"] for feature in model.spec["features"]] == ["number", "category"]
     assert model.linear is None
-    assert len(np.unique(model.probabilities(rows(100, 1)))) > 10
+    trips = rows(100, 1)
+    scores, derived = model.score_rows(trips)
+    assert len(np.unique(scores)) > 10
+    assert derived["passenger_count"].to_pylist()[:9] == [
+        None if count is None else f"{count}.0" for count in trips["passenger_count"].to_pylist()[:9]
+    ]
     with pytest.raises(UsageError, match="There is no column 'weekday'"):
         fit(["fare_amount"], "logistic_regression", categorical=["weekday"])
     with pytest.raises(UsageError, match="vendor is text and not in the list"):

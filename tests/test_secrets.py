@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import servers, workbench
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forget_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +58,9 @@ def project(
     (folder / "netrc").write_text(f"machine 127.0.0.1 login me password np{WORD}\n")
     (folder / "netrc").chmod(0o600)
     create_repository(paths)
-    output = [run(paths, "download", *MONTHS), *(run(paths, *command.split()) for command in EVERYTHING.split(","))]
-    return paths, "\n".join(output)
+    commands = [f"download {' '.join(MONTHS)}", *EVERYTHING.split(",")]
+    with forget_store():  # that of an earlier test
+        return paths, "\n".join(run(paths, *command.split()) for command in commands)
 
 
 def create_repository(paths: Paths) -> None:

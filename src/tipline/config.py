@@ -337,6 +337,7 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
     except ValueError as error:
         todo = "Write a yes/no expression over columns of the schema, for example: tip_amount > 0"
         raise UsageError(f"{error}.".replace("?.", "?"), f"{where}, model.target", todo) from None
+    schema.check_features([name for name in model.hidden if name not in schema.columns], f"{where}, model.hidden")
     for name in model.columns:
         if name in target.columns or name in model.hidden:
             reason = (

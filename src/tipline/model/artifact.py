@@ -80,14 +80,21 @@ class Model:
     def _predict_rows(self, batch: pa.RecordBatch) -> tuple[Floats, pa.RecordBatch]:
         has_features = "features" in self.estimator.named_steps
         rest = self.estimator[1:] if has_features else self.estimator
+        text = {column["name"] for column in self.spec["inputs"] if column["type"] == "category"}
+        # Numbers that `model.categorical` makes categories are counted as these.
+        is_changed = has_features or any(
+            feature["kind"] == "category" and feature["name"] not in text for feature in self.spec["features"]
+        )
         parts, derived = [np.empty(0)], []
         for start in range(0, len(batch) or 1, BATCH_ROWS):
             frame = self.derive_frame(batch.slice(start, BATCH_ROWS))
             if len(frame):
                 parts.append(rest.predict_proba(frame)[:, 1].astype(np.float64))
-            if has_features:
+            if is_changed:
                 derived.append(write_batch(frame, self.spec["features"]))
-        if derived:
+        if len(derived) == 1:
+            batch = derived[0]
+        elif derived:
             batch = pa.Table.from_batches(derived).unify_dictionaries().combine_chunks().to_batches()[0]
         return np.concatenate(parts), batch
 
@@ -103,11 +110,14 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
     """Return columns after the user's function as Arrow has prepared rows."""
     arrays = {}
     for feature in features:
-        values = frame[feature["name"]]
-        if feature["kind"] == "category":
-            arrays[feature["name"]] = pa.array(values.astype("str"), pa.string()).dictionary_encode()
+        values, kind = frame[feature["name"]], feature["kind"]
+        if kind == "category":
+            text = pa.array(values.astype("str"), pa.string())  # in chunks, as pandas has it
+            whole = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+            arrays[feature["name"]] = whole.dictionary_encode()
         else:
-            arrays[feature["name"]] = pa.array(values, from_pandas=True).cast(KIND_TYPES[feature["kind"]])
+            plain = values.to_numpy() if kind == "hour" else values.to_numpy(np.float64, na_value=np.nan)
+            arrays[feature["name"]] = pa.array(plain, from_pandas=True).cast(KIND_TYPES[kind], safe=False)
     return pa.RecordBatch.from_pydict(arrays)
 
 

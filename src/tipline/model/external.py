@@ -21,7 +21,7 @@ from tipline.errors import TiplineError, UsageError, join_lines
 from tipline.model import loader, pyfunc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from tipline.arrays import Probabilities
     from tipline.ingest.schema import Schema
@@ -49,7 +49,7 @@ def check_files(files: Mapping[str, bytes], where: str) -> None:
     loader.check_external_model(logged, where)
 
 
-def read_inputs(folder: Path, schema: Schema, where: str) -> list[dict[str, str]]:
+def read_inputs(folder: Path, schema: Schema, hidden: Collection[str], where: str) -> list[dict[str, str]]:
     """Read the columns that the model in a folder takes, already inspected by `loader`, from its signature.
 
     Raises UsageError with every reason if there is no signature, or one that prepared rows cannot fill.
@@ -61,19 +61,21 @@ def read_inputs(folder: Path, schema: Schema, where: str) -> list[dict[str, str]
         what = "This version does not name the columns that it takes: it has no signature, or one for a plain array."
         raise UsageError(what, where, TODO)
     taken = {column.name: getattr(column.type, "name", str(column.type)) for column in signature.inputs}
-    reasons = [reason for name, type_ in taken.items() if (reason := find_objection(name, type_, schema))]
+    reasons = [reason for name, type_ in taken.items() if (reason := find_objection(name, type_, schema, hidden))]
     if reasons:
         raise UsageError(f"This version cannot take prepared rows: {'; '.join(reasons)}.", where, TODO)
     return [{"name": name, "type": schema.columns[name].type, "declared": type_} for name, type_ in taken.items()]
 
 
-def find_objection(name: str, type_: str, schema: Schema) -> str | None:
+def find_objection(name: str, type_: str, schema: Schema, hidden: Collection[str]) -> str | None:
     """Say why a column cannot be passed to a model, or return None."""
     column = schema.columns.get(name)
     if column is None:
         return f"{name} is not a column of the schema"
     if column.known_after_outcome:
         return f"{name} is known only after the outcome"
+    if name in hidden:
+        return f"{name} is part of the target or hidden"
     accepted = SCHEMA_TYPES[column.type]
     return None if type_ in accepted else f"{name} is declared {type_}, it has to be {accepted[0]}"
 

@@ -21,7 +21,7 @@ from skops.io.exceptions import UnsupportedTypeException
 
 from tipline.errors import UsageError, summarize_exception
 from tipline.model import compiled, pyfunc
-from tipline.model.estimators import WHERE
+from tipline.model.estimators import WHERE, ReportedCode
 from tipline.model.pipeline import Unfitted, fit_pipeline
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def try_pipeline(unfitted: Unfitted, frame: pd.DataFrame, labels: Labels) -> Non
     chosen = np.concatenate([np.flatnonzero(labels == label)[: TRIAL_ROWS // 2] for label in (False, True)])
     rows, wanted = frame.iloc[chosen], labels[chosen]
     if "features" in unfitted.pipeline.named_steps:
-        check_row_by_row(unfitted.pipeline["features"].transform, rows)
+        with ReportedCode("On a part of the rows, the function", "params.yaml, model.features"):
+            check_row_by_row(unfitted.pipeline["features"].transform, rows)
     if np.bincount(wanted, minlength=2).min() < MIN_TRIAL_ROWS:
         return
     fitted = fit_pipeline(clone(unfitted.pipeline), rows, wanted, must_converge=False)

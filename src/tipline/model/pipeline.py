@@ -21,7 +21,7 @@ from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
-from tipline.model.estimators import WHERE, ReportedCode, UserFile, create_classifier
+from tipline.model.estimators import ESTIMATORS, WHERE, ReportedCode, UserFile, create_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,8 +74,11 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     """
     model, code = settings.model, UserFile.load(root / settings.model.code)
     files, steps = {TRANSFORMERS.name: TRANSFORMERS.read_bytes()}, []
-    is_own = settings.train.estimator in code.functions
+    is_own = settings.train.estimator in code.functions and settings.train.estimator not in ESTIMATORS
     if model.features:
+        if model.features not in code.functions:
+            what = f"{model.features} is no function of {code.name} once the file has run; a decorator may replace it."
+            raise UsageError(what, "params.yaml, model.features", "Define it with `def`, under this name.")
         step = create_step("apply_features", function=code.functions[model.features])
         with ReportedCode(model.features, "params.yaml, model.features"):
             frame = step.transform(frame)

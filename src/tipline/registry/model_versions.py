@@ -140,7 +140,8 @@ def adopt_version(
     own = files.try_read_json(paths.challenger / pyfunc.SPEC)
     own = own or files.read_json(paths.champion / pyfunc.SPEC, "Run: dvc repro train")
     with open_download(version, trust_code=trust_code) as root:
-        inputs = external.read_inputs(root, load_schema(paths.root / settings.schema_), where)
+        hidden = {*settings.model.hidden, *own["target_columns"]}
+        inputs = external.read_inputs(root, load_schema(paths.root / settings.schema_), hidden, where)
         shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
         spec = {name: own[name] for name in ("target", "target_columns", "time", "baseline")} | {
             "name": where,
