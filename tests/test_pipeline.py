@@ -313,10 +313,8 @@ def test_code_is_not_imported_from_a_folder_that_others_can_write(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / f"tipline-code-{os.getuid()}").mkdir(mode=0o755)
-    pyfunc.get_code_folder.cache_clear()
     with pytest.raises(PermissionError, match="Somebody else could change the code"):
         pyfunc.install_code("features.py", b"value = 1")
-    pyfunc.get_code_folder.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")

@@ -15,7 +15,6 @@ import os
 import stat
 import sys
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,6 @@ def name_module(name: str, data: bytes) -> str:
     return f"{Path(name).stem}_{hashlib.sha256(data).hexdigest()[:12]}"
 
 
-@lru_cache(maxsize=1)
 def get_code_folder() -> Path:
     """Return the folder that code files of models are imported from; all processes of this user share it."""
     folder = Path(tempfile.gettempdir(), f"tipline-code-{os.getuid()}")
@@ -62,7 +60,8 @@ def get_code_folder() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         problem = "Somebody else could change the code in this folder; remove it"
         raise PermissionError(errno.EACCES, problem, str(folder))
-    sys.path.append(str(folder))  # processes that this one spawns get the path, too
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # processes that this one spawns get the path, too
     return folder
 
 
