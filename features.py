@@ -2,7 +2,7 @@
 
 `model.features` in params.yaml names a function that gets the DataFrame of `model.columns` and returns the one that the
 preprocessing sees, row by row. `train.estimator` may name a function that returns a whole estimator. The file is part
-of each model that uses it, so it may import installed packages alone. docs/models.md starts here.
+of each model that uses it, so it may import installed packages alone. docs/own-model.md starts here.
 """
 
 from __future__ import annotations

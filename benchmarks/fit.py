@@ -68,8 +68,8 @@ def tipline(trips: pa.RecordBatch, **parameters: str) -> Fitted:
     train = SETTINGS.train.model_copy(update={"params": {**SETTINGS.train.params, **parameters}})
     settings = SETTINGS.model_copy(update={"train": train})
     frame = artifact.read_frame(trips, pipeline.create_spec(settings, schema)["inputs"])
-    unfitted = pipeline.build_pipeline(settings, schema, ROOT, frame)
-    linear = compiled.fold_pipeline(pipeline.fit_pipeline(unfitted.pipeline, frame, labels))
+    built = pipeline.build_pipeline(settings, schema, ROOT, frame)
+    linear = compiled.fold_pipeline(pipeline.fit_pipeline(built.pipeline, frame, labels))
     seconds = time.perf_counter() - started
     return seconds, lambda: scored(trips, linear or {})
 

@@ -82,4 +82,4 @@ def test_training_calibrates_on_the_validation_months(trained_project: Paths, me
     # A calibrated model promises exactly as many tips as there were on the rows of the calibration.
     assert scores.mean() == pytest.approx(labels.mean(), abs=1e-3)
     assert uncalibrated.mean() != pytest.approx(labels.mean(), abs=1e-3)
-    assert scores.tobytes() == pyfunc.apply_calibration(uncalibrated, model.calibration).astype("f4").tobytes()
+    assert scores.tobytes() == pyfunc.apply_calibration(uncalibrated, model.spec["calibration"]).astype("f4").tobytes()

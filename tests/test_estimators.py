@@ -128,7 +128,7 @@ def test_anything_else_is_refused_by_name(trained_project: Paths, estimator: str
 @pytest.mark.parametrize("estimator", ["lightgbm.LGBMClassifier", "xgboost.XGBClassifier"])
 def test_a_parameter_that_the_package_refuses_is_one_message(trained_project: Paths, estimator: str) -> None:
     use_estimator(trained_project, estimator, {"objective": "nonsense"})
-    with pytest.raises(TiplineError, match=r"The model cannot be fitted: .*nonsense"):
+    with pytest.raises(TiplineError, match=r"The fit failed: .*nonsense"):
         workbench.run(trained_project, "learning_curve")
 
 

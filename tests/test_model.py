@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tipline.paths import Paths
 
-    Fit = Callable[..., pipeline.Unfitted]
+    Fit = Callable[..., pipeline.BuiltPipeline]
     Save = Callable[..., dict[str, bytes]]
 
 CODE = """
@@ -56,14 +56,14 @@ def fit(trips: pa.RecordBatch, make_project: Callable[..., Paths]) -> Fit:
 
     def fitted(
         estimator: str = "logistic_regression", features: str | None = None, **parameters: Any
-    ) -> pipeline.Unfitted:
+    ) -> pipeline.BuiltPipeline:
         paths = make_project(train={"estimator": estimator, "params": parameters}, model={"features": features})
         (paths.root / "features.py").write_text(CODE)
         settings = workbench.load_settings(paths)
         frame = artifact.read_frame(trips, pipeline.create_spec(settings, load_schema())["inputs"])
-        unfitted = pipeline.build_pipeline(settings, load_schema(), paths.root, frame)
-        pipeline.fit_pipeline(unfitted.pipeline, frame, metrics.read_labels(trips, "tip_amount > 0")[0])
-        return unfitted
+        built = pipeline.build_pipeline(settings, load_schema(), paths.root, frame)
+        pipeline.fit_pipeline(built.pipeline, frame, metrics.read_labels(trips, "tip_amount > 0")[0])
+        return built
 
     return fitted
 
@@ -73,11 +73,11 @@ def save(fit: Fit, make_project: Callable[..., Paths]) -> Save:
     """A function that fits and saves an estimator and returns the model's files."""
 
     def saved(*arguments: Any, **parameters: Any) -> dict[str, bytes]:
-        unfitted, paths = fit(*arguments, **parameters), make_project()
-        spec = pipeline.create_spec(workbench.load_settings(paths), load_schema()) | {"features": unfitted.features}
+        built, paths = fit(*arguments, **parameters), make_project()
+        spec = pipeline.create_spec(workbench.load_settings(paths), load_schema()) | {"features": built.features}
         folder = paths.root / "model"
         folder.mkdir(exist_ok=True)
-        persistence.save_model(folder, unfitted, spec)
+        persistence.save_model(folder, built, spec)
         return artifact.read_artifact(folder)
 
     return saved
@@ -136,10 +136,10 @@ def test_estimator_that_cannot_be_used_is_refused(fit: Fit, estimator: str) -> N
 
 
 def test_sample_of_one_class_is_refused(fit: Fit, trips: pa.RecordBatch) -> None:
-    unfitted = fit()
+    built = fit()
     inputs = [{"name": name, "type": "number"} for name in ("fare_amount", "extra")]
-    with pytest.raises(TiplineError, match="cannot be fitted"):
-        pipeline.fit_pipeline(unfitted.pipeline, artifact.read_frame(trips, inputs), np.zeros(len(trips), dtype=bool))
+    with pytest.raises(TiplineError, match="The fit failed"):
+        pipeline.fit_pipeline(built.pipeline, artifact.read_frame(trips, inputs), np.zeros(len(trips), dtype=bool))
 
 
 def test_own_function_creates_the_estimator(fit: Fit) -> None:

@@ -136,12 +136,12 @@ def fit_model(root: Path, columns: Sequence[str], estimator: str, code: str = ""
     labels = score.fillna(0).to_numpy() + np.random.default_rng(2).normal(0, 1, 3000) > 1.2
     spec = pipeline.create_spec(settings, schema)
     frame = artifact.read_frame(trips, spec["inputs"])
-    unfitted = pipeline.build_pipeline(settings, schema, paths.root, frame)
-    persistence.try_pipeline(unfitted, frame, labels)
-    pipeline.fit_pipeline(unfitted.pipeline, frame, labels)
+    built = pipeline.build_pipeline(settings, schema, paths.root, frame)
+    persistence.try_pipeline(built, frame, labels)
+    pipeline.fit_pipeline(built.pipeline, frame, labels)
     folder = root / "model"
     folder.mkdir(exist_ok=True)
-    persistence.save_model(folder, unfitted, spec | {"features": unfitted.features})
+    persistence.save_model(folder, built, spec | {"features": built.features})
     return artifact.Model(artifact.read_artifact(folder))
 
 

@@ -128,8 +128,8 @@ def scored(
     chosen = settings.model_copy(update={"train": settings.train.model_copy(update=of_train)})
     frame, judged = (artifact.read_frame(each, spec["inputs"]) for each in (sample, rows))
     schema = load_schema(paths.root / settings.schema_)
-    unfitted = pipeline.build_pipeline(chosen, schema, paths.root, frame)
-    fitted = pipeline.fit_pipeline(unfitted.pipeline, frame, labels)
+    built = pipeline.build_pipeline(chosen, schema, paths.root, frame)
+    fitted = pipeline.fit_pipeline(built.pipeline, frame, labels)
     scores: Probabilities = fitted.predict_proba(judged)[:, 1].astype(np.float32)
     return scores
 

@@ -94,8 +94,8 @@ def join_lines(error: object) -> str:
 
 
 def summarize_exception(error: BaseException) -> str:
-    """Return the first line of another library's message."""
-    return shorten_text(next(iter(str(error).splitlines()), repr(error)), 300)
+    """Return the first line of another library's message, without a full stop."""
+    return shorten_text(next(iter(str(error).splitlines()), repr(error)).rstrip("."), 300)
 
 
 def list_causes(error: BaseException) -> list[BaseException]:

@@ -151,7 +151,7 @@ def fetch_versions(settings: Settings, paths: Paths, names: Sequence[str]) -> li
                 training = files.try_read_json(folder / artifact.TRAINING) or {"name": "not made by tipline"}
                 digest, contents = model_versions.get_digest(version), artifact.read_artifact(folder)
             if model_versions.CHAMPION not in version.aliases:  # nobody may have read its code yet
-                model_versions.check_code(paths, contents, model_versions.format_version(version))
+                model_versions.check_known_code(paths, contents, version)
             found.append(Version(int(version.version), training["name"], digest, contents))
     return found
 

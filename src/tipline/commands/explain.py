@@ -138,8 +138,8 @@ def explain_score(model: Model | ExternalModel, trip: Mapping[str, Any], stored:
         lines["sum"] = f"{start + sum(added.values()):+.6f}"
     else:
         comparison += "; no contributions, because the model is neither linear nor of LightGBM or XGBoost"
-    if model.calibration is not None:
-        lines[f"before {model.calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
+    if calibration := model.spec["calibration"]:
+        lines[f"before {calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
     return lines | {"probability": f"{probability!r}, {comparison}"}
 
 

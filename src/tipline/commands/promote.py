@@ -47,7 +47,7 @@ def run(
             return
         contents = model_versions.read_files(chosen)  # only files of the registered digest may score
         if not trust_code:
-            model_versions.check_code(paths, contents, model_versions.format_version(chosen))
+            model_versions.check_known_code(paths, contents, chosen)
         words = "There was no other champion."
         if now:
             champion.record_external_change(client, now)

@@ -105,7 +105,7 @@ def check_format(path: Path, where: str) -> None:
     try:
         pq.read_metadata(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        what = f"This Parquet file is damaged or cut off: {summarize_exception(error)}"
+        what = f"This Parquet file is damaged or cut off: {summarize_exception(error)}."
         raise TiplineError(what, where, "Fetch it again, or ask the publisher.") from error
 
 

@@ -31,7 +31,7 @@ FORMAT = 4
 # Facts about the training, kept beside the model; not part of its digest.
 TRAINING = loader.TRAINING
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
-BATCH_ROWS = 2**17
+BATCH_ROWS = external.BATCH_ROWS
 
 
 class Model:
@@ -42,7 +42,6 @@ class Model:
 
     def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True) -> None:
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
-        self.calibration: dict[str, Any] | None = self.spec.get("calibration")
         self.linear: dict[str, Any] | None = self.spec["linear"] if use_compiled else None
         self._files = files
         if self.linear is None:
@@ -58,10 +57,10 @@ class Model:
         # Calibrated in doubles, because a steep calibration would amplify what float32 rounds off.
         if self.linear is None:
             scores, columns = self._predict_rows(batch)
-            return pyfunc.apply_calibration(scores, self.calibration).astype(np.float32), columns
+            return pyfunc.apply_calibration(scores, self.spec["calibration"]).astype(np.float32), columns
         result = np.empty(len(batch), np.float32)
         for rows, values in compiled.compute_probabilities(batch, self.linear):
-            result[rows] = pyfunc.apply_calibration(values, self.calibration)
+            result[rows] = pyfunc.apply_calibration(values, self.spec["calibration"])
         return result, batch
 
     def probabilities(self, batch: pa.RecordBatch) -> Probabilities:
@@ -121,27 +120,26 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
     return pa.RecordBatch.from_pydict(arrays)
 
 
-def read_artifact(folder: Path) -> dict[str, bytes]:
-    """Return the model's files by name; for an external model, everything that MLflow logged.
-
-    Raises TiplineError if one is missing.
-    """
+def list_files(folder: Path) -> list[str]:
+    """Return the names of a model's files, one that is missing included; of an external model, what MLflow logged."""
     logged = sorted(path for path in (folder / external.FOLDER).rglob("*") if path.is_file())
     if logged:
-        names = [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC]
-    else:
-        code = {TRANSFORMERS.name, *(path.name for path in folder.glob("*.py"))}
-        names = [pyfunc.ESTIMATOR, pyfunc.SPEC, *sorted(code)]
+        return [*(path.relative_to(folder).as_posix() for path in logged), pyfunc.SPEC]
+    code = {TRANSFORMERS.name, *(path.name for path in folder.glob("*.py"))}
+    return [pyfunc.ESTIMATOR, pyfunc.SPEC, *sorted(code)]
+
+
+def read_artifact(folder: Path) -> dict[str, bytes]:
+    """Return the model's files by name. Raises TiplineError if one is missing."""
     try:
-        return {name: (folder / name).read_bytes() for name in names}
+        return {name: (folder / name).read_bytes() for name in list_files(folder)}
     except FileNotFoundError as error:
         raise TiplineError("A file of the model is missing.", str(error.filename), "Run: dvc repro") from error
 
 
 def hash_artifact(files: Mapping[str, bytes]) -> str:
-    """Return the digest that identifies a model; model.json is not part of an external model's digest."""
-    names = [name for name in files if name != pyfunc.SPEC or not external.is_external(files)]
-    return loader.hash_files({name: files[name] for name in names})
+    """Return the digest that identifies a model."""
+    return external.hash_model(files) if external.is_external(files) else loader.hash_files(files)
 
 
 def read_digest(folder: Path) -> str:

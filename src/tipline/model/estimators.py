@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
+from tipline.config import ESTIMATOR_FORMS
 from tipline.errors import TiplineError, UsageError, shorten_text, summarize_exception
 from tipline.model import pyfunc
 
@@ -51,15 +52,15 @@ class UserFile:
 
 
 class ReportedCode(contextlib.AbstractContextManager[None]):
-    """Report any error of the user's own code, SystemExit included, as a mistake in params.yaml."""
+    """Report any error of the user's own code or of a package, SystemExit included, as a mistake in params.yaml."""
 
-    def __init__(self, name: str, where: str) -> None:
-        self.name, self.where = name, where
+    def __init__(self, name: str, where: str, todo: str = "Correct the function or its parameters.") -> None:
+        self.name, self.where, self.todo = name, where, todo
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception | SystemExit) and not isinstance(error, TiplineError):
             what = f"{self.name} failed: {type(error).__name__}: {summarize_exception(error)}."
-            raise UsageError(what, self.where, "Correct the function or its parameters.") from error
+            raise UsageError(what, self.where, self.todo) from error
 
 
 def create_classifier(train: Train, code: UserFile) -> Any:  # noqa: ANN401 (whatever the user's function returns)
@@ -106,8 +107,7 @@ def import_class(name: str) -> Callable[..., Any]:
     with ReportedCode(name, f"{WHERE}.estimator"), contextlib.suppress(ModuleNotFoundError):
         found = getattr(importlib.import_module(module), attribute, None) if module else None
     if not callable(found):
-        todo = f"Use {', '.join(ESTIMATORS)}, the import path of a class, or a function of model.code."
-        raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", todo)
+        raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", f"Use {ESTIMATOR_FORMS}.")
     return found  # type: ignore[no-any-return]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import issparse
+from sklearn.preprocessing import OneHotEncoder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,8 +55,7 @@ def list_owners(preprocess: ColumnTransformer) -> list[str]:
     owners: list[str] = []
     for _, transformer, columns in preprocess.transformers_:
         encoder = getattr(transformer, "named_steps", {}).get("encode", transformer)
-        widths = (
-            [len(values) for values in encoder.categories_] if hasattr(encoder, "sparse_output") else [1] * len(columns)
-        )
+        is_one_hot = isinstance(encoder, OneHotEncoder)
+        widths = [len(values) for values in encoder.categories_] if is_one_hot else [1] * len(columns)
         owners += [str(name) for name, width in zip(columns, widths, strict=True) for _ in range(width)]
     return owners

@@ -43,6 +43,11 @@ def is_external(files: Mapping[str, bytes]) -> bool:
     return f"{FOLDER}/MLmodel" in files
 
 
+def hash_model(files: Mapping[str, bytes]) -> str:
+    """Return the digest of what MLflow logged; model.json, which tipline adds, is no part of it."""
+    return loader.hash_files({name: data for name, data in files.items() if name != pyfunc.SPEC})
+
+
 def check_files(files: Mapping[str, bytes], where: str) -> None:
     """Refuse files of an external model whose loading could run what nobody has read; see `loader`."""
     logged = {name.removeprefix(f"{FOLDER}/"): data for name, data in files.items() if name != pyfunc.SPEC}
@@ -86,14 +91,11 @@ class ExternalModel:
     Raises TiplineError if it must not be loaded (see `loader`; nothing of it has run) or MLflow cannot load it here.
     """
 
-    linear = None
-    calibration = None
-
     def __init__(self, files: Mapping[str, bytes]) -> None:
         from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)
 
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
-        if self.spec.get("trusted") != loader.hash_files({name: files[name] for name in files if name != pyfunc.SPEC}):
+        if self.spec.get("trusted") != hash_model(files):
             check_files(files, self.spec["name"])
         # Kept as long as the model, which may read files of its own later.
         folder = Path(tempfile.mkdtemp(prefix="tipline-model-"))

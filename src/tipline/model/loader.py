@@ -170,8 +170,6 @@ def check_skops(name: str, dump: bytes, where: str, code: Mapping[str, bytes], s
 
     A linear model is scored from `spec`, its model.json, with any scikit-learn: its golden rows show that it is right.
     """
-    import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
-
     try:
         with zipfile.ZipFile(io.BytesIO(dump)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -179,9 +177,7 @@ def check_skops(name: str, dump: bytes, where: str, code: Mapping[str, bytes], s
                 raise refuse_model(f"{shorten_text(name)} unpacks to far more than its size", where)
             schema = archive.read("schema.json").decode()
         versions = set() if json.loads(spec).get("linear") else set(SKLEARN_VERSION.findall(schema))
-        modules = [pyfunc.name_module(name, data) for name, data in code.items()]
-        named = skops.io.get_untrusted_types(data=dump)
-        untrusted = sorted(name for name in named if not pyfunc.is_trusted(name, modules))
+        untrusted = pyfunc.list_untrusted_types(dump, code)
     except DAMAGE as error:
         what = f"{shorten_text(name)} is not a readable skops file ({type(error).__name__})"
         raise refuse_model(what, where) from error

@@ -22,7 +22,7 @@ from skops.io.exceptions import UnsupportedTypeException
 from tipline.errors import UsageError, summarize_exception
 from tipline.model import compiled, pyfunc
 from tipline.model.estimators import WHERE, ReportedCode
-from tipline.model.pipeline import Unfitted, fit_pipeline
+from tipline.model.pipeline import BuiltPipeline, fit_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,19 +42,17 @@ numpy.save(folder / "scores.npy", scores)
 TRIAL_ROWS, MIN_TRIAL_ROWS = 500, 50  # of a trial, and of each label in it
 
 
-def dump_estimator(unfitted: Unfitted) -> bytes:
+def dump_estimator(built: BuiltPipeline) -> bytes:
     """Return a fitted pipeline as skops bytes; raise UsageError if it has types that tipline would refuse to load."""
-    classifier = unfitted.pipeline[-1]
+    classifier = built.pipeline[-1]
     if type(classifier).__module__.startswith("catboost."):  # writes the time and a random id into the model
         classifier.get_metadata()["train_finish_time"] = classifier.get_metadata()["model_guid"] = ""
     try:
-        estimator = make_canonical(skops.io.dumps(unfitted.pipeline))
+        estimator = make_canonical(skops.io.dumps(built.pipeline))
     except (TypeError, ValueError, UnsupportedTypeException, NotImplementedError) as error:
         what = f"The estimator cannot be saved: {type(error).__name__}: {summarize_exception(error)}."
         raise UsageError(what, f"{WHERE}.estimator", "Use another estimator.") from error
-    modules = [pyfunc.name_module(name, data) for name, data in unfitted.code.items()]
-    named = skops.io.get_untrusted_types(data=estimator)
-    if untrusted := sorted(name for name in named if not pyfunc.is_trusted(name, modules)):
+    if untrusted := pyfunc.list_untrusted_types(estimator, built.code):
         what = f"The estimator has types that tipline does not load: {', '.join(untrusted)}."
         packages = ", ".join(sorted(pyfunc.PACKAGES))
         todo = f"Use another estimator, of classes of {packages} and of model.code alone."
@@ -69,7 +67,7 @@ def list_packages(dump: bytes) -> set[str]:
     return {package for module in modules for package in installed.get(module, ())}
 
 
-def try_pipeline(unfitted: Unfitted, frame: pd.DataFrame, labels: Labels) -> None:
+def try_pipeline(built: BuiltPipeline, frame: pd.DataFrame, labels: Labels) -> None:
     """Fit on few rows, save, and load in another process, so that what cannot work is refused before the long study.
 
     Raises UsageError if the estimator cannot be saved, cannot be loaded where only installed packages are importable,
@@ -77,16 +75,16 @@ def try_pipeline(unfitted: Unfitted, frame: pd.DataFrame, labels: Labels) -> Non
     """
     chosen = np.concatenate([np.flatnonzero(labels == label)[: TRIAL_ROWS // 2] for label in (False, True)])
     rows, wanted = frame.iloc[chosen], labels[chosen]
-    if "features" in unfitted.pipeline.named_steps:
+    if "features" in built.pipeline.named_steps:
         with ReportedCode("On a part of the rows, the function", "params.yaml, model.features"):
-            check_row_by_row(unfitted.pipeline["features"].transform, rows)
+            check_row_by_row(built.pipeline["features"].transform, rows)
     if np.bincount(wanted, minlength=2).min() < MIN_TRIAL_ROWS:
         return
-    fitted = fit_pipeline(clone(unfitted.pipeline), rows, wanted, must_converge=False)
-    scores, saved = fitted.predict_proba(rows)[:, 1], dump_estimator(replace(unfitted, pipeline=fitted))
+    fitted = fit_pipeline(clone(built.pipeline), rows, wanted, must_converge=False)
+    scores, saved = fitted.predict_proba(rows)[:, 1], dump_estimator(replace(built, pipeline=fitted))
     with tempfile.TemporaryDirectory(prefix="tipline-") as scratch:
         folder = Path(scratch)
-        for name, data in {**unfitted.code, pyfunc.ESTIMATOR: saved}.items():
+        for name, data in {**built.code, pyfunc.ESTIMATOR: saved}.items():
             (folder / name).write_bytes(data)
         rows.to_parquet(folder / "rows.parquet")
         # -I: neither the working directory nor PYTHONPATH, as on a worker or in a server.
@@ -94,7 +92,7 @@ def try_pipeline(unfitted: Unfitted, frame: pd.DataFrame, labels: Labels) -> Non
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["it ended without a message"]
-            what = f"The estimator was saved, but cannot be loaded in another process: {lines[-1]}."
+            what = f"The estimator was saved, but cannot be loaded in another process: {lines[-1].rstrip('.')}."
             todo = "Import installed packages alone in model.code, or use another estimator."
             raise UsageError(what, f"{WHERE}.estimator", todo)
         same = np.array_equal(np.load(folder / "scores.npy"), scores)
@@ -115,12 +113,12 @@ def check_row_by_row(function: Callable[[pd.DataFrame], pd.DataFrame], rows: pd.
                 raise UsageError(what, where, "Compute each row from its own values.")
 
 
-def save_model(folder: Path, unfitted: Unfitted, spec: Mapping[str, Any]) -> None:
+def save_model(folder: Path, built: BuiltPipeline, spec: Mapping[str, Any]) -> None:
     """Write the model's files; model.json also holds a linear model in its folded form."""
-    (folder / pyfunc.ESTIMATOR).write_bytes(dump_estimator(unfitted))
-    for name, data in unfitted.code.items():
+    (folder / pyfunc.ESTIMATOR).write_bytes(dump_estimator(built))
+    for name, data in built.code.items():
         (folder / name).write_bytes(data)
-    save_spec(folder, {**spec, "linear": compiled.fold_pipeline(unfitted.pipeline), "calibration": None})
+    save_spec(folder, {**spec, "linear": compiled.fold_pipeline(built.pipeline), "calibration": None})
 
 
 def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:

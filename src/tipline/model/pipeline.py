@@ -17,7 +17,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEnc
 from sklearn.utils import get_tags
 from threadpoolctl import threadpool_limits
 
-from tipline.errors import TiplineError, UsageError, summarize_exception
+from tipline.errors import TiplineError, UsageError
 from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
@@ -37,8 +37,8 @@ KINDS = ("category", "hour", "number")
 
 
 @dataclass(frozen=True)
-class Unfitted:
-    """A pipeline to fit, and what it is made of."""
+class BuiltPipeline:
+    """A pipeline, fitted or not, and what it is made of."""
 
     pipeline: Pipeline
     features: list[dict[str, str]]  # name and kind of the columns after the user's function
@@ -65,7 +65,7 @@ def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
     }
 
 
-def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.DataFrame) -> Unfitted:
+def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.DataFrame) -> BuiltPipeline:
     """Build the unfitted pipeline for the columns and categories of a frame of training rows.
 
     Its steps are the user's function, if `model.features` names one; the preprocessing, unless the whole estimator is
@@ -89,7 +89,7 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     classifier = create_classifier(settings.train, code)
     if not is_own:
         steps.append(("preprocess", build_preprocessing(classifier, features, frame, settings, schema)))
-    return Unfitted(Pipeline([*steps, ("classifier", classifier)]), features, files)
+    return BuiltPipeline(Pipeline([*steps, ("classifier", classifier)]), features, files)
 
 
 def create_step(name: str, **arguments: Any) -> FunctionTransformer:  # noqa: ANN401 (arguments of any function)
@@ -187,15 +187,12 @@ def get_range(name: str, schema: Schema) -> tuple[float, float]:
 def fit_pipeline(pipeline: Pipeline, frame: pd.DataFrame, labels: Labels, *, must_converge: bool = True) -> Pipeline:
     """Fit a pipeline in place on a frame of training rows, with one BLAS thread: equal rows give equal bytes.
 
-    Raises TiplineError if the estimator refuses the parameters or the rows, or the solver does not converge.
+    Raises UsageError if the estimator refuses the parameters or the rows, TiplineError if the solver does not converge.
     """
-    try:
-        with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            fitted: Pipeline = pipeline.fit(frame, labels)
-    except Exception as error:  # each package has its own errors, and LightGBM's is a plain Exception
-        what = f"The model cannot be fitted: {type(error).__name__}: {summarize_exception(error)}."
-        raise TiplineError(what, f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.") from error
+    report = ReportedCode("The fit", f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.")
+    with report, threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        fitted: Pipeline = pipeline.fit(frame, labels)
     if must_converge and any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         limit = getattr(pipeline[-1], "max_iter", "its default")
         what = f"The fit on {len(labels):,} rows did not converge within max_iter={limit}."

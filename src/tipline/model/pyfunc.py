@@ -96,14 +96,25 @@ def is_trusted(name: str, modules: Iterable[str] = ()) -> bool:
         return False
 
 
-def load_estimator(files: Mapping[str, bytes]) -> Pipeline:
-    """Import the code files of a model, then load its pipeline; skops refuses what is not trusted."""
+def list_untrusted_types(dump: bytes, code: Mapping[str, bytes]) -> list[str]:
+    """Return the types in a skops file that may not be loaded in a model with these code files."""
     import skops.io  # noqa: PLC0415 (imports all of scikit-learn and scipy, which takes seconds)
 
-    modules = [install_code(name, data).__name__ for name, data in list_code(files).items()]
-    dump = files[ESTIMATOR]
-    trusted = [name for name in skops.io.get_untrusted_types(data=dump) if is_trusted(name, modules)]
-    return skops.io.loads(dump, trusted=trusted)
+    modules = [name_module(name, data) for name, data in code.items()]
+    return sorted(name for name in skops.io.get_untrusted_types(data=dump) if not is_trusted(name, modules))
+
+
+def load_estimator(files: Mapping[str, bytes]) -> Pipeline:
+    """Import the code files of a model, then load its pipeline; skops refuses what is not trusted."""
+    import skops.io  # noqa: PLC0415 (see above)
+
+    dump, code = files[ESTIMATOR], list_code(files)
+    for name, data in code.items():
+        install_code(name, data)
+    untrusted = list_untrusted_types(dump, code)
+    return skops.io.loads(
+        dump, trusted=[name for name in skops.io.get_untrusted_types(data=dump) if name not in untrusted]
+    )
 
 
 def normalize_frame(frame: pd.DataFrame, inputs: Iterable[Mapping[str, str]]) -> pd.DataFrame:

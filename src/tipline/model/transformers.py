@@ -22,7 +22,8 @@ def apply_features(frame: pd.DataFrame, function: Callable[[pd.DataFrame], pd.Da
     if not isinstance(result, pd.DataFrame) or not result.index.equals(frame.index):
         raise TypeError("it has to return a DataFrame with the rows and the index of the one that it is given")
     numbers = {str(name): values for name, values in result.items() if pd.api.types.is_float_dtype(values)}
-    return result.assign(**{name: values.where(~np.isinf(values)) for name, values in numbers.items()})
+    infinite = {name: values for name, values in numbers.items() if np.isinf(values).any()}
+    return result.assign(**{name: values.where(~np.isinf(values)) for name, values in infinite.items()})
 
 
 def hour_of_day(frame: pd.DataFrame) -> Matrix:

@@ -234,7 +234,7 @@ def update_champion_folder(paths: Paths, version: Version | None, challenger: Re
     if digest != ref["digest"]:
         with files.replace_folder(paths.champion, paths.staging / "models") as folder:
             if version is None or ref["digest"] == challenger["digest"]:
-                for name in (*artifact.read_artifact(paths.challenger), artifact.TRAINING):
+                for name in (*artifact.list_files(paths.challenger), artifact.TRAINING):
                     shutil.copyfile(paths.challenger / name, folder / name)
             else:
                 model_versions.download_files(version, folder)

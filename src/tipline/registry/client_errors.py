@@ -79,7 +79,7 @@ def is_unreachable(error: BaseException) -> bool:
 def explain_error(error: BaseException, address: str) -> tuple[str, str]:
     """Say what happened and what to do about it."""
     status, again = get_status(error), "Then run the command again; it resumes."
-    reason = hide_secrets(summarize_exception(list_causes(error)[-1])).partition(". ")[0].rstrip(".")
+    reason = hide_secrets(summarize_exception(list_causes(error)[-1])).partition(". ")[0]
     if status == UNAUTHORIZED:
         what = "MLflow's server does not accept this user name and password."
         todo = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of your account there."

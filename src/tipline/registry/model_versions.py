@@ -153,15 +153,16 @@ def adopt_version(
     return tag_version(client, version, tags)
 
 
-def check_code(paths: Paths, contents: Mapping[str, bytes], where: str) -> None:
-    """Show code of a model that neither the workspace nor the history of git has, and raise UsageError."""
+def check_known_code(paths: Paths, contents: Mapping[str, bytes], version: Version) -> None:
+    """Raise UsageError if a version has code that neither the workspace nor the history of git has, and show it."""
+    where = format_version(version)
     if external.is_external(contents):  # a tag that says that it was trusted may be anybody's
         external.check_files(contents, where)
     for name, data in pyfunc.list_code(contents).items():
         own = (paths.root / name, artifact.TRANSFORMERS)
         if not any(path.is_file() and path.read_bytes() == data for path in own) and not git.is_committed(data):
             log.info("%s of %s:\n%s", name, where, data.decode(errors="replace"))
-            command = f"tipline promote {where.rsplit(maxsplit=1)[-1]} --trust-code"
+            command = f"tipline promote {version.version} --trust-code"
             todo = f"Read it, above. If it may run here and on the workers: {command}"
             raise UsageError(f"The model carries code that this project does not have: {name}.", where, todo)
 

@@ -121,7 +121,7 @@ def log_model(run_id: str, folder: Path) -> str:
     used = training["libraries"]
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow follows symlinks, and DVC's cache, which they may point to, has names without an ending.
-        names = (*artifact.read_artifact(folder), artifact.TRAINING)
+        names = (*artifact.list_files(folder), artifact.TRAINING)
         copies = {name: str(shutil.copyfile(folder / name, Path(scratch, name))) for name in names}
         logged = mlflow.pyfunc.log_model(
             name="model",

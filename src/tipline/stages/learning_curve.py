@@ -45,15 +45,15 @@ def run(settings: Settings, paths: Paths) -> None:
     segment, examples = build_examples(spec, settings.evaluate.baseline, parts)
     fitted_on, sizes = examples.pop("pool"), learning_curve.choose_sizes(curve, len(pool))
     orders = learning_curve.shuffle_rows(fitted_on.labels, curve.repeats, curve.smallest, settings.sample.seed)
-    unfitted = build_pipeline(settings, schema, paths.root, fitted_on.frame)
-    try_pipeline(unfitted, fitted_on.frame, fitted_on.labels)
-    plugin = learning_curve.CodePlugin(unfitted.code)
+    built = build_pipeline(settings, schema, paths.root, fitted_on.frame)
+    try_pipeline(built, fitted_on.frame, fitted_on.labels)
+    plugin = learning_curve.CodePlugin(built.code)
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
         cluster.register_plugin(client, plugin, f"tipline-code-{files.create_token()}"),
         joblib.parallel_config("dask", scatter=[fitted_on, examples]),
     ):
-        study = learning_curve.run_study(unfitted.pipeline, fitted_on, examples, sizes, orders)
+        study = learning_curve.run_study(built.pipeline, fitted_on, examples, sizes, orders)
     samples = sampling.list_samples(settings, paths, "train")
     available = sum(int(pq.read_metadata(path).metadata[sampling.AVAILABLE]) for path in samples)
     decision = {

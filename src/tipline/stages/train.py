@@ -62,17 +62,16 @@ def train_model(
     """Fit the model, save its files in the folder, and return a description of the training."""
     labels, _ = metrics.read_labels(rows, spec["target"])
     frame, schema = artifact.read_frame(rows, spec["inputs"]), load_schema(paths.root / settings.schema_)
-    unfitted = model_pipeline.build_pipeline(settings, schema, paths.root, frame)
-    model_pipeline.fit_pipeline(unfitted.pipeline, frame, labels)
+    built = model_pipeline.build_pipeline(settings, schema, paths.root, frame)
+    model_pipeline.fit_pipeline(built.pipeline, frame, labels)
     baseline = fit_baseline(rows, spec["target"], settings.evaluate.baseline)
-    persistence.save_model(folder, unfitted, spec | {"features": unfitted.features, "baseline": baseline})
+    persistence.save_model(folder, built, spec | {"features": built.features, "baseline": baseline})
     # The pipeline is the model: figures and golden rows are its scores, not those of a compiled form.
     model = artifact.Model(artifact.read_artifact(folder), use_compiled=False)
     if method := settings.train.calibration:  # on months that the model was not fitted on
         others = sampling.read_role(settings, paths, "validation", list_needed_columns(spec))
         outcomes, _ = metrics.read_labels(others, spec["target"])
-        model.calibration = calibration.fit_calibration(method, model.uncalibrated(others), outcomes)
-        model.spec["calibration"] = model.calibration
+        model.spec["calibration"] = calibration.fit_calibration(method, model.uncalibrated(others), outcomes)
     scores, derived = model.score_rows(rows)
     model.spec["reference"] = drift.build_reference(rows, model.spec, scores, derived)
     persistence.save_spec(folder, golden_rows.add_golden_rows(model, rows))
