@@ -40,7 +40,8 @@ def evaluate(paths: Paths) -> Any:
 def edit_spec(folder: Path, **values: Any) -> None:
     """Change model.json; None takes a key out."""
     spec = workbench.read_json(folder / "model.json") | values
-    files.write_json(folder / "model.json", {name: value for name, value in spec.items() if value is not None})
+    removed = [name for name, value in values.items() if value is None]
+    files.write_json(folder / "model.json", {name: value for name, value in spec.items() if name not in removed})
 
 
 # ---- figures ----
