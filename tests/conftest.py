@@ -45,6 +45,9 @@ LONGEST = (
     "test_secrets",
     "test_mlflow_page",
     "test_many_machines",
+    "test_pipeline",
+    "test_loader",
+    "test_estimators",
 )
 
 

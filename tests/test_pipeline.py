@@ -137,7 +137,8 @@ def fit_model(root: Path, columns: Sequence[str], estimator: str, code: str = ""
     spec = pipeline.create_spec(settings, schema)
     frame = artifact.read_frame(trips, spec["inputs"])
     built = pipeline.build_pipeline(settings, schema, paths.root, frame)
-    persistence.try_pipeline(built, frame, labels)
+    if code:  # the trial takes seconds, and only models with code of their own need it here
+        persistence.try_pipeline(built, frame, labels)
     pipeline.fit_pipeline(built.pipeline, frame, labels)
     folder = root / "model"
     folder.mkdir(exist_ok=True)
