@@ -103,7 +103,7 @@ UNREADABLE: dict[str, tuple[bytes | None, str]] = {
     "cut off": (b"columns: [", "not valid YAML"),
     "not text": (b"\xff\xfe\x00", "not valid YAML"),
     "empty": (b"", "not a mapping"),
-    "repeated key": (SMALL.replace("  seats:", "  kind:").encode(), "the key 'kind' is repeated"),
+    "repeated key": (SMALL.replace("  seats:", "  kind:").encode(), 'found duplicate key "kind"'),
     "missing": (None, "There is no own.yaml"),
 }
 

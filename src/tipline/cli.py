@@ -32,7 +32,6 @@ class Command:
     text: str  # what it does, as `tipline --help` prints it
     function: str  # `module:function` below `tipline`; called with the settings, the paths and the arguments
     arguments: tuple[Argument, ...] = ()
-    interrupted: str = "interrupted; no half-written file is left, run it again"  # the message after Ctrl-C
     workers: str = ""  # the module that workers of a local cluster import while this process reads its settings
     accepts_invalid_settings: bool = False  # whether it gets `PartialSettings`, and so works with any params.yaml
 
@@ -42,7 +41,6 @@ def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of
     return name, options
 
 
-RESUMES = "interrupted; what is finished is kept, run it again to resume"
 MONTH = argument("month", help="for example 2009-01")
 MONTHS = argument("months", nargs="+", metavar="month", help="for example 2009-01")
 OPTIONAL_MONTHS = argument("months", nargs="*", metavar="month", help="for example 2009-01; default: all of `months`")
@@ -53,10 +51,7 @@ PREDICTIONS = "predictions, a path or s3://...; default: data/predictions"
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
     "download": Command(
-        "fetch the published files of months, each whole or not at all",
-        "stages.download:run_months",
-        (MONTHS,),
-        RESUMES,
+        "fetch the published files of months, each whole or not at all", "stages.download:run_months", (MONTHS,)
     ),
     "prepare": Command("convert a month to the schema", "stages.prepare:run", (MONTH,)),
     "sample": Command("draw the sample of a month that has a role", "stages.sample:run", (MONTH,)),
@@ -70,7 +65,6 @@ COMMANDS = {
         "score every month with the champion on a dask cluster",
         "stages.score:run",
         (TRIPS, argument("--to", default="", metavar="LOCATION", help=PREDICTIONS)),
-        RESUMES,
         workers="scoring.worker",
     ),
     "monitor": Command("measure how good the scores of each month were", "stages.monitor:run"),
@@ -85,7 +79,6 @@ COMMANDS = {
         "add a published month to params.yaml, run `dvc repro`, print its verdict and what to commit",
         "commands.month:run",
         (MONTH,),
-        RESUMES,
     ),
     "check": Command(
         "show how the months of a source would be read, from headers and footers alone",
@@ -168,7 +161,9 @@ def run(arguments: argparse.Namespace) -> None:
     if "months" in given:
         given["months"] = [config.parse_month(month) for month in given["months"]]
     paths.recover_folders()
-    print_lines(import_function(command.function)(settings, paths, **given) or ())
+    for line in import_function(command.function)(settings, paths, **given) or ():
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def import_function(path: str) -> Callable[..., Iterable[str] | None]:
@@ -179,13 +174,6 @@ def import_function(path: str) -> Callable[..., Iterable[str] | None]:
     gc.enable()
     atexit.register(gc.freeze)
     return found
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they come."""
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
 
 
 def report_failure(arguments: argparse.Namespace, code: int, *lines: str) -> int:
@@ -208,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # A second Ctrl-C would end this process by the signal, without the exit code.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return report_failure(arguments, INTERRUPTED, COMMANDS[arguments.command].interrupted)
+        return report_failure(arguments, INTERRUPTED, "interrupted; what is finished is kept, run it again to resume")
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

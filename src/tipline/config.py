@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from tipline import validation
 from tipline.errors import UsageError, hide_secrets, shorten_text, summarize_exception
-from tipline.ingest.schema import load_schema
+from tipline.ingest.schema import Schema, load_schema
 from tipline.ingest.target import check_target
 from tipline.paths import ROLES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from tipline.ingest.schema import Schema
 
 # Schemes that `source` may begin with; a plain path has none.
 SCHEMES = ("", "file", "http", "https", "s3")
@@ -32,6 +29,11 @@ Role = Literal["train", "validation", "test"]
 ESTIMATORS = ("logistic_regression", "hist_gradient_boosting")
 ESTIMATOR_FORMS = f"{', '.join(ESTIMATORS)}, the import path of a class, or a function of model.code"
 RESERVED = ("transformers.py", "pyfunc.py")  # tipline's own files beside the user's in a model
+
+CREDENTIALS_IN_SOURCE = (
+    "source: has a password or token in it, which DVC would write into dvc.lock; put it into ~/.netrc, or into "
+    'the environment: FSSPEC_HTTP=\'{"headers": {"Authorization": "..."}}\' or \'{"params": {"token": "..."}}\''
+)
 
 # Keys of tipline 0.1 -> what they are now.
 RENAMED = {
@@ -47,25 +49,18 @@ OLD_ROLES = {"fit": "train", "size": "validation", "evaluate": "test"}
 
 def check_month(month: object) -> str:
     """Return a month written YYYY-MM; raise ValueError for anything else."""
-    if not is_month(month):
-        message = f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on"
-        raise ValueError(message)
-    return str(month)
-
-
-def is_month(month: object) -> bool:
-    """Whether a value is a month written YYYY-MM."""
-    return isinstance(month, str) and bool(re.fullmatch(r"20[0-9][0-9]-(0[1-9]|1[0-2])", month))
+    if isinstance(month, str) and re.fullmatch(r"20[0-9][0-9]-(0[1-9]|1[0-2])", month):
+        return month
+    raise ValueError(f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on")
 
 
 def check_months(months: object) -> object:
     """Raise ValueError for a `months` that is not a list; DVC cannot expand dvc.yaml without one."""
     if not isinstance(months, list):
-        message = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
-        raise ValueError(message)  # noqa: TRY004 (pydantic turns a ValueError into its message)
+        what = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
+        raise ValueError(what)  # noqa: TRY004 (pydantic turns a ValueError into its message)
     if not months:
-        message = "has no month; add one per line, as `- 2009-01`"
-        raise ValueError(message)
+        raise ValueError("has no month; add one per line, as `- 2009-01`")
     return tuple(map(check_month, months))
 
 
@@ -73,21 +68,9 @@ def check_source(source: str, *, needs_month: bool = True) -> None:
     """Raise ValueError for an address that months cannot be fetched from."""
     scheme = urlsplit(source).scheme
     if scheme not in SCHEMES:
-        message = f"source: tipline does not fetch from {scheme}://; use a path, https or s3"
-        raise ValueError(message)
+        raise ValueError(f"source: tipline does not fetch from {scheme}://; use a path, https or s3")
     if source == "demo" or (needs_month and "{month}" not in source):
-        message = f"source: {hide_secrets(source)!r} is not an address with {{month}} in it"
-        raise ValueError(message)
-
-
-def check_no_secret(source: str) -> None:
-    """Raise ValueError for an address with a password or token, which DVC would write into dvc.lock."""
-    if hide_secrets(source) != source:
-        message = (
-            "source: has a password or token in it, which DVC would write into dvc.lock; put it into ~/.netrc, or into "
-            'the environment: FSSPEC_HTTP=\'{"headers": {"Authorization": "..."}}\' or \'{"params": {"token": "..."}}\''
-        )
-        raise ValueError(message)
+        raise ValueError(f"source: {hide_secrets(source)!r} is not an address with {{month}} in it")
 
 
 def accept_number_or(word: str) -> PlainValidator:
@@ -96,8 +79,7 @@ def accept_number_or(word: str) -> PlainValidator:
     def check(value: object) -> object:
         if value == word or (type(value) is int and value >= 1):
             return value
-        message = f"{shorten_text(repr(value))} is neither {word!r} nor a positive whole number"
-        raise ValueError(message)
+        raise ValueError(f"{shorten_text(repr(value))} is neither {word!r} nor a positive whole number")
 
     return PlainValidator(check)
 
@@ -106,36 +88,28 @@ def check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     """Return a list without repetitions; raise ValueError otherwise."""
     repeated = [value for value in values if values.count(value) > 1]
     if repeated:
-        message = f"{repeated[0]} is listed twice"
-        raise ValueError(message)
+        raise ValueError(f"{repeated[0]} is listed twice")
     return values
-
-
-def filter_role(months: Mapping[str, str], role: str) -> list[str]:
-    """Return the months of a role in order of time."""
-    return sorted(month for month, its_role in months.items() if its_role == role)
 
 
 def check_roles(months: dict[str, Role]) -> dict[str, Role]:
     """Return months in which each role comes after the one before; raise ValueError otherwise."""
-    missing = [role for role in ROLES if role not in months.values()]
-    if missing:
-        message = f"no month has the role {missing[0]}; each of train, validation and test needs one"
-        raise ValueError(message)
+    by_role = {role: [month for month, its_role in months.items() if its_role == role] for role in ROLES}
+    for role in ROLES:
+        if not by_role[role]:
+            raise ValueError(f"no month has the role {role}; each of train, validation and test needs one")
     for early, late in itertools.pairwise(ROLES):
-        last, first = filter_role(months, early)[-1], filter_role(months, late)[0]
+        last, first = max(by_role[early]), min(by_role[late])
         if last >= first:
             order = f"the order is {', '.join(ROLES)}"
-            message = f"{early} ({last}) has to end before {late} ({first}) begins; {order}"
-            raise ValueError(message)
+            raise ValueError(f"{early} ({last}) has to end before {late} ({first}) begins; {order}")
     return months
 
 
 def check_model_name(name: str) -> str:
-    """Return a name that MLflow can register and search for; raise ValueError otherwise."""
+    """Return a name that MLflow can register and find again; raise ValueError otherwise."""
     if not name.strip() or set("/:'\"`") & set(name):
-        message = f"{name!r} is empty or has one of / : ' \" ` in it, which MLflow cannot register or search for"
-        raise ValueError(message)
+        raise ValueError(f"{name!r} is empty or has one of / : ' \" ` in it, which MLflow cannot register")
     return name
 
 
@@ -173,7 +147,7 @@ class Sample(Section):
 
     def get_months(self, role: str) -> list[str]:
         """Return the months of a role in order of time."""
-        return filter_role(self.months, role)
+        return sorted(month for month, its_role in self.months.items() if its_role == role)
 
 
 class LearningCurve(Section):
@@ -188,8 +162,7 @@ class LearningCurve(Section):
     @model_validator(mode="after")
     def _max_rows_hold_a_sample(self) -> LearningCurve:
         if self.max_rows is not None and self.max_rows < self.smallest:
-            message = f"max_rows: {self.max_rows:,} is less than `smallest`, {self.smallest:,}"
-            raise ValueError(message)
+            raise ValueError(f"max_rows: {self.max_rows:,} is less than `smallest`, {self.smallest:,}")
         return self
 
 
@@ -257,15 +230,15 @@ class Settings(Section):
     def _sections_agree(self) -> Settings:
         unlisted = sorted(set(self.sample.months) - set(self.months))
         if unlisted:
-            message = f"sample.months: {unlisted[0]} is not in the list `months`"
-            raise ValueError(message)
+            raise ValueError(f"sample.months: {unlisted[0]} is not in the list `months`")
         at_most = self.sample.rows * len(self.sample.get_months("train"))
         if isinstance(self.train.rows, int) and self.train.rows > at_most:
-            message = f"train.rows: {self.train.rows:,} rows are requested, the sample has at most {at_most:,}"
-            raise ValueError(message)
+            what = f"train.rows: {self.train.rows:,} rows are requested, the sample has at most {at_most:,}"
+            raise ValueError(what)
         if self.source != "demo":
             check_source(self.source)
-            check_no_secret(self.source)
+        if hide_secrets(self.source) != self.source:
+            raise ValueError(CREDENTIALS_IN_SOURCE)
         return self
 
 
@@ -301,7 +274,10 @@ def load_partial_settings(path: Path) -> PartialSettings:
     except UsageError:
         values = {}
     months, model = values.get("months"), values.get("model")
-    valid = [month for month in months if is_month(month)] if isinstance(months, list) else []
+    valid = []
+    for month in months if isinstance(months, list) else ():
+        with contextlib.suppress(ValueError):
+            valid.append(check_month(month))
     name = model.get("name") if isinstance(model, dict) else None
     return PartialSettings(None, problem, tuple(dict.fromkeys(valid)), name if isinstance(name, str) else None)
 
@@ -344,16 +320,12 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
                 "part of the target; as a feature it would give the answer away" if name in target.columns else "hidden"
             )
             raise UsageError(f"{name} is {reason}.", f"{where}, model.columns", "Remove it from the list.")
-    check_type("category", settings.evaluate.baseline, schema, f"{where}, evaluate.baseline")
-    check_type("category", settings.evaluate.segments, schema, f"{where}, evaluate.segments")
-
-
-def check_type(type_: str, names: Sequence[str], schema: Schema, where: str) -> None:
-    """Refuse names that are not columns of a type."""
-    known = [name for name, column in schema.columns.items() if column.type == type_]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{name} is not a {type_} of the schema.", where, f"Use one of: {', '.join(known)}.")
+    known = [name for name, column in schema.columns.items() if column.type == "category"]
+    for key in ("baseline", "segments"):
+        for name in getattr(settings.evaluate, key):
+            if name not in known:
+                todo = f"Use one of: {', '.join(known)}."
+                raise UsageError(f"{name} is not a category of the schema.", f"{where}, evaluate.{key}", todo)
 
 
 def check_code(settings: Settings, path: Path) -> None:

@@ -5,40 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tipline.errors import UsageError, join_lines, shorten_text
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Loader(yaml.SafeLoader):
-    """Refuse repeated keys, of which YAML would silently take the last, and read 1e-3 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        """Construct a mapping whose keys are scalars and distinct."""
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"the key {key!r} is repeated"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# PyYAML reads 1e-3 as text, as YAML 1.1 did; DVC, which reads and writes the same file, as a number.
-POWER_OF_TEN = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", POWER_OF_TEN, list("-+.0123456789"))
 
 
 def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -> Model:
@@ -53,28 +30,30 @@ def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -
         what = "; ".join(explain_problem(problem, model) for problem in found)
         what += "" if what.endswith("?") else "."
         raise UsageError(what, str(path), "Correct the file and run the command again.") from None
-    except ValueError as error:
-        what = f"The file cannot be read: {join_lines(error)}."  # an alias that contains itself
-        raise UsageError(what, str(path), "Write the values out, without aliases (* and &).") from None
+    except (TypeError, ValueError) as error:  # a key that is a list, an alias that contains itself
+        what = f"The file cannot be read: {join_lines(error)}."
+        raise UsageError(what, str(path), "Write plain keys and values, without aliases (* and &).") from None
 
 
 def read_mapping(path: Path, missing: str) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping; raise a UsageError for anything else.
 
+    DVC's own parser, which reads the same file, so that 1e-3 is a number for both and a repeated key is refused.
     `missing` says what to do if there is no such file.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 (a SafeLoader)
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UsageError(f"There is no {path.name}.", str(path), missing) from None
-    except yaml.MarkedYAMLError as error:
-        mark, what = error.problem_mark or error.context_mark, error.problem or error.context
+    except MarkedYAMLError as error:
+        mark, what = error.problem_mark or error.context_mark, str(error.problem or error.context)
+        what = what.partition(" with value")[0]  # a repeated key's value may be long
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         hint = " Does a merge conflict stand there?" if mark and has_conflict(path) else ""
         raise UsageError(f"The file is not valid YAML: {what}.{hint}", where, "Correct the line.") from None
     except RecursionError:
         raise UsageError("The file is nested too deeply.", str(path), "Write it as `key: value` lines.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"The file is not valid YAML: {join_lines(error)}.", str(path), "Correct the line.") from None
     if not isinstance(values, dict):
         raise UsageError("The file is not a mapping of sections.", str(path), "Write it as `key: value` lines.")

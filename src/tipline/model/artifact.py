@@ -6,6 +6,7 @@ Separate from `pipeline`, because most of tipline needs no more than this and sc
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from tipline.arrays import Floats, Probabilities
 from tipline.errors import TiplineError
 from tipline.ingest.columns import KIND_TYPES
 from tipline.model import compiled, external, loader, pyfunc
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas as pd
     from sklearn.pipeline import Pipeline
 
-    from tipline.arrays import Floats, Probabilities
     from tipline.config import Settings
 
 # The format of model.json. Models of tipline 0.1 have none.

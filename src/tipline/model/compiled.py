@@ -6,6 +6,7 @@ the scores that the pipeline gave for the golden rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from tipline.arrays import Codes, Floats, Values, fill_nulls, hour_of_day, view_
 from tipline.model.pyfunc import apply_logistic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
     from sklearn.pipeline import Pipeline
 
     # Writes what a column adds to the log-odds of a slice of rows.

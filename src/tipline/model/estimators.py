@@ -6,21 +6,17 @@ import contextlib
 import difflib
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from tipline.config import ESTIMATOR_FORMS
+from tipline.config import ESTIMATOR_FORMS, Train
 from tipline.errors import TiplineError, UsageError, shorten_text, summarize_exception
 from tipline.model import pyfunc
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from tipline.config import Train
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {
     "logistic_regression": LogisticRegression,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.sparse import issparse
+from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OneHotEncoder
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from sklearn.compose import ColumnTransformer
-
-    from tipline.arrays import Floats
-    from tipline.model.artifact import Model
+from tipline.arrays import Floats
+from tipline.model.artifact import Model
 
 
 def compute_contributions(model: Model, batch: pa.RecordBatch) -> tuple[float, dict[str, float]]:

@@ -11,19 +11,18 @@ import json
 import shutil
 import tempfile
 import weakref
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from tipline.arrays import Probabilities
 from tipline.errors import TiplineError, UsageError, join_lines
 from tipline.model import loader, pyfunc
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-
-    from tipline.arrays import Probabilities
     from tipline.ingest.schema import Schema
 
 FOLDER = "mlflow"

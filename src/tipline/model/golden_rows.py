@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,7 @@ from tipline.model import pyfunc
 from tipline.model.artifact import Model
 from tipline.model.external import ExternalModel
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    AnyModel = Model | ExternalModel
+AnyModel = Model | ExternalModel
 
 ROWS = 32
 KEY = "golden_rows"

@@ -12,20 +12,16 @@ import re
 import shutil
 import zipfile
 import zlib
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
 
 import yaml
 
 from tipline.errors import TiplineError, UsageError, shorten_text
 from tipline.files import hash_bytes, hash_json
 from tipline.model import pyfunc
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 # The tag of runs and versions that holds the digest of all logged files.
 FILES = "tipline.files"

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +20,11 @@ import skops.io
 from sklearn.base import clone
 from skops.io.exceptions import UnsupportedTypeException
 
+from tipline.arrays import Labels
 from tipline.errors import UsageError, summarize_exception
 from tipline.model import compiled, pyfunc
 from tipline.model.estimators import WHERE, ReportedCode
 from tipline.model.pipeline import BuiltPipeline, fit_pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tipline.evaluation.metrics import Labels
 
 SCORE_IN_CLEAN_PROCESS = """
 import runpy, sys

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,20 +19,15 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEnc
 from sklearn.utils import get_tags
 from threadpoolctl import threadpool_limits
 
+from tipline.arrays import Labels
+from tipline.config import Model as ModelSettings
+from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError
+from tipline.ingest.schema import Schema
 from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
 from tipline.model.estimators import ESTIMATORS, WHERE, ReportedCode, UserFile, create_classifier
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from tipline.config import Model as ModelSettings
-    from tipline.config import Settings
-    from tipline.evaluation.metrics import Labels
-    from tipline.ingest.schema import Schema
 
 NO_VALUE = "(no value in the sample)"
 KINDS = ("category", "hour", "number")
