@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+from collections.abc import Mapping
 
 SHOWN_LETTERS = 60
 SECRETS = re.compile(
@@ -56,6 +53,18 @@ class NotPublishedError(TiplineError):
     """The source does not have the month (yet)."""
 
     exit_code = 5
+
+
+class ReportedCode(contextlib.AbstractContextManager[None]):
+    """Report any error of code that is not tipline's, SystemExit included, as a UsageError or another kind."""
+
+    def __init__(self, name: str, where: str, todo: str, kind: type[TiplineError] = UsageError) -> None:
+        self.name, self.where, self.todo, self.kind = name, where, todo, kind
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, TiplineError):
+            what = f"{self.name} failed: {type(error).__name__}: {summarize_exception(error)}."
+            raise self.kind(what, self.where, self.todo) from error
 
 
 def combine_failures(failed: Mapping[str, TiplineError], requested: int) -> TiplineError:

@@ -14,7 +14,6 @@ from tipline import files
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, prepare, readers
 from tipline.model import artifact, explanation
-from tipline.model.external import ExternalModel
 from tipline.paths import month_folder
 from tipline.registry import model_versions, store
 
@@ -119,13 +118,13 @@ def find_model(settings: Settings, paths: Paths, digest: str) -> tuple[dict[str,
     return None, {}, revision
 
 
-def explain_score(model: Model | ExternalModel, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
+def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
     """Return the columns that the preprocessing sees and, if the model has them, what each adds to the log-odds."""
     types = columns.list_input_columns(model.spec)
     batch = pa.RecordBatch.from_pylist([{name: trip.get(name) for name in types}], schema=pa.schema(types))
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
-    if isinstance(model, ExternalModel):
+    if model.is_external:
         lines = dict(batch.to_pylist()[0])
         return lines | {"probability": f"{probability!r}, {comparison}; tipline did not make the model"}
     values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}

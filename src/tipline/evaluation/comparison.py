@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
@@ -14,13 +15,11 @@ from tipline.evaluation import baseline as rule
 from tipline.evaluation import gate, metrics
 from tipline.evaluation.intervals import MIN_ROWS, Ratio
 from tipline.ingest import columns
-from tipline.model import artifact, external
+from tipline.model import artifact
 from tipline.training import sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    import pyarrow as pa
 
     from tipline.arrays import Floats, Probabilities
     from tipline.config import Settings
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     Figures = dict[str, float | None]
 
 ROLES = ("challenger", "champion")
-FAILURES = (TiplineError, *external.FAILURES)
+FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
 TWO_SIDED = 0.975
 HOURS = ("0 to 5", "6 to 11", "12 to 17", "18 to 23", rule.MISSING)

@@ -6,7 +6,7 @@ Separate from `pipeline`, because most of tipline needs no more than this and sc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tipline.arrays import Floats, Probabilities
-from tipline.errors import TiplineError
+from tipline.errors import ReportedCode, TiplineError
 from tipline.ingest.columns import KIND_TYPES
 from tipline.model import compiled, external, loader, pyfunc
 
@@ -30,37 +30,53 @@ FORMAT = 4
 # Facts about the training, kept beside the model; not part of its digest.
 TRAINING = loader.TRAINING
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
-BATCH_ROWS = external.BATCH_ROWS
+BATCH_ROWS = 2**17  # of a frame
 
 
 class Model:
-    """A loaded model, from its files; the caller has checked their digest.
+    """A loaded model, from its files; the caller has checked their digest. It may be one that tipline did not make.
 
-    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one.
+    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one. Raises a
+    TiplineError, here or while it scores, if the code of the model fails.
     """
 
     def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True) -> None:
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
-        self.linear: dict[str, Any] | None = self.spec["linear"] if use_compiled else None
+        self.linear: dict[str, Any] | None = self.spec.get("linear") if use_compiled else None
+        self.is_external = external.is_external(files)
         self._files = files
         if self.linear is None:
-            self.estimator  # noqa: B018 (loaded now, not with the first rows)
+            self._predict  # noqa: B018 (loaded now, not with the first rows)
 
     @cached_property
     def estimator(self) -> Pipeline:
         """The scikit-learn pipeline, which a compiled model is scored without."""
         return pyfunc.load_estimator(self._files)
 
+    @cached_property
+    def _predict(self) -> Callable[[pd.DataFrame], Floats]:
+        """The function from the columns that the preprocessing sees to probabilities."""
+        if self.is_external:
+            return external.load_predict(self._files, self.spec)
+        rest = self.estimator[1:] if self._has_features else self.estimator
+        return lambda frame: rest.predict_proba(frame)[:, 1].astype(np.float64)
+
+    @property
+    def _has_features(self) -> bool:
+        return not self.is_external and "features" in self.estimator.named_steps
+
     def score_rows(self, batch: pa.RecordBatch) -> tuple[Probabilities, pa.RecordBatch]:
         """Return the probability of each prepared row, and the columns after the user's function."""
-        # Calibrated in doubles, because a steep calibration would amplify what float32 rounds off.
-        if self.linear is None:
-            scores, columns = self._predict_rows(batch)
-            return pyfunc.apply_calibration(scores, self.spec["calibration"]).astype(np.float32), columns
-        result = np.empty(len(batch), np.float32)
-        for rows, values in compiled.compute_probabilities(batch, self.linear):
-            result[rows] = pyfunc.apply_calibration(values, self.spec["calibration"])
-        return result, batch
+        calibration = self.spec.get("calibration")
+        with ReportedCode("The model", self.spec.get("name", "scoring"), "Promote another version.", TiplineError):
+            # Calibrated in doubles, because a steep calibration would amplify what float32 rounds off.
+            if self.linear is None:
+                scores, columns = self._predict_rows(batch)
+                return pyfunc.apply_calibration(scores, calibration).astype(np.float32), columns
+            result = np.empty(len(batch), np.float32)
+            for rows, values in compiled.compute_probabilities(batch, self.linear):
+                result[rows] = pyfunc.apply_calibration(values, calibration)
+            return result, batch
 
     def probabilities(self, batch: pa.RecordBatch) -> Probabilities:
         """Return the probability of each prepared row, shape (rows,), float32."""
@@ -73,23 +89,22 @@ class Model:
     def derive_frame(self, batch: pa.RecordBatch) -> pd.DataFrame:
         """Return the columns that the preprocessing sees, as pandas has them."""
         frame = read_frame(batch, self.spec["inputs"])
-        return self.estimator["features"].transform(frame) if "features" in self.estimator.named_steps else frame
+        return self.estimator["features"].transform(frame) if self._has_features else frame
 
     def _predict_rows(self, batch: pa.RecordBatch) -> tuple[Floats, pa.RecordBatch]:
-        has_features = "features" in self.estimator.named_steps
-        rest = self.estimator[1:] if has_features else self.estimator
         text = {column["name"] for column in self.spec["inputs"] if column["type"] == "category"}
+        features = self.spec.get("features", [])
         # Numbers that `model.categorical` makes categories are counted as these.
-        is_changed = has_features or any(
-            feature["kind"] == "category" and feature["name"] not in text for feature in self.spec["features"]
+        is_changed = self._has_features or any(
+            feature["kind"] == "category" and feature["name"] not in text for feature in features
         )
         parts, derived = [np.empty(0)], []
         for start in range(0, len(batch) or 1, BATCH_ROWS):
             frame = self.derive_frame(batch.slice(start, BATCH_ROWS))
             if len(frame):
-                parts.append(rest.predict_proba(frame)[:, 1].astype(np.float64))
+                parts.append(self._predict(frame))
             if is_changed:
-                derived.append(write_batch(frame, self.spec["features"]))
+                derived.append(write_batch(frame, features))
         if len(derived) == 1:
             batch = derived[0]
         elif derived:
@@ -172,9 +187,7 @@ def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
     return spec
 
 
-def load_model(
-    files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True
-) -> Model | external.ExternalModel:
+def load_model(files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True) -> Model:
     """Load a model, with the code that it carries.
 
     Raises TiplineError if the files do not have the digest `expected` or may not be loaded; nothing of them has run.
@@ -182,8 +195,8 @@ def load_model(
     check_digest(files, expected)
     spec = read_spec(files)
     if external.is_external(files):
-        return external.ExternalModel(files)
-    if not (use_compiled and spec["linear"]):
+        external.check_trusted(files, spec)
+    elif not (use_compiled and spec["linear"]):
         code = pyfunc.list_code(files)
         loader.check_skops(pyfunc.ESTIMATOR, files[pyfunc.ESTIMATOR], f"digest {expected[:12]}", code)
     return Model(files, use_compiled=use_compiled)

@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from tipline.config import ESTIMATOR_FORMS, Train
-from tipline.errors import TiplineError, UsageError, shorten_text, summarize_exception
+from tipline.errors import ReportedCode, UsageError, shorten_text
 from tipline.model import pyfunc
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {
@@ -26,6 +26,7 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
 # learning curve weighs. newton-cholesky gets within 1e-8 in twice the time.
 DEFAULTS: dict[str, dict[str, Any]] = {"logistic_regression": {"solver": "newton-cholesky", "max_iter": 1000}}
 WHERE = "params.yaml, train"
+TODO = "Correct the function or its parameters."
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,11 @@ class UserFile:
     def load(cls, path: Path) -> UserFile:
         """Import the file; raise UsageError if that fails."""
         data = path.read_bytes()
-        with ReportedCode(path.name, "params.yaml, model.code"):
+        with ReportedCode(path.name, "params.yaml, model.code", TODO):
             module = pyfunc.install_code(path.name, data)
         values = vars(module).items()
         own = {name: value for name, value in values if getattr(value, "__module__", "") == module.__name__}
         return cls(path.name, data, own)
-
-
-class ReportedCode(contextlib.AbstractContextManager[None]):
-    """Report any error of the user's own code or of a package, SystemExit included, as a mistake in params.yaml."""
-
-    def __init__(self, name: str, where: str, todo: str = "Correct the function or its parameters.") -> None:
-        self.name, self.where, self.todo = name, where, todo
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception | SystemExit) and not isinstance(error, TiplineError):
-            what = f"{self.name} failed: {type(error).__name__}: {summarize_exception(error)}."
-            raise UsageError(what, self.where, self.todo) from error
 
 
 def create_classifier(train: Train, code: UserFile) -> Any:  # noqa: ANN401 (whatever the user's function returns)
@@ -64,7 +53,7 @@ def create_classifier(train: Train, code: UserFile) -> Any:  # noqa: ANN401 (wha
     factory = ESTIMATORS.get(train.estimator) or code.functions.get(train.estimator) or import_class(train.estimator)
     params = {**DEFAULTS.get(train.estimator, {}), **train.params}
     check_parameters(train.estimator, factory, params)
-    with ReportedCode(train.estimator, f"{WHERE}.estimator"):
+    with ReportedCode(train.estimator, f"{WHERE}.estimator", TODO):
         classifier = factory(**params)
     # On the class, because a stack has it only once it is fitted.
     if not hasattr(type(classifier), "predict_proba") or not hasattr(classifier, "get_params"):
@@ -100,7 +89,7 @@ def import_class(name: str) -> Callable[..., Any]:
     """Import the class that `package.module.Class` names."""
     module, _, attribute = name.rpartition(".")
     found = None
-    with ReportedCode(name, f"{WHERE}.estimator"), contextlib.suppress(ModuleNotFoundError):
+    with ReportedCode(name, f"{WHERE}.estimator", TODO), contextlib.suppress(ModuleNotFoundError):
         found = getattr(importlib.import_module(module), attribute, None) if module else None
     if not callable(found):
         raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", f"Use {ESTIMATOR_FORMS}.")

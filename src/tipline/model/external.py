@@ -6,35 +6,30 @@ An external model is scored through its own `predict` on pandas frames. Its file
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from tipline.arrays import Probabilities
-from tipline.errors import TiplineError, UsageError, join_lines
+from tipline.arrays import Floats
+from tipline.errors import ReportedCode, TiplineError, UsageError
 from tipline.model import loader, pyfunc
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tipline.ingest.schema import Schema
 
 FOLDER = "mlflow"
-BATCH_ROWS = 2**17
-# MLflow's types of columns. Whole numbers are doubles, because an integer cannot be missing in pandas.
-TYPES = {"string": pa.string(), "datetime": pa.timestamp("ns"), "double": pa.float64(), "float": pa.float32()}
+# MLflow's types by those of the schema. Whole numbers are doubles, because an integer cannot be missing in pandas.
 NUMBERS = ("double", "float")
 SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS}
 SCHEMA_TYPES |= {"integer": NUMBERS, "boolean": NUMBERS}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
-# Errors that the code of a model may raise when it does not fit the rows or this machine.
-FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def is_external(files: Mapping[str, bytes]) -> bool:
@@ -84,68 +79,47 @@ def find_objection(name: str, type_: str, schema: Schema, hidden: Collection[str
     return None if type_ in accepted else f"{name} is declared {type_}, it has to be {accepted[0]}"
 
 
-class ExternalModel:
-    """A loaded model, with the interface of `artifact.Model`, from what MLflow logged and model.json.
+def check_trusted(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> None:
+    """Refuse files as `check_files` does, unless somebody has promoted just these with `--trust-code`."""
+    if spec.get("trusted") != hash_model(files):
+        check_files(files, spec["name"])
 
-    Raises TiplineError if it must not be loaded (see `loader`; nothing of it has run) or MLflow cannot load it here.
+
+def load_predict(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> Callable[[pd.DataFrame], Floats]:
+    """Load a model through MLflow, and return the function from a frame to the probability of each row.
+
+    The caller has checked the files. Raises TiplineError if MLflow cannot load them here. So does the function, if the
+    model does not return one probability per row.
     """
+    from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)
+    where, folder = spec["name"], Path(tempfile.mkdtemp(prefix="tipline-model-"))
+    floats = {column["name"]: "float32" for column in spec["inputs"] if column["declared"] == "float"}
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    todo = "Install its requirements.txt here and on all workers, or promote another version."
+    with ReportedCode("MLflow's loader of this model", where, todo, TiplineError):
+        model = load_model(str(folder / FOLDER))
 
-        self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
-        if self.spec.get("trusted") != hash_model(files):
-            check_files(files, self.spec["name"])
-        # Kept as long as the model, which may read files of its own later.
-        folder = Path(tempfile.mkdtemp(prefix="tipline-model-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        for name, data in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-        todo = "Install its requirements.txt here and on all workers, or promote another version."
-        with report_failures("MLflow cannot load this model here", self.spec["name"], todo):
-            self._model = load_model(str(folder / FOLDER))
-
-    def score_rows(self, batch: pa.RecordBatch) -> tuple[Probabilities, pa.RecordBatch]:
-        """Return the probabilities and the columns that monitoring sees: those of the batch."""
-        return self.probabilities(batch), batch
-
-    def probabilities(self, batch: pa.RecordBatch) -> Probabilities:
-        """Return the probability of each prepared row, shape (rows,), float32.
-
-        Raises TiplineError if `predict` fails or does not return one probability per row.
-        """
-        table = pa.Table.from_batches([batch])
-        parts = [self._predict(table.slice(start, BATCH_ROWS)) for start in range(0, len(table), BATCH_ROWS)]
-        return np.concatenate([*parts, np.empty(0, np.float32)])
-
-    def _predict(self, table: pa.Table) -> Probabilities:
-        schema = pa.schema([(column["name"], TYPES[column["declared"]]) for column in self.spec["inputs"]])
-        with report_failures("Its predict fails", self.spec["name"], "Promote another version."):
-            given = self._model.predict(table.select(schema.names).cast(schema, safe=False).to_pandas())
+    def predict(frame: pd.DataFrame) -> Floats:
+        given = model.predict(frame.astype(floats))
         scores = extract_scores(given)
-        if scores is None or len(scores) != len(table):
+        if scores is None or len(scores) != len(frame):
             returned = f"an array of {np.asarray(given).dtype} of shape {np.shape(given)}"
-            what = f"Its predict returns {returned} for {len(table):,} rows, not one probability per row."
-            raise TiplineError(what, self.spec["name"], TODO)
+            what = f"Its predict returns {returned} for {len(frame):,} rows, not one probability per row."
+            raise TiplineError(what, where, TODO)
         wrong = scores[~((scores >= 0) & (scores <= 1))]  # NaN is wrong, too
         if wrong.size:
-            raise TiplineError(f"Its predict returns {wrong[0]}, which is not a probability.", self.spec["name"], TODO)
+            raise TiplineError(f"Its predict returns {wrong[0]}, which is not a probability.", where, TODO)
         return scores
 
-
-@contextlib.contextmanager
-def report_failures(what: str, where: str, todo: str) -> Iterator[None]:
-    """Turn the errors that such a model, or MLflow, may raise into TiplineError."""
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415 (see above)
-
-    try:
-        yield
-    except (MlflowException, OSError, *FAILURES) as error:
-        raise TiplineError(f"{what}: {type(error).__name__}: {join_lines(error)}.", where, todo) from error
+    # The model may read files of its own as long as it lives.
+    weakref.finalize(predict, shutil.rmtree, folder, ignore_errors=True)
+    return predict
 
 
-def extract_scores(given: Any) -> Probabilities | None:  # noqa: ANN401 (whatever the model gives)
+def extract_scores(given: Any) -> Floats | None:  # noqa: ANN401 (whatever the model gives)
     """Return one float per row: a single column, or the second of two as predict_proba returns them.
 
     Return None for anything else. Whole numbers and booleans are classes, not probabilities.
@@ -155,5 +129,5 @@ def extract_scores(given: Any) -> Probabilities | None:  # noqa: ANN401 (whateve
         values = values[:, -1]
     if values.ndim != 1 or values.dtype.kind != "f":
         return None
-    scores: Probabilities = values.astype(np.float32)
+    scores: Floats = values.astype(np.float64)
     return scores

@@ -14,15 +14,12 @@ from tipline.errors import TiplineError
 from tipline.ingest.columns import CATEGORY, TIME, list_input_columns
 from tipline.model import pyfunc
 from tipline.model.artifact import Model
-from tipline.model.external import ExternalModel
-
-AnyModel = Model | ExternalModel
 
 ROWS = 32
 KEY = "golden_rows"
 
 
-def add_golden_rows(model: AnyModel, trips: pa.RecordBatch) -> dict[str, Any]:
+def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
     """Return the model's model.json with the first of these prepared rows and their scores added."""
     schema = create_json_schema(model)
     values = trips.select(schema.names).slice(0, ROWS).cast(schema).to_pydict()
@@ -32,7 +29,7 @@ def add_golden_rows(model: AnyModel, trips: pa.RecordBatch) -> dict[str, Any]:
 
 def score_golden_rows(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict[str, bytes]:
     """Return the files of an external model, which has no golden rows, with some that are scored here and now."""
-    return {**files, pyfunc.SPEC: json.dumps(add_golden_rows(ExternalModel(files), trips)).encode()}
+    return {**files, pyfunc.SPEC: json.dumps(add_golden_rows(Model(files), trips)).encode()}
 
 
 def is_compiled_exact(files: Mapping[str, bytes]) -> bool:
@@ -41,7 +38,7 @@ def is_compiled_exact(files: Mapping[str, bytes]) -> bool:
     return not spec.get("linear") or count_steps(Model(files)) <= 1
 
 
-def check_golden_rows(model: AnyModel, where: str) -> int:
+def check_golden_rows(model: Model, where: str) -> int:
     """Score the golden rows on the worker `where`; return the largest difference in float32 steps, 0 or 1.
 
     Raises TiplineError if it is larger: this machine computes differently from the one that trained.
@@ -54,7 +51,7 @@ def check_golden_rows(model: AnyModel, where: str) -> int:
     return steps
 
 
-def count_steps(model: AnyModel) -> int:
+def count_steps(model: Model) -> int:
     """Return the largest difference between the scores of the golden rows and those stored, in float32 steps."""
     values = model.spec.get(KEY)
     if values is None:
@@ -65,7 +62,7 @@ def count_steps(model: AnyModel) -> int:
     return int(np.abs(scores.view(np.int32).astype(np.int64) - expected.view(np.int32)).max(initial=0))
 
 
-def read_rows(values: Mapping[str, Any], model: AnyModel) -> pa.RecordBatch:
+def read_rows(values: Mapping[str, Any], model: Model) -> pa.RecordBatch:
     """Convert JSON values, by feature, to prepared rows."""
     schema = create_json_schema(model)
     rows = zip(*(values[name] for name in schema.names), strict=True)
@@ -76,7 +73,7 @@ def read_rows(values: Mapping[str, Any], model: AnyModel) -> pa.RecordBatch:
     return table.cast(pa.schema(list_input_columns(model.spec))).combine_chunks().to_batches()[0]
 
 
-def create_json_schema(model: AnyModel) -> pa.Schema:
+def create_json_schema(model: Model) -> pa.Schema:
     """Return the types that the model's columns have in JSON; timestamps are microseconds since 1970."""
     types = list_input_columns(model.spec).items()
     return pa.schema([(name, {CATEGORY: pa.string(), TIME: pa.int64()}.get(type_, type_)) for name, type_ in types])

@@ -21,9 +21,9 @@ from sklearn.base import clone
 from skops.io.exceptions import UnsupportedTypeException
 
 from tipline.arrays import Labels
-from tipline.errors import UsageError, summarize_exception
+from tipline.errors import ReportedCode, UsageError, summarize_exception
 from tipline.model import compiled, pyfunc
-from tipline.model.estimators import WHERE, ReportedCode
+from tipline.model.estimators import TODO, WHERE
 from tipline.model.pipeline import BuiltPipeline, fit_pipeline
 
 SCORE_IN_CLEAN_PROCESS = """
@@ -73,7 +73,7 @@ def try_pipeline(built: BuiltPipeline, frame: pd.DataFrame, labels: Labels) -> N
     chosen = np.concatenate([np.flatnonzero(labels == label)[: TRIAL_ROWS // 2] for label in (False, True)])
     rows, wanted = frame.iloc[chosen], labels[chosen]
     if "features" in built.pipeline.named_steps:
-        with ReportedCode("On a part of the rows, the function", "params.yaml, model.features"):
+        with ReportedCode("On a part of the rows, the function", "params.yaml, model.features", TODO):
             check_row_by_row(built.pipeline["features"].transform, rows)
     if np.bincount(wanted, minlength=2).min() < MIN_TRIAL_ROWS:
         return

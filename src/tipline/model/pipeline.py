@@ -22,12 +22,12 @@ from threadpoolctl import threadpool_limits
 from tipline.arrays import Labels
 from tipline.config import Model as ModelSettings
 from tipline.config import Settings
-from tipline.errors import TiplineError, UsageError
+from tipline.errors import ReportedCode, TiplineError, UsageError
 from tipline.ingest.schema import Schema
 from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
-from tipline.model.estimators import ESTIMATORS, WHERE, ReportedCode, UserFile, create_classifier
+from tipline.model.estimators import ESTIMATORS, TODO, WHERE, UserFile, create_classifier
 
 NO_VALUE = "(no value in the sample)"
 KINDS = ("category", "hour", "number")
@@ -77,7 +77,7 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
             what = f"{model.features} is no function of {code.name} once the file has run; a decorator may replace it."
             raise UsageError(what, "params.yaml, model.features", "Define it with `def`, under this name.")
         step = create_step("apply_features", function=code.functions[model.features])
-        with ReportedCode(model.features, "params.yaml, model.features"):
+        with ReportedCode(model.features, "params.yaml, model.features", TODO):
             frame = step.transform(frame)
         steps.append(("features", step))
     if model.features or is_own:

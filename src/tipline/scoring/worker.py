@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tipline.cluster import Client, Worker
     from tipline.model.artifact import Model
-    from tipline.model.external import ExternalModel
     from tipline.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class ModelPlugin(cluster.WorkerPlugin):
         self, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage], *, use_compiled: bool
     ) -> None:
         self.contents, self.digest, self.storages, self.use_compiled = dict(contents), digest, storages, use_compiled
-        self.model: Model | ExternalModel | None = None
+        self.model: Model | None = None
         self.steps = 0  # float32 steps by which the scores of the golden rows differ from training
 
     def setup(self, worker: Worker) -> None:
@@ -73,7 +72,7 @@ def send_model(
         yield
 
 
-def get_worker_model(digest: str) -> Model | ExternalModel:
+def get_worker_model(digest: str) -> Model:
     """Return the model of this digest on the worker that runs the task."""
     worker = cluster.get_worker()
     for name, plugin in list(worker.plugins.items()):
