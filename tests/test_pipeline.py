@@ -166,6 +166,29 @@ def test_compiled_model_equals_the_pipeline(fit: Fit, name: str) -> None:
     np.testing.assert_allclose(model.probabilities(trips), expected, rtol=0, atol=2**-25)
 
 
+@pytest.mark.parametrize(
+    ("columns", "settings"),
+    [
+        (ALL, {}),
+        (ALL, {"categories": {"vendor": ["VTS", "other"]}}),
+        (["fare_amount", "passenger_count"], {"categorical": ["passenger_count"]}),
+        (["payment_type", "fare_amount", "trip_distance"], {"features": "add_double"}),
+    ],
+)
+def test_columns_are_encoded_for_trees_as_the_pipeline_does(
+    fit: Fit, columns: list[str], settings: dict[str, Any]
+) -> None:
+    code = CODE if settings.get("features") else ""
+    model, trips = fit(columns, "hist_gradient_boosting", code, **settings), rows(2000, 3)
+    encode = compiled.compile_encoder(model.estimator)
+    assert encode is not None
+    frame = model.derive_frame(trips)
+    np.testing.assert_array_equal(encode(frame), model.estimator["preprocess"].transform(frame))
+    plain = artifact.Model(model._files, use_compiled=False)
+    assert model.probabilities(trips).tobytes() == plain.probabilities(trips).tobytes()
+    assert compiled.compile_encoder(fit(columns, "logistic_regression", code, **settings).estimator) is None
+
+
 def test_a_compiled_form_that_is_wrong_is_not_used(fit: Fit) -> None:
     model = fit(ALL, "logistic_regression")
     files = dict(model._files)

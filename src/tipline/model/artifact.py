@@ -41,6 +41,7 @@ class Model:
     """
 
     def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True) -> None:
+        self.use_compiled = use_compiled
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
         self.linear: dict[str, Any] | None = self.spec.get("linear") if use_compiled else None
         self.is_external = external.is_external(files)
@@ -59,6 +60,9 @@ class Model:
         if self.is_external:
             return external.load_predict(self._files, self.spec)
         rest = self.estimator[1:] if self._has_features else self.estimator
+        if self.use_compiled and (encode := compiled.compile_encoder(rest)):
+            classifier = rest[-1]
+            return lambda frame: classifier.predict_proba(encode(frame))[:, 1].astype(np.float64)
         return lambda frame: rest.predict_proba(frame)[:, 1].astype(np.float64)
 
     @property
