@@ -20,7 +20,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import stories, tour, workbench
-from tests.conftest import forget_store
+from tests.conftest import forget_store, settings_values
 from tests.servers import Program
 from tipline import cluster
 from tipline.paths import Paths
@@ -43,11 +43,15 @@ localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 """
 ROWS = 40_000 if PICTURES else 2500
-BOOSTING: dict[str, Any] = {"estimator": "hist_gradient_boosting", "rows": ROWS, "params": {"max_iter": 60}}
+# A question on which derived columns and boosting do better than a linear model.
+LARGE_TIP: dict[str, Any] = {"target": "tip_amount > 2", "features": "add_features"}
+LARGE_TIP |= {"columns": [*settings_values()["model"]["columns"], "dropoff_datetime"]}
+LARGE_TIP |= {"categorical": ["vendor", "payment_type", "weekday"]}
+BOOSTING: dict[str, Any] = {"estimator": "lightgbm.LGBMClassifier", "rows": ROWS, "params": {"num_leaves": 7}}
 FEW: dict[str, Any] = {"estimator": "logistic_regression", "rows": 2000, "params": {"C": 0.1}}
-FEW_COLUMNS = {"columns": ["payment_type", "fare_amount"], "categories": {"payment_type": ["cash", "credit"]}}
-FIRST = r"[\d,]+x7 C=1\.0 logistic_regression"
-NAMES = [FIRST, f"{ROWS:,}x7 max_iter=60 hist_gradient_boosting", "2,000x2 C=0.1 logistic"]
+FEW_COLUMNS = {"columns": ["payment_type", "fare_amount"], "features": None, "categorical": None}
+FIRST = r"[\d,]+x8 C=1\.0 logistic_regression"
+NAMES = [FIRST, f"{ROWS:,}x8 num_leaves=7 lightgbm.LGBMClassifier", "2,000x2 C=0.1 logistic"]
 
 
 @dataclass
@@ -85,9 +89,8 @@ class Shown:
 @pytest.fixture(scope="module")
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A project as DVC knows it, in which three models were trained; the first is champion."""
-    story = stories.start(
-        tmp_path_factory.mktemp("page") / "project", months=list(workbench.MONTHS), **(LARGE if PICTURES else {})
-    )
+    sections: dict[str, Any] = {"months": list(workbench.MONTHS), "model": LARGE_TIP} | (LARGE if PICTURES else {})
+    story = stories.start(tmp_path_factory.mktemp("page") / "project", **sections)
     paths = Paths(story.root)
     shutil.copyfile(request.getfixturevalue("mlflow_template"), story.root / "mlflow.db")
     with pytest.MonkeyPatch.context() as monkeypatch, forget_store():
@@ -226,7 +229,8 @@ def test_a_champion_named_by_clicking_in_the_list_of_versions_scores_at_the_next
     change = champion.list_changes(shown.client, NAME)[-1]
     assert (change.how, change.before and change.before.version, change.after.version) == ("external", 1, 2)
     if PICTURES:
-        tour.compose(shown.page, Path(PICTURES), done.output)
+        settings = f"model: {{features: {LARGE_TIP['features']}}}\ntrain: {{estimator: {BOOSTING['estimator']}}}"
+        tour.compose(shown.page, Path(PICTURES), settings, done.output)
     shown.go(f"models/{NAME}/versions/2", "Months scored")
     shown.page.get_by_text("@ champion").first.wait_for()
     shown.go(f"experiments/{shown.runs('monitor')[0].info.experiment_id}/runs", "2024-01, version 2")

@@ -6,14 +6,14 @@ trees, Arrow encodes the columns. Scoring uses these forms only if they give the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.arrays import Codes, Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
+from tipline.arrays import Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
 from tipline.model.pyfunc import apply_logistic
 
 if TYPE_CHECKING:
@@ -80,30 +80,19 @@ def create_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
     """Return what a column adds to the log-odds."""
     if term["kind"] == "numbers":
         return create_number_term(column, term)
-    table = np.array(term["table"])
+    table, missing = np.array(term["table"]), len(term["table"]) - 1
     if term["kind"] == "categories":
-        places, positions = index_values(column, term["values"])
-        return create_lookup_term(places, table[positions])
-    times = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    microseconds = fill_nulls(times, 0)
+        places = {value: place for place, value in enumerate(term["values"])}
+        names = column.dictionary.to_pylist()
+        table = table[[*(places.get(name, missing) for name in names), missing]]
+        codes = fill_nulls(column.indices, len(names))
+        return lambda rows, out: np.take(table, codes[rows], out=out, mode="clip")
+    microseconds = fill_nulls(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 0)
     if not column.null_count:
         return lambda rows, out: np.take(table, hour_of_day(microseconds[rows]), out=out, mode="clip")
-    codes = hour_of_day(microseconds)
-    codes[column.is_null().to_numpy(zero_copy_only=False)] = len(table) - 1
-    return create_lookup_term(codes, table)
-
-
-def index_values(column: pa.Array, values: Sequence[str]) -> tuple[Codes, Codes]:
-    """Return an index per row into a short table, and the table of positions in `values` (their number: other)."""
-    coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column.cast(pa.string()))
-    position, other = {value: index for index, value in enumerate(values)}, len(values)
-    table = np.array([*(position.get(value, other) for value in coded.dictionary.to_pylist()), other], dtype=np.int32)
-    return fill_nulls(coded.indices, len(table) - 1), table
-
-
-def create_lookup_term(codes: Codes | Values, table: Floats) -> Term:
-    """Return a term that is looked up by code."""
-    return lambda rows, out: np.take(table, codes[rows], out=out, mode="clip")
+    hours = hour_of_day(microseconds)
+    hours[column.is_null().to_numpy(zero_copy_only=False)] = missing
+    return lambda rows, out: np.take(table, hours[rows], out=out, mode="clip")
 
 
 def create_number_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
