@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from tipline import files
@@ -13,35 +12,24 @@ from tipline.errors import UsageError
 ROLES = ("train", "validation", "test")
 
 
-class ProjectPath:
-    """A fixed path below the project's root."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __get__(self, paths: Paths, _: type[Paths]) -> Path:
-        return paths.root / self.path
-
-
-@dataclass(frozen=True)
 class Paths:
     """Paths below `root`, the workspace whose files the stages read and write."""
 
-    root: Path
-
-    params = ProjectPath("params.yaml")
-    # Folders are built here and then renamed into place, so it must be on the same file system as data/ and models/.
-    staging = ProjectPath("data/.staging")
-    predictions = ProjectPath("data/predictions")  # one folder per month, with parts and a manifest
-    sample_size = ProjectPath("models/sample_size.json")  # rows to train on: {"rows": n}
-    challenger = ProjectPath("models/challenger")  # the model that this workspace trained
-    champion = ProjectPath("models/champion")  # the model that scores
-    champion_ref = ProjectPath("models/champion/ref.json")  # its name, version, run and digest
-    # The study as a table; the picture and the decision have the same name and end in png and json.
-    learning_curve = ProjectPath("reports/learning_curve.csv")
-    evaluation = ProjectPath("reports/evaluation.json")
-    metrics = ProjectPath("reports/metrics.json")  # what `dvc metrics show` prints
-    monitoring = ProjectPath("reports/monitoring")
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.params = root / "params.yaml"
+        # Folders are built here and then renamed into place: it must be on the same file system as data/ and models/.
+        self.staging = root / "data" / ".staging"
+        self.predictions = root / "data" / "predictions"  # one folder per month, with parts and a manifest
+        self.sample_size = root / "models" / "sample_size.json"  # rows to train on: {"rows": n}
+        self.challenger = root / "models" / "challenger"  # the model that this workspace trained
+        self.champion = root / "models" / "champion"  # the model that scores
+        self.champion_ref = self.champion / "ref.json"  # its name, version, run and digest
+        # The study as a table; the picture and the decision have the same name and end in png and json.
+        self.learning_curve = root / "reports" / "learning_curve.csv"
+        self.evaluation = root / "reports" / "evaluation.json"
+        self.metrics = root / "reports" / "metrics.json"  # what `dvc metrics show` prints
+        self.monitoring = root / "reports" / "monitoring"
 
     @property
     def workspace(self) -> Path:
