@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -180,10 +179,6 @@ def test_a_store_that_does_not_answer_hides_nothing_else(
     assert "geheim" not in printed.output
 
 
-def cut_part(paths: Paths) -> None:
-    os.truncate(paths.predictions / f"month={MONTH}" / "part-00001.parquet", 9)
-
-
 @pytest.mark.usefixtures("_on_cluster")
 @pytest.mark.parametrize(
     ("damage", "words", "fix", "stage"),
@@ -191,8 +186,6 @@ def cut_part(paths: Paths) -> None:
         (lambda paths: connect(paths).delete_registered_model_alias(NAME, "champion"), "no champion", *REGISTER),
         (lambda paths: (paths.champion / pyfunc.SPEC).unlink(), "models/champion/", *REGISTER),
         (lambda paths: (paths.champion / pyfunc.SPEC).write_text("{}"), "other files", *REGISTER),
-        (lambda paths: os.truncate(paths.prepared_file(MONTH), 9), MONTH, f"dvc repro -f prepare@{MONTH}", "prepare"),
-        (cut_part, f"predictions differ from their manifests: {MONTH}. ", "dvc repro score", "score"),
     ],
 )
 def test_damage_and_its_fix(

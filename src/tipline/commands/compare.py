@@ -15,7 +15,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from tipline import cluster, files
-from tipline.errors import TiplineError, UsageError, combine_failures, join_lines
+from tipline.errors import UsageError
 from tipline.ingest import columns
 from tipline.model import artifact
 from tipline.paths import Paths
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tipline.config import Settings
 
 WHERE = "command line"
+MEANS = ("mean_a", "mean_b", "mean_difference", "mean_absolute_difference")
 
 
 def run(
@@ -39,7 +40,7 @@ def run(
     """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines.
 
     It has means, the rows with one score above `threshold` and the other not, and the `largest` largest differences.
-    Raises TiplineError at the end if months failed; the report covers the rest.
+    Raises TiplineError if a month cannot be scored.
     """
     if not (0 <= threshold < 1 and largest >= 1):
         raise UsageError("A number is out of range.", WHERE, "--threshold: 0 to below 1; --largest: 1 or more.")
@@ -48,34 +49,19 @@ def run(
     if a["digest"] == b["digest"]:
         yield f"Both are the same model ({a['digest'][:12]}): there is nothing to compare."
         return
-    blocks, failed = list[plan.Block](), dict[str, TiplineError]()
-    locations = plan.Locations.resolve(paths, trips)
+    locations, blocks = plan.Locations.resolve(paths, trips), list[plan.Block]()
     for month in sorted(set(months or settings.months)):
-        try:
-            found = plan.list_blocks(locations, month, plan.compute_key(locations, month, a["digest"]))
-            blocks += [block for block in found if block.rows]
-        except TiplineError as error:
-            failed[month] = error
+        found = plan.list_blocks(locations, month, plan.compute_key(locations, month, a["digest"]))
+        blocks += [block for block in found if block.rows]
     results = compare_blocks(settings, blocks, models, threshold, largest)
-    for block, result in results.items():
-        if isinstance(result, Exception):
-            failed.setdefault(block.month, plan.explain_failure(block, result))
-    # In the order of the blocks, because sums of floats depend on it.
-    complete = [results[block] for block in blocks if block.month not in failed]
-    reasons = {month: join_lines(error) for month, error in sorted(failed.items())}
-    if complete:
-        *rows, summary = summarize_blocks(sums for sums, _ in complete)
-        changes = sorted((row for _, rows in complete for row in rows), key=rank_change)[:largest]
-        path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
-        report = {"a": a, "b": b, "threshold": threshold, "months": rows, "all": summary, "failed": reasons}
-        files.write_json(path, report)
-        files.write_csv(path.with_suffix(".csv"), changes)
-        shown = [{**row, "row": str(row["row"])} for row in changes]  # to be copied: no separators
-        yield from [*format_table([*rows, summary]), "largest changes:", *format_table(shown)]
-        yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
-    yield from (f"{month} failed: {reason}" for month, reason in reasons.items())
-    if failed:
-        raise combine_failures(failed, len(set(months or settings.months)))
+    *rows, summary = summarize_blocks([sums for sums, _ in results])
+    changes = sorted((row for _, rows in results for row in rows), key=rank_change)[:largest]
+    path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
+    files.write_json(path, {"a": a, "b": b, "threshold": threshold, "months": rows, "all": summary})
+    files.write_csv(path.with_suffix(".csv"), changes)
+    shown = [{**row, "row": str(row["row"])} for row in changes]  # to be copied: no separators
+    yield from [*format_table([*rows, summary]), "largest changes:", *format_table(shown)]
+    yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
 
 
 def fetch_versions(
@@ -111,10 +97,8 @@ def compare_blocks(
     models: Mapping[str, Mapping[str, bytes]],
     threshold: float,
     count: int,
-) -> dict[plan.Block, Any]:
-    """Compare two models, given as files by digest, on the workers; return `compare_block`'s results or exceptions."""
-    if not blocks:
-        return {}
+) -> list[Any]:
+    """Compare two models, given as files by digest, on the workers; return the results in the order of the blocks."""
     specs = [artifact.read_spec(contents) for contents in models.values()]
     types = {name: type_ for spec in specs for name, type_ in columns.list_input_columns(spec).items()}
     compare = partial(compare_block, digests=list(models), types=types, threshold=threshold, count=count)
@@ -127,9 +111,11 @@ def compare_blocks(
         tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
         for block, result in cluster.run_tasks(client, compare, blocks):
+            if isinstance(result, Exception):
+                raise plan.explain_failure(block, result)
             bar.update(block.rows)
             results[block] = result
-    return results
+    return [results[block] for block in blocks]  # sums of floats depend on the order
 
 
 def compare_block(
@@ -138,9 +124,11 @@ def compare_block(
     """Score a row group with both models, on a worker; return sums, and the rows with the largest differences."""
     batch = worker.read_block(block, types)
     a, b = (worker.get_worker_model(digest).probabilities(batch).astype(np.float64) for digest in digests)
-    sizes, rows, above_a, above_b = np.abs(b - a), batch["row"].to_numpy(), a > threshold, b > threshold
-    sums = {"rows": len(a), "a": a.sum(), "b": b.sum(), "absolute": sizes.sum(), "largest": sizes.max()}
-    sums |= {"up": (above_b & ~above_a).sum(), "down": (above_a & ~above_b).sum()}
+    sizes, rows = np.abs(b - a), batch["row"].to_numpy()
+    up, down = (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
+    summed = dict(zip(MEANS, (a, b, b - a, sizes), strict=True))
+    summed |= {"crossed_up": up, "crossed_down": down, "crossed_share": up | down}
+    sums = {name: values.sum().item() for name, values in summed.items()} | {"largest_difference": sizes.max()}
     count = min(count, len(a))
     found = np.flatnonzero(sizes >= np.partition(sizes, -count)[-count])  # to sort all rows would take much longer
     found = found[np.lexsort((rows[found], -sizes[found]))[:count]]
@@ -149,7 +137,7 @@ def compare_block(
         {"month": block.month, **{name: values[index].item() for name, values in numbers.items()}, **features}
         for index, features in zip(found, batch.drop_columns(["row"]).take(pa.array(found)).to_pylist(), strict=True)
     ]
-    return {"month": block.month, **sums}, changes
+    return {"month": block.month, "rows": len(a), **sums}, changes
 
 
 def rank_change(row: Mapping[str, Any]) -> tuple[float, str, int]:
@@ -157,31 +145,19 @@ def rank_change(row: Mapping[str, Any]) -> tuple[float, str, int]:
     return -abs(row["difference"]), row["month"], row["row"]
 
 
-def summarize_blocks(sums: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Return what the report shows of each month, and of all of them last."""
+def summarize_blocks(sums: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return what the report shows of each month, and of all of them last, from the sums of the blocks."""
     import pandas as pd  # noqa: PLC0415 (see above)
 
-    blocks = pd.DataFrame(list(sums))
+    blocks = pd.DataFrame(sums)
     groups = pd.concat([blocks, blocks.assign(month="all")]).groupby("month")  # sorted: letters after digits
-    total = groups.sum()
-    table = pd.DataFrame(
-        {
-            "rows": total["rows"],
-            "mean_a": total["a"] / total["rows"],
-            "mean_b": total["b"] / total["rows"],
-            "mean_difference": (total["b"] - total["a"]) / total["rows"],
-            "mean_absolute_difference": total["absolute"] / total["rows"],
-            "largest_difference": groups["largest"].max(),
-            "crossed_up": total["up"],
-            "crossed_down": total["down"],
-            "crossed_share": (total["up"] + total["down"]) / total["rows"],
-        }
-    )
+    table = groups.sum().assign(largest_difference=groups["largest_difference"].max())
+    for name in (*MEANS, "crossed_share"):
+        table[name] /= table["rows"]
     return table.reset_index().to_dict("records")
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Format rows with equal keys as lines of text."""
     import pandas as pd  # noqa: PLC0415 (see above)
 
     forms = {float: "{:.4f}", int: "{:,}", type(None): "-"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tipline.commands.month import format_month
 from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
 from tipline.model import artifact
-from tipline.paths import Paths, month_folder
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, store
 from tipline.scoring import plan
 
@@ -39,12 +39,11 @@ class Models:
 def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     """Yield the lines of the status. Raises TiplineError after the last line if a check found something wrong."""
     models = read_models(settings, paths)
-    locations, ref = plan.Locations.resolve(paths), models.ref
-    planned, failed = plan.plan_months(locations, settings.months, ref["digest"] if ref else "")
-    waiting = {*(month.month for month in planned), *failed} if ref else {*settings.months}
-    unscored = [month for month in settings.months if month in waiting]
+    digest = models.ref["digest"] if models.ref else ""
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest)
+    unscored = sorted({*(month.month for month in planned), *failed})
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
-    findings = [*check_models(settings, paths, models), *check_months(paths, planned, failed)]
+    findings = list(check_project(settings, paths, models))
     yield f"project     {paths.root}"
     yield f"store       {hide_secrets(store.get_store_address(paths))}"
     yield f"champion    {describe_champion(models, paths.champion)}"
@@ -88,7 +87,6 @@ def describe_champion(models: Models, folder: Path) -> str:
 
 
 def describe_challenger(models: Models, folder: Path) -> str:
-    """Describe the model that this workspace trained."""
     training = files.try_read_json(folder / artifact.TRAINING)
     if models.challenger_digest is None or training is None:
         return "none yet"
@@ -124,7 +122,7 @@ def advise_next(
     return f"train on later months: sample.months in params.yaml (scores of {worse} are poor)" if worse else "nothing"
 
 
-def check_models(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
+def check_project(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
     """Check params.yaml, dvc.lock, MLflow and models/champion/; yield each problem and the command that fixes it."""
     for error in (settings.problem, models.problem):
         if error:
@@ -136,16 +134,3 @@ def check_models(settings: PartialSettings, paths: Paths, models: Models) -> Ite
         yield "models/champion/ lacks a file or has other files than the registered ones", "dvc repro register"
     if models.ref and models.champion is None and models.problem is None and settings.model_name:
         yield "MLflow has no champion, but models/champion/ has one", "dvc repro register"
-
-
-def check_months(paths: Paths, planned: Sequence[plan.Month], failed: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Check months against their manifests; those that are still to be scored are fine."""
-
-    def read_manifest(month: str) -> Mapping[str, Any]:
-        return files.try_read_json(month_folder(paths.predictions, month) / files.MANIFEST) or {}
-
-    if damaged := [month.month for month in planned if read_manifest(month.month).get("key") == month.key]:
-        yield f"predictions differ from their manifests: {', '.join(damaged)}", "dvc repro score"
-    if lost := [month for month in failed if read_manifest(month)]:
-        targets = " ".join(f"prepare@{month}" for month in lost)
-        yield f"prepared months are missing or damaged: {', '.join(lost)}", f"dvc repro -f {targets}"
