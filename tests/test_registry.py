@@ -120,7 +120,7 @@ def test_the_training_run_shows_the_training(trained_project: Paths, monkeypatch
     tags = run.data.tags
     assert tags["tipline.digest"] == artifact.read_digest(trained_project.challenger)
     assert (tags["tipline.data"], tags["dvc.stage"]) == (training["data"], "register")
-    assert tags["dvc.exp"] == "soft-cat, hard-dog"
+    assert tags["dvc.exp"] == "hard-dog"  # the last one
     assert tags["tipline.git"].removesuffix("-dirty") == tags["mlflow.source.git.commit"]
     assert [file.path for file in client(trained_project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
 
@@ -506,14 +506,12 @@ def test_a_project_folder_may_have_any_name(make_project: Callable[..., Paths], 
     assert [path.name for path in paths.root.parent.iterdir() if any(path.iterdir())] == [name]
 
 
-def test_a_missing_driver_is_reported_with_its_package(
-    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_driver_is_reported(make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://me:secret@127.0.0.1/mlflow")
     with pytest.raises(TiplineError, match="is missing") as caught, store.connect_store(make_project()):
         pass
-    assert "uv pip install 'mysqlclient'" in str(caught.value)
+    assert "Install the package that has MySQLdb" in str(caught.value)
     assert "mysql://***@127.0.0.1/mlflow" in str(caught.value)
 
 
@@ -563,10 +561,9 @@ def test_the_learning_curve_is_one_run_with_the_sizes_as_steps(scored_project: P
     assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(baseline)
     paths = {file.path for file in client(scored_project).list_artifacts(run.info.run_id)}
     assert paths == {"learning_curve.csv", "learning_curve.png"}
-    for name in ("held_out.skill", "validation.skill"):
-        points = client(scored_project).get_metric_history(run.info.run_id, name)
-        sizes = {size["rows"]: pytest.approx(size[name]) for size in decision["sizes"]}
-        assert {point.step: point.value for point in points} == sizes
+    points = client(scored_project).get_metric_history(run.info.run_id, "validation.skill")
+    sizes = {size["rows"]: pytest.approx(size["validation.skill"]) for size in decision["sizes"]}
+    assert {point.step: point.value for point in points} == sizes
 
 
 def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_project: Paths) -> None:
@@ -578,7 +575,6 @@ def test_the_evaluation_is_a_run_and_is_on_run_and_version_of_the_model(scored_p
         assert run.data.metrics[f"test.{prefix}log_loss"] == pytest.approx(report[role]["log_loss"])
     assert training.data.metrics["test.skill"] == pytest.approx(report["challenger"]["skill"])
     assert training.data.tags["test.months"] == "2009-03"
-    assert "evaluation.png" in {one.path for one in client(scored_project).list_artifacts(training.info.run_id)}
     card = client(scored_project).get_model_version(NAME, "1").description
     assert card.startswith(f"skill {report['challenger']['skill']:.1%} on 2009-03: ")
     assert f"digest `{artifact.read_digest(scored_project.champion)}`" in card

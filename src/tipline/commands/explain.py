@@ -68,7 +68,6 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
 
 
 def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Format a heading and one line per value."""
     yield f"\n{title}"
     yield from (f"  {name:24} {'-' if value is None else value}" for name, value in values.items())
 

@@ -101,7 +101,6 @@ def format_month(month: dict[str, Any]) -> list[str]:
 
 
 def list_next_commands(root: Path, month: str) -> Iterator[str]:
-    """List the commands that commit and share what has changed."""
     changed = git.list_uncommitted(root, COMMITTED)
     if changed:
         yield from ("to commit:", f"  git add {' '.join(changed)}", f'  git commit -m "Score {month}"')
