@@ -6,8 +6,9 @@ import csv
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,12 @@ import pytest
 from tests import workbench
 from tests.conftest import forget_store
 from tipline import cluster
+from tipline.arrays import Probabilities
 from tipline.commands import compare
 from tipline.model import artifact
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tipline.arrays import Probabilities
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-
+Run = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
 REPORT = "reports/compare/1-2.json"
 

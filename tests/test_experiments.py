@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests import stories, workbench
-from tests.conftest import ROOT
+from tests.stories import Story
 from tipline import cluster
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.stories import Story
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 # Rows to train on: a setting that no stage before `train` depends on.
@@ -126,32 +121,9 @@ def test_show_and_the_diffs_tell_the_experiments_apart(life: dict[str, Seen], st
     assert metrics["reports/metrics.json"]["skill"]["diff"]
 
 
-def test_plots_are_a_page_of_pictures_that_loads_nothing(life: dict[str, Seen], story: Story) -> None:
-    del life
-    stories.dvc(story, "plots", "diff", "cold", "hot")
-    page = (story.root / "dvc_plots/index.html").read_text()
-    assert "<script" not in page
-    assert "http" not in page
-    for picture in ("reports_learning_curve", "reports_evaluation", "reports_monitoring_monitoring"):
-        for experiment in ("cold", "hot"):
-            assert f"static/{experiment}_{picture}.png" in page
-            assert (story.root / f"dvc_plots/static/{experiment}_{picture}.png").stat().st_size
-
-
 def test_nothing_of_mlflow_is_left_where_experiments_ran(life: dict[str, Seen], story: Story) -> None:
     del life
     assert not list((story.root / ".dvc").rglob("mlflow.db"))
     assert not list((story.root / ".dvc").rglob("mlartifacts"))
     git = set(stories.git(story, "status", "--porcelain").split()[1::2])
     assert git == {"dvc.lock", "params.yaml"}
-
-
-def test_setting_a_value_for_an_experiment_keeps_every_comment_of_params_yaml(tmp_path: Path) -> None:
-    from dvc.utils.hydra import apply_overrides
-
-    path = tmp_path / "params.yaml"
-    shutil.copyfile(ROOT / "params.yaml", path)
-    apply_overrides(path, ["train.params.C=10.0"])
-    before = (ROOT / "params.yaml").read_text()
-    assert "{C: 1.0}" in before
-    assert path.read_text() == before.replace("{C: 1.0}", "{C: 10.0}")

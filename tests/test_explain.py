@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,15 +16,9 @@ from tipline import files
 from tipline.ingest import readers
 from tipline.ingest.columns import QUARANTINE_FILE
 from tipline.model import artifact
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-
+Run = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
 ROW = 4321
 

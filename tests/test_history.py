@@ -6,7 +6,8 @@ import getpass
 import json
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -18,17 +19,11 @@ from tipline.commands import rollback
 from tipline.config import load_partial_settings
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, runs, store
 from tipline.registry.champion import Champion, Change
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    RunCli = Callable[..., tuple[int, str]]
-
+RunCli = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
 
 
@@ -212,19 +207,3 @@ def test_a_version_made_in_mlflows_page_of_a_run_is_adopted(
     workbench.run(project, "register")
     assert read_ref(project)["digest"] == artifact.read_digest(project.champion) == digest
     assert list_moves(project)[-1] == ("external", 1, 3)
-
-
-def test_after_a_rollback_the_months_of_the_withdrawn_version_are_named_and_scored_again(
-    scored_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    project, months = scored_project, ", ".join(workbench.MONTHS)
-    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", dask_address)
-    before = {path: path.read_bytes() for path in project.predictions.rglob("*.parquet")}
-    workbench.run(project, "register")
-    train_another(project, 0.01, "register")
-    force_promotion(project, 2)
-    workbench.run(project, "register", "score")
-    roll_back(project)
-    workbench.run(project, "register", "score")
-    assert re.search(rf"from version 2 \(\w{{8}}\) to version 1 \(\w{{8}}\); {months}, scored by the old", caplog.text)
-    assert {path: path.read_bytes() for path in project.predictions.rglob("*.parquet")} == before

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests import stories, workbench
-from tests.conftest import ROOT, missing
+from tests.conftest import ROOT
 from tipline.commands import month
 from tipline.errors import UsageError
-from tipline.paths import Paths
 
 pytestmark = pytest.mark.in_order
 MONTHS, NEW = ["2009-01", "2009-02", "2009-03"], "2009-04"
@@ -129,16 +123,3 @@ def test_a_line_is_written_like_its_neighbour(text: str, expected: str) -> None:
 def test_a_list_in_another_form_is_left_alone(text: str) -> None:
     with pytest.raises(UsageError, match='as - "2009-02"'):
         month.insert_month(text, "2009-02", "params.yaml")
-
-
-@pytest.mark.parametrize(("argument", "words"), [((), "make month M=2009-06"), (("M=2010-01",), "Error 5")])
-def test_make_month(
-    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch, argument: tuple[str, ...], words: str
-) -> None:
-    if shutil.which("make") is None:
-        missing("no make")
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "month", *argument]
-    done = subprocess.run(command, cwd=make_project().root, capture_output=True, text=True, check=False)
-    assert done.returncode == 2  # make's own code for every failure
-    assert words in done.stdout + done.stderr

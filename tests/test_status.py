@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import mlflow
 import pytest
@@ -17,15 +18,10 @@ from tipline import files
 from tipline.commands import promote
 from tipline.errors import GateRefusedError
 from tipline.model import artifact, pyfunc
+from tipline.paths import Paths
 from tipline.registry import model_versions, store
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-
+Run = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
 NAME, MONTH = "tip-probability", "2009-02"
 REGISTER = "dvc repro register", "register"

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import s3fs
 
 from tests import servers, workbench
 from tipline import files
+from tipline.paths import Paths
 from tipline.storage import LocalStorage
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    Damage = Callable[[Paths], object]
-
+Run = Callable[..., tuple[int, str]]
+Damage = Callable[[Paths], object]
 MONTH = "2009-02"
 WHOLE = "5,000 rows, 3 parts, whole"
 PART = "part-00001.parquet"

@@ -55,11 +55,12 @@ def run(
         blocks += [block for block in found if block.rows]
     results = compare_blocks(settings, blocks, models, threshold, largest)
     *rows, summary = summarize_blocks([sums for sums, _ in results])
-    changes = sorted((row for _, rows in results for row in rows), key=rank_change)[:largest]
+    changes = [row for _, rows in results for row in rows]
+    changes.sort(key=lambda row: (-abs(row["difference"]), row["month"], row["row"]))
     path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
     files.write_json(path, {"a": a, "b": b, "threshold": threshold, "months": rows, "all": summary})
-    files.write_csv(path.with_suffix(".csv"), changes)
-    shown = [{**row, "row": str(row["row"])} for row in changes]  # to be copied: no separators
+    files.write_csv(path.with_suffix(".csv"), changes[:largest])
+    shown = [{**row, "row": str(row["row"])} for row in changes[:largest]]  # to be copied: no separators
     yield from [*format_table([*rows, summary]), "largest changes:", *format_table(shown)]
     yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
 
@@ -126,9 +127,9 @@ def compare_block(
     a, b = (worker.get_worker_model(digest).probabilities(batch).astype(np.float64) for digest in digests)
     sizes, rows = np.abs(b - a), batch["row"].to_numpy()
     up, down = (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
-    summed = dict(zip(MEANS, (a, b, b - a, sizes), strict=True))
-    summed |= {"crossed_up": up, "crossed_down": down, "crossed_share": up | down}
-    sums = {name: values.sum().item() for name, values in summed.items()} | {"largest_difference": sizes.max()}
+    sums = {name: values.sum() for name, values in zip(MEANS, (a, b, b - a, sizes), strict=True)}
+    sums |= {"largest_difference": sizes.max(), "crossed_up": up.sum(), "crossed_down": down.sum()}
+    sums["crossed_share"] = sums["crossed_up"] + sums["crossed_down"]
     count = min(count, len(a))
     found = np.flatnonzero(sizes >= np.partition(sizes, -count)[-count])  # to sort all rows would take much longer
     found = found[np.lexsort((rows[found], -sizes[found]))[:count]]
@@ -138,11 +139,6 @@ def compare_block(
         for index, features in zip(found, batch.drop_columns(["row"]).take(pa.array(found)).to_pylist(), strict=True)
     ]
     return {"month": block.month, "rows": len(a), **sums}, changes
-
-
-def rank_change(row: Mapping[str, Any]) -> tuple[float, str, int]:
-    """Return the key that sorts the largest differences first, and equal ones by month and row."""
-    return -abs(row["difference"]), row["month"], row["row"]
 
 
 def summarize_blocks(sums: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -73,7 +73,6 @@ def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_row(path: Path, row: int, todo: str) -> dict[str, Any] | None:
-    """Read a row of a Parquet file by its row number."""
     try:
         found: list[dict[str, Any]] = pq.read_table(path, filters=[("row", "=", row)], partitioning=None).to_pylist()
     except (pa.ArrowException, OSError) as error:

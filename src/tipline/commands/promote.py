@@ -57,7 +57,6 @@ def run(
 
 
 def find_version(client: Client, paths: Paths, name: str, wanted: str | None) -> Version:
-    """Return the version of a number or a run, or the default."""
     if wanted is not None and re.fullmatch(r"-?[0-9]{1,9}", wanted):
         return model_versions.get_version(client, name, int(wanted), "MLflow's registry")
     if wanted is not None:

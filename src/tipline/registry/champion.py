@@ -236,7 +236,6 @@ def update_champion_folder(paths: Paths, version: Version | None, challenger: Re
 
 
 def read_scored_digest(manifest: Path) -> str | None:
-    """Return the digest of the model that a month was scored with."""
     digest: str | None = (files.try_read_json(manifest) or {}).get("key", {}).get("model")
     return digest
 

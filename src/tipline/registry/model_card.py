@@ -47,7 +47,6 @@ class ModelEntry:
 
 
 def find_entry(client: Client, paths: Paths, name: str, role: str) -> ModelEntry:
-    """Look the challenger or the champion up in MLflow."""
     digest = artifact.read_digest(getattr(paths, role))
     run = store.find_runs(store.ensure_experiment(client, paths, "train"), digest).get(digest)
     return ModelEntry(role, digest, model_versions.find_version(client, name, digest), run)

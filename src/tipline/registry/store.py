@@ -218,8 +218,9 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
         todo = "Ask the person who runs the server for the permission (docs/team.md)."
         return f"MLflow's server does not let this user do that: {reason}.", todo
     if is_unreachable(error):
-        todo = "Check MLFLOW_TRACKING_URI and the server, or raise MLFLOW_HTTP_REQUEST_TIMEOUT (seconds)."
-        return f"MLflow's server failed or cannot be reached: {reason}.", f"{todo} {again}"
+        seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        todo = f"Check MLFLOW_TRACKING_URI and the server, or raise MLFLOW_HTTP_REQUEST_TIMEOUT={seconds}. {again}"
+        return f"MLflow's server failed or cannot be reached: {reason}.", todo
     if address.startswith("http") or status is not None:
         return f"MLflow refused the request: {reason}.", f"Check MLFLOW_TRACKING_URI. {again}"
     todo = (
