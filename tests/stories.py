@@ -168,10 +168,6 @@ def runs(store: MlflowClient, name: str) -> list[Run]:
     return store.search_runs([found.experiment_id], order_by=["start_time"]) if found else []
 
 
-def experiments(tags: Mapping[str, str]) -> list[str]:
-    return [name for name in tags.get("dvc.exp", "").split(", ") if name]
-
-
 def versions(store: MlflowClient) -> dict[str, Any]:
     """The registered versions, by the digest of their model."""
     found = store.search_model_versions(f"name = '{NAME}'")

@@ -6,16 +6,13 @@ import concurrent.futures
 import re
 import shutil
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests import stories, workbench
 from tests.stories import Story
 from tipline import cluster
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
 MIRRORS = ["register", "record"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,15 +16,9 @@ from tipline import files
 from tipline.ingest import readers
 from tipline.ingest.columns import QUARANTINE_FILE
 from tipline.model import artifact
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-
+Run = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
 ROW = 4321
 
@@ -73,27 +68,13 @@ def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run)
     assert "before sigmoid" in printed
 
 
-def test_a_model_comes_from_the_project_or_from_mlflow(
-    scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = scored_project
-    workbench.run(project, "register")
-    digest = artifact.read_digest(project.champion)
-    explain = (project.root, "explain", "2009-01", "0")
-    with monkeypatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        code, printed = run_cli(*explain)
-        assert code == 0, printed
-        assert "trained by git revision  unknown: " in printed
-        shutil.rmtree(project.root / "models")
-        code, printed = run_cli(*explain)
-        assert code == 0, printed
-        assert "neither in the project nor in MLflow" in printed
-        assert read_section(printed, "model")["digest"] == digest
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    _, printed = run_cli(*explain)
-    assert read_section(printed, "why (log-odds)")["probability"].endswith("as stored")
+def test_a_model_that_the_project_no_longer_has_is_reported_with_the_rest(scored_project: Paths, run_cli: Run) -> None:
+    digest = workbench.read_json(scored_project.predictions / "month=2009-01" / files.MANIFEST)["key"]["model"]
+    shutil.rmtree(scored_project.root / "models")
+    code, printed = run_cli(scored_project.root, "explain", "2009-01", "0")
+    assert code == 0, printed
+    assert "replaced in this project; to score the month with the champion: dvc repro" in printed
+    assert read_section(printed, "model")["digest"] == digest
 
 
 def test_a_row_without_a_prediction_is_refused(scored_project: Paths, run_cli: Run) -> None:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 import yaml
 
 from tests import stories, workbench
-from tests.conftest import ROOT, missing
-from tipline.commands import month, repro
+from tests.conftest import ROOT
+from tipline.commands import month
 from tipline.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tipline.paths import Paths
 
 pytestmark = pytest.mark.in_order
 MONTHS, NEW = ["2009-01", "2009-02", "2009-03"], "2009-04"
@@ -52,17 +39,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> stories.Story:
     return project
 
 
-@contextlib.contextmanager
-def killed_command(project: stories.Story, file: str) -> Iterator[psutil.Process]:
-    """Kill `tipline month`, and it alone, as soon as a stage has written a file; yield the process of its DVC."""
-    with workbench.running("tipline", "month", NEW, folder=project.root) as process:
-        workbench.wait_for((project.root / file).exists)
-        (dvc,) = psutil.Process(process.pid).children()
-        process.kill()
-        process.wait()
-        yield dvc
-
-
 def read_months(root: Path) -> list[str]:
     return sorted(path.parent.name.removeprefix("month=") for path in root.glob("data/predictions/*/_manifest.json"))
 
@@ -74,16 +50,14 @@ def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(project: 
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_dvc_ends_with_a_killed_command(project: stories.Story) -> None:
-    with killed_command(project, "data/raw/2009-01.json") as dvc:
-        workbench.wait_for(lambda: not dvc.is_running() or dvc.status() == psutil.STATUS_ZOMBIE)
-    assert not (project.root / "data/raw/2009-03.json").exists()
-
-
-def test_the_next_command_resumes_at_once(project: stories.Story) -> None:
-    with killed_command(project, "data/trips/month=2009-01/_manifest.json"):
+def test_the_next_command_waits_for_what_a_killed_one_has_left_running(project: stories.Story) -> None:
+    with workbench.running("tipline", "month", NEW, folder=project.root) as process:
+        workbench.wait_for((project.root / "data/raw/2009-01.json").exists)
+        process.kill()  # and not its DVC
+        process.wait()
         done = project.run("tipline", "month", NEW)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "waiting for the `dvc repro` of another `tipline month` to end" in done.stderr
     assert done.stdout.startswith(f"{NEW} is in params.yaml\n")
     assert read_months(project.root) == [*MONTHS, NEW]
 
@@ -110,41 +84,6 @@ def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: stories.Sto
     assert done.stderr.rstrip().endswith("then resume: tipline month 2009-05")
     assert "Traceback" not in done.stdout + done.stderr
     assert read_months(project.root) == [*MONTHS, NEW]
-
-
-# ---- waiting for other commands of DVC ----
-
-
-def write_lock(root: Path, *pids: int) -> Path:
-    """Write DVC's lock of the stages' files, as held by processes."""
-    path = root / ".dvc/tmp/rwlock"
-    path.parent.mkdir(parents=True)
-    holders = [{"pid": pid, "cmd": "dvc repro"} for pid in pids]
-    path.write_text(json.dumps({"read": {"a": holders}, "write": {"b": holders[0]}}))
-    return path
-
-
-def test_another_dvc_command_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    command = [sys.executable, "-c", "import time; time.sleep(1)", "dvc", "repro"]
-    with subprocess.Popen(command) as other:
-        lock, started = write_lock(tmp_path, other.pid), time.time()
-        repro.wait_for_dvc(tmp_path)
-        ended_after = time.time() - started
-    assert caplog.messages == [f"waiting for another DVC command to end: process {other.pid}"]
-    assert ended_after > 0.5
-    assert not lock.exists()
-
-
-def test_the_lock_of_killed_commands_is_removed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
-        workbench.wait_for(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
-        lock = write_lock(tmp_path, zombie.pid, 1)  # another program has the number of the second one now
-        repro.wait_for_dvc(tmp_path)
-        assert not lock.exists()
-    repro.wait_for_dvc(tmp_path)
-    lock.write_text('{"read": {"a"')  # half written
-    repro.wait_for_dvc(tmp_path)
-    assert not lock.exists()
 
 
 # ---- params.yaml ----
@@ -184,16 +123,3 @@ def test_a_line_is_written_like_its_neighbour(text: str, expected: str) -> None:
 def test_a_list_in_another_form_is_left_alone(text: str) -> None:
     with pytest.raises(UsageError, match='as - "2009-02"'):
         month.insert_month(text, "2009-02", "params.yaml")
-
-
-@pytest.mark.parametrize(("argument", "words"), [((), "make month M=2009-06"), (("M=2010-01",), "Error 5")])
-def test_make_month(
-    make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch, argument: tuple[str, ...], words: str
-) -> None:
-    if shutil.which("make") is None:
-        missing("no make")
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "month", *argument]
-    done = subprocess.run(command, cwd=make_project().root, capture_output=True, text=True, check=False)
-    assert done.returncode == 2  # make's own code for every failure
-    assert words in done.stdout + done.stderr

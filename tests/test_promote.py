@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -22,16 +23,10 @@ from tests.conftest import forget_store
 from tests.test_registry import NAME, client, get_champion, list_changes, read_ref, train_another
 from tipline.commands import promote
 from tipline.errors import UsageError
+from tipline.paths import Paths
 from tipline.registry import model_versions
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    RunCli = Callable[..., tuple[int, str]]
-
+RunCli = Callable[..., tuple[int, str]]
 pytestmark = [
     *workbench.MLFLOW_WARNINGS,
     pytest.mark.filterwarnings("ignore:.*pickle.*"),
@@ -120,11 +115,6 @@ def test_a_name_of_two_runs_is_a_usage_error(project: Paths) -> None:
         client(project).set_tag(run.info.run_id, "dvc.exp", "twice")
     with pytest.raises(UsageError, match="2 runs with a model are called 'twice'"):
         promote.run(workbench.load_settings(project), project, "twice")
-
-
-def test_the_champion_is_not_promoted_again(project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture) -> None:
-    assert run_cli(project.root, "promote", "1")[0] == 0
-    assert "version 1 of tip-probability is the champion already" in caplog.text
 
 
 def test_the_default_is_the_model_in_models_challenger(project: Paths, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import servers, stories, workbench
+from tests.servers import Line, Team
 from tests.stories import Story
 from tipline import cluster
-from tipline.errors import hide_secrets
 from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.registry import model_versions
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.servers import Line, Team
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-
+Run = Callable[..., tuple[int, str]]
 pytestmark = [pytest.mark.in_order, *workbench.MLFLOW_WARNINGS]  # one server, whose runs are counted
 MONTHS = ["2009-01", "2009-02", "2009-03"]
 KINDS = ("train", "learning_curve", "evaluate", "monitor")
@@ -188,12 +183,6 @@ def test_what_a_server_answers_is_told_in_words(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert_told(*run_cli(make_project().root, "promote"), words, f"http://***@127.0.0.1:{shelf.server_address[1]}")
     assert len(shelf.log) == 1  # no second try
-
-
-def test_no_password_of_an_address_is_shown() -> None:
-    assert hide_secrets("https://ann:pa/ss@w@[::1]:5000/a") == "https://***@[::1]:5000/a"
-    assert hide_secrets("postgresql://host/db?password=word") == "postgresql://host/db?password=***"
-    assert hide_secrets("sqlite:////home/ann@home/mlflow.db") == "sqlite:////home/ann@home/mlflow.db"
 
 
 # Of each of these the server has done what it was asked for, and the client does not know it. Each with its own C.

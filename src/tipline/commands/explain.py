@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, prepare, readers
 from tipline.model import artifact, explanation
-from tipline.paths import month_folder
-from tipline.registry import model_versions, store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from tipline.config import Settings
-    from tipline.model.artifact import Model
-    from tipline.paths import Paths
+from tipline.model.artifact import Model
+from tipline.paths import Paths, month_folder
 
 
 def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
@@ -50,10 +44,12 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
         "libraries": ", ".join(f"{name} {version}" for name, version in made["libraries"].items()),
     }
     yield from format_section("prediction", prediction)
-    contents, training, revision = find_model(settings, paths, digest)
-    why = {"unknown": "the model's files are neither in the project nor in MLflow"}
-    if contents is not None:
-        why = explain_score(artifact.load_model(contents, digest), trip, stored)
+    folders = (paths.champion, paths.challenger)
+    folder = next((folder for folder in folders if artifact.try_read_digest(folder) == digest), None)
+    training = (files.try_read_json(folder / artifact.TRAINING) if folder else None) or {}
+    why = {"unknown": "the model has been replaced in this project; to score the month with the champion: dvc repro"}
+    if folder:
+        why = explain_score(artifact.load_model(artifact.read_artifact(folder), digest), trip, stored)
     yield from format_section("why (log-odds)", why)
     params = training.get("params")
     origin = {
@@ -63,7 +59,6 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
         "trained": training.get("name", "not by tipline, or unknown"),
         "training sample": f"{params['rows']:,} rows of {params['months']}" if params else None,
         "training sample's digest": training.get("data"),
-        "trained by git revision": revision,
     }
     yield from format_section("model", origin)
     yield from format_section("prepared row", {"file": path.relative_to(paths.root), "row group": group} | trip)
@@ -72,13 +67,11 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
 
 
 def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Format a heading and one line per value."""
     yield f"\n{title}"
     yield from (f"  {name:24} {'-' if value is None else value}" for name, value in values.items())
 
 
 def read_row(path: Path, row: int, todo: str) -> dict[str, Any] | None:
-    """Read a row of a Parquet file by its row number."""
     try:
         found: list[dict[str, Any]] = pq.read_table(path, filters=[("row", "=", row)], partitioning=None).to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -97,25 +90,6 @@ def find_prediction(paths: Paths, month: str, row: int, parts: list[dict[str, An
         what = f"This row was quarantined by `prepare`: {found['reason']}."
     todo = f"Rows are counted from 0; {sum(part['rows'] for part in parts):,} rows of the month have predictions."
     raise UsageError(what, f"month {month}, row {row:,}", todo)
-
-
-def find_model(settings: Settings, paths: Paths, digest: str) -> tuple[dict[str, bytes] | None, dict[str, Any], str]:
-    """Return files, training report and git revision of a model, from this project if it has it, else from MLflow."""
-    revision = "unknown"
-    folders = [folder for folder in (paths.challenger, paths.champion) if artifact.try_read_digest(folder) == digest]
-    with contextlib.ExitStack() as stack:
-        try:
-            with store.connect_store(paths) as client:
-                for version in model_versions.list_versions(client, settings.model.name, digest)[:1]:
-                    if not folders:
-                        folders.append(stack.enter_context(model_versions.open_files(version)))
-                    if version.run_id:
-                        revision = client.get_run(version.run_id).data.tags.get("tipline.git", revision)
-        except TiplineError as error:  # the rest can be explained without MLflow
-            revision = f"unknown: {error.parts[0]}"
-        for folder in folders[:1]:
-            return artifact.read_artifact(folder), files.try_read_json(folder / artifact.TRAINING) or {}, revision
-    return None, {}, revision
 
 
 def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import re
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tipline import files, git
-from tipline.commands import repro
+from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, format_count
 from tipline.ingest import source
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
+log = logging.getLogger(__name__)
 
 COMMITTED = ("params.yaml", "dvc.lock")
 
@@ -35,7 +38,7 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
     else:
         files.write_text(paths.params, insert_month(paths.params.read_bytes().decode(), month, str(paths.params)))
         yield f"{month} is published; added it to params.yaml"
-    if repro.run_repro(paths.root):
+    if run_repro(paths):
         todo = f"Fix the cause, which is printed above, then resume: tipline month {month}"
         raise TiplineError("`dvc repro` failed.", f"month {month}", todo)
     months = files.read_json(paths.monitoring / "months.json", "Run: dvc repro monitor")
@@ -63,6 +66,30 @@ def insert_month(text: str, month: str, where: str) -> str:
     raise UsageError(what, where, f'Add it by hand, for example as - "{month}", and run the command again.')
 
 
+def run_repro(paths: Paths) -> int:
+    """Run `dvc repro` and return its exit code; wait for that of another `tipline month` first.
+
+    DVC inherits the lock, so it lasts until DVC ends, also if this process is killed before. The programs of this
+    environment come first on the PATH, because the stages call `tipline`, and cron does not activate an environment.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    paths.staging.mkdir(parents=True, exist_ok=True)
+    with (paths.staging / "month.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for the `dvc repro` of another `tipline month` to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        options: dict[str, Any] = {"cwd": paths.root, "env": {**os.environ, "PATH": path}}
+        with subprocess.Popen(command, pass_fds=[lock.fileno()], **options) as process:  # noqa: S603 (fixed)
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # the terminal has interrupted DVC, too, which lets its stage end first
+                raise
+
+
 def format_month(month: dict[str, Any]) -> list[str]:
     """Format an entry of reports/monitoring/months.json: rows and figures, then the verdict."""
     names = ("mean_probability", "positive_rate", "log_loss", "skill", "auc")
@@ -74,7 +101,6 @@ def format_month(month: dict[str, Any]) -> list[str]:
 
 
 def list_next_commands(root: Path, month: str) -> Iterator[str]:
-    """List the commands that commit and share what has changed."""
     changed = git.list_uncommitted(root, COMMITTED)
     if changed:
         yield from ("to commit:", f"  git add {' '.join(changed)}", f'  git commit -m "Score {month}"')

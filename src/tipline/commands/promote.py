@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from tipline.config import Settings
 from tipline.errors import GateRefusedError, UsageError, join_lines
 from tipline.evaluation import comparison, gate
 from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, runs, store
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.store import Client, Version
+from tipline.registry.store import Client, Version
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +50,13 @@ def run(
             words = ask_gate(client, settings, paths, chosen, contents, now, force)
         elif force is None:
             champion.check_first_champion(client, paths, name, model_versions.get_digest(chosen))
-        model_versions.tag_version(client, chosen, {model_versions.VERDICT: words})
-        champion.change_champion(client, chosen, "promote", force, words)
+        chosen = model_versions.tag_version(client, chosen, {model_versions.VERDICT: words})
+        champion.change_champion(client, chosen, "promote", force)
     was = f", it was version {now.version}" if now else ""
     log.info("champion of %s: version %s%s. Next: dvc repro", name, chosen.version, was)
 
 
 def find_version(client: Client, paths: Paths, name: str, wanted: str | None) -> Version:
-    """Return the version of a number or a run, or the default."""
     if wanted is not None and re.fullmatch(r"-?[0-9]{1,9}", wanted):
         return model_versions.get_version(client, name, int(wanted), "MLflow's registry")
     if wanted is not None:
@@ -87,11 +82,10 @@ def ask_gate(
 
     Whatever keeps the champion from being compared is a reason to refuse.
     """
-    contents = {"challenger": files}
     try:
-        now = model_versions.adopt_version(client, settings, paths, now)
-        contents["champion"] = model_versions.read_files(now)
-        tagged = {"challenger": model_versions.get_months(chosen), "champion": model_versions.get_months(now)}
+        versions = {"challenger": chosen, "champion": model_versions.adopt_version(client, settings, paths, now)}
+        contents = {"challenger": files, "champion": model_versions.read_files(versions["champion"])}
+        tagged = {role: model_versions.get_months(version) for role, version in versions.items()}
         made_on = {role: spec.get("months") or tagged[role] for role, spec in comparison.load_specs(contents).items()}
         verdict = comparison.compare_models(settings, paths, contents, made_on)[0]["gate"]
     except (*comparison.FAILURES, OSError) as error:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
+from tipline.config import PartialSettings
 from tipline.errors import UsageError
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, store
-
-if TYPE_CHECKING:
-    from tipline.config import PartialSettings
-    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +36,6 @@ def run(settings: PartialSettings, paths: Paths, reason: str | None = None) -> N
             what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."
             raise UsageError(what, where, todo)
         model_versions.read_files(version)  # only files of the registered digest may score
-        champion.change_champion(client, version, "rollback", reason, version.tags.get(model_versions.VERDICT))
+        champion.change_champion(client, version, "rollback", reason)
     moved = f"version {version.version} again, it was version {now.version}"
     log.info("champion of %s: %s. Next: dvc repro", name, moved)

@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tipline import files, validation
 from tipline.commands.month import format_month
+from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
-from tipline.model import artifact, pyfunc
-from tipline.paths import month_folder
+from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, store
 from tipline.scoring import plan
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.config import PartialSettings
-    from tipline.paths import Paths
-    from tipline.registry.store import Version
-
-    # The problem, and the command that fixes it.
-    Findings = Iterator[tuple[str, str]]
-
 
 @dataclass(frozen=True)
-class State:
-    """The state of the project. The versions are None if MLflow does not have them or does not answer."""
+class Models:
+    """The champion and the challenger."""
 
-    paths: Paths
-    settings: PartialSettings
-    ref: Mapping[str, Any] | None  # models/champion/ref.json
-    problem: TiplineError | None  # why MLflow does not answer
-    champion: Version | None
-    challenger: Version | None
-    champion_digest: str | None  # of the version; without MLflow, of models/champion/
+    ref: champion.Ref | None  # models/champion/ref.json
     challenger_digest: str | None  # of models/challenger/
-    planned: Sequence[plan.Month]  # months to score
-    failed: Mapping[str, str]  # months that cannot be scored, with the reason
-    unscored: Sequence[str]  # both of these
+    # In MLflow; None if it does not have them or does not answer.
+    champion: store.Version | None = None
+    challenger: store.Version | None = None
+    problem: TiplineError | None = None  # why MLflow does not answer
+
+    @property
+    def champion_digest(self) -> str | None:
+        """The digest of MLflow's champion, or if that does not answer of the one in models/champion/."""
+        if self.problem and self.ref:
+            return str(self.ref["digest"])
+        return self.champion.tags.get(store.DIGEST) if self.champion else None
 
 
 def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     """Yield the lines of the status. Raises TiplineError after the last line if a check found something wrong."""
-    state = read_state(settings, paths)
+    models = read_models(settings, paths)
+    digest = models.ref["digest"] if models.ref else ""
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest)
+    unscored = sorted({*(month.month for month in planned), *failed})
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
-    findings = [*check_settings(state), *check_models(state), *check_months(state)]
+    findings = list(check_project(settings, paths, models))
     yield f"project     {paths.root}"
     yield f"store       {hide_secrets(store.get_store_address(paths))}"
-    yield f"champion    {describe_champion(state)}"
-    yield f"challenger  {describe_challenger(state)}"
-    scored = len(settings.months) - len(state.unscored)
-    yield f"months      {len(settings.months)}, {scored} scored with models/champion"
-    yield f"unscored    {', '.join(state.unscored) or '-'}"
+    yield f"champion    {describe_champion(models, paths.champion)}"
+    yield f"challenger  {describe_challenger(models, paths.challenger)}"
+    yield f"months      {len(settings.months)}, {len(settings.months) - len(unscored)} scored with models/champion"
+    yield f"unscored    {', '.join(unscored) or '-'}"
     yield f"evaluation  {report['verdict'] if report else 'none yet'}"
     yield from [f"gate        {report['gate']['words']}"] if report else []
     yield from format_month(months[-1]) if months else ["last month  none yet"]
-    yield f"next        {findings[0][1] if findings else advise_next(state, report, months)}"
+    yield f"next        {findings[0][1] if findings else advise_next(settings, models, unscored, report, months)}"
     yield f"checks      {format_count(len(findings), 'problem') if findings else 'all passed'}"
     yield from (f"wrong       {problem}. Fix: {fix}" for problem, fix in findings)
     if findings:
@@ -65,115 +61,76 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
         raise TiplineError("Some checks failed.", str(paths.root), todo)
 
 
-def read_state(settings: PartialSettings, paths: Paths) -> State:
-    """Read the state; a store that does not answer does not hide the rest."""
-    ref, challenger_digest = champion.read_champion_ref(paths), artifact.try_read_digest(paths.challenger)
-    problem, champion_version, challenger_version = None, None, None
+def read_models(settings: PartialSettings, paths: Paths) -> Models:
+    """Read which models there are; a store that does not answer does not hide the rest."""
+    ref, digest = files.try_read_json(paths.champion_ref), artifact.try_read_digest(paths.challenger)
     name, database = settings.model_name, store.get_database_path(paths)
+    if name is None or (database is not None and not database.is_file()):  # connecting would create it
+        return Models(ref, digest)
     try:
-        if name and (database is None or database.is_file()):  # connecting would create it
-            with store.connect_store(paths) as client:
-                champion_version = model_versions.get_champion(client, name)
-                if challenger_digest:
-                    challenger_version = model_versions.find_version(client, name, challenger_digest)
+        with store.connect_store(paths) as client:
+            challenger = model_versions.find_version(client, name, digest) if digest else None
+            return Models(ref, digest, model_versions.get_champion(client, name), challenger)
     except TiplineError as error:
-        problem = error
-    champion_digest = champion_version.tags.get(store.DIGEST) if champion_version else None
-    if problem and ref:
-        champion_digest = ref["digest"]
-    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, ref["digest"] if ref else "")
-    missing = {month.month for month in planned} | set(failed)
-    unscored = [month for month in settings.months if ref is None or month in missing]
-    versions = (champion_version, challenger_version, champion_digest, challenger_digest)
-    return State(paths, settings, ref, problem, *versions, planned, failed, unscored)
+        return Models(ref, digest, problem=error)
 
 
-def describe_champion(state: State) -> str:
+def describe_champion(models: Models, folder: Path) -> str:
     """Describe the version that MLflow calls champion; without MLflow, the one in models/champion/."""
-    if state.problem:
-        return f"version {state.ref['version']}, according to models/champion" if state.ref else "unknown"
-    if state.champion is None:
+    if models.problem:
+        return f"version {models.ref['version']}, according to models/champion" if models.ref else "unknown"
+    if models.champion is None:
         return "none yet"
-    training = files.try_read_json(state.paths.champion / artifact.TRAINING)
-    is_here = training and state.ref and state.ref["digest"] == state.champion_digest
-    return f"version {state.champion.version}" + (f": {training['name']}" if is_here else "")
+    training = files.try_read_json(folder / artifact.TRAINING)
+    is_here = training and models.ref and models.ref["digest"] == models.champion_digest
+    return f"version {models.champion.version}" + (f": {training['name']}" if is_here else "")
 
 
-def describe_challenger(state: State) -> str:
-    """Describe the model that this workspace trained."""
-    training = files.try_read_json(state.paths.challenger / artifact.TRAINING)
-    if state.challenger_digest is None or training is None:
+def describe_challenger(models: Models, folder: Path) -> str:
+    training = files.try_read_json(folder / artifact.TRAINING)
+    if models.challenger_digest is None or training is None:
         return "none yet"
-    if state.challenger_digest == state.champion_digest:
+    if models.challenger_digest == models.champion_digest:
         return "the champion"
-    version = state.challenger
-    return f"{f'version {version.version}' if version else 'not registered'}: {training['name']}"
+    version = f"version {models.challenger.version}" if models.challenger else "not registered"
+    return f"{version}: {training['name']}"
 
 
-def advise_next(state: State, report: Mapping[str, Any] | None, months: Sequence[Mapping[str, Any]] | None) -> str:
+def advise_next(
+    settings: PartialSettings,
+    models: Models,
+    unscored: Sequence[str],
+    report: Mapping[str, Any] | None,
+    months: Sequence[Mapping[str, Any]] | None,
+) -> str:
     """Advise what to type next, if no check found anything."""
-    settings, version, ref = state.settings.settings, state.champion, state.ref
-    if ref is None or version is None or state.challenger_digest is None:
+    version, ref = models.champion, models.ref
+    if ref is None or version is None or models.challenger_digest is None:
         return "dvc repro"
-    is_pinned = settings is not None and settings.score.model != model_versions.CHAMPION
-    if state.champion_digest != ref["digest"] and not is_pinned:
+    is_pinned = settings.settings is not None and settings.settings.score.model != model_versions.CHAMPION
+    if models.champion_digest != ref["digest"] and not is_pinned:
         return f"dvc repro (the champion is version {version.version}, version {ref['version']} scored the months)"
-    if state.unscored:
-        return f"dvc repro ({format_count(len(state.unscored), 'month')} to score)"
-    made = report["made"] if report else {}
-    if not months or (made.get("challenger"), made.get("champion")) != (state.challenger_digest, ref["digest"]):
+    if unscored:
+        return f"dvc repro ({format_count(len(unscored), 'month')} to score)"
+    made = {"challenger": models.challenger_digest, "champion": ref["digest"]}
+    if not (months and report and report["made"] == made):
         return "dvc repro (reports are missing or out of date)"
-    if report and report["gate"]["promote"] and state.challenger_digest != state.champion_digest:
-        command = f"tipline promote {state.challenger.version}" if state.challenger else "dvc repro register"
+    if report["gate"]["promote"] and models.challenger_digest != models.champion_digest:
+        command = f"tipline promote {models.challenger.version}" if models.challenger else "dvc repro register"
         return f"{command} (the gate lets the challenger pass)"
     worse = ", ".join(month["month"] for month in months if month["verdict"] == "retrain")
     return f"train on later months: sample.months in params.yaml (scores of {worse} are poor)" if worse else "nothing"
 
 
-def check_settings(state: State) -> Findings:
-    """Check what every command needs: params.yaml, dvc.lock and MLflow."""
-    if state.settings.problem:
-        yield describe_problem(state.settings.problem)
-    path = state.paths.root / "dvc.lock"
-    if path.is_file() and validation.has_conflict(path):
+def check_project(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
+    """Check params.yaml, dvc.lock, MLflow and models/champion/; yield each problem and the command that fixes it."""
+    for error in (settings.problem, models.problem):
+        if error:
+            what, where, todo = error.parts
+            yield f"{what.removesuffix('.')} ({where})", todo
+    if (lock := paths.root / "dvc.lock").is_file() and validation.has_conflict(lock):
         yield "dvc.lock has the markers of a merge conflict", "git checkout --ours dvc.lock && dvc repro"
-    if state.problem:
-        yield describe_problem(state.problem)
-
-
-def describe_problem(error: TiplineError) -> tuple[str, str]:
-    """Turn an error into a finding."""
-    what, where, todo = error.parts
-    return f"{what.removesuffix('.')} ({where})", todo
-
-
-def check_models(state: State) -> Findings:
-    """Check the two models against their digests and MLflow, and the champion against scikit-learn here."""
-    ref, champion_folder = state.ref, state.paths.champion
-    if ref is None:
-        if state.paths.predictions.is_dir():
-            yield "there are predictions, but no models/champion/", "dvc repro register"
-        return
-    if artifact.try_read_digest(champion_folder) != ref["digest"]:
+    if models.ref and artifact.try_read_digest(paths.champion) != models.ref["digest"]:
         yield "models/champion/ lacks a file or has other files than the registered ones", "dvc repro register"
-    if state.champion is None and state.problem is None and state.settings.model_name:
+    if models.ref and models.champion is None and models.problem is None and settings.model_name:
         yield "MLflow has no champion, but models/champion/ has one", "dvc repro register"
-    if state.challenger_digest is None:
-        yield "models/challenger/ lacks a file", "dvc repro register"
-    training, spec = (files.try_read_json(champion_folder / name) for name in (artifact.TRAINING, pyfunc.SPEC))
-    if training and spec and spec.get("linear") is None:  # a linear model is scored without scikit-learn
-        trained, here = training["libraries"]["scikit-learn"], metadata.version("scikit-learn")
-        if trained.split(".")[:2] != here.split(".")[:2]:
-            problem = f"the champion was trained with scikit-learn {trained}, installed is {here}"
-            yield problem, f"uv pip install scikit-learn=={trained} (or: dvc repro -f train, and promote the result)"
-
-
-def check_months(state: State) -> Findings:
-    """Check predictions against their manifests and prepared months; months that are still to be scored are fine."""
-    paths = {month: month_folder(state.paths.predictions, month) / files.MANIFEST for month in state.settings.months}
-    manifests = {month: files.try_read_json(path) for month, path in paths.items()}
-    if damaged := [month.month for month in state.planned if (manifests[month.month] or {}).get("key") == month.key]:
-        yield f"predictions differ from their manifests: {', '.join(damaged)}", "dvc repro score"
-    if lost := [month for month in state.failed if manifests[month]]:
-        targets = " ".join(f"prepare@{month}" for month in lost)
-        yield f"prepared months are missing or damaged: {', '.join(lost)}", f"dvc repro -f {targets}"

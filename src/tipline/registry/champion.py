@@ -12,31 +12,26 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import TiplineError, hide_secrets, shorten_text
 from tipline.model import artifact
-from tipline.paths import month_folder
-from tipline.registry import client_errors, model_versions, runs, store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.store import Client, Version
+from tipline.paths import Paths, month_folder
+from tipline.registry import model_versions, runs, store
+from tipline.registry.store import Client, Version
 
 log = logging.getLogger(__name__)
 
 TAG = "tipline.champion."  # followed by the UTC time and a random suffix, so that keys are in the order of changes
 TEXT_LETTERS = 1100  # two texts; a registry on PostgreSQL takes 5,000 letters of a tag, and JSON may double them
-How: TypeAlias = Literal["promote", "rollback", "first", "external"]
 # What ref.json says: name, version (None if not registered), run, digest; months for a model that has them in a tag.
 Ref: TypeAlias = dict[str, Any]
 
@@ -53,7 +48,7 @@ class Change(BaseModel, populate_by_name=True):
 
     before: Champion | None = Field(validation_alias="from", serialization_alias="from")  # None for the first champion
     after: Champion = Field(validation_alias="to", serialization_alias="to")
-    how: How  # external: made elsewhere, in MLflow's page for example, and noticed later
+    how: str  # promote, rollback, first, or external: made elsewhere, in MLflow's page for example, and noticed later
     by: str | None = None
     reason: str | None = None
     verdict: str | None = None  # what the gate said
@@ -72,10 +67,10 @@ def list_changes(client: Client, name: str) -> list[Change]:
     return changes
 
 
-def change_champion(client: Client, version: Version, how: How, reason: str | None, verdict: str | None) -> None:
+def change_champion(client: Client, version: Version, how: str, reason: str | None = None) -> None:
     """Move the alias, then record the change; if this ends in between, `register` records an external change."""
     client.set_registered_model_alias(version.name, model_versions.CHAMPION, str(version.version))
-    record_change(client, version, how, reason, verdict)
+    record_change(client, version, how, reason)
 
 
 def record_external_change(client: Client, version: Version) -> None:
@@ -85,21 +80,25 @@ def record_external_change(client: Client, version: Version) -> None:
     """
     changes, digest = list_changes(client, version.name), version.tags.get(store.DIGEST)
     if digest and (not changes or changes[-1].after.digest != digest):
-        with client_errors.skip_if_forbidden():
-            record_change(client, version, "external", None, version.tags.get(model_versions.VERDICT))
+        with store.skip_if_forbidden():
+            record_change(client, version, "external")
 
 
-def record_change(client: Client, version: Version, how: How, reason: str | None, verdict: str | None) -> None:
+def record_change(client: Client, version: Version, how: str, reason: str | None = None) -> None:
     """Add a change to the history."""
     by = None
     if how != "external":
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
             by = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    reason, verdict = (text and shorten_text(text, TEXT_LETTERS) for text in (reason, verdict))
+    texts = {"reason": reason, "verdict": version.tags.get(model_versions.VERDICT)}
     changes = list_changes(client, version.name)
-    before = changes[-1].after if changes else None
-    after = Champion(version=int(version.version), digest=version.tags.get(store.DIGEST))
-    change = Change(before=before, after=after, how=how, by=by, reason=reason, verdict=verdict)
+    change = Change(
+        before=changes[-1].after if changes else None,
+        after=Champion(version=int(version.version), digest=version.tags.get(store.DIGEST)),
+        how=how,
+        by=by,
+        **{name: text and shorten_text(text, TEXT_LETTERS) for name, text in texts.items()},
+    )
     key = f"{TAG}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
     client.set_registered_model_tag(version.name, key, change.model_dump_json(by_alias=True))
 
@@ -129,19 +128,18 @@ def find_champion(client: Client, paths: Paths, name: str) -> Version | None:
 
     The last champion is the one at the end of the history, or without a history the one in models/champion/.
     """
-    version = model_versions.get_champion(client, name)
-    changes, ref = list_changes(client, name), read_champion_ref(paths)
-    digest = changes[-1].after.digest if changes else ref["digest"] if ref and ref["name"] == name else None
-    if version is not None or digest is None:
+    if version := model_versions.get_champion(client, name):
         return version
-    version = model_versions.find_version(client, name, digest)
-    if version is None and artifact.try_read_digest(paths.champion) == digest:
+    changes, ref = list_changes(client, name), files.try_read_json(paths.champion_ref)
+    digest = changes[-1].after.digest if changes else ref["digest"] if ref and ref["name"] == name else None
+    version = model_versions.find_version(client, name, digest) if digest else None
+    if version is None and digest and artifact.try_read_digest(paths.champion) == digest:
         version = model_versions.register_run(client, name, runs.ensure_training_run(client, paths, paths.champion))
     if version is not None:
         if changes:
             client.set_registered_model_alias(name, model_versions.CHAMPION, str(version.version))
         else:
-            change_champion(client, version, "first", "restored from models/champion/", None)
+            change_champion(client, version, "first", "restored from models/champion/")
         log.info("MLflow had no champion; version %s, the last one, is champion again.", version.version)
     return version
 
@@ -158,22 +156,20 @@ def resolve_champion(client: Client, settings: Settings, paths: Paths, digest: s
         return model_versions.adopt_version(client, settings, paths, pinned)
     if paths.is_experiment_copy:  # a trial must not adopt or record anything
         return model_versions.get_champion(client, name)
-    version = find_champion(client, paths, name)
-    if version is not None:
+    if version := find_champion(client, paths, name):
         version = model_versions.adopt_version(client, settings, paths, version)
         record_external_change(client, version)
         return version
     check_first_champion(client, paths, name, digest)
-    version = model_versions.find_version(client, name, digest)
-    if version is not None:
-        change_champion(client, version, "first", None, None)
+    if version := model_versions.find_version(client, name, digest):
+        change_champion(client, version, "first")
         log.info("There was no champion; version %s is the first.", version.version)
     return version
 
 
 def check_first_champion(client: Client, paths: Paths, name: str, digest: str) -> None:
     """Refuse a model as the first champion if there are signs of another one, for example in a clone before a pull."""
-    changes, ref = list_changes(client, name), read_champion_ref(paths)
+    changes, ref = list_changes(client, name), files.try_read_json(paths.champion_ref)
     if not changes and ref and ref["name"] != name:
         return  # `model.name` was changed: what is left belongs to the other name
     signs = {"MLflow's history ends with it": changes[-1].after.digest if changes else None}
@@ -211,12 +207,6 @@ def read_locked_champion(paths: Paths) -> tuple[str | None, bool]:
 # ---- models/champion/ ----
 
 
-def read_champion_ref(paths: Paths) -> Ref | None:
-    """Return models/champion/ref.json: the champion that this workspace scores with so far."""
-    ref: Ref | None = files.try_read_json(paths.champion_ref)
-    return ref
-
-
 def describe_version(version: Version) -> Ref:
     """Return what ref.json says about a version."""
     champion = {"version": int(version.version), "run": version.run_id, "digest": model_versions.get_digest(version)}
@@ -228,7 +218,7 @@ def update_champion_folder(paths: Paths, version: Version | None, challenger: Re
 
     Without a version, the champion is the one whose files are here, or the challenger.
     """
-    now, digest = read_champion_ref(paths), artifact.try_read_digest(paths.champion)
+    now, digest = files.try_read_json(paths.champion_ref), artifact.try_read_digest(paths.champion)
     is_kept = now and (now["name"], now["digest"]) == (challenger["name"], digest)
     ref = describe_version(version) if version else (now if now and is_kept else challenger) | {"version": None}
     if digest != ref["digest"]:
@@ -237,7 +227,8 @@ def update_champion_folder(paths: Paths, version: Version | None, challenger: Re
                 for name in (*artifact.list_files(paths.challenger), artifact.TRAINING):
                     shutil.copyfile(paths.challenger / name, folder / name)
             else:
-                model_versions.download_files(version, folder)
+                with model_versions.open_files(version) as fetched:
+                    shutil.copytree(fetched, folder, dirs_exist_ok=True)
             files.write_json(folder / paths.champion_ref.name, ref)
     elif now != ref:
         files.write_json(paths.champion_ref, ref)
@@ -245,7 +236,6 @@ def update_champion_folder(paths: Paths, version: Version | None, challenger: Re
 
 
 def read_scored_digest(manifest: Path) -> str | None:
-    """Return the digest of the model that a month was scored with."""
     digest: str | None = (files.try_read_json(manifest) or {}).get("key", {}).get("model")
     return digest
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import hide_secrets
 from tipline.ingest.columns import get_baseline_columns
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, pyfunc
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, runs, store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.store import Client, Run, Version
+from tipline.registry.store import Client, Run, Version
 
 END = "*Written by `tipline record`; text below this line is kept.*"
 DESCRIPTION_LETTERS = 5000  # a registry on PostgreSQL takes no more
@@ -50,7 +47,6 @@ class ModelEntry:
 
 
 def find_entry(client: Client, paths: Paths, name: str, role: str) -> ModelEntry:
-    """Look the challenger or the champion up in MLflow."""
     digest = artifact.read_digest(getattr(paths, role))
     run = store.find_runs(store.ensure_experiment(client, paths, "train"), digest).get(digest)
     return ModelEntry(role, digest, model_versions.find_version(client, name, digest), run)
@@ -64,57 +60,48 @@ def describe_model(
     `links` are links to the runs of the evaluation and, by month, of the months.
     """
     report, run, version = files.read_json(paths.evaluation, runs.TODO), entry.run, entry.version
+    verdict = version.tags.get(model_versions.VERDICT) if version else None  # the champion keeps that of its promotion
     if entry.role == "challenger":
         verdict = report["gate"]["words"]
-    else:  # the champion keeps that of its promotion
-        verdict = version.tags.get(model_versions.VERDICT) if version else None
-    facts = collect_facts(settings, paths, entry) | {"report": report, "verdict": verdict, "links": links}
     if run is not None:  # where models are compared
-        metrics = runs.collect_test_metrics(report, entry.role)
-        logged = run.data.metrics
-        changed = {name: value for name, value in metrics.items() if value is not None and value != logged.get(name)}
-        for figure, value in changed.items():
-            client.log_metric(run.info.run_id, figure, value)
-        if changed:
-            client.log_artifact(run.info.run_id, str(paths.evaluation.with_suffix(".png")))
+        for name, value in runs.collect_test_metrics(report, entry.role).items():
+            if value not in {None, run.data.metrics.get(name)}:
+                client.log_metric(run.info.run_id, name, value)
         tested, skill = ", ".join(report["months"]), FILTERS["percent"](report[entry.role]["skill"])
-        note = f"{entry.link}: skill {skill} on {tested} over the rate by {facts['baseline']}. {verdict or ''}"
-        tags = {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": tested}
-        for tag, text in tags.items():
-            if run.data.tags.get(tag) != text:
-                client.set_tag(run.info.run_id, tag, text)
+        note = f"{entry.link}: skill {skill} on {tested} over the baseline. {verdict or ''}"
+        client.set_tag(run.info.run_id, runs.NOTE, merge_text(run.data.tags.get(runs.NOTE), note))
+        client.set_tag(run.info.run_id, "test.months", tested)
+        links = {**links, "training": runs.format_run_link("training", run)}
     if version is not None and not paths.is_experiment_copy:
         model_versions.tag_version(client, version, {model_versions.VERDICT: verdict} if verdict else {})
-        loader = PackageLoader("tipline.registry", ".")
-        environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
-        environment.filters |= FILTERS
-        card = environment.get_template("model_card.md.j2").render(facts).strip()
+        card = render_card(settings, paths, entry, report=report, verdict=verdict, links=links)
         text = merge_text(version.description, card)
         if text != version.description:
             client.update_model_version(version.name, str(version.version), text)
 
 
-def collect_facts(settings: Settings, paths: Paths, entry: ModelEntry) -> dict[str, Any]:
-    """Return what the card says beside the report."""
-    folder = getattr(paths, entry.role)
+def render_card(settings: Settings, paths: Paths, entry: ModelEntry, **values: Any) -> str:  # noqa: ANN401 (Jinja's)
+    """Return the card of a model; `values` are passed to the template beside those that are read here."""
+    folder, schema = getattr(paths, entry.role), load_schema(paths.root / settings.schema_)
     spec = files.read_json(folder / pyfunc.SPEC, runs.TODO)
-    training = files.try_read_json(folder / artifact.TRAINING) or {}
     scored = champion.list_scored_months(paths, settings.months, entry.digest)
     months = files.read_json(paths.monitoring / "months.json", runs.TODO)
-    schema = load_schema(paths.root / settings.schema_)
-    return {
-        "role": entry.role,
-        "digest": entry.digest,
-        "name": training.get("name") or spec.get("name") or entry.digest[:12],
-        "spec": spec,
-        "training": training,
-        "baseline": " and ".join(get_baseline_columns(spec["baseline"])),
-        "months": [month for month in months if month["month"] in scored],
-        "source": hide_secrets(settings.source),
-        "meanings": {name: schema.columns[name].meaning for name in spec["target_columns"] if name in schema.columns},
-        "tags": entry.run.data.tags if entry.run else {},
-        "training_link": runs.format_run_link("training", entry.run) if entry.run else None,
-    }
+    loader = PackageLoader("tipline.registry", ".")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
+    environment.filters |= FILTERS
+    card = environment.get_template("model_card.md.j2").render(
+        role=entry.role,
+        digest=entry.digest,
+        spec=spec,
+        training=files.try_read_json(folder / artifact.TRAINING) or {},
+        baseline=" and ".join(get_baseline_columns(spec["baseline"])),
+        months=[month for month in months if month["month"] in scored],
+        source=hide_secrets(settings.source),
+        meanings={name: schema.columns[name].meaning for name in spec["target_columns"] if name in schema.columns},
+        tags=entry.run.data.tags if entry.run else {},
+        **values,
+    )
+    return card.strip()
 
 
 def merge_text(existing: str | None, text: str) -> str:

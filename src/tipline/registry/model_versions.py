@@ -7,8 +7,8 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -16,19 +16,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from tipline import files, git
-from tipline.config import check_month
+from tipline.config import Settings, check_month
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, external, loader, pyfunc
-from tipline.registry import client_errors, runs, store
-from tipline.registry.runs import EXTERNAL_SPEC
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.store import Client, Run, Version
+from tipline.paths import Paths
+from tipline.registry import runs, store
+from tipline.registry.store import Client, Run, Version
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +34,7 @@ DESCRIPTION = (
     "The version with the alias `champion` scores: move it, and the next `dvc repro` follows. The description of each "
     "version is its card."
 )
-FROM_RUN = (store.DIGEST, loader.FILES, EXTERNAL_SPEC)
+FROM_RUN = (store.DIGEST, loader.FILES, runs.EXTERNAL_SPEC)  # tags that a version takes over from its run
 
 
 def get_champion(client: Client, name: str) -> Version | None:
@@ -72,7 +66,6 @@ def find_version(client: Client, name: str, digest: str) -> Version | None:
 
 
 def format_version(version: Version) -> str:
-    """Name a version in a message."""
     return f"{version.name} version {version.version}"
 
 
@@ -103,23 +96,18 @@ def register_run(client: Client, name: str, run: Run) -> Version:
         return version
     if store.find_model(client, name) is None:
         client.create_registered_model(name, description=DESCRIPTION)
-    uri, tags = run.data.tags[runs.MODEL_URI], select_version_tags(run)
+    uri, tags = run.data.tags[runs.MODEL_URI], {tag: run.data.tags[tag] for tag in FROM_RUN if tag in run.data.tags}
     # Only what MLflow keeps as a logged model has an id.
     model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
     return client.create_model_version(name, uri, run.info.run_id, tags, model_id=model_id)
 
 
-def select_version_tags(run: Run) -> dict[str, str]:
-    """Return the tags of a training run that its version has, too."""
-    return {tag: run.data.tags[tag] for tag in FROM_RUN if tag in run.data.tags}
-
-
 def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Version:
     """Set those tags of a version that differ; return the version with them."""
-    changed = {name: value for name, value in tags.items() if version.tags.get(name) != value}
-    for name, value in changed.items():
-        client.set_model_version_tag(version.name, str(version.version), name, value)
-    return client.get_model_version(version.name, str(version.version)) if changed else version
+    for name, value in tags.items():
+        if version.tags.get(name) != value:
+            client.set_model_version_tag(version.name, str(version.version), name, value)
+    return client.get_model_version(version.name, str(version.version))
 
 
 def adopt_version(
@@ -134,7 +122,7 @@ def adopt_version(
         return version
     for run in runs.list_training_runs(client):
         if run.data.tags[runs.MODEL_URI] == version.source:  # registered in MLflow's page from a run of tipline
-            return tag_version(client, version, select_version_tags(run))
+            return tag_version(client, version, {tag: run.data.tags[tag] for tag in FROM_RUN if tag in run.data.tags})
     where = format_version(version)
     # Its scores are compared by the target, the time and the baseline of a model that was trained here.
     own = files.try_read_json(paths.challenger / pyfunc.SPEC)
@@ -142,14 +130,11 @@ def adopt_version(
     with open_download(version, trust_code=trust_code) as root:
         hidden = {*settings.model.hidden, *own["target_columns"]}
         inputs = external.read_inputs(root, load_schema(paths.root / settings.schema_), hidden, where)
-        shutil.copytree(root, root.parent / "adopted" / external.FOLDER)
-        spec = {name: own[name] for name in ("target", "target_columns", "time", "baseline")} | {
-            "name": where,
-            "inputs": inputs,
-        }
-        files.write_json(root.parent / "adopted" / pyfunc.SPEC, spec)
-        digest = artifact.read_digest(root.parent / "adopted")
-        tags = {store.DIGEST: digest, EXTERNAL_SPEC: json.dumps(spec | {"trusted": digest if trust_code else None})}
+        logged = loader.read_files(root, where)
+    digest = external.hash_model({f"{external.FOLDER}/{name}": data for name, data in logged.items()})
+    spec = {name: own[name] for name in ("target", "target_columns", "time", "baseline")}
+    spec |= {"name": where, "inputs": inputs, "trusted": digest if trust_code else None}
+    tags = {store.DIGEST: digest, runs.EXTERNAL_SPEC: json.dumps(spec)}
     return tag_version(client, version, tags)
 
 
@@ -184,7 +169,7 @@ def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Pat
                 store.check_artifact_host(location, where)
             root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=f"{scratch}/model"))
         except (MlflowException, OSError) as error:
-            if client_errors.is_unreachable(error):
+            if store.is_unreachable(error):
                 raise
             what = f"The files of this version cannot be downloaded: {summarize_exception(error)}."
             todo = "Bring MLflow's artifacts back, or promote another version: tipline promote VERSION"
@@ -192,7 +177,7 @@ def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Pat
         loader.remove_leftovers(root)
         logged = loader.read_files(root, where)
         loader.check_registered(logged, version.tags.get(loader.FILES), where)
-        external_spec = json.loads(version.tags.get(EXTERNAL_SPEC, "{}"))
+        external_spec = json.loads(version.tags.get(runs.EXTERNAL_SPEC, "{}"))
         if store.DIGEST in version.tags and not external_spec:
             loader.check_own_model(logged, where)
         elif not (trust_code or external_spec.get("trusted")):
@@ -214,25 +199,19 @@ def list_locations(uri: str) -> list[str]:
     return locations
 
 
-def download_files(version: Version, folder: Path) -> None:
-    """Download a version's model files into an empty folder, and check them against its digest."""
-    with open_download(version) as root:
-        if EXTERNAL_SPEC in version.tags:
-            shutil.copytree(root, folder / external.FOLDER)
-            (folder / pyfunc.SPEC).write_text(version.tags[EXTERNAL_SPEC], encoding="utf-8")
-        else:
-            shutil.copytree(root / loader.ARTIFACTS, folder, dirs_exist_ok=True)
-    if artifact.read_digest(folder) != get_digest(version):
-        what = "The registry's files of this version are not those that were registered."
-        raise TiplineError(what, format_version(version), "Promote another version: tipline promote VERSION")
-
-
 @contextlib.contextmanager
 def open_files(version: Version) -> Iterator[Path]:
     """Yield a temporary folder with a version's model files, checked against its digest."""
-    with tempfile.TemporaryDirectory(prefix="tipline-") as folder:
-        download_files(version, Path(folder))
-        yield Path(folder)
+    with open_download(version) as root:
+        folder = root / loader.ARTIFACTS
+        if spec := version.tags.get(runs.EXTERNAL_SPEC):
+            folder = root.parent / "adopted"
+            shutil.copytree(root, folder / external.FOLDER)
+            (folder / pyfunc.SPEC).write_text(spec, encoding="utf-8")
+        if artifact.read_digest(folder) != get_digest(version):
+            what = "The registry's files of this version are not those that were registered."
+            raise TiplineError(what, format_version(version), "Promote another version: tipline promote VERSION")
+        yield folder
 
 
 def read_files(version: Version) -> dict[str, bytes]:

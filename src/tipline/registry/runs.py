@@ -8,35 +8,29 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 
 from tipline import files, git
+from tipline.config import Settings
 from tipline.errors import UsageError
 from tipline.model import artifact, external, loader, pyfunc
-from tipline.paths import month_folder
+from tipline.paths import Paths, month_folder
 from tipline.registry import store
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.store import Client, Run
+from tipline.registry.store import Client, Run
 
 MODEL_URI = "tipline.model_uri"  # tag of training runs: the address of the logged model
 EXTERNAL_SPEC = "tipline.model"  # tag of runs and versions of models that tipline did not make: their model.json
-DVC_EXPERIMENT = "dvc.exp"  # tag of training runs: the DVC experiments that led to them, joined with commas
+DVC_EXPERIMENT = "dvc.exp"  # tag of training runs: the last DVC experiment that led to the model
 NOTE = "mlflow.note.content"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")
 TYPES = {"category": "string", "timestamp": "datetime"}  # in the signature; numbers are doubles
 FIGURES = ("log_loss", "skill", "auc")
-# Figures of the learning curve that are in its table alone; MLflow's page draws a chart for every metric.
-IN_TABLE = (".brier", ".segment.auc")
 TODO = "Run: dvc repro"
 
 
@@ -59,7 +53,8 @@ def ensure_runs(client: Client, paths: Paths, experiment: str, *records: Record)
     existing = store.find_runs(experiment_id, records[0].digest if len(records) == 1 else None)
     runs = [(record, existing.get(record.digest)) for record in records]
     return [
-        run if run and store.is_finished(run) else log_run(client, experiment_id, record, run) for record, run in runs
+        run if run and run.info.status == store.FINISHED else log_run(client, experiment_id, record, run)
+        for record, run in runs
     ]
 
 
@@ -117,8 +112,8 @@ def log_model(run_id: str, folder: Path) -> str:
     columns = files.read_json(folder / pyfunc.SPEC, TODO)["inputs"]
     training = files.read_json(folder / artifact.TRAINING, TODO)
     inputs = Schema([ColSpec(TYPES.get(column["type"], "double"), column["name"]) for column in columns])
-    # Those of the estimator, too. When a model is logged again, other versions may be installed.
-    used = training["libraries"]
+    # As in training: when a model is logged again, other versions may be installed.
+    versions = {name: installed_version(name) for name in REQUIREMENTS} | training["libraries"]
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow follows symlinks, and DVC's cache, which they may point to, has names without an ending.
         names = (*artifact.list_files(folder), artifact.TRAINING)
@@ -130,10 +125,7 @@ def log_model(run_id: str, folder: Path) -> str:
             signature=ModelSignature(inputs, Schema([ColSpec("float", pyfunc.OUTPUT)])),
             input_example=pyfunc.normalize_frame(pd.DataFrame(training["example"]), columns),
             pip_requirements=[
-                *(
-                    f"{name}=={used.get(name) or installed_version(name)}"
-                    for name in {**dict.fromkeys(REQUIREMENTS), **used}
-                ),
+                *(f"{name}=={version}" for name, version in versions.items()),
                 *training["requirements"],
             ],
         )
@@ -142,18 +134,6 @@ def log_model(run_id: str, folder: Path) -> str:
         loader.remove_leftovers(stored)
         mlflow.set_tag(loader.FILES, loader.hash_files(loader.read_files(stored, uri)))
     return uri
-
-
-def add_experiment_name(client: Client, run: Run) -> None:
-    """Add the DVC experiment that runs now to those that led to a training run."""
-    now, names = os.environ.get("DVC_EXP_NAME"), list_experiment_names(run)
-    if now and now not in names:
-        client.set_tag(run.info.run_id, DVC_EXPERIMENT, ", ".join([*names, now]))
-
-
-def list_experiment_names(run: Run) -> list[str]:
-    """Return the DVC experiments that led to a run."""
-    return [name for name in run.data.tags.get(DVC_EXPERIMENT, "").split(", ") if name]
 
 
 def list_training_runs(client: Client) -> list[Run]:
@@ -165,10 +145,11 @@ def list_training_runs(client: Client) -> list[Run]:
 
 def find_training_run(client: Client, wanted: str) -> Run:
     """Return the run of a training with this id, name or DVC experiment; raise UsageError unless there is just one."""
-    names = (
-        (run, {run.info.run_id, run.info.run_name, *list_experiment_names(run)}) for run in list_training_runs(client)
-    )
-    matches = [run for run, its_names in names if wanted in its_names]
+    matches = [
+        run
+        for run in list_training_runs(client)
+        if wanted in (run.info.run_id, run.info.run_name, run.data.tags.get(DVC_EXPERIMENT))
+    ]
     if len(matches) != 1:
         what = f"{len(matches)} runs with a model are called {wanted!r}."
         ids = f" The ids of these: {', '.join(run.info.run_id for run in matches)}" if matches else ""
@@ -183,29 +164,27 @@ def find_training_run(client: Client, wanted: str) -> Run:
 def describe_curve(settings: Settings, paths: Paths) -> Record:
     """Return the record of the learning curve; its sizes are the steps of its metrics."""
     decision = files.read_json(paths.learning_curve.with_suffix(".json"), TODO)
-    sizes, baseline = {size["rows"]: size for size in decision["sizes"]}, decision["baseline"]
-    shown = [name for name in decision["sizes"][0] if name != "rows" and not name.endswith(IN_TABLE)]
-    steps = {rows: {name: size[name] for name in shown} for rows, size in sizes.items()}
-    steps[0] = {f"{part}.baseline_log_loss": baseline[f"{part}.log_loss"] for part in ("held_out", "validation")}
-    params = artifact.describe_settings(settings) | {name: decision[name] for name in ("min_gain", "rows", "segment")}
+    shown = [f"validation.{name}" for name in (*FIGURES, "skill_low", "skill_high")]
+    steps = {size["rows"]: {name: size[name] for name in shown} for size in decision["sizes"]}
+    steps[0] = {"validation.baseline_log_loss": decision["baseline"]["validation.log_loss"]}
+    params = artifact.describe_settings(settings) | {name: decision[name] for name in ("min_gain", "rows")}
     params["months"] = ", ".join(settings.sample.get_months("train"))
-    # The seconds of the fits differ each time that the same study is made.
-    digest = files.hash_json({**decision, "sizes": [{**size, "fit_seconds": None} for size in decision["sizes"]]})
+    digest = files.hash_json([params, list(steps.items()), decision["reason"]])  # without the seconds of the fits
     title, tags = artifact.format_title(settings, decision["rows"]), {NOTE: decision["reason"]}
     table_and_picture = [paths.learning_curve, paths.learning_curve.with_suffix(".png")]
     return Record(title, digest, params, steps, tags, table_and_picture)
 
 
 def describe_evaluation(settings: Settings, paths: Paths, links: Mapping[str, str]) -> Record:
-    """Return the record of challenger, champion, baseline and majority on the test months; `links` are by role."""
+    """Return the record of challenger, champion and baseline on the test months; `links` are by role."""
     report = files.read_json(paths.evaluation, TODO)
     months, gate, gain = ", ".join(report["months"]), report["gate"], report["gate"]["gain"] or {}
     metrics = collect_test_metrics(report, "challenger")
     metrics |= {f"test.champion_{name}": report["champion"][name] for name in FIGURES}
-    metrics |= {"test.majority_log_loss": report["majority"]["log_loss"], "gate.promote": float(gate["promote"])}
+    metrics |= {"gate.promote": float(gate["promote"])}
     metrics |= {"gate.gain": gain.get("value"), "gate.gain_lower": gain.get("lower")}
     params = {"months": months, "rows": report["rows"]}
-    params |= {f"{role}_digest": report["made"][role][:12] for role in links}
+    params |= {f"{role}_digest": digest[:12] for role, digest in report["made"].items()}
     text = " · ".join(f"{role}: {link}" for role, link in links.items())
     tags = {NOTE: f"{report['verdict']} {gate['words']}\n\n{text}"}
     report_and_picture = [paths.evaluation, paths.evaluation.with_suffix(".png")]

@@ -1,4 +1,4 @@
-"""MLflow's store: its address, connecting to it, and its experiments and runs."""
+"""MLflow's store: its address, connecting to it, errors of its client, and its experiments and runs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TypeAlias, cast
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 import filelock
 import mlflow
+import requests
 from mlflow import entities
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from tipline import files
-from tipline.errors import TiplineError, hide_secrets
-from tipline.registry import client_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tipline.paths import Paths
+from tipline.errors import TiplineError, hide_secrets, list_causes, summarize_exception
+from tipline.paths import Paths
 
 # The names that the rest of tipline uses for MLflow's types.
 Client: TypeAlias = mlflow.MlflowClient
@@ -34,6 +33,7 @@ Version: TypeAlias = entities.model_registry.ModelVersion
 log = logging.getLogger(__name__)
 
 DIGEST = "tipline.digest"  # tag of runs and versions: the digest of the model, or of what a run shows
+FINISHED = "FINISHED"  # the status of a run that has ended well
 PREFIX = "tipline/"  # of the names of experiments
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
@@ -41,6 +41,12 @@ ARTIFACTS = "mlartifacts"
 # Columns of MLflow's database that hold paths, as addresses or plain.
 PATH_COLUMNS = {"experiments": "artifact_location", "logged_models": "artifact_location"}
 PATH_COLUMNS |= {"runs": "artifact_uri", "model_versions": "storage_location"}
+UNAUTHORIZED, FORBIDDEN = 401, 403
+SERVER_FAILURES = {408, 429, *range(500, 600)}
+NO_CONNECTION = (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
+
+
+# ---- connecting ----
 
 
 def get_store_address(paths: Paths) -> str:
@@ -78,7 +84,7 @@ def connect_store(paths: Paths) -> Iterator[Client]:
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
-    with client_errors.translate_errors(address):
+    with translate_errors(address):
         if database := get_database_path(paths):
             if is_missing(database):
                 create_database(paths, database)
@@ -152,6 +158,81 @@ def check_artifact_host(address: str, where: str) -> None:
         raise TiplineError(what, where, "Promote another version, and tell the person who runs MLflow's server.")
 
 
+# ---- errors of the client, distinguished by error code, HTTP status and exception type ----
+
+
+@contextlib.contextmanager
+def translate_errors(address: str) -> Iterator[None]:
+    """Raise TiplineError for what goes wrong in the block at the store of this address."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        what = f"MLflow's store needs the module {error.name}, which is missing."
+        todo = f"Install the package that has {error.name}, or name another store in MLFLOW_TRACKING_URI."
+        raise TiplineError(what, hide_secrets(address), todo) from error
+    except (MlflowException, requests.RequestException, SQLAlchemyError, sqlite3.Error) as error:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        what, todo = explain_error(error, address)
+        raise TiplineError(what, hide_secrets(address) + (f", as user {user}" if user else ""), todo) from error
+
+
+@contextlib.contextmanager
+def skip_if_forbidden(warning: str | None = None) -> Iterator[None]:
+    """End the block, and log the warning, if the server forbids this user what the block does."""
+    try:
+        yield
+    except MlflowException as error:
+        if get_status(error) != FORBIDDEN:
+            raise
+        if warning:
+            log.warning("No write access to MLflow, so %s", warning)
+
+
+def get_status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error stands for, or None if it stands for none."""
+    for cause in list_causes(error):
+        if isinstance(cause, requests.RequestException) and cause.response is not None:
+            return int(cause.response.status_code)
+        if isinstance(cause, requests.exceptions.RetryError):  # raised for answers that say that the server failed
+            return 500
+    # MLflow gives this code to everything that has no other.
+    if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
+        return int(error.get_http_status_code())
+    return None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether MLflow's server gave no answer, or one that says that it failed."""
+    has_no_answer = any(isinstance(cause, NO_CONNECTION) for cause in list_causes(error))
+    return has_no_answer or get_status(error) in SERVER_FAILURES
+
+
+def explain_error(error: BaseException, address: str) -> tuple[str, str]:
+    """Say what happened and what to do about it."""
+    status, again = get_status(error), "Then run the command again; it resumes."
+    reason = hide_secrets(summarize_exception(list_causes(error)[-1])).partition(". ")[0]
+    if status == UNAUTHORIZED:
+        todo = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of your account there."
+        return "MLflow's server does not accept this user name and password.", todo
+    if status == FORBIDDEN:
+        todo = "Ask the person who runs the server for the permission (docs/team.md)."
+        return f"MLflow's server does not let this user do that: {reason}.", todo
+    if is_unreachable(error):
+        seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        todo = f"Check MLFLOW_TRACKING_URI and the server, or raise MLFLOW_HTTP_REQUEST_TIMEOUT={seconds}. {again}"
+        return f"MLflow's server failed or cannot be reached: {reason}.", todo
+    if address.startswith("http") or status is not None:
+        return f"MLflow refused the request: {reason}.", f"Check MLFLOW_TRACKING_URI. {again}"
+    todo = (
+        f"Check that MLFLOW_TRACKING_URI names a database that you may write to. {again} For a database of a newer "
+        "MLflow, upgrade MLflow here. For one of an older MLflow, save a copy and run: mlflow db upgrade ADDRESS"
+    )
+    return f"This version of MLflow cannot use this database: {reason}.", todo
+
+
+# ---- experiments and runs ----
+
+
 def find_model(client: Client, name: str) -> entities.model_registry.RegisteredModel | None:
     """Return a registered model with its tags and aliases, or None.
 
@@ -178,10 +259,5 @@ def find_runs(experiment_id: str, digest: str | None = None) -> dict[str, Run]:
     """Return the runs of an experiment by digest, or that of one digest; of several a finished one, the oldest."""
     query = f"tags.`{DIGEST}` = '{digest}'" if digest else ""
     runs = cast(list[Run], mlflow.search_runs([experiment_id], query, output_format="list"))
-    runs.sort(key=lambda run: (is_finished(run), -run.info.start_time))
+    runs.sort(key=lambda run: (run.info.status == FINISHED, -run.info.start_time))
     return {run.data.tags[DIGEST]: run for run in runs if DIGEST in run.data.tags}
-
-
-def is_finished(run: Run) -> bool:
-    """Whether a run has ended well."""
-    return str(run.info.status) == "FINISHED"

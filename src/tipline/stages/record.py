@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tipline.errors import format_count
 from tipline.model import artifact  # noqa: F401 (before tipline.registry, see register)
-from tipline.registry import client_errors, model_card, runs, store
+from tipline.registry import model_card, runs, store
 
 if TYPE_CHECKING:
     from tipline.config import Settings
@@ -23,7 +23,7 @@ NO_ACCESS = "new results were not logged. Ask someone with access to run `dvc re
 
 def run(settings: Settings, paths: Paths) -> None:
     """Create the runs that are missing, and bring descriptions up to date."""
-    with store.connect_store(paths) as client, store.lock_store(paths), client_errors.skip_if_forbidden(NO_ACCESS):
+    with store.connect_store(paths) as client, store.lock_store(paths), store.skip_if_forbidden(NO_ACCESS):
         find, name = model_card.find_entry, settings.model.name
         entries = {role: find(client, paths, name, role) for role in ("challenger", "champion")}
         months = runs.describe_months(settings, paths, entries["champion"].link)

@@ -6,10 +6,12 @@ Runs at every `dvc repro`, because DVC cannot see that an alias was moved. What 
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
+from tipline import files
 from tipline.model import artifact  # before tipline.registry: beside MLflow it would import pandas and MLflow's models
-from tipline.registry import champion, client_errors, model_versions, runs, store
+from tipline.registry import champion, model_versions, runs, store
 
 if TYPE_CHECKING:
     from tipline.config import Settings
@@ -24,7 +26,7 @@ NO_ACCESS = "the challenger was not registered. Ask someone with access to run `
 
 def run(settings: Settings, paths: Paths) -> None:
     """Register the challenger, find the champion and fetch its files."""
-    before = champion.read_champion_ref(paths)
+    before = files.try_read_json(paths.champion_ref)
     with store.connect_store(paths) as client, store.lock_store(paths):
         challenger = register_challenger(client, paths, settings.model.name)
         version = champion.resolve_champion(client, settings, paths, challenger["digest"])
@@ -43,9 +45,10 @@ def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
     An experiment in a copy of the project logs a run and no version: a sweep of 50 runs does not create 50 versions.
     """
     digest, run_id = artifact.read_digest(paths.challenger), None
-    with client_errors.skip_if_forbidden(NO_ACCESS):
+    with store.skip_if_forbidden(NO_ACCESS):
         run = runs.ensure_training_run(client, paths, paths.challenger)
-        runs.add_experiment_name(client, run)
+        if experiment := os.environ.get("DVC_EXP_NAME"):
+            client.set_tag(run.info.run_id, runs.DVC_EXPERIMENT, experiment)
         run_id = run.info.run_id
         if not paths.is_experiment_copy:
             model_versions.register_run(client, name, run)
