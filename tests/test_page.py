@@ -113,8 +113,7 @@ def test_a_learning_curve_is_drawn(tmp_path: Path, behind: list[float], skill: f
     study = create_noisy_study(behind)
     decision = choose_rows(study, 0.001, 14_000_000) | {"power_law": extrapolate_skill(study, 14_000_000)}
     figures = {"skill": skill, "skill_low": skill and skill - 0.01, "skill_high": skill and 0.03, "fit_seconds": 0.5}
-    sets = {f"{name}.{figure}": value for name in ("held_out", "validation") for figure, value in figures.items()}
-    sizes = [size | sets for size in decision["sizes"]]
+    sizes = [size | figures for size in decision["sizes"]]
     plots.plot_learning_curve(tmp_path / "curve.png", decision | {"sizes": sizes})
     assert_picture(tmp_path / "curve.png")
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
-from tipline.arrays import fill_nulls
+from tipline.arrays import Floats, Probabilities, fill_nulls
+from tipline.config import Settings
 from tipline.errors import TiplineError, join_lines
 from tipline.evaluation import baseline as rule
 from tipline.evaluation import gate, metrics
+from tipline.evaluation.gate import MadeOn
 from tipline.evaluation.intervals import MIN_ROWS, Ratio
+from tipline.evaluation.metrics import Labels
 from tipline.ingest import columns
 from tipline.model import artifact, external
+from tipline.paths import Paths
 from tipline.training import sampling
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import pyarrow as pa
-
-    from tipline.arrays import Floats, Probabilities
-    from tipline.config import Settings
-    from tipline.evaluation.gate import MadeOn
-    from tipline.evaluation.metrics import Labels
-    from tipline.paths import Paths
-
-    Figures = dict[str, float | None]
+Figures = dict[str, float | None]
 
 ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, *external.FAILURES)

@@ -6,23 +6,19 @@ champion's baseline, which stays the same from challenger to challenger. docs/st
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tipline.arrays import Codes, Floats
 from tipline.errors import format_count
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, Labels, rank_values
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.arrays import Codes, Floats
-    from tipline.evaluation.metrics import Labels
-
-    MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
+MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
 MIN_MONTHS = 6
 # A block does not scatter around its own mean, so the error would be far too small if one had nearly all the weight.

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.arrays import fill_nulls
+from tipline.arrays import Codes, Floats, Probabilities, fill_nulls
 from tipline.ingest.target import parse_target
 
-if TYPE_CHECKING:
-    from tipline.arrays import Codes, Floats, Probabilities
-
-    Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
-    Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
-    Times = np.ndarray[tuple[int], np.dtype[np.int64]]
+Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Times = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 # The truth never counts as less likely than one float32 step from 0, so that the loss is finite.
 EDGE = np.float32(2.0**-24)

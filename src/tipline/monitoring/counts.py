@@ -7,25 +7,21 @@ training counted the reference.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import fill_nulls, hour_of_day, view_values
+from tipline.arrays import Codes, Floats, Matrix, Probabilities, fill_nulls, hour_of_day, view_values
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
+from tipline.evaluation.metrics import Counted, Labels, Times
 from tipline.ingest.columns import get_baseline_columns
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from tipline.arrays import Codes, Floats, Matrix, Probabilities
-    from tipline.evaluation.metrics import Counted, Labels, Times
-
-    Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 BANDS = 1000
 DAY_MICROSECONDS = 86_400_000_000

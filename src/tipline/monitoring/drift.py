@@ -7,22 +7,18 @@ Differences that are usual between days of the reference are no drift either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from tipline.arrays import Codes, Floats, Probabilities
 from tipline.evaluation import metrics
 from tipline.evaluation.intervals import MIN_DAYS
 from tipline.ingest.columns import get_baseline_columns
 from tipline.monitoring import counts
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
-
-    from tipline.arrays import Codes, Floats, Probabilities
-    from tipline.monitoring.counts import Counts
+from tipline.monitoring.counts import Counts
 
 BINS = 10
 TAIL = 0.001

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tipline.errors import format_count
 from tipline.evaluation.baseline import compute_rates, sum_group_loss
 from tipline.evaluation.intervals import MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import compute_skill, divide_or_none
+from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
 from tipline.ingest.columns import get_baseline_columns
 from tipline.monitoring import drift
-from tipline.monitoring.counts import BANDS, OTHER, Sums, sum_baseline_loss
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tipline.evaluation.metrics import Counted
-    from tipline.monitoring.counts import Counts
+from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
 
 CALIBRATION_GROUPS = 10
 KEEP, RETRAIN, NO_LABELS = "keep", "retrain", "no labels"

@@ -35,8 +35,6 @@ NOTE = "mlflow.note.content"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")
 TYPES = {"category": "string", "timestamp": "datetime"}  # in the signature; numbers are doubles
 FIGURES = ("log_loss", "skill", "auc")
-# Figures of the learning curve that are in its table alone; MLflow's page draws a chart for every metric.
-IN_TABLE = (".brier", ".segment.auc")
 TODO = "Run: dvc repro"
 
 
@@ -183,11 +181,9 @@ def find_training_run(client: Client, wanted: str) -> Run:
 def describe_curve(settings: Settings, paths: Paths) -> Record:
     """Return the record of the learning curve; its sizes are the steps of its metrics."""
     decision = files.read_json(paths.learning_curve.with_suffix(".json"), TODO)
-    sizes, baseline = {size["rows"]: size for size in decision["sizes"]}, decision["baseline"]
-    shown = [name for name in decision["sizes"][0] if name != "rows" and not name.endswith(IN_TABLE)]
-    steps = {rows: {name: size[name] for name in shown} for rows, size in sizes.items()}
-    steps[0] = {f"{part}.baseline_log_loss": baseline[f"{part}.log_loss"] for part in ("held_out", "validation")}
-    params = artifact.describe_settings(settings) | {name: decision[name] for name in ("min_gain", "rows", "segment")}
+    steps = {size["rows"]: {name: size[name] for name in size if name != "rows"} for size in decision["sizes"]}
+    steps[0] = {"baseline_log_loss": decision["baseline"]["log_loss"]}
+    params = artifact.describe_settings(settings) | {name: decision[name] for name in ("min_gain", "rows")}
     params["months"] = ", ".join(settings.sample.get_months("train"))
     # The seconds of the fits differ each time that the same study is made.
     digest = files.hash_json({**decision, "sizes": [{**size, "fit_seconds": None} for size in decision["sizes"]]})

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
-from typing import TYPE_CHECKING
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import TiplineError, combine_failures
 from tipline.ingest import source
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 

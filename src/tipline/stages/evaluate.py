@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from tipline import files
+from tipline.config import Settings
 from tipline.evaluation import comparison
 from tipline.model import artifact
 from tipline.monitoring import plots
+from tipline.paths import Paths
 from tipline.training import sampling
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.monitoring import page, plots, verdict
 from tipline.monitoring.counts import Counts
-from tipline.paths import month_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
+from tipline.paths import Paths, month_folder
 
 log = logging.getLogger(__name__)
 

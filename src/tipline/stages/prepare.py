@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import format_count
 from tipline.ingest import prepare
 from tipline.ingest.schema import format_names, load_schema
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 

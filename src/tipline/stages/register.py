@@ -6,16 +6,13 @@ Runs at every `dvc repro`, because DVC cannot see that an alias was moved. What 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
+from tipline.config import Settings
 from tipline.model import artifact  # before tipline.registry: beside MLflow it would import pandas and MLflow's models
+from tipline.paths import Paths
 from tipline.registry import champion, client_errors, model_versions, runs, store
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.champion import Ref
-    from tipline.registry.store import Client
+from tipline.registry.champion import Ref
+from tipline.registry.store import Client
 
 log = logging.getLogger(__name__)
 
