@@ -193,12 +193,12 @@ def describe_curve(settings: Settings, paths: Paths) -> Record:
 
 
 def describe_evaluation(settings: Settings, paths: Paths, links: Mapping[str, str]) -> Record:
-    """Return the record of challenger, champion, baseline and majority on the test months; `links` are by role."""
+    """Return the record of challenger, champion and baseline on the test months; `links` are by role."""
     report = files.read_json(paths.evaluation, TODO)
     months, gate, gain = ", ".join(report["months"]), report["gate"], report["gate"]["gain"] or {}
     metrics = collect_test_metrics(report, "challenger")
     metrics |= {f"test.champion_{name}": report["champion"][name] for name in FIGURES}
-    metrics |= {"test.majority_log_loss": report["majority"]["log_loss"], "gate.promote": float(gate["promote"])}
+    metrics |= {"gate.promote": float(gate["promote"])}
     metrics |= {"gate.gain": gain.get("value"), "gate.gain_lower": gain.get("lower")}
     params = {"months": months, "rows": report["rows"]}
     params |= {f"{role}_digest": report["made"][role][:12] for role in links}
