@@ -63,7 +63,7 @@ def test_bins_hold_about_a_tenth_of_the_rows_and_frequent_values_alone(reference
     assert (reference["rows"], reference["days"], sum(reference["score"]["counts"])) == (ROWS, 28, ROWS)
     assert features["vendor"]["values"] == ["CMT", "VTS"]
     assert len(features["pickup_datetime"]["counts"]) == 24 + 1
-    assert 9 <= len(features["fare_amount"]["starts"]) <= 11
+    assert 9 <= len(features["fare_amount"]["edges"]) <= 11
     assert np.ptp(features["fare_amount"]["counts"][:-1]) < 800
     # Each of its values has a bin, and so have the gaps between and beyond them.
     rows = np.unique(trips()["extra"].to_numpy(), return_counts=True)[1].tolist()

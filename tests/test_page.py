@@ -25,9 +25,9 @@ REFERENCE = {
     "rows": 1000,
     "features": {
         "vendor": {"kind": "category", "values": ["CMT"], "counts": [1000, 0, 0], "psi_bound": 0.01},
-        "fare_amount": {"kind": "number", "starts": [0, 9], "counts": [500, 500, 0], "psi_bound": None},
+        "fare_amount": {"kind": "number", "edges": [9], "counts": [500, 500, 0], "psi_bound": None},
     },
-    "score": {"starts": [0, 500], "counts": [900, 100], "psi_bound": 0.02},
+    "score": {"edges": [500], "counts": [900, 100], "psi_bound": 0.02},
 }
 
 

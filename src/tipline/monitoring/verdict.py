@@ -12,7 +12,6 @@ from tipline.errors import format_count
 from tipline.evaluation.baseline import compute_rates, sum_group_loss
 from tipline.evaluation.intervals import MIN_DAYS, MIN_ROWS, Ratio
 from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
-from tipline.ingest.columns import get_baseline_columns
 from tipline.monitoring import drift
 from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
 
@@ -57,7 +56,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     month["drifted"] = "; ".join(name for name, one in judged.items() if one["flagged"])
     month["groups"] = {name: summarize_group(name, sums, baseline) for name, sums in sorted(groups.items())}
     month |= {"calibration": compute_calibration(counts.bands), "drift": drifts}
-    verdict, reason = judge_month(month, " and ".join(get_baseline_columns(baseline)))
+    verdict, reason = judge_month(month, " and ".join(baseline["by"]))
     if month["drifted"]:
         reason += f" Drift in {month['drifted'].replace(';', ',')}; drift alone does not change the verdict."
     return {**month, "verdict": verdict, "reason": reason}
