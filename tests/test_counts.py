@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,12 @@ from sklearn.metrics import roc_auc_score
 
 from tests import workbench
 from tests.test_baseline import BY, TARGET, batch, coded
+from tipline.arrays import Probabilities
 from tipline.evaluation import metrics
 from tipline.model import artifact
 from tipline.monitoring import counts
 from tipline.monitoring.counts import Counts, Histogram
-
-if TYPE_CHECKING:
-    from tipline.arrays import Probabilities
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 RATES = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}
 SPEC: dict[str, Any] = {"target": TARGET, "baseline": RATES, "time": "pickup_datetime"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,8 @@ from tipline.errors import TiplineError
 from tipline.evaluation import baseline, comparison, metrics
 from tipline.evaluation.comparison import ROLES, Comparison, build_report
 from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.training import sampling
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tipline.paths import Paths
 
 
 @pytest.fixture
@@ -61,10 +58,8 @@ def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
     model = artifact.load_model(contents, artifact.hash_artifact(contents))
     rule = model.spec["baseline"]
     baseline_loss = log_loss(labels, baseline.predict_baseline(trips, rule))
-    scores = {
-        "challenger": model.probabilities(trips).astype(float),
-        "baseline": baseline.predict_baseline(trips, rule),
-    }
+    rates = baseline.predict_baseline(trips, rule)
+    scores = {"challenger": model.probabilities(trips).astype(float), "baseline": rates}
     for name, probabilities in scores.items():
         loss = log_loss(labels, probabilities)
         assert found[name] == {

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 from tests.test_learning_curve import create_noisy_study
 from tests.test_verdict import make_month, summarize
 from tipline.monitoring import page, plots
 from tipline.monitoring.counts import Counts, Histogram
 from tipline.training.learning_curve import choose_rows, extrapolate_skill
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from playwright.sync_api import Browser
 
 SCRIPT = "<script>document.title = 'taken over'</script>"
 REFERENCE = {

@@ -48,11 +48,6 @@ class Comparison:
         self.losses = {name: metrics.compute_log_loss(one, self.labels) for name, one in self.probabilities.items()}
 
 
-def load_specs(contents: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, Any]]:
-    """Return the model.json of each model, given as files."""
-    return {role: artifact.read_spec(of_model) for role, of_model in contents.items()}
-
-
 def compare_models(
     settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], made_on: MadeOn
 ) -> tuple[dict[str, Any], Comparison]:
@@ -60,7 +55,8 @@ def compare_models(
 
     `made_on` is that of `gate.decide_promotion`. Raises TiplineError if a sample is missing or no target is known.
     """
-    specs, months, limits = load_specs(contents), settings.sample.get_months("test"), settings.evaluate
+    specs = {role: artifact.read_spec(of_model) for role, of_model in contents.items()}
+    months, limits = settings.sample.get_months("test"), settings.evaluate
     types = {name: type_ for spec in specs.values() for name, type_ in columns.list_needed_columns(spec).items()}
     types |= dict.fromkeys(limits.segments, columns.CATEGORY)
     rows, target = sampling.read_role(settings, paths, "test", types), settings.model.target
@@ -79,9 +75,9 @@ def compare_models(
         obstacles.append("neither model says which column is the time")
     compared = Comparison(rows, target, specs["champion"]["baseline"], scores)
     if digests["challenger"] == digests["champion"]:
-        verdict = gate.build_refusal([SAME]) | {"words": SAME}
+        verdict = gate.build_verdict([SAME]) | {"words": SAME}
     elif obstacles:
-        verdict = gate.build_refusal(obstacles)
+        verdict = gate.build_verdict(obstacles)
     else:
         gate_rows = build_gate_rows(compared, time, months, limits.segments)
         verdict = gate.decide_promotion(gate_rows, made_on, limits.tolerance, limits.segment_tolerance)

@@ -45,7 +45,6 @@ class Histogram:
     new: Counter[str] = field(default_factory=Counter)  # rows of values that the reference does not have
 
     def __add__(self, other: Histogram) -> Histogram:
-        """Return the histogram of the rows of both."""
         return Histogram(self.counts + other.counts, self.missing + other.missing, self.new + other.new)
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +101,8 @@ class Counts:
         groups, codes = group_rows(trips, spec["baseline"]["by"])
         days, start, times = [OTHER], 0, np.zeros(len(trips), np.int64)
         if month and "time" in spec:
-            days, start = list_days(month)
+            first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
+            days, start = [*(str(day + 1) for day in range(after - first)), OTHER], first * DAY_MICROSECONDS
             times = metrics.read_microseconds(trips[spec["time"]])
         counts = cls(len(trips), float(scores.sum(dtype=np.float64)))
         if not known.all():
@@ -113,7 +113,7 @@ class Counts:
             day, group = divmod(cell, len(groups))
             (no, yes), (probability, loss) = rows[cell].tolist(), sums[:, cell].tolist()
             counts.days.setdefault(days[day], {})[groups[group]] = Sums(no + yes, yes, probability, loss)
-        features = (spec.get("reference") or {}).get("features", {})
+        features = spec["reference"]["features"] if "reference" in spec else {}
         counts.histograms = {name: count_column(columns[name], bins) for name, bins in features.items()}
         return counts
 
@@ -181,12 +181,6 @@ class Counts:
 def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -> float:
     """Return the sum of the baseline's log-losses over the rows of the groups."""
     return sum(sum_group_loss(baseline, name, sums.rows, sums.positive) for name, sums in groups.items())
-
-
-def list_days(month: str) -> tuple[list[str], int]:
-    """Return the names of a month's days, OTHER last, and the microsecond at which the month starts."""
-    first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
-    return [*(str(day + 1) for day in range(after - first)), OTHER], first * DAY_MICROSECONDS
 
 
 def tally_rows(

@@ -38,30 +38,21 @@ def build_reference(
     `features` and `score`; the last two hold bins, `counts` by bin (missing values last), and `psi_bound`, which is
     None under MIN_DAYS days.
     """
-    days = (
-        metrics.rank_values(metrics.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
-    )
-    features = {}
+    days, features = metrics.rank_values(metrics.read_days(rows[spec["time"]])), {}
     for feature in spec["features"]:
-        column = columns[feature["name"]]
-        bins = choose_bins(column, feature["kind"])
+        column, bins = columns[feature["name"]], {"kind": feature["kind"]}
+        if bins["kind"] == "category":
+            bins["values"] = sorted(set(column.drop_null().unique().to_pylist()))
+        elif bins["kind"] == "number":
+            values = counts.read_numbers(column)
+            bins["edges"] = choose_edges(*np.unique(values[np.isfinite(values)], return_counts=True))
         codes, size = counts.assign_bins(column, bins)
         features[feature["name"]] = bins | count_by_day(codes, days, size + 1)
     bands = counts.assign_band(scores)
     edges = choose_edges(*np.unique(bands, return_counts=True))
     codes = np.searchsorted(edges, bands, side="right").astype(np.int32)
     score = {"edges": edges, **count_by_day(codes, days, len(edges) + 1)}
-    return {"rows": len(rows), "days": int(days.max(initial=-1)) + 1, "features": features, "score": score}
-
-
-def choose_bins(column: pa.Array, kind: str) -> dict[str, Any]:
-    """Choose the bins of a feature: its values, the hours, or about BINS bins of about equally many rows."""
-    if kind == "category":
-        return {"kind": kind, "values": sorted(set(column.drop_null().unique().to_pylist()))}
-    if kind == "hour":
-        return {"kind": kind}
-    values = counts.read_numbers(column)
-    return {"kind": kind, "edges": choose_edges(*np.unique(values[np.isfinite(values)], return_counts=True))}
+    return {"rows": len(rows), "days": int(days.max()) + 1, "features": features, "score": score}
 
 
 def choose_edges(values: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
@@ -82,7 +73,7 @@ def choose_edges(values: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np
 
 def count_by_day(codes: Codes, days: Codes, size: int) -> dict[str, Any]:
     """Return the rows by bin, and the 99% quantile of the PSI between two samples of days with replacement."""
-    n_days, bound = int(days.max(initial=0)) + 1, None
+    n_days, bound = int(days.max()) + 1, None
     by_day = np.bincount(days * size + codes, minlength=n_days * size).reshape(n_days, size)
     if n_days >= MIN_DAYS:
         generator = np.random.default_rng(0)
@@ -113,10 +104,8 @@ def judge_drift(reference: Mapping[str, Any], rows: Sequence[float]) -> dict[str
     return {"psi": psi, "psi_bound": bound, "flagged": flagged}
 
 
-def measure_drift(month: Counts, reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the drift of each feature and of the score, missing rates and new categories; None without a reference."""
-    if reference is None:
-        return None
+def measure_drift(month: Counts, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the drift of each feature and of the score, missing rates and new categories."""
     features = {}
     for name, expected in reference["features"].items():
         histogram = month.histograms.get(name) or counts.Histogram(np.zeros(1, np.int64))

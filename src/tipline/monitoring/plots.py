@@ -44,7 +44,6 @@ def create_picture(path: Path, height: float) -> Iterator[Figure]:
 
 
 def format_percent(*axes: Axis) -> None:
-    """Label axes in percent."""
     for axis in axes:
         axis.set_major_formatter(PercentFormatter(1, decimals=None))
 

@@ -33,7 +33,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     baseline_losses = np.array([sum_baseline_loss(baseline, day) for day in days])
     refitted_losses = np.array(refit_daily_losses(days, groups, baseline.get("smoothing", 0.0)))
     refitted_loss = divide_or_none(sum(refitted_losses.tolist()), total.rows) if len(days) > 1 else None
-    drifts = drift.measure_drift(counts, spec.get("reference"))
+    drifts = drift.measure_drift(counts, spec["reference"]) if "reference" in spec else None
     month: dict[str, Any] = {
         **counts.figures(baseline),
         "days": len(counts.days.keys() - {OTHER}),
@@ -121,5 +121,4 @@ def judge_month(month: Mapping[str, Any], by: str) -> tuple[str, str]:
 
 
 def format_skill(month: Mapping[str, Any], name: str) -> str:
-    """Format a skill with its bounds."""
     return f"skill {month[name]:.1%} ({month[name + '_low']:.1%} to {month[name + '_high']:.1%})"

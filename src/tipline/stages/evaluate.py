@@ -22,7 +22,7 @@ def run(settings: Settings, paths: Paths) -> None:
     ref = files.try_read_json(paths.champion_ref) or {}
     if ref:
         artifact.check_digest(contents["champion"], ref["digest"])
-    made_on = {role: spec.get("months") for role, spec in comparison.load_specs(contents).items()}
+    made_on = {role: artifact.read_spec(of_model).get("months") for role, of_model in contents.items()}
     if made_on["champion"] is None:  # a model that tipline did not make; `register` reads its months from MLflow
         made_on["champion"] = ref.get("months")
     report, compared = comparison.compare_models(settings, paths, contents, made_on)

@@ -64,8 +64,6 @@ def read_preparation(paths: Paths, month: str) -> dict[str, Any]:
     manifest = files.read_json(paths.prepared(month) / files.MANIFEST, f"Run: dvc repro prepare@{month}")
     row = {name: manifest[name] for name in PREPARED_COLUMNS}
     for name, value in row.items():
-        if isinstance(value, dict):
-            row[name] = "; ".join(f"{key}: {count}" for key, count in value.items())
-        elif isinstance(value, list):
-            row[name] = "; ".join(value)
+        items = [f"{key}: {count}" for key, count in value.items()] if isinstance(value, dict) else value
+        row[name] = "; ".join(items) if isinstance(items, list) else value
     return row

@@ -52,5 +52,4 @@ def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
 
 
 def format_ref(ref: Ref) -> str:
-    """Name a model's version."""
     return "not registered" if ref["version"] is None else f"version {ref['version']}"

@@ -43,7 +43,6 @@ def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[
 
 
 def fit_sigmoid(probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Fit slope and intercept on the log-odds."""
     regression = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
     try:
         with warnings.catch_warnings(action="error"):
@@ -59,7 +58,6 @@ def fit_sigmoid(probabilities: Floats, labels: Labels) -> dict[str, Any]:
 
 
 def fit_isotonic(probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Fit the nearest increasing step function, given by the ends of its steps."""
     # A step of one label only would give probability 0 or 1, and the first exception an infinite loss. The bounds are
     # the rule of succession for this many rows.
     least = 1 / (len(labels) + 2)

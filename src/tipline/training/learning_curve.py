@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from tipline import cluster
 from tipline.arrays import Codes, Floats, Matrix
 from tipline.config import LearningCurve
-from tipline.errors import UsageError, format_count
+from tipline.errors import UsageError
 from tipline.evaluation.intervals import CONFIDENCE
 from tipline.evaluation.metrics import NEXT_TO_NOTHING, Labels, compute_log_loss
 from tipline.model.pipeline import fit_pipeline
@@ -49,7 +49,6 @@ class CodePlugin(cluster.WorkerPlugin):
         self.code = dict(code)
 
     def setup(self, worker: cluster.Worker) -> None:
-        """Import each file under the name that the driver gave it."""
         del worker
         for name, data in self.code.items():
             install_code(name, data)
@@ -148,8 +147,7 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
     reason, min_gain, the figures of the baseline, and a list `sizes` with the figures of each size, None if undefined.
     """
     mean, upper = bound_excess(study)
-    problem = find_problem(study)
-    if problem:
+    if problem := find_problem(study):
         upper = np.full_like(upper, np.nan)
     smaller = zip(study.sizes[:-1], upper[:-1].tolist(), strict=True)
     size, bound = next(((size, bound) for size, bound in smaller if bound < min_gain), (None, math.nan))
@@ -169,31 +167,23 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
             f"{size:,} rows: with 95% confidence, {study.sizes[-1]:,} rows add less than {min_gain:g} skill points "
             f"(at most {max(bound, 0):.5f})."
         )
-    table = summarize_sizes(study)
-    for row, behind, at_most in zip(table, mean.tolist(), upper.tolist(), strict=True):
-        row.update(behind_largest=behind, behind_largest_upper=at_most)
     return {
         "rows": size or limit,
         "levelled_off": size is not None,
         "reason": reason,
         "min_gain": min_gain,
         "baseline": replace_nan(study.baseline),
-        "sizes": [replace_nan(row) for row in table],
+        "sizes": summarize_sizes(study, mean, upper),
     }
 
 
 def find_problem(study: Study) -> str | None:
     """Return why the study cannot judge smaller sizes, or None."""
-    _, repeats, days = study.losses.shape
     if study.baseline["log_loss"] < NEXT_TO_NOTHING:
         return "The baseline leaves nothing to gain on the `validation` rows"
     if math.isnan(study.baseline["auc"]):
         return "All `validation` rows have the same label, so they cannot tell a good model from an overconfident one"
-    if len(study.sizes) == 1:
-        return "Only one size was studied"
-    if min(repeats, days) < 2:  # noqa: PLR2004 (one has no spread)
-        return f"{format_count(repeats, 'repeat')} and {format_count(days, 'day')} are too few to bound the gain"
-    return None
+    return "One day is too few to bound the gain" if len(study.baseline_losses) == 1 else None
 
 
 def bound_excess(study: Study) -> tuple[Floats, Floats]:
@@ -231,14 +221,15 @@ def bootstrap_skill(study: Study, losses: Cube) -> tuple[Floats, Matrix]:
     return center, center + (draws - center) * math.sqrt(smaller / (smaller - 1)) * quantiles
 
 
-def summarize_sizes(study: Study) -> list[dict[str, float]]:
-    """Return rows, mean figures, and skill with its 90% interval, for each size."""
+def summarize_sizes(study: Study, behind: Floats, upper: Floats) -> list[dict[str, float | None]]:
+    """Return rows, mean figures, skill with its 90% interval, and what `bound_excess` found, for each size."""
     mean, draws = bootstrap_skill(study, study.losses)
     low, high = np.quantile(1 - draws, BAND, axis=0)
-    figures = {name: values.mean(axis=1) for name, values in study.figures.items()}
-    columns = {**figures, "skill": 1 - mean, "skill_low": low, "skill_high": high}
+    columns = {name: values.mean(axis=1) for name, values in study.figures.items()}
+    columns |= {"skill": 1 - mean, "skill_low": low, "skill_high": high}
+    columns |= {"behind_largest": behind, "behind_largest_upper": upper}
     return [
-        {"rows": size, **{name: float(values[index]) for name, values in columns.items()}}
+        {"rows": size, **replace_nan({name: float(values[index]) for name, values in columns.items()})}
         for index, size in enumerate(study.sizes)
     ]
 
