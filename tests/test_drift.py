@@ -104,6 +104,12 @@ def test_what_has_drifted_is_flagged_alone(reference: dict[str, Any], name: str,
     assert measured[name]["reference_missing_rate"] == 0
 
 
+def test_values_that_a_month_rounds_otherwise_stay_in_their_bins() -> None:
+    values = np.random.default_rng(1).choice([0.1, 0.7, 2.3], ROWS)
+    measured = measure_drift(build_reference(trips(fee=pa.array(values))), trips(fee=pa.array(values.astype("f4"))))
+    assert measured["fee"]["psi"] == 0
+
+
 def test_differences_that_are_usual_between_days_are_not_flagged() -> None:
     # All rows of a day have one vendor: days drawn again differ by far more than 0.1.
     days = np.arange(14_000) % 14

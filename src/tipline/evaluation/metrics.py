@@ -22,6 +22,8 @@ NEXT_TO_NOTHING = 1e-6
 def read_labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Labels]:
     """Return what the target says of each row, and whether it is known; False for a row without a label."""
     answers = parse_target(target).evaluate(trips)
+    if not answers.null_count:  # `fill_null` would import pandas
+        return unpack_booleans(answers), np.ones(len(trips), dtype=bool)
     return unpack_booleans(pc.fill_null(answers, fill_value=False)), unpack_booleans(answers.is_valid())
 
 
