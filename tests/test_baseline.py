@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tipline.evaluation import baseline
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 TARGET, BY = "tip_amount > 0", "payment_type"
 PAYMENTS = ["cash", "credit", "no charge"]

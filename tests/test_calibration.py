@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests import workbench
+from tipline.arrays import Floats
 from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import metrics
 from tipline.model import artifact, golden_rows, pyfunc
+from tipline.paths import Paths
 from tipline.training import calibration, sampling
-
-if TYPE_CHECKING:
-    from tipline.arrays import Floats
-    from tipline.paths import Paths
 
 METHODS = ("sigmoid", "isotonic")
 RANKED, FEW = np.linspace(0, 1, 1000), np.arange(1000) > 500

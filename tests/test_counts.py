@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,12 @@ from sklearn.metrics import roc_auc_score
 
 from tests import workbench
 from tests.test_baseline import BY, TARGET, batch, coded
+from tipline.arrays import Probabilities
 from tipline.evaluation import metrics
 from tipline.model import artifact
 from tipline.monitoring import counts
 from tipline.monitoring.counts import Counts, Histogram
-
-if TYPE_CHECKING:
-    from tipline.arrays import Probabilities
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 RATES = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}
 SPEC: dict[str, Any] = {"target": TARGET, "baseline": RATES, "time": "pickup_datetime"}
@@ -113,7 +111,7 @@ def test_rows_without_labels_are_scored_but_not_judged() -> None:
 
 # ---- features ----
 
-NUMBER = {"kind": "number", "low": 0.0, "high": 1024.0, "starts": [0, 10, 1000]}
+NUMBER = {"kind": "number", "edges": [10.0, 1000.0]}
 
 
 def test_numbers_fall_into_bins_with_open_ends_and_times_into_hours() -> None:
@@ -124,8 +122,7 @@ def test_numbers_fall_into_bins_with_open_ends_and_times_into_hours() -> None:
     counted = counts.count_column(values, NUMBER)
     assert (counted.counts.tolist(), counted.missing) == ([3, 2, 3], 1)
     assert counts.assign_bins(values, NUMBER)[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3]
-    constant = {"kind": "number", "low": 7.0, "high": 7.0, "starts": [0]}
-    assert counts.count_column(pa.array([7.0, 7.0]), constant).counts.tolist() == [2]
+    assert counts.count_column(pa.array([7, 7]), {"kind": "number", "edges": []}).counts.tolist() == [2]
 
 
 def test_values_that_the_reference_does_not_have_are_named() -> None:

@@ -63,7 +63,7 @@ def test_bins_hold_about_a_tenth_of_the_rows_and_frequent_values_alone(reference
     assert (reference["rows"], reference["days"], sum(reference["score"]["counts"])) == (ROWS, 28, ROWS)
     assert features["vendor"]["values"] == ["CMT", "VTS"]
     assert len(features["pickup_datetime"]["counts"]) == 24 + 1
-    assert 9 <= len(features["fare_amount"]["starts"]) <= 11
+    assert 9 <= len(features["fare_amount"]["edges"]) <= 11
     assert np.ptp(features["fare_amount"]["counts"][:-1]) < 800
     # Each of its values has a bin, and so have the gaps between and beyond them.
     rows = np.unique(trips()["extra"].to_numpy(), return_counts=True)[1].tolist()
@@ -102,6 +102,12 @@ def test_what_has_drifted_is_flagged_alone(reference: dict[str, Any], name: str,
     assert np.isfinite(measured[name]["psi"])
     assert measured[name]["missing_rate"] == values.null_count / ROWS
     assert measured[name]["reference_missing_rate"] == 0
+
+
+def test_values_that_a_month_rounds_otherwise_stay_in_their_bins() -> None:
+    values = np.random.default_rng(1).choice([0.1, 0.7, 2.3], ROWS)
+    measured = measure_drift(build_reference(trips(fee=pa.array(values))), trips(fee=pa.array(values.astype("f4"))))
+    assert measured["fee"]["psi"] == 0
 
 
 def test_differences_that_are_usual_between_days_are_not_flagged() -> None:

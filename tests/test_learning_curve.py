@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import joblib
 import numpy as np
@@ -15,19 +15,15 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
 
 from tests import workbench
 from tipline.config import LearningCurve
 from tipline.errors import UsageError
+from tipline.paths import Paths
 from tipline.training import learning_curve
 from tipline.training.learning_curve import Examples, Study, choose_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS
 
@@ -40,9 +36,8 @@ def create_noisy_study(behind: list[float], repeats: int = 5, days: int = 10, no
     skills = [*behind, 0.0]
     sums: Any = np.array([common + baseline * (one + generator.normal(0, noise, (repeats, days))) for one in skills])
     sizes = tuple(100 * 2**place for place in range(len(sums)))
-    figures = {"validation.auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
-    of_baseline = {"validation.log_loss": float(baseline.mean()) / 100, "validation.auc": 0.6}
-    return Study(sizes, {"validation": sums}, {"validation": baseline}, figures, of_baseline)
+    figures = {"auc": np.full(sums.shape[:2], 0.7), "fit_seconds": np.full(sums.shape[:2], 0.1)}
+    return Study(sizes, sums, baseline, figures, {"log_loss": float(baseline.mean()) / 100, "auc": 0.6})
 
 
 @pytest.mark.parametrize(
@@ -60,12 +55,18 @@ def test_sizes_are_evenly_spaced_on_a_log_scale_up_to_half_the_pool(
     assert learning_curve.choose_sizes(LearningCurve(min_gain=0.1, repeats=2, **settings), pool) == expected
 
 
+def test_a_pool_that_is_too_small_for_the_smallest_sample_is_refused() -> None:
+    curve = LearningCurve(min_gain=0.1, repeats=2, smallest=1501, sizes=3, max_rows=None)
+    with pytest.raises(UsageError, match="has 1,500 rows, fewer than `smallest`, 1,501"):
+        learning_curve.choose_sizes(curve, 3000)
+
+
 def create_examples(rows: int, seed: int) -> Examples:
     generator = np.random.default_rng(seed)
     inputs = generator.normal(size=(rows, 2))
     labels = inputs[:, 0] + generator.normal(size=rows) > 0
-    days, segment = generator.integers(0, 7, rows).astype(np.int32), generator.random(rows) < 0.3
-    return Examples(pd.DataFrame(inputs), labels, days, segment, generator.random(rows))
+    days = generator.integers(0, 7, rows).astype(np.int32)
+    return Examples(pd.DataFrame(inputs), labels, days, generator.random(rows))
 
 
 def run_small_study(sizes: tuple[int, ...], seed: int = 9) -> Study:
@@ -73,26 +74,24 @@ def run_small_study(sizes: tuple[int, ...], seed: int = 9) -> Study:
     orders = learning_curve.shuffle_rows(pool.labels, 3, sizes[0], seed)
     with joblib.parallel_config("sequential"):
         model = Pipeline([("lr", LogisticRegression())])
-        return learning_curve.run_study(model, pool, {"validation": scored}, sizes, orders)
+        return learning_curve.run_study(model, pool.frame, pool.labels, scored, sizes, orders)
 
 
 def test_figures_are_those_of_plain_scikit_learn_and_samples_nest() -> None:
     study, pool, scored = run_small_study((50, 200)), create_examples(400, 0), create_examples(300, 2)
     first = np.random.default_rng(9).permutation(400)[:50]
     model = LogisticRegression().fit(pool.frame.iloc[first], pool.labels[first])
-    for part, mask in (("validation", np.full(300, fill_value=True)), ("validation.segment", scored.segment)):
-        scores, labels = model.predict_proba(scored.frame[mask])[:, 1], scored.labels[mask]
-        expected = log_loss(labels, scores), roc_auc_score(labels, scores), brier_score_loss(labels, scores)
-        found = [study.figures[f"{part}.{figure}"][0, 0] for figure in ("log_loss", "auc", "brier")]
-        assert found == pytest.approx(expected)
-        assert study.baseline[f"{part}.log_loss"] == pytest.approx(log_loss(labels, scored.baseline[mask]))
+    scores, labels = model.predict_proba(scored.frame)[:, 1], scored.labels
+    found = [study.figures[figure][0, 0] for figure in ("log_loss", "auc")]
+    assert found == pytest.approx([log_loss(labels, scores), roc_auc_score(labels, scores)])
+    assert study.baseline["log_loss"] == pytest.approx(log_loss(labels, scored.baseline))
     likelihood = model.predict_proba(scored.frame)[np.arange(300), scored.labels.astype(int)]
-    assert study.losses["validation"][0, 0] == pytest.approx(np.bincount(scored.days, -np.log(likelihood)))
-    assert study.baseline_losses["validation"].sum() == pytest.approx(300 * log_loss(scored.labels, scored.baseline))
+    assert study.losses[0, 0] == pytest.approx(np.bincount(scored.days, -np.log(likelihood)))
+    assert study.baseline_losses.sum() == pytest.approx(300 * log_loss(scored.labels, scored.baseline))
     assert (study.figures["fit_seconds"] > 0).all()
-    more = run_small_study((50, 100, 200)).losses["validation"]
-    np.testing.assert_array_equal(more[[0, 2]], study.losses["validation"])
-    assert (run_small_study((50, 200), seed=10).losses["validation"] != study.losses["validation"]).any()
+    more = run_small_study((50, 100, 200)).losses
+    np.testing.assert_array_equal(more[[0, 2]], study.losses)
+    assert (run_small_study((50, 200), seed=10).losses != study.losses).any()
 
 
 def test_a_sample_of_one_class_is_refused_before_anything_is_fitted() -> None:
@@ -102,16 +101,16 @@ def test_a_sample_of_one_class_is_refused_before_anything_is_fitted() -> None:
     assert len(learning_curve.shuffle_rows(labels, 20, 900, 1)) == 20
 
 
-def test_rows_of_one_class_have_no_auc_and_an_empty_segment_has_no_figures() -> None:
-    rows = dataclasses.replace(create_examples(100, 4), labels=np.zeros(100, bool), segment=np.zeros(100, bool))
-    figures, _ = learning_curve.measure_scores({"set": rows.baseline}, {"set": rows})
-    assert {name for name, value in figures.items() if math.isfinite(value)} == {"set.log_loss", "set.brier"}
+def test_rows_of_one_class_have_no_auc() -> None:
+    rows = dataclasses.replace(create_examples(100, 4), labels=np.zeros(100, bool))
+    figures, _ = learning_curve.measure_scores(rows.baseline, rows)
+    assert (math.isfinite(figures["log_loss"]), math.isnan(figures["auc"])) == (True, True)
 
 
 def test_the_bound_is_that_of_a_two_way_bootstrap_drawn_one_by_one() -> None:
     study = create_noisy_study([0.02, 0.003], repeats=6, days=9, noise=0.02)
     mean, upper = learning_curve.bound_excess(study)
-    sums, baseline = study.losses["validation"], study.baseline_losses["validation"]
+    sums, baseline = study.losses, study.baseline_losses
     generator, draws = np.random.default_rng(1), []
     for _ in range(6000):
         repeats, days = generator.integers(0, 6, 6), generator.integers(0, 9, 9)
@@ -149,11 +148,10 @@ STUDY = create_noisy_study([0.2, 0.0])
 @pytest.mark.parametrize(
     ("study", "reason"),
     [
-        (create_noisy_study([]), "Only one size was studied"),
-        (create_noisy_study([0.2, 0.0], days=1), "5 repeats and 1 day are too few"),
-        (create_noisy_study([0.2, 0.0], repeats=1), "1 repeat and 10 days are too few"),
-        (dataclasses.replace(STUDY, baseline={"validation.log_loss": 0.0}), "leaves nothing to gain"),
-        (dataclasses.replace(STUDY, baseline={**STUDY.baseline, "validation.auc": math.nan}), "have the same label"),
+        (create_noisy_study([]), "The curve has not levelled off: no smaller size is shown"),
+        (create_noisy_study([0.2, 0.0], days=1), "One day is too few"),
+        (dataclasses.replace(STUDY, baseline={"log_loss": 0.0}), "leaves nothing to gain"),
+        (dataclasses.replace(STUDY, baseline={**STUDY.baseline, "auc": math.nan}), "have the same label"),
     ],
 )
 def test_a_study_that_cannot_judge_takes_all_rows_and_says_why(study: Study, reason: str) -> None:
@@ -187,14 +185,13 @@ def test_the_stage_writes_table_picture_decision_and_size(trained_template: Path
     decision = workbench.read_json(trained_template.learning_curve.with_suffix(".json"))
     with trained_template.learning_curve.open(newline="") as file:
         table = list(csv.DictReader(file))
-    # 600 of the 3,000 rows are held out.
-    assert [int(row["rows"]) for row in table] == [200, 490, 1200]
+    assert [int(row["rows"]) for row in table] == [200, 548, 1500]
     for row, size in zip(table, decision["sizes"], strict=True):
         assert {name: float(value) if value else None for name, value in row.items()} == size
     assert trained_template.learning_curve.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert workbench.read_json(trained_template.sample_size) == {"rows": decision["rows"]}
-    assert (decision["segment"], decision["available"]) == ("credit", 5000)
-    assert decision["sizes"][0]["validation.log_loss"] > decision["sizes"][2]["validation.log_loss"]
+    assert decision["available"] == 5000
+    assert decision["sizes"][0]["log_loss"] > decision["sizes"][2]["log_loss"]
 
 
 def test_one_worker_gives_the_same_decision_as_two(trained_project: Paths) -> None:
@@ -207,17 +204,3 @@ def test_one_worker_gives_the_same_decision_as_two(trained_project: Paths) -> No
         for figures in decision["sizes"]:
             assert figures.pop("fit_seconds") > 0
     assert after == before
-
-
-@pytest.mark.usefixtures("_on_cluster")
-def test_a_failed_study_leaves_the_earlier_files(trained_project: Paths, run_cli: Callable[..., Any]) -> None:
-    before = [workbench.read_tree(trained_project.root / name) for name in ("reports", "models")]
-    workbench.change_settings(trained_project, train={"params": {"max_iter": 1}})
-    code, printed = run_cli(trained_project.root, "learning_curve")
-    assert code == 1
-    assert "did not converge within max_iter=1" in printed
-    workbench.change_settings(trained_project, learning_curve={"smallest": 1201})
-    code, printed = run_cli(trained_project.root, "learning_curve")
-    assert code == 2
-    assert "has 1,200 rows, fewer than `smallest`, 1,201" in printed
-    assert [workbench.read_tree(trained_project.root / name) for name in ("reports", "models")] == before

@@ -154,7 +154,7 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
     study = shown.runs("learning_curve")[0]
     shown.go(f"experiments/{study.info.experiment_id}/runs/{study.info.run_id}/model-metrics", "Model metrics")
     shown.page.get_by_placeholder("Search metric charts").fill("skill$")
-    shown.page.get_by_text("validation.skill", exact=True).first.wait_for()
+    shown.page.get_by_text("skill", exact=True).first.wait_for()
     shown.page.locator(".scatterlayer .points path").first.wait_for()
     sizes = len(workbench.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
     assert shown.page.locator(".scatterlayer").first.locator(".points path").count() == sizes

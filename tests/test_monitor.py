@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,7 @@ from tipline.errors import TiplineError
 from tipline.evaluation import baseline
 from tipline.evaluation.intervals import Ratio
 from tipline.monitoring import drift, verdict
-
-if TYPE_CHECKING:
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 from tests.test_learning_curve import create_noisy_study
 from tests.test_verdict import make_month, summarize
@@ -15,19 +17,14 @@ from tipline.monitoring import page, plots
 from tipline.monitoring.counts import Counts, Histogram
 from tipline.training.learning_curve import choose_rows, extrapolate_skill
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from playwright.sync_api import Browser
-
 SCRIPT = "<script>document.title = 'taken over'</script>"
 REFERENCE = {
     "rows": 1000,
     "features": {
         "vendor": {"kind": "category", "values": ["CMT"], "counts": [1000, 0, 0], "psi_bound": 0.01},
-        "fare_amount": {"kind": "number", "starts": [0, 9], "counts": [500, 500, 0], "psi_bound": None},
+        "fare_amount": {"kind": "number", "edges": [9], "counts": [500, 500, 0], "psi_bound": None},
     },
-    "score": {"starts": [0, 500], "counts": [900, 100], "psi_bound": 0.02},
+    "score": {"edges": [500], "counts": [900, 100], "psi_bound": 0.02},
 }
 
 
@@ -113,8 +110,7 @@ def test_a_learning_curve_is_drawn(tmp_path: Path, behind: list[float], skill: f
     study = create_noisy_study(behind)
     decision = choose_rows(study, 0.001, 14_000_000) | {"power_law": extrapolate_skill(study, 14_000_000)}
     figures = {"skill": skill, "skill_low": skill and skill - 0.01, "skill_high": skill and 0.03, "fit_seconds": 0.5}
-    sets = {f"{name}.{figure}": value for name in ("held_out", "validation") for figure, value in figures.items()}
-    sizes = [size | sets for size in decision["sizes"]]
+    sizes = [size | figures for size in decision["sizes"]]
     plots.plot_learning_curve(tmp_path / "curve.png", decision | {"sizes": sizes})
     assert_picture(tmp_path / "curve.png")
 

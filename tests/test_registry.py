@@ -486,12 +486,12 @@ def test_the_learning_curve_is_one_run_with_the_sizes_as_steps(scored_project: P
     decision = workbench.read_json(scored_project.learning_curve.with_suffix(".json"))
     (run,) = list_runs(scored_project, "learning_curve")
     assert run.data.params["rows"] == str(decision["rows"])
-    baseline = decision["baseline"]["validation.log_loss"]
-    assert run.data.metrics["validation.baseline_log_loss"] == pytest.approx(baseline)
+    baseline = decision["baseline"]["log_loss"]
+    assert run.data.metrics["baseline_log_loss"] == pytest.approx(baseline)
     paths = {file.path for file in client(scored_project).list_artifacts(run.info.run_id)}
     assert paths == {"learning_curve.csv", "learning_curve.png"}
-    points = client(scored_project).get_metric_history(run.info.run_id, "validation.skill")
-    sizes = {size["rows"]: pytest.approx(size["validation.skill"]) for size in decision["sizes"]}
+    points = client(scored_project).get_metric_history(run.info.run_id, "skill")
+    sizes = {size["rows"]: pytest.approx(size["skill"]) for size in decision["sizes"]}
     assert {point.step: point.value for point in points} == sizes
 
 

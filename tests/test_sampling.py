@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,8 @@ from tests import workbench
 from tipline.errors import UsageError
 from tipline.ingest import prepare, simulate
 from tipline.ingest.schema import load_schema
+from tipline.paths import Paths
 from tipline.training import sampling
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
 
 MONTH = "2009-01"
 ROWS = 20_000
@@ -162,13 +157,10 @@ def test_a_month_that_changes_its_role_leaves_no_sample_in_the_other(prepared_pr
     assert set(workbench.read_tree(paths.root / "data" / "sample")) == left
 
 
-@pytest.mark.usefixtures("_on_cluster")
-def test_stages_remove_the_samples_of_months_without_a_role(trained_project: Paths) -> None:
-    shutil.copytree(trained_project.challenger, trained_project.champion)
+def test_training_removes_the_samples_of_months_without_a_role(trained_project: Paths) -> None:
     removed = [trained_project.sample(role, "2008-12") for role in ("train", "validation", "test")]
-    for stage in ("learning_curve", "train", "evaluate"):
-        for path in removed:
-            path.touch()
-        workbench.run(trained_project, stage)
-        assert not any(path.exists() for path in removed)
+    for path in removed:
+        path.touch()
+    workbench.run(trained_project, "train")
+    assert not any(path.exists() for path in removed)
     assert trained_project.sample("train", "2009-01").is_file()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from sklearn.metrics import log_loss
@@ -15,13 +16,8 @@ from tipline import files
 from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import baseline, metrics
 from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.training import sampling
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from tipline.paths import Paths
 
 
 def read_training(paths: Paths) -> Any:

@@ -99,7 +99,7 @@ def test_calibration_groups_are_by_score_and_hold_all_labelled_rows() -> None:
 def test_drift_does_not_decide() -> None:
     counts = make_month(0.1)
     counts.bands[800, 2] = counts.rows
-    score = {"starts": [0, 500], "counts": [900, 100], "psi_bound": 0.02}
+    score = {"edges": [500], "counts": [900, 100], "psi_bound": 0.02}
     month = summarize(counts, reference={"rows": 1000, "features": {}, "score": score})
     assert month["drift"]["score"]["flagged"] is True
     assert (month["drifted"], month["verdict"]) == ("score", "keep")

@@ -123,20 +123,16 @@ def one_study(case: Case, repeats: int, seed: int) -> learning_curve.Study:
     inputs, labels = pool(case, draws)
     following, likely, day = month(case, DAYS, ROWS_A_DAY, case.moved, draws)
     answers = draws.random(len(likely)) < likely
-    nothing = np.zeros(POOL, dtype=bool)
-    fit = learning_curve.Examples(
-        pd.DataFrame(inputs), labels, nothing.astype(np.int32), nothing, nothing.astype(float)
-    )
     rate = np.full(len(likely), labels.mean())
-    size = learning_curve.Examples(pd.DataFrame(following), answers, day, np.zeros(len(day), dtype=bool), rate)
+    validation = learning_curve.Examples(pd.DataFrame(following), answers, day, rate)
     orders = learning_curve.shuffle_rows(labels, repeats, SIZES[0], seed)
     with joblib.parallel_config("sequential"):
-        return learning_curve.run_study(pipeline(), fit, {"validation": size}, SIZES, orders)
+        return learning_curve.run_study(pipeline(), pd.DataFrame(inputs), labels, validation, SIZES, orders)
 
 
 def on_own_rows(made: learning_curve.Study, seed: int) -> Matrix:
     """Loss of each size and shuffle, each shuffle scored on a fifth of the days: scikit-learn's ShuffleSplit."""
-    sums, baseline = made.losses["validation"], made.baseline_losses["validation"]
+    sums, baseline = made.losses, made.baseline_losses
     draws = np.random.default_rng([3, seed]).random((sums.shape[1], len(baseline)))
     days = draws.argsort(axis=1) < len(baseline) / 5
     return np.stack([(sums[:, index] @ of) / (baseline @ of) for index, of in enumerate(days)], axis=1)

@@ -170,7 +170,7 @@ def vetoed_each(rows: gate.Rows) -> bool:
     units = np.full(len(rows.gain), rows.baseline.mean())
     names, codes = rows.segments["kind"]
     gains = (rows.estimate_gain(units, codes == code) for code in range(len(names)))
-    return any(gate.bound_segment(gain, CONFIDENCE, SEGMENT_TOLERANCE)["veto"] for gain in gains)
+    return any(isinstance(gain, Ratio) and gain.upper(CONFIDENCE) < -SEGMENT_TOLERANCE for gain in gains)
 
 
 def spoilt(by: float) -> Asked:

@@ -26,10 +26,7 @@ ESTIMATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lr": ("logistic_regression", {"C": 1.0}),
     "hgb": ("hist_gradient_boosting", {}),
 }
-HEAD = (
-    "| model | rows | skill on held-out rows of January | skill on February | AUC on February, all | in `segment` | "
-    "behind the largest (bound) |\n|---|---|---|---|---|---|---|"
-)
+HEAD = "| model | rows | skill on February | AUC on February | behind the largest (bound) |\n|---|---|---|---|---|"
 
 
 def project(folder: Path) -> Paths:
@@ -38,6 +35,7 @@ def project(folder: Path) -> Paths:
     values |= {"months": list(MONTHS), "source": str(TRIPS), "schema": str(ROOT / values["schema"])}
     values["sample"] |= {"months": MONTHS, "rows": 20_000}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    shutil.copyfile(ROOT / "features.py", folder / "features.py")
     paths = Paths(folder)
     settings = config.load_settings(paths.params)
     for month in MONTHS:
@@ -61,13 +59,12 @@ def decision(paths: Paths, short: str) -> dict[str, Any]:
 def lines(short: str, found: dict[str, Any]) -> list[str]:
     """A line of the table for each size."""
 
-    def skill(size: dict[str, Any], name: str) -> str:
-        low, mean, high = (100 * size[f"{name}.{figure}"] for figure in ("skill_low", "skill", "skill_high"))
+    def skill(size: dict[str, Any]) -> str:
+        low, mean, high = (100 * size[name] for name in ("skill_low", "skill", "skill_high"))
         return f"{mean:.1f}% ({low:.1f} to {high:.1f})"
 
     return [
-        f"| {short} | {size['rows']:,} | {skill(size, 'held_out')} | {skill(size, 'validation')} | "
-        f"{size['validation.auc']:.4f} | {size['validation.segment.auc']:.3f} | "
+        f"| {short} | {size['rows']:,} | {skill(size)} | {size['auc']:.4f} | "
         f"{size['behind_largest']:.4f} ({size['behind_largest_upper']:.4f}) |"
         for size in found["sizes"]
     ]
@@ -89,8 +86,7 @@ def main() -> None:
         paths = project(Path(folder))
         found = {short: decision(paths, short) for short in ESTIMATORS}
     told = [words(short, one) for short, one in found.items()]
-    head = HEAD.replace("segment", found["lr"]["segment"])
-    table = [head, *(row for short, one in found.items() for row in lines(short, one)), "", *told]
+    table = [HEAD, *(row for short, one in found.items() for row in lines(short, one)), "", *told]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
     text = "\n".join([MARKS[0], *table, MARKS[1]])
     PAGE.write_text(before + text + rest.partition(MARKS[1])[2], encoding="utf-8")

@@ -144,8 +144,10 @@ def line(
 ) -> list[str]:
     """What the months say of one pair."""
     pair = {"challenger": scores[challenger], "champion": scores[champion]}
-    compared = comparison.Comparison(rows, settings.model.target, dict.fromkeys(pair, spec), pair)
-    judged = comparison.build_gate_rows(compared, settings.sample.get_months("test"), settings.evaluate.segments)
+    compared = comparison.Comparison(rows, settings.model.target, spec["baseline"], pair)
+    judged = comparison.build_gate_rows(
+        compared, spec["time"], settings.sample.get_months("test"), settings.evaluate.segments
+    )
     judged = judged.select(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
     months = [judged.select(judged.month == month) for month in np.unique(judged.month)]

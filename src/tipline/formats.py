@@ -5,4 +5,4 @@
 
 DOWNLOAD = 1  # data/raw: the published files and their manifests
 PREPARED = 3  # data/trips: prepared months and their manifests
-PREDICTIONS = 4  # data/predictions: parts, counts and manifests
+PREDICTIONS = 5  # data/predictions: parts, counts and manifests

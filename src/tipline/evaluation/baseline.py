@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from tipline.arrays import fill_nulls
+from tipline.arrays import Codes, Floats, fill_nulls
 from tipline.evaluation.metrics import compute_log_loss, read_labels
-from tipline.ingest.columns import get_baseline_columns
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
-
-    from tipline.arrays import Codes, Floats
 
 SMOOTHING = 10.0  # rows of the overall rate that the rate of each group is mixed with
 MISSING = "(missing)"
@@ -62,6 +56,6 @@ def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:
     """Return the baseline's probability for each row."""
-    names, codes = group_rows(trips, get_baseline_columns(baseline))
+    names, codes = group_rows(trips, baseline["by"])
     rates: Floats = np.array([baseline["rates"].get(name, baseline["overall"]) for name in names], float)
     return rates.take(codes)

@@ -6,23 +6,19 @@ champion's baseline, which stays the same from challenger to challenger. docs/st
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tipline.arrays import Codes, Floats
 from tipline.errors import format_count
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, Labels, rank_values
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.arrays import Codes, Floats
-    from tipline.evaluation.metrics import Labels
-
-    MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
+MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
 MIN_MONTHS = 6
 # A block does not scatter around its own mean, so the error would be far too small if one had nearly all the weight.
@@ -47,7 +43,6 @@ class Rows:
     segments: Mapping[str, tuple[Sequence[str], Codes]]  # by column: names of its segments, positions among them
 
     def select(self, keep: Labels) -> Rows:
-        """Return some of the rows."""
         kept: Any = {name: getattr(self, name)[keep] for name in ("month", "day", "gain", "baseline", "labels")}
         segments = {column: (names, codes[keep]) for column, (names, codes) in self.segments.items()}
         return replace(self, **kept, segments=segments)
@@ -65,7 +60,6 @@ class Rows:
 
     @cached_property
     def by(self) -> str:
-        """Return what the blocks are, `day` or `month`."""
         return "month" if len(np.unique(self.month)) >= MIN_MONTHS else "day"
 
     def estimate_gain(self, units: Floats, inside: Labels) -> Ratio | str:
@@ -103,33 +97,29 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
     months = [name for name in rows.names if name not in dropped]
     kept = rows.select(np.isin(rows.month, [rows.names.index(name) for name in months]))
     if reasons := list(find_obstacles(kept, made_on)):
-        return build_refusal(reasons, months, dropped)
+        return build_verdict(reasons, months, dropped)
     gain = kept.estimate_gain(kept.baseline, np.ones(len(kept.gain), bool))
     if isinstance(gain, str):
-        return build_refusal([gain], months, dropped)
+        return build_verdict([gain], months, dropped)
     lower, segments = gain.lower(), judge_segments(kept, segment_tolerance)
     if not lower > -tolerance:
-        reasons = [f"its gain over the champion may be as low as {lower:+.4f}, which is not above {-tolerance:+.4f}"]
-    figures = {"value": gain.value, "lower": lower, "upper": gain.upper(), "error": gain.error}
-    return add_words(
-        {
-            "months": months,
-            "dropped": dropped,
-            "gain": {**figures, "blocks": gain.blocks, "by": kept.by},
-            "power": gain.power(tolerance),
-            "segments": segments,
-            "tolerated": {"gain": tolerance, "segment": segment_tolerance},
-            "reasons": reasons + explain_vetoes(segments),
-        }
-    )
-
-
-def build_refusal(
-    reasons: Sequence[str], months: Sequence[str] = (), dropped: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Return the verdict if the models could not be compared."""
-    nothing: dict[str, Any] = {"gain": None, "power": None, "segments": []}
-    return add_words({"months": list(months), "dropped": dict(dropped or {}), **nothing, "reasons": list(reasons)})
+        reasons.append(
+            f"its gain over the champion may be as low as {lower:+.4f}, which is not above {-tolerance:+.4f}"
+        )
+    worse = sorted((segment for segment in segments if segment["veto"]), key=lambda segment: segment["upper"])
+    if worse:
+        worst = worse[:MAX_NAMED_SEGMENTS]
+        names = ", ".join(f"{one['column']} {one['value']} (gain below {one['upper']:+.4f})" for one in worst)
+        more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
+        reasons.append(f"it is worse on {format_count(len(worse), 'segment')}: {names}{more}")
+    bounds = {"value": gain.value, "lower": lower, "upper": gain.upper(), "error": gain.error}
+    figures = {
+        "gain": {**bounds, "blocks": gain.blocks, "by": kept.by},
+        "power": gain.power(tolerance),
+        "segments": segments,
+        "tolerated": {"gain": tolerance, "segment": segment_tolerance},
+    }
+    return build_verdict(reasons, months, dropped, figures)
 
 
 def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
@@ -140,9 +130,7 @@ def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
     if not len(rows.gain):
         yield "no month is left to judge on"
         return
-    if not (np.isfinite(rows.gain).all() and np.isfinite(rows.baseline).all()):
-        yield "some rows have no log-loss"
-    elif rows.baseline.mean() < NEXT_TO_NOTHING:
+    if rows.baseline.mean() < NEXT_TO_NOTHING:
         yield "the baseline leaves nothing to gain on these rows"
     if rows.labels.all() or not rows.labels.any():
         yield "all rows have the same label"
@@ -166,40 +154,35 @@ def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
             segments.append(({"column": column, "value": names[code], "rows": count, "days": days}, gain))
     # All bounds together hold in 95 of 100 cases. With 5% each, a dozen segments would stop every other equal model.
     confidence = 1 - (1 - CONFIDENCE) / max(sum(isinstance(gain, Ratio) for _, gain in segments), 1)
-    return [{**segment, **bound_segment(gain, confidence, tolerance)} for segment, gain in segments]
+    for segment, gain in segments:
+        segment |= {"gain": None, "lower": None, "upper": None, "veto": False, "why": None}
+        if isinstance(gain, str):
+            segment["why"] = gain
+            continue
+        lower, upper = gain.lower(confidence), gain.upper(confidence)
+        segment |= {"gain": gain.value, "lower": lower, "upper": upper, "veto": upper < -tolerance}
+    return [segment for segment, _ in segments]
 
 
-def bound_segment(gain: Ratio | str, confidence: float, tolerance: float) -> dict[str, Any]:
-    """Return the gain on a segment, its bounds, and whether it vetoes."""
-    if isinstance(gain, str):
-        return {"gain": None, "lower": None, "upper": None, "veto": False, "why": gain}
-    lower, upper = gain.lower(confidence), gain.upper(confidence)
-    return {"gain": gain.value, "lower": lower, "upper": upper, "veto": upper < -tolerance, "why": None}
-
-
-def explain_vetoes(segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the reason if segments veto; it names the worst of them."""
-    worse = sorted((segment for segment in segments if segment["veto"]), key=lambda segment: segment["upper"])
-    if not worse:
-        return []
-    worst = worse[:MAX_NAMED_SEGMENTS]
-    names = ", ".join(f"{one['column']} {one['value']} (gain below {one['upper']:+.4f})" for one in worst)
-    more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
-    return [f"it is worse on {format_count(len(worse), 'segment')}: {names}{more}"]
-
-
-def add_words(verdict: dict[str, Any]) -> dict[str, Any]:
-    """Return the verdict with `promote`, and with `words` for a person."""
-    reasons, gain = verdict["reasons"], verdict["gain"]
+def build_verdict(
+    reasons: Sequence[str],
+    months: Sequence[str] = (),
+    dropped: Mapping[str, str] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the verdict, with `words` for a person; without `figures`, the models could not be compared."""
     words = [f"The gate refuses it: {'; '.join(reasons)}." if reasons else "The gate lets it pass."]
-    if gain:
+    if figures:
+        gain, power, segments = figures["gain"], figures["power"], figures["segments"]
         bound = f"with 95% confidence above {gain['lower']:+.4f}, by {gain['blocks']} {gain['by']}s"
         words.append(f"Its gain over the champion is {gain['value']:+.4f} skill points ({bound}).")
-        weak = reasons and verdict["power"] < MIN_POWER and gain["upper"] > 0
+        weak = reasons and power < MIN_POWER and gain["upper"] > 0
         advice = ", so a refusal says little; raise sample.rows" if weak else ""
-        words.append(f"Equal models would pass in {verdict['power']:.0%} of cases{advice}.")
-        unjudged = sum(segment["why"] is not None for segment in verdict["segments"])
-        words += [f"{unjudged} of {len(verdict['segments'])} segments could not be judged."] if unjudged else []
-        words.append(f"Judged on {', '.join(verdict['months'])}; says nothing about months to come.")
-    words += [f"Not judged on {month}: {why}." for month, why in verdict["dropped"].items()]
-    return {"promote": not reasons, "words": " ".join(words), **verdict}
+        words.append(f"Equal models would pass in {power:.0%} of cases{advice}.")
+        unjudged = sum(segment["why"] is not None for segment in segments)
+        words += [f"{unjudged} of {len(segments)} segments could not be judged."] if unjudged else []
+        words.append(f"Judged on {', '.join(months)}; says nothing about months to come.")
+    words += [f"Not judged on {month}: {why}." for month, why in (dropped or {}).items()]
+    verdict = {"promote": not reasons, "words": " ".join(words), "reasons": list(reasons), "months": list(months)}
+    nothing: Mapping[str, Any] = {"gain": None, "power": None, "segments": []}
+    return {**verdict, "dropped": dict(dropped or {}), **(figures or nothing)}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import nct
 from scipy.stats import t as student
 
-if TYPE_CHECKING:
-    from tipline.arrays import Floats
+from tipline.arrays import Floats
 
 CONFIDENCE = 0.95
 # Nothing is judged on fewer days, and no group on fewer rows.

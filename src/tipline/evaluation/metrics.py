@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.arrays import fill_nulls
+from tipline.arrays import Codes, Floats, Probabilities, fill_nulls
 from tipline.ingest.target import parse_target
 
-if TYPE_CHECKING:
-    from tipline.arrays import Codes, Floats, Probabilities
-
-    Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
-    Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
-    Times = np.ndarray[tuple[int], np.dtype[np.int64]]
+Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Times = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 # The truth never counts as less likely than one float32 step from 0, so that the loss is finite.
 EDGE = np.float32(2.0**-24)
@@ -27,7 +22,7 @@ NEXT_TO_NOTHING = 1e-6
 def read_labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Labels]:
     """Return what the target says of each row, and whether it is known; False for a row without a label."""
     answers = parse_target(target).evaluate(trips)
-    if not answers.null_count:
+    if not answers.null_count:  # `fill_null` would import pandas
         return unpack_booleans(answers), np.ones(len(trips), dtype=bool)
     return unpack_booleans(pc.fill_null(answers, fill_value=False)), unpack_booleans(answers.is_valid())
 

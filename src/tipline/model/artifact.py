@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tipline.config import Settings
 
 # The format of model.json. Models of tipline 0.1 have none.
-FORMAT = 4
+FORMAT = 5
 # Facts about the training, kept beside the model; not part of its digest.
 TRAINING = loader.TRAINING
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model

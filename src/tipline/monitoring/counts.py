@@ -7,25 +7,20 @@ training counted the reference.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import fill_nulls, hour_of_day, view_values
+from tipline.arrays import Codes, Floats, Matrix, Probabilities, fill_nulls, hour_of_day, view_values
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
-from tipline.ingest.columns import get_baseline_columns
+from tipline.evaluation.metrics import Counted, Labels, Times
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from tipline.arrays import Codes, Floats, Matrix, Probabilities
-    from tipline.evaluation.metrics import Counted, Labels, Times
-
-    Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 BANDS = 1000
 DAY_MICROSECONDS = 86_400_000_000
@@ -33,8 +28,6 @@ CHUNK_ROWS = 2**15  # intermediate results of one chunk stay in a core's cache
 # The day of rows outside of the month or without a time, and of all rows if the model has no time column.
 OTHER = "other"
 HOURS = 24
-# Equal cells that numbers fall into by a multiplication. A bin is a run of cells, which saves a search per row.
-CELLS = 1024
 # Numbers and hours of a block are counted in about this many evenly spaced rows: shares are exact to 0.2 points.
 SAMPLED_ROWS = 2**17
 MAX_NEW_NAMES = 20
@@ -52,7 +45,6 @@ class Histogram:
     new: Counter[str] = field(default_factory=Counter)  # rows of values that the reference does not have
 
     def __add__(self, other: Histogram) -> Histogram:
-        """Return the histogram of the rows of both."""
         return Histogram(self.counts + other.counts, self.missing + other.missing, self.new + other.new)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,10 +98,11 @@ class Counts:
         `scores` are those of the model whose model.json is `spec`, `columns` those that its preprocessing sees.
         """
         labels, known = metrics.read_labels(trips, spec["target"])
-        groups, codes = group_rows(trips, get_baseline_columns(spec["baseline"]))
+        groups, codes = group_rows(trips, spec["baseline"]["by"])
         days, start, times = [OTHER], 0, np.zeros(len(trips), np.int64)
         if month and "time" in spec:
-            days, start = list_days(month)
+            first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
+            days, start = [*(str(day + 1) for day in range(after - first)), OTHER], first * DAY_MICROSECONDS
             times = metrics.read_microseconds(trips[spec["time"]])
         counts = cls(len(trips), float(scores.sum(dtype=np.float64)))
         if not known.all():
@@ -120,7 +113,7 @@ class Counts:
             day, group = divmod(cell, len(groups))
             (no, yes), (probability, loss) = rows[cell].tolist(), sums[:, cell].tolist()
             counts.days.setdefault(days[day], {})[groups[group]] = Sums(no + yes, yes, probability, loss)
-        features = (spec.get("reference") or {}).get("features", {})
+        features = spec["reference"]["features"] if "reference" in spec else {}
         counts.histograms = {name: count_column(columns[name], bins) for name, bins in features.items()}
         return counts
 
@@ -190,12 +183,6 @@ def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -
     return sum(sum_group_loss(baseline, name, sums.rows, sums.positive) for name, sums in groups.items())
 
 
-def list_days(month: str) -> tuple[list[str], int]:
-    """Return the names of a month's days, OTHER last, and the microsecond at which the month starts."""
-    first, after = (np.datetime64(month, "M") + np.arange(2)).astype("datetime64[D]").astype(int).tolist()
-    return [*(str(day + 1) for day in range(after - first)), OTHER], first * DAY_MICROSECONDS
-
-
 def tally_rows(
     scores: Probabilities, labels: Labels, groups: tuple[Codes, int], times: tuple[Times, int, int]
 ) -> tuple[Counted, Counted, Matrix]:
@@ -209,12 +196,9 @@ def tally_rows(
     for first in range(0, len(scores), CHUNK_ROWS):
         chunk = slice(first, first + CHUNK_ROWS)
         score, label = scores[chunk], labels[chunk]
-        cell = microseconds[chunk] - start
-        cell //= DAY_MICROSECONDS
-        days = cell.view(np.uint64)  # negative days become huge
-        np.minimum(days, n_days - 1, out=days)
-        cell *= n_groups
-        cell += codes[chunk]
+        days = (microseconds[chunk] - start) // DAY_MICROSECONDS
+        days[(days < 0) | (days >= n_days)] = n_days - 1
+        cell = days * n_groups + codes[chunk]
         bands += np.bincount(assign_band(score) * 2 + label, minlength=2 * BANDS)
         rows += np.bincount(cell * 2 + label, minlength=2 * cells)
         for i, values in enumerate((score, metrics.compute_log_loss(score, label))):
@@ -228,60 +212,51 @@ def assign_band(probabilities: Probabilities) -> Codes:
 
 
 def count_column(column: pa.Array, bins: Mapping[str, Any]) -> Histogram:
-    """Count one feature's rows in the bins that the reference has for it."""
+    """Count one feature's rows in the bins that the reference has for it, as `assign_bins` assigns them."""
     if bins["kind"] == "category":
         names = column.dictionary.to_pylist()
-        *rows, missing = count_codes(fill_nulls(column.indices, len(names)), len(names) + 1).tolist()
-        by_name = {name: count for name, count in zip(names, rows, strict=True) if count}
+        codes, size = fill_nulls(column.indices, len(names)), len(names) + 1
+        if size <= FEW_CODES:  # one comparison per code takes a third of the time
+            rows = np.array([np.count_nonzero(codes == code) for code in range(size)])
+        else:
+            rows = np.bincount(codes, minlength=size)
+        *found, missing = rows.tolist()
+        by_name = {name: count for name, count in zip(names, found, strict=True) if count}
         new = Counter({name: count for name, count in by_name.items() if name not in bins["values"]})
         known = [by_name.get(value, 0) for value in bins["values"]]
         return Histogram(np.array([*known, sum(new.values())], np.int64), missing, new)
     step = max(1, len(column) // SAMPLED_ROWS)
-    codes, size = assign_bins(column, bins, step)
-    return Histogram(np.bincount(codes, minlength=size + 1)[:-1] * step, int(column.null_count))
-
-
-def count_codes(codes: Codes, size: int) -> Rows:
-    """Count how often each code below `size` occurs."""
-    counts = np.zeros(size, np.int64)
-    for start in range(0, len(codes), CHUNK_ROWS):
-        chunk = codes[start : start + CHUNK_ROWS]
-        if size <= FEW_CODES:  # one comparison per code takes a third of the time
-            counts += [np.count_nonzero(chunk == code) for code in range(size)]
-        else:
-            counts += np.bincount(chunk, minlength=size)
-    return counts
-
-
-def assign_bins(column: pa.Array, bins: Mapping[str, Any], step: int = 1) -> tuple[Codes, int]:
-    """Return the bin of every step-th row and the number of bins, which is the code of missing values."""
     if bins["kind"] == "hour":
-        times = metrics.read_microseconds(column, NO_TIME)[::step]
-        return np.where(times == NO_TIME, np.int32(HOURS), hour_of_day(times)), HOURS
-    if bins["kind"] == "number":
-        size = len(bins["starts"])
-        bin_of_code = np.searchsorted(bins["starts"], np.arange(CELLS), side="right") - 1
-        codes = assign_cells(read_numbers(column)[::step], bins["low"], bins["high"])
+        rows = np.bincount(read_hours(column, step), minlength=HOURS + 1)[:-1]
     else:
-        size = len(bins["values"]) + 1
-        names, place = column.dictionary.to_pylist(), {value: i for i, value in enumerate(bins["values"])}
-        bin_of_code = np.array([place.get(name, size - 1) for name in names], np.int64)
-        codes = fill_nulls(column.indices, len(names))[::step]
-    table: Codes = np.append(bin_of_code, size).astype(np.int32)
-    return table.take(codes), size
+        values = read_numbers(column)[::step].copy()
+        # One comparison per edge takes an eighth of the time of a search per row.
+        below = [np.count_nonzero(values < edge) for edge in bins["edges"]]
+        rows = np.diff([0, *below, np.count_nonzero(~np.isnan(values))])
+    return Histogram(rows * step, int(column.null_count))
+
+
+def assign_bins(column: pa.Array, bins: Mapping[str, Any]) -> tuple[Codes, int]:
+    """Return the bin of each row and the number of bins, which is the code of missing values."""
+    if bins["kind"] == "hour":
+        return read_hours(column), HOURS
+    if bins["kind"] == "number":
+        # A NaN sorts behind all numbers.
+        edges = [*bins["edges"], nan]
+        return np.searchsorted(edges, read_numbers(column), side="right").astype(np.int32), len(edges)
+    size, place = len(bins["values"]) + 1, {value: i for i, value in enumerate(bins["values"])}
+    names = column.dictionary.to_pylist()
+    table: Codes = np.array([*(place.get(name, size - 1) for name in names), size], np.int32)
+    return table.take(fill_nulls(column.indices, len(names))), size
+
+
+def read_hours(column: pa.Array, step: int = 1) -> Codes:
+    """Return the hour of every step-th time; a missing one is HOURS."""
+    times = metrics.read_microseconds(column, NO_TIME)[::step]
+    return np.where(times == NO_TIME, np.int32(HOURS), hour_of_day(times))
 
 
 def read_numbers(column: pa.Array) -> Floats:
     """Return a column's values as doubles, missing ones as NaN."""
     doubles = column.cast(pa.float64())
     return view_values(doubles.fill_null(nan) if doubles.null_count else doubles)
-
-
-def assign_cells(values: Floats, low: float, high: float) -> Codes:
-    """Return the cell of each value; values beyond the ends get the outer cells, NaN gets CELLS."""
-    scaled = np.clip(values, low, high)
-    scaled -= low
-    scaled *= CELLS / (high - low) if high > low else 0.0
-    np.minimum(scaled, CELLS - 1, out=scaled)
-    np.copyto(scaled, CELLS, where=np.isnan(scaled))
-    return scaled.astype(np.int32)

@@ -7,25 +7,20 @@ Differences that are usual between days of the reference are no drift either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from tipline.arrays import Codes, Floats, Probabilities
 from tipline.evaluation import metrics
 from tipline.evaluation.intervals import MIN_DAYS
-from tipline.ingest.columns import get_baseline_columns
 from tipline.monitoring import counts
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
-
-    from tipline.arrays import Codes, Floats, Probabilities
-    from tipline.monitoring.counts import Counts
+from tipline.monitoring.counts import Counts
 
 BINS = 10
-TAIL = 0.001
+MARGIN = 1e-6  # more than the error of a float32
 DRAWS = 500
 QUANTILE = 0.99
 LARGE = 0.1
@@ -43,50 +38,42 @@ def build_reference(
     `features` and `score`; the last two hold bins, `counts` by bin (missing values last), and `psi_bound`, which is
     None under MIN_DAYS days.
     """
-    days = (
-        metrics.rank_values(metrics.read_days(rows[spec["time"]])) if "time" in spec else np.zeros(len(rows), np.int32)
-    )
-    features = {}
+    days, features = metrics.rank_values(metrics.read_days(rows[spec["time"]])), {}
     for feature in spec["features"]:
-        column = columns[feature["name"]]
-        bins = choose_bins(column, feature["kind"])
+        column, bins = columns[feature["name"]], {"kind": feature["kind"]}
+        if bins["kind"] == "category":
+            bins["values"] = sorted(set(column.drop_null().unique().to_pylist()))
+        elif bins["kind"] == "number":
+            values = counts.read_numbers(column)
+            bins["edges"] = choose_edges(*np.unique(values[np.isfinite(values)], return_counts=True))
         codes, size = counts.assign_bins(column, bins)
         features[feature["name"]] = bins | count_by_day(codes, days, size + 1)
     bands = counts.assign_band(scores)
-    starts = choose_starts(np.bincount(bands, minlength=counts.BANDS))
-    codes = (np.searchsorted(starts, bands, side="right") - 1).astype(np.int32)
-    score = {"starts": starts, **count_by_day(codes, days, len(starts))}
-    return {"rows": len(rows), "days": int(days.max(initial=-1)) + 1, "features": features, "score": score}
+    edges = choose_edges(*np.unique(bands, return_counts=True))
+    codes = np.searchsorted(edges, bands, side="right").astype(np.int32)
+    score = {"edges": edges, **count_by_day(codes, days, len(edges) + 1)}
+    return {"rows": len(rows), "days": int(days.max()) + 1, "features": features, "score": score}
 
 
-def choose_bins(column: pa.Array, kind: str) -> dict[str, Any]:
-    """Choose the bins of a feature: its values, the hours, or about BINS bins of about equally many rows."""
-    if kind == "category":
-        return {"kind": kind, "values": sorted(set(column.drop_null().unique().to_pylist()))}
-    if kind == "hour":
-        return {"kind": kind}
-    values = counts.read_numbers(column)
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [TAIL, 1 - TAIL]).tolist() if len(values) else (0.0, 0.0)
-    # A cell and a half more at both ends, so that a frequent value there does not share its cell with all beyond it.
-    margin = 1.5 * (high - low or 1.0) / (counts.CELLS - 3)
-    low, high = low - margin, high + margin
-    starts = choose_starts(np.bincount(counts.assign_cells(values, low, high), minlength=counts.CELLS))
-    return {"kind": kind, "low": low, "high": high, "starts": starts}
+def choose_edges(values: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
+    """Return the values at which bins with about a tenth of the rows begin; the first bin begins at no value.
 
-
-def choose_starts(rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
-    """Cut cells into runs with about a tenth of the rows each; a cell with a tenth or more is a run of its own."""
-    total = rows.sum()
-    ends = np.searchsorted(np.cumsum(rows), np.arange(1, BINS) / BINS * total) if total else []
-    heavy = np.flatnonzero(rows * BINS >= max(total, 1))
-    starts = {0, *(int(end) + 1 for end in ends), *heavy.tolist(), *(heavy + 1).tolist()}
-    return sorted(start for start in starts if start < len(rows))
+    `values` are in order, `rows` say how many rows have each. A value with a tenth or more has a bin of its own.
+    """
+    if not len(values):
+        return []
+    ends = np.searchsorted(np.cumsum(rows), np.arange(1, BINS) / BINS * rows.sum())
+    heavy = np.flatnonzero(rows * BINS >= rows.sum())
+    # Beside the values, so that those of a month which are rounded otherwise stay in their bins.
+    margin = np.maximum(MARGIN * np.abs(values), np.finfo(float).tiny)
+    after = [*ends, *heavy]
+    edges: list[float] = np.unique([*(values - margin)[heavy], *(values + margin)[after]]).tolist()
+    return edges
 
 
 def count_by_day(codes: Codes, days: Codes, size: int) -> dict[str, Any]:
     """Return the rows by bin, and the 99% quantile of the PSI between two samples of days with replacement."""
-    n_days, bound = int(days.max(initial=0)) + 1, None
+    n_days, bound = int(days.max()) + 1, None
     by_day = np.bincount(days * size + codes, minlength=n_days * size).reshape(n_days, size)
     if n_days >= MIN_DAYS:
         generator = np.random.default_rng(0)
@@ -117,10 +104,8 @@ def judge_drift(reference: Mapping[str, Any], rows: Sequence[float]) -> dict[str
     return {"psi": psi, "psi_bound": bound, "flagged": flagged}
 
 
-def measure_drift(month: Counts, reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the drift of each feature and of the score, missing rates and new categories; None without a reference."""
-    if reference is None:
-        return None
+def measure_drift(month: Counts, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the drift of each feature and of the score, missing rates and new categories."""
     features = {}
     for name, expected in reference["features"].items():
         histogram = month.histograms.get(name) or counts.Histogram(np.zeros(1, np.int64))
@@ -132,8 +117,10 @@ def measure_drift(month: Counts, reference: Mapping[str, Any] | None) -> dict[st
             "reference_missing_rate": metrics.divide_or_none(expected["counts"][-1], reference["rows"]),
             "new": histogram.new,
         }
-    bands = np.add.reduceat(month.bands.sum(axis=1), reference["score"]["starts"])
-    return {"features": features, "score": judge_drift(reference["score"], bands.tolist())}
+    edges = reference["score"]["edges"]
+    codes = np.searchsorted(edges, np.arange(counts.BANDS), side="right")
+    rows = np.bincount(codes, month.bands.sum(axis=1), len(edges) + 1)
+    return {"features": features, "score": judge_drift(reference["score"], rows.tolist())}
 
 
 def find_leaks(
@@ -159,5 +146,5 @@ def find_leaks(
         f"{name} alone reaches {share:.0%} of the model's gain over the overall rate. "
         "Check that it is known before the outcome."
         for name, share in sorted(shares.items(), key=lambda item: -item[1])
-        if share >= SUSPICIOUS and name not in get_baseline_columns(spec["baseline"])
+        if share >= SUSPICIOUS and name not in spec["baseline"]["by"]
     ]

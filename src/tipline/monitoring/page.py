@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tipline import files
 from tipline.monitoring.verdict import KEEP, NO_LABELS, RETRAIN
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 SYMBOLS = {KEEP: "✓", RETRAIN: "✗", NO_LABELS: "?"}
 UNKNOWN = "\N{EN DASH}"

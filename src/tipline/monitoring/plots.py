@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from tipline import files
+from tipline.arrays import Floats, Probabilities
+from tipline.evaluation.metrics import Labels
 from tipline.monitoring.counts import BANDS, assign_band
 from tipline.monitoring.verdict import compute_calibration
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-
-    from tipline.arrays import Floats, Probabilities
-    from tipline.evaluation.metrics import Labels
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"
 STYLE: dict[Any, Any] = {
@@ -48,7 +44,6 @@ def create_picture(path: Path, height: float) -> Iterator[Figure]:
 
 
 def format_percent(*axes: Axis) -> None:
-    """Label axes in percent."""
     for axis in axes:
         axis.set_major_formatter(PercentFormatter(1, decimals=None))
 
@@ -66,16 +61,14 @@ def get_column(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
 
 
 def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
-    """Draw skill by rows on both sets of validation rows, the power law, the chosen size, and seconds per fit."""
+    """Draw skill by rows, the power law, the chosen size, and seconds per fit."""
     sizes, law = decision["sizes"], decision["power_law"]
     rows = [size["rows"] for size in sizes]
     with create_picture(path, 4.8) as figure:
         skill, cost = figure.subplots(1, 2, width_ratios=[2.6, 1])
-        sets = [("held_out", GREY, "held-out rows, same months"), ("validation", BLUE, "validation months")]
-        for name, color, label in sets:
-            low, mean, high = (get_column(sizes, f"{name}.{figure}") for figure in ("skill_low", "skill", "skill_high"))
-            skill.fill_between(rows, low, high, color=color, alpha=0.15, linewidth=0)
-            skill.plot(rows, mean, "o", color=color, label=label, markersize=4)
+        low, mean, high = (get_column(sizes, name) for name in ("skill_low", "skill", "skill_high"))
+        skill.fill_between(rows, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        skill.plot(rows, mean, "o", color=BLUE, label="validation months", markersize=4)
         if law:
             misfit = f", misses {law['misses']} of {len(sizes)} sizes" if law["misses"] else ""
             label = f"power law, exponent {law['exponent']:.2f}{misfit}"

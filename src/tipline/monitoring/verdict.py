@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tipline.errors import format_count
 from tipline.evaluation.baseline import compute_rates, sum_group_loss
 from tipline.evaluation.intervals import MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import compute_skill, divide_or_none
-from tipline.ingest.columns import get_baseline_columns
+from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
 from tipline.monitoring import drift
-from tipline.monitoring.counts import BANDS, OTHER, Sums, sum_baseline_loss
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tipline.evaluation.metrics import Counted
-    from tipline.monitoring.counts import Counts
+from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
 
 CALIBRATION_GROUPS = 10
 KEEP, RETRAIN, NO_LABELS = "keep", "retrain", "no labels"
@@ -39,7 +33,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     baseline_losses = np.array([sum_baseline_loss(baseline, day) for day in days])
     refitted_losses = np.array(refit_daily_losses(days, groups, baseline.get("smoothing", 0.0)))
     refitted_loss = divide_or_none(sum(refitted_losses.tolist()), total.rows) if len(days) > 1 else None
-    drifts = drift.measure_drift(counts, spec.get("reference"))
+    drifts = drift.measure_drift(counts, spec["reference"]) if "reference" in spec else None
     month: dict[str, Any] = {
         **counts.figures(baseline),
         "days": len(counts.days.keys() - {OTHER}),
@@ -62,7 +56,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     month["drifted"] = "; ".join(name for name, one in judged.items() if one["flagged"])
     month["groups"] = {name: summarize_group(name, sums, baseline) for name, sums in sorted(groups.items())}
     month |= {"calibration": compute_calibration(counts.bands), "drift": drifts}
-    verdict, reason = judge_month(month, " and ".join(get_baseline_columns(baseline)))
+    verdict, reason = judge_month(month, " and ".join(baseline["by"]))
     if month["drifted"]:
         reason += f" Drift in {month['drifted'].replace(';', ',')}; drift alone does not change the verdict."
     return {**month, "verdict": verdict, "reason": reason}
@@ -127,5 +121,4 @@ def judge_month(month: Mapping[str, Any], by: str) -> tuple[str, str]:
 
 
 def format_skill(month: Mapping[str, Any], name: str) -> str:
-    """Format a skill with its bounds."""
     return f"skill {month[name]:.1%} ({month[name + '_low']:.1%} to {month[name + '_high']:.1%})"

@@ -164,9 +164,9 @@ def find_training_run(client: Client, wanted: str) -> Run:
 def describe_curve(settings: Settings, paths: Paths) -> Record:
     """Return the record of the learning curve; its sizes are the steps of its metrics."""
     decision = files.read_json(paths.learning_curve.with_suffix(".json"), TODO)
-    shown = [f"validation.{name}" for name in (*FIGURES, "skill_low", "skill_high")]
+    shown = [*FIGURES, "skill_low", "skill_high"]
     steps = {size["rows"]: {name: size[name] for name in shown} for size in decision["sizes"]}
-    steps[0] = {"validation.baseline_log_loss": decision["baseline"]["validation.log_loss"]}
+    steps[0] = {"baseline_log_loss": decision["baseline"]["log_loss"]}
     params = artifact.describe_settings(settings) | {name: decision[name] for name in ("min_gain", "rows")}
     params["months"] = ", ".join(settings.sample.get_months("train"))
     digest = files.hash_json([params, list(steps.items()), decision["reason"]])  # without the seconds of the fits

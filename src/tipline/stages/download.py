@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import logging
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
-from typing import TYPE_CHECKING
+
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import TiplineError, combine_failures
 from tipline.ingest import source
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -49,29 +46,21 @@ def run_months(settings: Settings, paths: Paths, months: Sequence[str]) -> None:
     Raises the error of a single month as it is; for several, NotPublishedError if the source does not have some of them
     and nothing else is wrong, otherwise MonthsFailedError.
     """
-    if len(months) == 1:
-        run(settings, paths, months[0])
-        return
-    from tqdm.contrib.logging import logging_redirect_tqdm  # noqa: PLC0415 (only several months show bars)
+    distinct, failed = list(dict.fromkeys(months)), dict[str, TiplineError]()
 
-    distinct, failed = list(dict.fromkeys(months)), {}
+    def try_month(month: str) -> None:
+        try:
+            run(settings, paths, month)
+        except TiplineError as error:
+            failed[month] = error
+        except OSError as error:
+            todo = "Fix the cause and run the command again; no half-written file is left."
+            failed[month] = TiplineError(f"{error.strerror or error}.", str(error.filename or month), todo)
+        if month in failed and len(distinct) > 1:
+            log.error("%s: %s", month, failed[month])
+
     # Its threads are daemons: Ctrl-C does not wait for servers. What has arrived is kept, as after a kill.
     with logging_redirect_tqdm(), ThreadPool(MONTHS_AT_ONCE) as pool:
-        for month, error in pool.imap_unordered(functools.partial(try_month, settings, paths), distinct):
-            if error is not None:
-                failed[month] = error
-                log.error("%s: %s", month, error)
+        pool.map(try_month, distinct, chunksize=1)
     if failed:
         raise combine_failures(failed, len(distinct))
-
-
-def try_month(settings: Settings, paths: Paths, month: str) -> tuple[str, TiplineError | None]:
-    """Fetch a month and return its error, if there is one."""
-    try:
-        run(settings, paths, month)
-    except TiplineError as error:
-        return month, error
-    except OSError as error:
-        todo = "Fix the cause and run the command again; no half-written file is left."
-        return month, TiplineError(f"{error.strerror or error}.", str(error.filename or month), todo)
-    return month, None

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from tipline import files
+from tipline.config import Settings
 from tipline.evaluation import comparison
 from tipline.model import artifact
 from tipline.monitoring import plots
+from tipline.paths import Paths
 from tipline.training import sampling
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +22,7 @@ def run(settings: Settings, paths: Paths) -> None:
     ref = files.try_read_json(paths.champion_ref) or {}
     if ref:
         artifact.check_digest(contents["champion"], ref["digest"])
-    made_on = {role: spec.get("months") for role, spec in comparison.load_specs(contents).items()}
+    made_on = {role: artifact.read_spec(of_model).get("months") for role, of_model in contents.items()}
     if made_on["champion"] is None:  # a model that tipline did not make; `register` reads its months from MLflow
         made_on["champion"] = ref.get("months")
     report, compared = comparison.compare_models(settings, paths, contents, made_on)

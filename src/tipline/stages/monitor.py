@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.monitoring import page, plots, verdict
 from tipline.monitoring.counts import Counts
-from tipline.paths import month_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
+from tipline.paths import Paths, month_folder
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +64,6 @@ def read_preparation(paths: Paths, month: str) -> dict[str, Any]:
     manifest = files.read_json(paths.prepared(month) / files.MANIFEST, f"Run: dvc repro prepare@{month}")
     row = {name: manifest[name] for name in PREPARED_COLUMNS}
     for name, value in row.items():
-        if isinstance(value, dict):
-            row[name] = "; ".join(f"{key}: {count}" for key, count in value.items())
-        elif isinstance(value, list):
-            row[name] = "; ".join(value)
+        items = [f"{key}: {count}" for key, count in value.items()] if isinstance(value, dict) else value
+        row[name] = "; ".join(items) if isinstance(items, list) else value
     return row

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import format_count
 from tipline.ingest import prepare
 from tipline.ingest.schema import format_names, load_schema
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +25,18 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
         return
     with files.replace_folder(folder, paths.staging / "trips") as staged:
         manifest = prepare.prepare_month(path, staged, schema, month)
-    log.info("%s: %s, in %.1f s", month, summarize_manifest(manifest), time.perf_counter() - started)
-
-
-def summarize_manifest(manifest: dict[str, Any]) -> str:
-    """Describe a prepared month in one line."""
     odd, outside = sum(manifest["out_of_range"].values()), manifest["outside_month"]
-    text = f"{format_count(manifest['rows_in'], 'row')}, {manifest['quarantined']:,} quarantined, "
-    text += f"{format_count(odd, 'value')} out of range"
+    parts = [
+        format_count(manifest["rows_in"], "row"),
+        f"{manifest['quarantined']:,} quarantined",
+        f"{format_count(odd, 'value')} out of range",
+    ]
     if outside:
-        text += f", {format_count(outside, 'pick-up')} outside the month"
-    if outside > manifest["rows_out"] / 2:
-        text += " (IS THIS THE FILE OF ANOTHER MONTH?)"
-    if manifest["unknown_aliases"]:
-        text += f", unknown aliases: {format_names(list(manifest['unknown_aliases']))}"
-    if manifest["unknown_columns"]:
-        text += f", unknown columns: {format_names(manifest['unknown_columns'])}"
-    return text
+        wrong = " (IS THIS THE FILE OF ANOTHER MONTH?)" if outside > manifest["rows_out"] / 2 else ""
+        parts.append(f"{format_count(outside, 'pick-up')} outside the month{wrong}")
+    parts += [
+        f"{name.replace('_', ' ')}: {format_names(list(manifest[name]))}"
+        for name in ("unknown_aliases", "unknown_columns")
+        if manifest[name]
+    ]
+    log.info("%s: %s, in %.1f s", month, ", ".join(parts), time.perf_counter() - started)

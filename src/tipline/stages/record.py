@@ -6,15 +6,12 @@ Runs at every `dvc repro`, because DVC may restore reports from its cache withou
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
+from tipline.config import Settings
 from tipline.errors import format_count
 from tipline.model import artifact  # noqa: F401 (before tipline.registry, see register)
+from tipline.paths import Paths
 from tipline.registry import model_card, runs, store
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
 
 from tipline import files
+from tipline.config import Settings
 from tipline.model import artifact  # before tipline.registry: beside MLflow it would import pandas and MLflow's models
+from tipline.paths import Paths
 from tipline.registry import champion, model_versions, runs, store
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.registry.champion import Ref
-    from tipline.registry.store import Client
+from tipline.registry.champion import Ref
+from tipline.registry.store import Client
 
 log = logging.getLogger(__name__)
 
@@ -58,5 +55,4 @@ def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
 
 
 def format_ref(ref: Ref) -> str:
-    """Name a model's version."""
     return "not registered" if ref["version"] is None else f"version {ref['version']}"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import UsageError
+from tipline.paths import Paths
 from tipline.training import sampling
-
-if TYPE_CHECKING:
-    from tipline.config import Settings
-    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 

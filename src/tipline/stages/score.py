@@ -6,24 +6,21 @@ import contextlib
 import logging
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tipline import cluster, files, git
+from tipline.config import Settings
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.ingest import columns
 from tipline.model import artifact, external, golden_rows
+from tipline.paths import Paths
 from tipline.scoring import plan, publish, worker
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-    from tipline.scoring.plan import Block, Month
+from tipline.scoring.plan import Block, Month
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from tipline import files
+from tipline.config import Settings
 from tipline.errors import UsageError
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import fit_baseline
@@ -17,15 +21,8 @@ from tipline.model import artifact, golden_rows, persistence, pyfunc
 from tipline.model import pipeline as model_pipeline
 from tipline.monitoring import drift
 from tipline.monitoring.counts import Counts
+from tipline.paths import Paths
 from tipline.training import calibration, sampling
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pyarrow as pa
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.linalg import LinAlgWarning
@@ -11,16 +11,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from tipline.arrays import Floats
 from tipline.errors import TiplineError, UsageError
+from tipline.evaluation.metrics import Labels
 from tipline.model.pyfunc import log_odds
-
-if TYPE_CHECKING:
-    from tipline.arrays import Floats
-    from tipline.evaluation.metrics import Labels
 
 MIN_ROWS = 1000  # with fewer, the correction is as uncertain as what it corrects
 WHERE = "params.yaml, train.calibration"
-WRONG_ORDER = "Set it to null, and see validation.auc in reports/learning_curve.csv for what the model is worth."
+WRONG_ORDER = "Set it to null, and see auc in reports/learning_curve.csv for what the model is worth."
 
 
 def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[str, Any]:
@@ -45,7 +43,6 @@ def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[
 
 
 def fit_sigmoid(probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Fit slope and intercept on the log-odds."""
     regression = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
     try:
         with warnings.catch_warnings(action="error"):
@@ -61,7 +58,6 @@ def fit_sigmoid(probabilities: Floats, labels: Labels) -> dict[str, Any]:
 
 
 def fit_isotonic(probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Fit the nearest increasing step function, given by the ends of its steps."""
     # A step of one label only would give probability 0 or 1, and the first exception an infinite loss. The bounds are
     # the rule of succession for this many rows.
     least = 1 / (len(labels) + 2)

@@ -8,36 +8,30 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from joblib import Parallel, delayed, parallel_config
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from tipline import cluster
-from tipline.errors import UsageError, format_count
+from tipline.arrays import Codes, Floats, Matrix
+from tipline.config import LearningCurve
+from tipline.errors import UsageError
 from tipline.evaluation.intervals import CONFIDENCE
-from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, Labels, compute_log_loss
 from tipline.model.pipeline import fit_pipeline
 from tipline.model.pyfunc import install_code
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from sklearn.pipeline import Pipeline
-
-    from tipline.arrays import Codes, Floats, Matrix
-    from tipline.config import LearningCurve
-    from tipline.evaluation.metrics import Labels
-
-    Order = np.ndarray[tuple[int], np.dtype[np.int64]]
-    Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
-    Scored = tuple[dict[str, float], dict[str, Floats]]
+Order = np.ndarray[tuple[int], np.dtype[np.int64]]
+Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
 
 DRAWS = 2000
 SEED = 2009
@@ -55,7 +49,6 @@ class CodePlugin(cluster.WorkerPlugin):
         self.code = dict(code)
 
     def setup(self, worker: cluster.Worker) -> None:
-        """Import each file under the name that the driver gave it."""
         del worker
         for name, data in self.code.items():
             install_code(name, data)
@@ -63,24 +56,23 @@ class CodePlugin(cluster.WorkerPlugin):
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows to fit on or to score."""
+    """Rows to score."""
 
     frame: pd.DataFrame  # the model's columns
     labels: Labels
     days: Codes  # codes from 0
-    segment: Labels  # whether the row is in the segment that is also scored by itself
     baseline: Floats  # the baseline's probabilities
 
 
 @dataclass(frozen=True)
 class Study:
-    """The scores of all fits, and of the baseline, on the sets of validation rows, `held_out` and `validation`."""
+    """The scores of all fits, and of the baseline, on the validation rows."""
 
     sizes: tuple[int, ...]  # rows of the samples, ascending
-    losses: Mapping[str, Cube]  # by set, shape (sizes, repeats, days): sums of log-losses, in nats
-    baseline_losses: Mapping[str, Floats]  # by set, shape (days,)
-    figures: Mapping[str, Matrix]  # shape (sizes, repeats): `validation.segment.auc` and so on, `fit_seconds`
-    baseline: Mapping[str, float]  # the baseline's figures
+    losses: Cube  # shape (sizes, repeats, days): sums of log-losses, in nats
+    baseline_losses: Floats  # shape (days,)
+    figures: Mapping[str, Matrix]  # log_loss, auc, fit_seconds; shape (sizes, repeats)
+    baseline: Mapping[str, float]  # log_loss, auc
 
 
 def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
@@ -88,7 +80,7 @@ def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
     largest = min(pool // 2, settings.max_rows or pool)
     if largest < settings.smallest:
         what = f"The largest sample to study has {largest:,} rows, fewer than `smallest`, {settings.smallest:,}."
-        todo = "Lower it or raise sample.rows; the largest sample studied is two fifths of the sampled rows."
+        todo = "Lower it or raise sample.rows; the largest sample studied is half of the sampled rows."
         raise UsageError(what, f"{WHERE}.smallest", todo)
     return tuple(int(size) for size in np.unique(np.geomspace(settings.smallest, largest, settings.sizes).round()))
 
@@ -107,8 +99,9 @@ def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list
 
 def run_study(
     pipeline: Pipeline,
-    pool: Examples,
-    validation: Mapping[str, Examples],
+    frame: pd.DataFrame,
+    labels: Labels,
+    validation: Examples,
     sizes: Sequence[int],
     orders: Sequence[Order],
 ) -> Study:
@@ -116,48 +109,35 @@ def run_study(
     # As bytes, because the scheduler, which does not have the user's code, would unpickle a pipeline.
     pickled = pickle.dumps(pipeline)
     results = Parallel(n_jobs=-1)(
-        delayed(fit_and_score)(pickled, pool, validation, order[:rows]) for rows in sizes for order in orders
+        delayed(fit_and_score)(pickled, frame, labels, validation, order[:rows]) for rows in sizes for order in orders
     )
-    shape, names = (len(sizes), len(orders)), results[0][0]
-    baseline, losses = measure_scores({name: examples.baseline for name, examples in validation.items()}, validation)
-    return Study(
-        tuple(sizes),
-        {name: np.reshape([found[name] for _, found in results], (*shape, -1)) for name in validation},
-        losses,
-        {name: np.reshape([figures[name] for figures, _ in results], shape) for name in names},
-        baseline,
-    )
+    shape, (baseline, baseline_losses) = (len(sizes), len(orders)), measure_scores(validation.baseline, validation)
+    figures = {name: np.reshape([one[name] for one, _ in results], shape) for name in results[0][0]}
+    losses = np.reshape([one for _, one in results], (*shape, -1))
+    return Study(tuple(sizes), losses, baseline_losses, figures, baseline)
 
 
-def fit_and_score(pickled: bytes, pool: Examples, validation: Mapping[str, Examples], rows: Order) -> Scored:
-    """Fit a pickled pipeline on some rows of the pool; return figures, seconds included, and the losses of each set."""
+def fit_and_score(
+    pickled: bytes, frame: pd.DataFrame, labels: Labels, validation: Examples, rows: Order
+) -> tuple[dict[str, float], Floats]:
+    """Fit a pickled pipeline on some rows of the pool; return its figures, with `fit_seconds`, and losses by day."""
     # The parts of an estimator are not tasks of their own: the cluster is busy with whole fits.
     with threadpool_limits(1), parallel_config("sequential"):
         started = time.perf_counter()
         pipeline = pickle.loads(pickled)  # noqa: S301 (from the driver)
-        fitted = fit_pipeline(pipeline, pool.frame.iloc[rows], pool.labels[rows])
+        fitted = fit_pipeline(pipeline, frame.iloc[rows], labels[rows])
         seconds = time.perf_counter() - started
-        scores = {name: fitted.predict_proba(examples.frame)[:, 1] for name, examples in validation.items()}
+        scores = fitted.predict_proba(validation.frame)[:, 1]
     figures, losses = measure_scores(scores, validation)
     return figures | {"fit_seconds": seconds}, losses
 
 
-def measure_scores(scores: Mapping[str, Floats], validation: Mapping[str, Examples]) -> Scored:
-    """Return log-loss, AUC and Brier score of all rows and of the segment, and the sums of log-losses by day.
-
-    Figures are named `set.figure` and `set.segment.figure`, and NaN if they are not defined.
-    """
-    figures, losses = {}, {}
-    for name, examples in validation.items():
-        by_row = compute_log_loss(scores[name], examples.labels)
-        losses[name] = np.bincount(examples.days, by_row).astype(float)
-        for part, inside in ((name, np.full(len(by_row), fill_value=True)), (f"{name}.segment", examples.segment)):
-            score, labels = scores[name][inside], examples.labels[inside]
-            both = labels.any() and not labels.all()
-            figures[f"{part}.log_loss"] = float(by_row[inside].mean(dtype=float)) if len(labels) else math.nan
-            figures[f"{part}.auc"] = float(roc_auc_score(labels, score)) if both else math.nan
-            figures[f"{part}.brier"] = float(np.square(score - labels).mean()) if len(labels) else math.nan
-    return figures, losses
+def measure_scores(scores: Floats, validation: Examples) -> tuple[dict[str, float], Floats]:
+    """Return log-loss and AUC, which is NaN for rows of one class, and the sums of log-losses by day."""
+    losses, labels = compute_log_loss(scores, validation.labels), validation.labels
+    auc = math.nan if labels.all() or not labels.any() else float(roc_auc_score(labels, scores))
+    by_day = np.bincount(validation.days, losses).astype(float)
+    return {"log_loss": float(losses.mean(dtype=float)), "auc": auc}, by_day
 
 
 def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | None = None) -> dict[str, Any]:
@@ -167,14 +147,14 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
     reason, min_gain, the figures of the baseline, and a list `sizes` with the figures of each size, None if undefined.
     """
     mean, upper = bound_excess(study)
-    problem = find_problem(study)
-    if problem:
+    if problem := find_problem(study):
         upper = np.full_like(upper, np.nan)
     smaller = zip(study.sizes[:-1], upper[:-1].tolist(), strict=True)
     size, bound = next(((size, bound) for size, bound in smaller if bound < min_gain), (None, math.nan))
     limit = min(available, max_rows or available)
-    every = "rows of the sample" if limit == available else "rows that learning_curve.max_rows allows"
-    words = f"{'all' if limit == available else 'the'} {limit:,} {every} are used"
+    words = f"the {limit:,} rows that learning_curve.max_rows allows are used"
+    if limit == available:
+        words = f"all {limit:,} rows of the sample are used"
     if problem:
         reason = f"{problem}, so {words}."
     elif size is None:
@@ -187,31 +167,23 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
             f"{size:,} rows: with 95% confidence, {study.sizes[-1]:,} rows add less than {min_gain:g} skill points "
             f"(at most {max(bound, 0):.5f})."
         )
-    table = summarize_sizes(study)
-    for row, behind, at_most in zip(table, mean.tolist(), upper.tolist(), strict=True):
-        row.update(behind_largest=behind, behind_largest_upper=at_most)
     return {
         "rows": size or limit,
         "levelled_off": size is not None,
         "reason": reason,
         "min_gain": min_gain,
         "baseline": replace_nan(study.baseline),
-        "sizes": [replace_nan(row) for row in table],
+        "sizes": summarize_sizes(study, mean, upper),
     }
 
 
 def find_problem(study: Study) -> str | None:
     """Return why the study cannot judge smaller sizes, or None."""
-    _, repeats, days = study.losses["validation"].shape
-    if study.baseline["validation.log_loss"] < NEXT_TO_NOTHING:
+    if study.baseline["log_loss"] < NEXT_TO_NOTHING:
         return "The baseline leaves nothing to gain on the `validation` rows"
-    if math.isnan(study.baseline["validation.auc"]):
+    if math.isnan(study.baseline["auc"]):
         return "All `validation` rows have the same label, so they cannot tell a good model from an overconfident one"
-    if len(study.sizes) == 1:
-        return "Only one size was studied"
-    if min(repeats, days) < 2:  # noqa: PLR2004 (one has no spread)
-        return f"{format_count(repeats, 'repeat')} and {format_count(days, 'day')} are too few to bound the gain"
-    return None
+    return "One day is too few to bound the gain" if len(study.baseline_losses) == 1 else None
 
 
 def bound_excess(study: Study) -> tuple[Floats, Floats]:
@@ -220,21 +192,20 @@ def bound_excess(study: Study) -> tuple[Floats, Floats]:
     Differences are paired: same rows, same repeat. Given the pool, the repeats are independent. They share rows, but
     that shifts the loss of all sizes alike and cancels in the difference.
     """
-    losses = study.losses["validation"]
-    mean, draws = bootstrap_skill(study, "validation", losses - losses[-1])
+    mean, draws = bootstrap_skill(study, study.losses - study.losses[-1])
     return mean, np.quantile(draws, CONFIDENCE, axis=0)
 
 
-def bootstrap_skill(study: Study, name: str, losses: Cube) -> tuple[Floats, Matrix]:
-    """Return losses in units of the baseline's on a set, shape (sizes,), and resampled, shape (draws, sizes).
+def bootstrap_skill(study: Study, losses: Cube) -> tuple[Floats, Matrix]:
+    """Return losses in units of the baseline's, shape (sizes,), and resampled, shape (draws, sizes).
 
     Repeats and days are resampled independently. A resample varies less than the sample it is drawn from, so deviations
     are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles of
     Student's t with k - 1 degrees of freedom and the normal distribution. Both are NaN with nothing to gain, draws with
     one repeat or day.
     """
-    too_small = study.baseline[f"{name}.log_loss"] < NEXT_TO_NOTHING
-    unit: Floats = np.where(too_small, np.nan, study.baseline_losses[name])
+    too_small = study.baseline["log_loss"] < NEXT_TO_NOTHING
+    unit: Floats = np.where(too_small, np.nan, study.baseline_losses)
     count, repeats, days = losses.shape
     center: Floats = losses.mean(axis=1).sum(axis=1) / unit.sum()
     smaller = min(repeats, days)
@@ -250,18 +221,17 @@ def bootstrap_skill(study: Study, name: str, losses: Cube) -> tuple[Floats, Matr
     return center, center + (draws - center) * math.sqrt(smaller / (smaller - 1)) * quantiles
 
 
-def summarize_sizes(study: Study) -> list[dict[str, float]]:
-    """Return rows, mean figures, and skill with its 90% interval on both sets, for each size."""
-    table = [
-        {"rows": size, **{name: float(values[index].mean()) for name, values in study.figures.items()}}
+def summarize_sizes(study: Study, behind: Floats, upper: Floats) -> list[dict[str, float | None]]:
+    """Return rows, mean figures, skill with its 90% interval, and what `bound_excess` found, for each size."""
+    mean, draws = bootstrap_skill(study, study.losses)
+    low, high = np.quantile(1 - draws, BAND, axis=0)
+    columns = {name: values.mean(axis=1) for name, values in study.figures.items()}
+    columns |= {"skill": 1 - mean, "skill_low": low, "skill_high": high}
+    columns |= {"behind_largest": behind, "behind_largest_upper": upper}
+    return [
+        {"rows": size, **replace_nan({name: float(values[index]) for name, values in columns.items()})}
         for index, size in enumerate(study.sizes)
     ]
-    for name, losses in study.losses.items():
-        mean, draws = bootstrap_skill(study, name, losses)
-        columns = np.vstack([1 - mean, np.quantile(1 - draws, BAND, axis=0)])
-        for row, values in zip(table, columns.T.tolist(), strict=True):
-            row.update(zip((f"{name}.skill", f"{name}.skill_low", f"{name}.skill_high"), values, strict=True))
-    return table
 
 
 def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
@@ -276,11 +246,10 @@ def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     lists rows, skill, low and high (90% interval). It is None if the study has too few sizes, repeats or days, or the
     baseline leaves nothing to gain.
     """
-    losses = study.losses["validation"]
-    mean, draws = bootstrap_skill(study, "validation", losses)
+    mean, draws = bootstrap_skill(study, study.losses)
     if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
         return None
-    spread = losses.sum(axis=2).std(axis=1)
+    spread = study.losses.sum(axis=2).std(axis=1)
     limits, slopes, exponents = fit_power_law(study.sizes, np.vstack([mean, draws]), spread)
     rows = np.geomspace(study.sizes[0], max(available, study.sizes[-1]), POINTS).round()
     skill = 1 - limits[:, None] - slopes[:, None] * rows ** -exponents[:, None]

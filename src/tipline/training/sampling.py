@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest.columns import add_missing_columns, encode_categories
 from tipline.ingest.target import parse_target
-from tipline.paths import ROLES
+from tipline.paths import ROLES, Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from tipline.config import Settings
-    from tipline.paths import Paths
-
-    Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
-    Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 KEY = "sample_key"  # column of a sample: the hash of each row
 MONTH = "sample_month"  # column of a pool: which of its months each row is from, as a code
