@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,18 @@ def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: stories.Sto
     assert done.stderr.rstrip().endswith("then resume: tipline month 2009-05")
     assert "Traceback" not in done.stdout + done.stderr
     assert read_months(project.root) == [*MONTHS, NEW]
+
+
+@pytest.mark.parametrize("words", [("other", "repro"), ("dvc", "repro")])
+def test_a_lock_of_dvc_is_removed_unless_dvc_holds_it(tmp_path: Path, words: tuple[str, ...]) -> None:
+    lock = tmp_path / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as process:
+        for text, is_held in ((f'{{"read": {{}}, "write": {{"a": {{"pid": {process.pid}, ', True), ('{"read', False)):
+            lock.write_text(text)  # cut off by a kill
+            month.remove_stale_lock(tmp_path)
+            assert lock.exists() == (is_held and words[0] == "dvc")
+        process.communicate(b"\n")
 
 
 # ---- params.yaml ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tipline import files, git
@@ -81,6 +83,7 @@ def run_repro(paths: Paths) -> int:
         except BlockingIOError:
             log.info("waiting for the `dvc repro` of another `tipline month` to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_stale_lock(paths.root)
         options: dict[str, Any] = {"cwd": paths.root, "env": {**os.environ, "PATH": path}}
         with subprocess.Popen(command, pass_fds=[lock.fileno()], **options) as process:  # noqa: S603 (fixed)
             try:
@@ -88,6 +91,20 @@ def run_repro(paths: Paths) -> int:
             except KeyboardInterrupt:
                 process.wait()  # the terminal has interrupted DVC, too, which lets its stage end first
                 raise
+
+
+def remove_stale_lock(root: Path) -> None:
+    """Remove DVC's lock of files unless a DVC command holds it.
+
+    DVC stops at one that was damaged by a kill, and if another process has the number of a killed one now.
+    """
+    folder = next((folder for folder in (root, *root.parents) if (folder / ".dvc").is_dir()), root)
+    lock = folder / ".dvc" / "tmp" / "rwlock"
+    for pid in re.findall(r'"pid": (\d+)', lock.read_text(encoding="utf-8") if lock.is_file() else ""):
+        with contextlib.suppress(psutil.Error):
+            if any(Path(word).name == "dvc" for word in psutil.Process(int(pid)).cmdline()):
+                return
+    lock.unlink(missing_ok=True)
 
 
 def format_month(month: dict[str, Any]) -> list[str]:

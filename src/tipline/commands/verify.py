@@ -1,14 +1,12 @@
-"""`tipline verify`: check that published predictions are what their manifests say, several parts at once in threads."""
+"""`tipline verify`: check that published predictions are what their manifests say."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-from tipline import files, formats, processes
+from tipline import files, formats
 from tipline.config import PartialSettings
 from tipline.errors import TiplineError, UsageError, format_count
 from tipline.ingest.columns import PREPARED_FILE
@@ -81,24 +79,19 @@ def read_manifest(data: bytes | None, month: str) -> dict[str, Any] | None:
 
 def list_differences(predictions: Storage, folder: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the files of a month that are not those of its manifest, and how they differ."""
-    with ThreadPoolExecutor(processes.count_cpus()) as pool:
-        differences = list(pool.map(partial(describe_difference, predictions, folder), parts))
-    found = {part["name"]: what for part, what in zip(parts, differences, strict=True) if what}
+    found, listed = {}, {part["name"]: part for part in parts}
+    for name, part in listed.items():
+        data = predictions.read(f"{folder}/{name}")
+        if data is None:
+            found[name] = "The part is missing."
+        elif (len(data), files.hash_bytes(data)) != (part["bytes"], part["sha256"]):
+            sizes = f"it has {len(data):,} of {part['bytes']:,} bytes"
+            found[name] = f"The part's sha256 is not the one in the manifest; {sizes}."
     present = {*predictions.list_sizes(folder), *open_storage(predictions.address(folder)).list_folders()}
-    for name in present - {files.MANIFEST, *(part["name"] for part in parts)}:
+    for name in present - {files.MANIFEST, *listed}:
         if not name.startswith("."):
             found[name] = "The manifest does not list this; readers of the folder would use it."
     return found
-
-
-def describe_difference(predictions: Storage, folder: str, part: Mapping[str, Any]) -> str | None:
-    """Say how a part differs from what the manifest says of it."""
-    data = predictions.read(f"{folder}/{part['name']}")
-    if data is None:
-        return "The part is missing."
-    if (len(data), files.hash_bytes(data)) != (part["bytes"], part["sha256"]):
-        return f"The part's sha256 is not the one in the manifest; it has {len(data):,} of {part['bytes']:,} bytes."
-    return None
 
 
 def check_prepared(locations: plan.Locations, month: str, manifest: Mapping[str, Any], todo: str) -> None:
