@@ -8,33 +8,27 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline.errors import NotPublishedError, TiplineError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-    Columns = list[Array | pa.Array | None]
-
-Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the format of their time
+Array = npt.NDArray[Any]
+Columns = list[Array | pa.Array | None]  # None: all null, as surcharges and coordinates are here
+Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the form of their time
 CHUNK = 2**18  # rows of a row group, simulated and written at a time; another number gives other trips
 
 FLEX, CREDIT = 0, 1  # then cash, no charge, dispute
 CMT, VTS, DDS = 1, 2, 3  # DDS had no number of its own
-VENDORS = ["CMT", "VTS", "DDS"]
-WORDS = ["Cash", "CASH", "Credit", "CREDIT", "No Charge", "Dispute"]
-# The word that each vendor of 2009 writes for each payment; only CMT's meters know the last two.
-WORD_CODES = np.array([[0, 2, 0, 4, 5], [1, 2, 1, 1, 1], [1, 3, 1, 1, 1]])
+VENDORS, WORDS = ["CMT", "VTS", "DDS"], ["CREDIT", "Cash", "No Charge", "Dispute"]
+LAST_ZONE = 263
 # Relative frequencies.
 DAYS = np.array([127, 142, 145, 156, 156, 149, 126])  # Monday first
 HOURS = np.array(  # on working days, at weekends
@@ -44,20 +38,17 @@ HOURS = np.array(  # on working days, at weekends
     ]
 )
 PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])  # 0, 1, 2, ...
-AIRPORTS = JFK, _ = 132, 138
-BUSY = [*AIRPORTS, 48, 68, 79, 90, 107, 113, 140, 141, 142, 161, 162, 163, 170, 186, 230, 234, 236, 237, 239, 249]
-ZONES = np.where(np.isin(np.arange(266), BUSY), 60, np.arange(266) > 0)
 # Before a month: dollars at the start, per unit of distance or time, flat from JFK, per toll.
 TARIFFS = {"2012-09": (2.5, 0.4, 45.0, 4.57), "2023-01": (2.5, 0.5, 52.0, 5.33), "9999-99": (3.0, 0.7, 70.0, 6.94)}
 
-# name:kind. Without a kind: double. With a month: double from that month on, untyped nulls before.
+# name:type, double without one. Files from 2011 on have the columns of today, because the TLC wrote all of them again.
 YEAR_2009 = """vendor_name:text Trip_Pickup_DateTime:text Trip_Dropoff_DateTime:text Passenger_Count:integer
     Trip_Distance Start_Lon Start_Lat Rate_Code store_and_forward End_Lon End_Lat Payment_Type:text Fare_Amt surcharge
     mta_tax Tip_Amt Tolls_Amt Total_Amt"""
-FROM_2011 = """VendorID:id tpep_pickup_datetime:time tpep_dropoff_datetime:time passenger_count:count trip_distance
-    RatecodeID:count store_and_fwd_flag:text PULocationID:id DOLocationID:id payment_type:integer fare_amount extra
-    mta_tax tip_amount tolls_amount improvement_surcharge total_amount congestion_surcharge:2019-01
-    airport_fee:2020-11"""
+FROM_2011 = """VendorID:id tpep_pickup_datetime:time tpep_dropoff_datetime:time passenger_count:integer trip_distance
+    RatecodeID:integer store_and_fwd_flag:text PULocationID:id DOLocationID:id payment_type:integer fare_amount extra
+    mta_tax tip_amount tolls_amount improvement_surcharge total_amount congestion_surcharge Airport_fee"""
+TYPES = {"text": pa.string(), "time": pa.timestamp("us"), "integer": pa.int64(), "id": pa.int32(), "": pa.float64()}
 
 
 class Dice:
@@ -91,13 +82,13 @@ def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
     file holds the first rows of a larger one.
     """
     schema = get_published_schema(month)
-    build_columns = build_columns_2009 if month < "2010" else build_columns_today
     with pq.ParquetWriter(path, schema) as writer:
         for chunk, first in enumerate(range(0, rows, CHUNK)):
             dice = Dice(min(CHUNK, rows - first), seed, int(month.replace("-", "")), chunk)
-            columns = build_columns(month, simulate_trips(month, dice), dice)
+            trips = simulate_trips(month, dice)
+            columns = build_columns_2009(trips) if month < "2010" else build_columns_today(trips, dice)
             arrays = [
-                pa.nulls(dice.rows, type_) if column is None or type_ == pa.null() else pa.array(column).cast(type_)
+                pa.nulls(dice.rows, type_) if column is None else pa.array(column).cast(type_)
                 for type_, column in zip(schema.types, columns, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
@@ -113,25 +104,15 @@ def get_published_schema(month: str) -> pa.Schema:
     if month < "2009" or month.startswith("2010"):
         what = "The simulation has the months of 2009, and those from 2011 on."
         raise NotPublishedError(what, month, "Remove the month from `months` in params.yaml, or change `source` there.")
-    kinds = {
-        "text": pa.string(),
-        "time": pa.timestamp("us"),
-        "integer": pa.int64(),
-        "id": pa.int32() if month >= "2023-02" else pa.int64(),
-        "count": pa.float64() if "2018-07" <= month < "2023-02" else pa.int64(),
-    }
-    names = YEAR_2009 if month < "2010" else FROM_2011 + " cbd_congestion_fee" * (month >= "2025")
-    if month >= "2023-02":
-        names = names.replace("airport_fee", "Airport_fee")
-    pairs = [column.partition(":")[::2] for column in names.split()]
-    return pa.schema([(name, kinds.get(kind, pa.float64() if month >= kind else pa.null())) for name, kind in pairs])
+    names = (YEAR_2009 if month < "2010" else FROM_2011).split()
+    return pa.schema([(name, TYPES[type_]) for name, _, type_ in (column.partition(":") for column in names)])
 
 
 def simulate_trips(month: str, dice: Dice) -> Trips:
     """Simulate a chunk of trips; the shares of VTS and of cards grow over the years, more and more slowly."""
     years = int(month[:4]) - 2009 + (int(month[5:]) - 1) / 12
     cmt = 0.25 + 0.22 * np.exp(-years / 8)
-    vendors = [0, cmt, 1 - cmt, 0.06 * (month < "2010"), 0, 0, 0.002 * (month >= "2021"), 0.004 * (month >= "2025")]
+    vendors = [0, cmt, 1 - cmt, 0.06 * (month < "2010")]
     credit, flex = 0.86 - 0.65 * np.exp(-years / 6), 0.05 * (month >= "2021")
     payments = [flex, credit * (1 - flex), (1 - credit) * (1 - flex) - 0.01, 0.007, 0.003]
     pickup, extra = simulate_pickups(month, dice)
@@ -180,52 +161,29 @@ def add_tips(years: float, trips: Trips, dice: Dice) -> None:
 
 def add_errors(trips: Trips, dice: Dice) -> None:
     """Replace a few values by wrong ones of the kinds that published files have."""
-    wrapped = dice.chance("fare wrapped", 2e-5)
-    trips.fare[wrapped] = (429_496.7 - trips.fare[wrapped]).round(2)  # as if a 32-bit counter fell below zero
     trips.fare[dice.chance("fare negative", 1e-4)] *= -1
     trips.miles[dice.chance("miles", 2e-5)] = 259_777
-    trips.passengers[dice.chance("no passengers", 1e-4)] = 0
     trips.passengers[dice.chance("many passengers", 2e-5)] = 208
-    for probability, days in ((3e-5, -2924), (1e-5, 2195)):
-        wrong = dice.chance(f"clock {days}", probability)
-        trips.pickup[wrong] += np.timedelta64(days, "D")
-        trips.dropoff[wrong] += np.timedelta64(days, "D")
+    trips.pickup[dice.chance("clock", 3e-5)] -= np.timedelta64(2924, "D")
 
 
-def build_columns_2009(month: str, trips: Trips, dice: Dice) -> Columns:
-    """Return the columns of YEAR_2009; None is all null."""
-    start = np.stack([-73.98 + 0.017 * dice.normal("lon"), 40.753 + 0.02 * dice.normal("lat")])
-    # A degree is about 52 miles from west to east, and 69 from south to north.
-    end = start + 0.5 * np.minimum(trips.miles, 30) * np.stack([dice.normal("east") / 52, dice.normal("north") / 69])
-    start[:, dice.chance("no start", 1e-4)] = 0
-    end[:, dice.chance("no end", 1e-4)] = 0
+def build_columns_2009(trips: Trips) -> Columns:
+    """Return the columns of YEAR_2009."""
     times = [np.where(trips.vendor == VTS, time.astype("M8[m]"), time) for time in (trips.pickup, trips.dropoff)]
-    held = np.ma.array(1.0 * dice.chance("held", 0.02), mask=(trips.vendor != CMT) | (month == "2009-01"))
-    tax = np.ma.array(np.full(dice.rows, 0.5), mask=(trips.vendor == DDS) | (month < "2009-11"))
-    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + tax.filled(0), 2)
-    vendor = encode_words(trips.vendor - 1, VENDORS)
-    payment = encode_words(WORD_CODES[trips.vendor - 1, trips.payment], WORDS)
-    columns: Columns = [vendor, *times, trips.passengers, trips.miles, *start.round(6), None, held, *end.round(6)]
-    return [*columns, payment, trips.fare, trips.extra, tax, trips.tip, trips.tolls, total]
+    vendor, payment = encode_words(trips.vendor - CMT, VENDORS), encode_words(trips.payment - CREDIT, WORDS)
+    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip, 2)
+    columns: Columns = [vendor, *times, trips.passengers, trips.miles, *[None] * 6, payment, trips.fare, trips.extra]
+    return [*columns, None, trips.tip, trips.tolls, total]
 
 
-def build_columns_today(month: str, trips: Trips, dice: Dice) -> Columns:
-    """Return the columns of FROM_2011."""
+def build_columns_today(trips: Trips, dice: Dice) -> Columns:
+    """Return the columns of FROM_2011; flex fares come without passengers and rate."""
     flex = trips.payment == FLEX
-    start, end = np.where(trips.is_jfk, JFK, dice.pick("start", ZONES)), dice.pick("end", ZONES)
-    held = encode_words(np.ma.array(dice.chance("held", 0.005), mask=flex), ["N", "Y"])
     passengers, rate = np.ma.array(trips.passengers, mask=flex), np.ma.array(1 + trips.is_jfk, mask=flex)
-    improvement = np.full(dice.rows, 1.0 if month >= "2023" else 0.3 if month >= "2015" else 0.0)
-    congestion = 2.5 * dice.chance("congestion", 0.92 * (month >= "2019-02"))
-    airport = (1.75 if month >= "2023-04" else 1.25) * (np.isin(start, AIRPORTS) & (month >= "2020-11"))
-    cbd = 0.75 * dice.chance("cbd", 0.7 * (month >= "2025"))
-    tax = np.full(dice.rows, 0.5)
-    charges = tax + improvement + congestion + airport + cbd
-    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + charges, 2)
-    columns: Columns = [trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, rate, held, start, end]
-    columns += [trips.payment, trips.fare, trips.extra, tax, trips.tip, trips.tolls, improvement, total]
-    columns += [np.ma.array(congestion, mask=flex), np.ma.array(airport, mask=flex)]
-    return [*columns, cbd] if month >= "2025" else columns
+    start, end = (1 + np.floor(LAST_ZONE * dice.uniform(name)) for name in ("start", "end"))
+    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip, 2)
+    columns: Columns = [trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, rate, None, start, end]
+    return [*columns, trips.payment, trips.fare, trips.extra, None, trips.tip, trips.tolls, None, total, None, None]
 
 
 def encode_words(codes: Array, words: list[str]) -> pa.Array:
