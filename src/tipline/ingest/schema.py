@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -14,9 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from tipline import validation
 from tipline.errors import TiplineError, UsageError, shorten_text
 from tipline.ingest import columns
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROW = pa.field("row", pa.int64(), nullable=False)
 MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
@@ -29,13 +27,13 @@ def is_text_type(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
-# Type of a column -> is a published type the usual one? Which others can be read, beside text and nulls? For messages.
-READABLE: dict[str, tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...], str]] = {
-    "category": (is_text_type, (pa.types.is_integer, pa.types.is_floating), "text or numbers"),
-    "timestamp": (pa.types.is_timestamp, (pa.types.is_date,), "timestamps, dates or text"),
-    "number": (pa.types.is_floating, (pa.types.is_integer, pa.types.is_decimal), "numbers or text"),
-    "integer": (pa.types.is_integer, (pa.types.is_floating, pa.types.is_decimal), "numbers or text"),
-    "boolean": (pa.types.is_boolean, (pa.types.is_integer, pa.types.is_floating), "true and false, 0 and 1 or text"),
+# Type of a column: the published types that can be read beside text and nulls, the usual one first, and their names.
+READABLE: dict[str, tuple[list[Callable[[pa.DataType], bool]], str]] = {
+    "category": ([is_text_type, pa.types.is_integer, pa.types.is_floating], "text or numbers"),
+    "timestamp": ([pa.types.is_timestamp, pa.types.is_date], "timestamps, dates or text"),
+    "number": ([pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal], "numbers or text"),
+    "integer": ([pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal], "numbers or text"),
+    "boolean": ([pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating], "true and false, 0 and 1 or text"),
 }
 
 
@@ -102,15 +100,11 @@ class Column(BaseModel):
         """Return the value that an alias stands for; an unknown one stands for itself, a blank one for nothing."""
         return self.known.get(normalize_name(alias), alias.strip() or None)
 
-    def is_natural(self, type_: pa.DataType) -> bool:
-        """Whether a published type is the usual one for this column."""
-        return bool(READABLE[self.type][0](type_.value_type if pa.types.is_dictionary(type_) else type_))
-
-    def is_readable(self, type_: pa.DataType) -> bool:
-        """Whether values of a published type can be read as this column."""
+    def rank_type(self, type_: pa.DataType) -> int | None:
+        """Return 0 for the usual published type of this column, more for others that can be read, None for the rest."""
         type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
-        tests = (READABLE[self.type][0], is_text_type, pa.types.is_null, *READABLE[self.type][1])
-        return any(test(type_) for test in tests)
+        tests = [*READABLE[self.type][0], is_text_type, pa.types.is_null]
+        return next((rank for rank, test in enumerate(tests) if test(type_)), None)
 
 
 @dataclass(frozen=True)
@@ -186,9 +180,9 @@ class Schema(BaseModel):
             raise TiplineError(what, where, f"{CHECK_FILE} In the schema, add a new name to the column's `names`.")
         for key, field in fields.items():
             type_ = self.columns[key].type
-            if not self.columns[key].is_readable(field.type):
+            if self.columns[key].rank_type(field.type) is None:
                 what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}; "
-                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][2]}."
+                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][1]}."
                 raise TiplineError(what, where, "Check the file, and the column's type in the schema.")
         known = {normalize_name(name) for name in self.ignored} | set(keys)
         return Match(
