@@ -180,7 +180,6 @@ PARQUET = parquet.getvalue().to_pybytes()
         ("2009-01.csv", b"\xef\xbb\xbf\r\n\r\n" + PAGE, "This is a web page"),
         ("2009-01.csv", b"<?xml version='1.0'?><Error>, denied</Error>", "This is a web page"),
         ("2009-01", PARQUET[:-1], "damaged or cut off"),
-        ("2009-01.parquet", b"", "damaged or cut off"),
         ("2009-01.csv", b"PK\x03\x04\x00\x00, , ,", "neither a Parquet file nor a CSV"),
         ("2009-01.csv", b"", "neither a Parquet file nor a CSV"),
         ("2009-01.csv", b"to be published soon\n", "neither a Parquet file nor a CSV"),

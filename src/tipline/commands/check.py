@@ -51,8 +51,9 @@ def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) ->
             if len(months) == 1:
                 raise
             failed[month] = error
-            titles = {NotPublishedError: "not published", transfer.NoRangeError: "cannot be previewed"}
-            yield from format_lines(month, titles.get(type(error), "cannot be prepared"), {"": str(error)})
+            titles = ((NotPublishedError, "not published"), (transfer.NoRangeError, "cannot be previewed"))
+            title = next((title for kind, title in titles if isinstance(error, kind)), "cannot be prepared")
+            yield from format_lines(month, title, {"": str(error)})
     if failed:
         raise combine_failures(failed, len(months))
 
@@ -84,7 +85,7 @@ def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[
     retyped = [
         f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
         for key, type_ in match.types.items()
-        if is_parquet and not schema.columns[key].is_natural(type_)  # all of a CSV file is text
+        if is_parquet and schema.columns[key].rank_type(type_) != 0  # all of a CSV file is text
     ]
     return title, {
         "era": f"{match.era}: {schema.eras[match.era]}",
