@@ -61,7 +61,7 @@ def measure(locations: plan.Locations, months: list[str]) -> dict[str, float]:
         running = time.perf_counter() - start
     for block, marker in results:
         locations.staged.write(block.part, b"part")
-        next(month for month in planned if month.month == block.month).done[block.name] = marker
+        next(month for month in planned if month.month == block.month).done[block] = marker
     start = time.perf_counter()
     for month in planned:
         publish.publish_month(month, {})

@@ -257,9 +257,6 @@ def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
             run_cli(project.root, "score", *bucket.options)
     monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
     score(run_cli, project, bucket)
-    if moment == "after the manifest":
-        monkeypatch.setattr(storage, "ABANDONED_AFTER", dt.timedelta(seconds=-60))
-        score(run_cli, project, bucket)
     assert not bucket.list_staged("")
     assert_whole(bucket, expected)
 

@@ -58,7 +58,7 @@ def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
 
 def publish_month(paths: Paths) -> dict[str, Any]:
     (month,) = plan_months(paths)
-    month.done |= {block.name: score_block(block) for block in month.open}
+    month.done |= {block: score_block(block) for block in month.open}
     publish.publish_month(month, {"version": 1})
     manifest: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
     return manifest
@@ -111,10 +111,10 @@ def test_what_a_killed_worker_began_is_not_published(paths: Paths) -> None:
 
 def test_incomplete_months_are_not_published(paths: Paths) -> None:
     (month,) = plan_months(paths)
-    month.done |= {block.name: score_block(block, 2) for block in month.blocks}
+    month.done |= {block: score_block(block, 2) for block in month.blocks}
     with pytest.raises(TiplineError, match="do not have the month's rows"):
         publish.publish_month(month, {})
-    month.done |= {block.name: score_block(block) for block in month.blocks}
+    month.done |= {block: score_block(block) for block in month.blocks}
     month.locations.staged.remove_files([month.blocks[2].part])
     with pytest.raises(TiplineError, match="are missing"):
         publish.publish_month(month, {})

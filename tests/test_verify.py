@@ -15,7 +15,7 @@ import s3fs
 
 from tests import servers, workbench
 from tipline import files
-from tipline.storage import LocalStorage
+from tipline.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,15 +177,15 @@ def test_every_problem_of_a_month_is_printed(
 def test_a_month_that_is_published_while_it_is_checked_is_not_damaged(
     scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hash_file = LocalStorage.hash_file
+    hash_file = Storage.hash_file
 
-    def publish(storage: LocalStorage, name: str) -> str:
+    def publish(storage: Storage, name: str) -> str:
         if MONTH in name:
             change_manifest(scored_project, made={"version": 2})
             get_file(scored_project, PART).unlink()
         return hash_file(storage, name)
 
-    monkeypatch.setattr(LocalStorage, "hash_file", publish)
+    monkeypatch.setattr(Storage, "hash_file", publish)
     problems = list_problems(scored_project, run_cli)
     assert (problems[0], len(problems)) == ("The month was published again while it was checked.", 3)
 

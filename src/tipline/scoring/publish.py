@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from tipline import files
 from tipline.errors import TiplineError
 from tipline.monitoring.counts import Counts
 from tipline.paths import month_name
 from tipline.scoring import plan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from tipline.scoring.plan import Locations, Month
-    from tipline.storage import Storage
+from tipline.scoring.plan import Locations, Month
+from tipline.storage import Storage
 
 
 def publish_month(month: Month, made: Mapping[str, Any]) -> None:
@@ -25,8 +22,7 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     TiplineError if parts are missing or do not have the rows of the month.
     """
     staged, predictions = month.locations.staged, month.locations.predictions
-    parts = [month.done[block.name] for block in month.blocks]
-    rows = sum(block.rows for block in month.blocks)
+    parts, rows = [month.done[block] for block in month.blocks], sum(block.rows for block in month.blocks)
     if sum(part["rows"] for part in parts) != rows:
         raise TiplineError("The parts do not have the month's rows.", f"month {month.month}", "Run: dvc repro -f score")
     sizes = staged.list_sizes(month.staged)
@@ -54,11 +50,15 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
 
 
 def remove_stale_staging(locations: Locations, months: Sequence[Month], failed: Iterable[str]) -> None:
-    """Remove parts of other models or other prepared rows that earlier runs have left unpublished."""
-    kept = {name for month in months for name in (month.staged, month.staged + plan.MARKERS)}
-    uncertain = tuple(f"{month_name(month)}." for month in failed)
+    """Remove parts that earlier runs have left: of published months, and of other models or other prepared rows."""
+    kept = (*(month.staged for month in months), *(f"{month_name(month)}." for month in failed))
     for name in locations.staged.list_folders():
-        if name not in kept and not name.startswith(uncertain) and locations.staged.is_abandoned(name):
+        if name.startswith(kept):
+            continue
+        month = name.partition(".")[0].removeprefix("month=")
+        manifest = locations.predictions.read_json(f"{month_name(month)}/{files.MANIFEST}")
+        key = manifest.get("key") if isinstance(manifest, dict) else None
+        if name.startswith(plan.name_staged_folder(month, key)) or locations.staged.is_abandoned(name):
             locations.staged.remove_folder(name)
 
 

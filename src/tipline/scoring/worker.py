@@ -6,25 +6,22 @@ import contextlib
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import cluster, files
+from tipline.cluster import Client, Worker
 from tipline.errors import TiplineError
 from tipline.ingest import columns
 from tipline.model import artifact, golden_rows
+from tipline.model.artifact import Model
+from tipline.model.external import ExternalModel
 from tipline.monitoring.counts import Counts
 from tipline.scoring.plan import SCHEMA, Block
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.cluster import Client, Worker
-    from tipline.model.artifact import Model
-    from tipline.model.external import ExternalModel
-    from tipline.storage import Storage
+from tipline.storage import Storage
 
 log = logging.getLogger(__name__)
 

@@ -100,7 +100,7 @@ def score_months(
             if isinstance(result, Exception):
                 failed[block.month] = join_lines(plan.explain_failure(block, result))
                 continue
-            by_name[block.month].done[block.name] = result
+            by_name[block.month].done[block] = result
             bar.update(block.rows)
             if not by_name[block.month].open:
                 publish_month(by_name[block.month])
