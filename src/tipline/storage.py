@@ -90,7 +90,7 @@ class Storage:
     def write(self, name: str, data: bytes) -> None:
         """Write a file. It may be lost in a power cut until its folder is published."""
         if self.is_local:
-            with files.create_file(Path(self.address(name))) as temporary:
+            with files.replace_file(Path(self.address(name)), flush=False) as temporary:
                 temporary.write_bytes(data)
             return
         with self._explain_errors(name):
@@ -156,7 +156,6 @@ class Storage:
         self._copy_files(staged, source, folder, [files.MANIFEST])
 
     def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
-        """Copy files within the store, many at once."""
         sources = [staged.address(f"{source}/{name}") for name in names]
         with self._explain_errors(folder):
             self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])

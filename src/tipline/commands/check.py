@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import config
+from tipline.config import Settings
 from tipline.errors import (
     NotPublishedError,
     TiplineError,
@@ -21,14 +22,8 @@ from tipline.errors import (
     shorten_text,
 )
 from tipline.ingest import readers, source, transfer
-from tipline.ingest.schema import load_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.config import Settings
-    from tipline.ingest.schema import Schema
-    from tipline.paths import Paths
+from tipline.ingest.schema import Schema, load_schema
+from tipline.paths import Paths
 
 HEAD_BYTES = 2**16
 WIDTH = 116

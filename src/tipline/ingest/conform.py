@@ -84,7 +84,14 @@ class Conformer:
         arrays = {"row": pa.array(batch.rows)}
         reasons: dict[int, str] = {}
         for name, column in self.schema.columns.items():
-            arrays[name], unreadable = self._read_column(name, column, batch)
+            if name not in self.names:
+                arrays[name] = self._create_nulls(len(batch.rows), TYPES[column.type])
+                continue
+            published = batch.values.column(self.names[name])
+            if column.type == "category":
+                arrays[name], unreadable = self._encode(name, published)
+            else:
+                arrays[name], unreadable = cast_column(published, TYPES[column.type])
             reasons = dict.fromkeys(unreadable, f"{name} is not {EXPECTED[column.type]}") | reasons
         quarantined = self._quarantine(batch, reasons)
         if reasons:
@@ -94,12 +101,6 @@ class Conformer:
         trips = pa.RecordBatch.from_arrays([arrays["row"], *filled], schema=self.arrow_schema)
         self._count_unusual(trips)
         return trips, quarantined
-
-    def _read_column(self, name: str, column: Column, batch: Batch) -> tuple[pa.Array, list[int]]:
-        if name not in self.names:
-            return self._create_nulls(len(batch.rows), TYPES[column.type]), []
-        published = batch.values.column(self.names[name])
-        return self._encode(name, published) if name in self.aliases else cast_column(published, TYPES[column.type])
 
     def _encode(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
         """Encode a category by its distinct values: first the schema's values, then others as the month has them."""
@@ -122,8 +123,8 @@ class Conformer:
 
     def _quarantine(self, batch: Batch, reasons: Mapping[int, str]) -> pa.RecordBatch:
         texts = zip(reasons, batch.format_rows(list(reasons)), strict=True)
-        rows = [(int(batch.rows[index]), reasons[index], text) for index, text in texts]
-        found = sorted([*rows, *batch.malformed])  # in the order of the file
+        found = [(int(batch.rows[index]), reasons[index], text) for index, text in texts]
+        found = sorted([*found, *batch.malformed])  # in the order of the file
         self.quarantined.update(reason for _, reason, _ in found)
         arrays = [pa.array([row[place] for row in found], type_) for place, type_ in enumerate(QUARANTINE.types)]
         return pa.RecordBatch.from_arrays(arrays, schema=QUARANTINE)
@@ -152,7 +153,6 @@ class Conformer:
 
 
 def count_outside(array: pa.Array, low: float, high: float) -> int:
-    """Count the values below `low` or above `high`."""
     # numpy, because Arrow's comparisons take four times as long.
     values = array.drop_null().to_numpy() if array.null_count else array.to_numpy()
     return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
@@ -183,7 +183,6 @@ def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[in
 
 
 def encode_values(array: pa.Array) -> pa.DictionaryArray:
-    """Return an array as its distinct values and their indices."""
     return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
 
 

@@ -72,8 +72,6 @@ def convert_to_json(array: pa.Array) -> list[Any]:
 
 
 class ParquetMonth:
-    """A month in Parquet."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
@@ -199,7 +197,6 @@ def split_lines(block: bytes) -> list[bytes]:
 
 
 def decode_text(data: bytes) -> str:
-    """Return bytes as text, with escapes for what is not UTF-8."""
     return data.decode(errors="backslashreplace")
 
 
@@ -225,7 +222,6 @@ def parse_fields(data: bytes, width: int, indices: Sequence[int]) -> list[pa.Arr
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether bytes are UTF-8 text."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ CHECK_FILE = "Check that this is a month of the schema's data."
 
 
 def is_text_type(type_: pa.DataType) -> bool:
-    """Whether a type is one of Arrow's text types."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
@@ -86,10 +86,6 @@ class Column(BaseModel):
     def eras(self) -> dict[str, str]:
         """The era of each normalized name."""
         return {normalize_name(name): era for era, names in self.names.items() for name in names}
-
-    def list_names(self) -> list[str]:
-        """List all published names, oldest first."""
-        return [name for names in self.names.values() for name in names]
 
     @property
     def known(self) -> dict[str, str]:
@@ -175,7 +171,8 @@ class Schema(BaseModel):
                 fields[key] = field
         missing = [key for key, column in self.columns.items() if column.required and key not in fields]
         if missing:
-            expected = "; ".join(f"{key} (as {' or '.join(self.columns[key].list_names())})" for key in missing)
+            usual = {key: " or ".join(itertools.chain(*self.columns[key].names.values())) for key in missing}
+            expected = "; ".join(f"{key} (as {text})" for key, text in usual.items())
             what = f"The month lacks columns that the schema needs: {expected}. It has: {format_names(names)}."
             raise TiplineError(what, where, f"{CHECK_FILE} In the schema, add a new name to the column's `names`.")
         for key, field in fields.items():

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from tipline.errors import NotPublishedError, TiplineError
 
 Array = npt.NDArray[Any]
-Columns = list[Array | pa.Array | None]  # None: all null, as surcharges and coordinates are here
+# In the order of YEAR_2009 or FROM_2011.
+Columns = list[Array | pa.Array | None]  # None: all null, as coordinates, taxes and tolls are here
 Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the form of their time
 CHUNK = 2**18  # rows of a row group, simulated and written at a time; another number gives other trips
 
@@ -29,17 +30,11 @@ FLEX, CREDIT = 0, 1  # then cash, no charge, dispute
 CMT, VTS, DDS = 1, 2, 3  # DDS had no number of its own
 VENDORS, WORDS = ["CMT", "VTS", "DDS"], ["CREDIT", "Cash", "No Charge", "Dispute"]
 LAST_ZONE = 263
-# Relative frequencies.
-DAYS = np.array([127, 142, 145, 156, 156, 149, 126])  # Monday first
-HOURS = np.array(  # on working days, at weekends
-    [
-        [30, 19, 13, 8, 7, 8, 23, 43, 56, 52, 46, 45, 48, 48, 52, 49, 44, 52, 65, 66, 62, 60, 56, 49],
-        [63, 58, 46, 34, 24, 11, 10, 13, 20, 30, 38, 44, 48, 52, 50, 49, 46, 51, 57, 56, 52, 48, 51, 50],
-    ]
-)
-PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])  # 0, 1, 2, ...
-# Before a month: dollars at the start, per unit of distance or time, flat from JFK, per toll.
-TARIFFS = {"2012-09": (2.5, 0.4, 45.0, 4.57), "2023-01": (2.5, 0.5, 52.0, 5.33), "9999-99": (3.0, 0.7, 70.0, 6.94)}
+# Relative frequencies of the hours of a day, and of 0, 1, 2 and more passengers.
+HOURS = np.array([40, 30, 22, 16, 12, 9, 19, 34, 46, 46, 44, 45, 48, 49, 51, 49, 45, 52, 63, 63, 59, 57, 55, 49])
+PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])
+# Before a month: dollars at the start, per unit of distance or time.
+TARIFFS = {"2012-09": (2.5, 0.4), "2023-01": (2.5, 0.5), "9999-99": (3.0, 0.7)}
 
 # name:type, double without one. Files from 2011 on have the columns of today, because the TLC wrote all of them again.
 YEAR_2009 = """vendor_name:text Trip_Pickup_DateTime:text Trip_Dropoff_DateTime:text Passenger_Count:integer
@@ -116,21 +111,18 @@ def simulate_trips(month: str, dice: Dice) -> Trips:
     credit, flex = 0.86 - 0.65 * np.exp(-years / 6), 0.05 * (month >= "2021")
     payments = [flex, credit * (1 - flex), (1 - credit) * (1 - flex) - 0.01, 0.007, 0.003]
     pickup, extra = simulate_pickups(month, dice)
-    is_jfk = dice.chance("jfk", 0.015)
-    miles = np.where(is_jfk, 17.5 + dice.normal("miles"), np.exp(0.55 + 0.83 * dice.normal("miles"))).round(2)
+    miles = np.exp(0.55 + 0.83 * dice.normal("miles")).round(2)
     minutes = 1.5 + 4 * miles * np.exp(0.3 * dice.normal("pace"))
-    start, unit, flat, toll = next(tariff for end, tariff in TARIFFS.items() if month < end)
+    start, unit = next(tariff for end, tariff in TARIFFS.items() if month < end)
     trips = Trips(
         vendor=dice.pick("vendor", vendors),
         pickup=pickup,
         dropoff=pickup + np.rint(60 * minutes).astype("m8[s]"),
         passengers=dice.pick("passengers", PASSENGERS),
         miles=miles,
-        is_jfk=is_jfk,
         payment=dice.pick("payment", payments),
-        fare=np.where(is_jfk, flat, start + unit * np.rint(4.5 * miles + 0.5 * minutes)).round(2),
+        fare=(start + unit * np.rint(4.5 * miles + 0.5 * minutes)).round(2),
         extra=extra,
-        tolls=toll * dice.chance("toll", np.where(miles > 7, 0.4, 0.003)),
     )
     add_tips(years, trips, dice)
     add_errors(trips, dice)
@@ -142,7 +134,7 @@ def simulate_pickups(month: str, dice: Dice) -> tuple[Array, Array]:
     hours = np.arange(np.datetime64(month, "h"), (np.datetime64(month, "M") + np.timedelta64(1, "M")).astype("M8[h]"))
     hour, day = hours.astype(int) % 24, (hours.astype("M8[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
     extra = np.where((hour >= 20) | (hour < 6), 0.5, 1.0 * ((hour >= 16) & (day < 5)))
-    picked = dice.pick("hour", DAYS[day] * HOURS[(day >= 5).astype(int), hour])
+    picked = dice.pick("hour", HOURS[hour])
     seconds = np.floor(3600 * dice.uniform("second")).astype("m8[s]")
     return hours[picked].astype("M8[s]") + seconds, extra[picked]
 
@@ -168,24 +160,24 @@ def add_errors(trips: Trips, dice: Dice) -> None:
 
 
 def build_columns_2009(trips: Trips) -> Columns:
-    """Return the columns of YEAR_2009."""
     times = [np.where(trips.vendor == VTS, time.astype("M8[m]"), time) for time in (trips.pickup, trips.dropoff)]
     vendor, payment = encode_words(trips.vendor - CMT, VENDORS), encode_words(trips.payment - CREDIT, WORDS)
-    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip, 2)
-    columns: Columns = [vendor, *times, trips.passengers, trips.miles, *[None] * 6, payment, trips.fare, trips.extra]
-    return [*columns, None, trips.tip, trips.tolls, total]
+    total = np.round(trips.fare + trips.extra + trips.tip, 2)
+    return [
+        *(vendor, *times, trips.passengers, trips.miles, None, None, None, None, None, None),
+        *(payment, trips.fare, trips.extra, None, trips.tip, None, total),
+    ]
 
 
 def build_columns_today(trips: Trips, dice: Dice) -> Columns:
-    """Return the columns of FROM_2011; flex fares come without passengers and rate."""
-    flex = trips.payment == FLEX
-    passengers, rate = np.ma.array(trips.passengers, mask=flex), np.ma.array(1 + trips.is_jfk, mask=flex)
+    passengers = np.ma.array(trips.passengers, mask=trips.payment == FLEX)  # flex fares come without them
     start, end = (1 + np.floor(LAST_ZONE * dice.uniform(name)) for name in ("start", "end"))
-    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip, 2)
-    columns: Columns = [trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, rate, None, start, end]
-    return [*columns, trips.payment, trips.fare, trips.extra, None, trips.tip, trips.tolls, None, total, None, None]
+    total = np.round(trips.fare + trips.extra + trips.tip, 2)
+    return [
+        *(trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, None, None, start, end),
+        *(trips.payment, trips.fare, trips.extra, None, trips.tip, None, None, total, None, None),
+    ]
 
 
 def encode_words(codes: Array, words: list[str]) -> pa.Array:
-    """Return an array of words, given by their index."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype("i1")), words)

@@ -159,7 +159,6 @@ def get_note(part: Path) -> Path:
 
 
 def remove_part(part: Path) -> None:
-    """Remove a part and its note."""
     get_note(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
 
@@ -215,7 +214,6 @@ def explain_errors(address: str) -> Iterator[None]:
 
 
 def explain_error(error: Exception, address: str) -> TiplineError:
-    """Return the message for an error of a path or of S3."""
     if isinstance(error, FileNotFoundError) and get_store_answer(error)[1] != "NoSuchBucket":
         return NotPublishedError(MISSING, hide_secrets(address), TODO_MISSING)
     if address.startswith("/"):
@@ -225,7 +223,6 @@ def explain_error(error: Exception, address: str) -> TiplineError:
 
 
 def explain_http_error(error: Exception, address: str) -> TiplineError:
-    """Return the message for an error of HTTP."""
     where = hide_secrets(address)
     if isinstance(error, ValueError) and re.search("range requests|Cannot seek", str(error)):
         what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
