@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import getitem
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,15 +17,10 @@ from tests.conftest import ROOT
 from tests.factory import SCHEMA
 from tipline.errors import TiplineError, UsageError
 from tipline.ingest.schema import Match, Schema, load_schema
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 SMALL = """
 version: 1

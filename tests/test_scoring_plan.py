@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,6 @@ from tipline.ingest.columns import PREPARED_FILE
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths
 from tipline.scoring import plan, publish, worker
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MONTH, GROUPS = "2009-01", (3, 3, 2)
 MODEL = "m" * 64

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,15 +19,10 @@ from tests.workbench import read_json, read_tree
 from tipline import files
 from tipline.errors import TiplineError
 from tipline.ingest import source, transfer
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    RunCli = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+RunCli = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
 MONTHS = [f"2009-{month:02}" for month in range(1, 7)]

@@ -70,7 +70,6 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
 
 
 def start_local_cluster(n_workers: int) -> LocalCluster:
-    """Start a scheduler in this process and worker processes of one thread each."""
     try:
         return LocalCluster(
             n_workers=n_workers,
@@ -89,7 +88,6 @@ def start_local_cluster(n_workers: int) -> LocalCluster:
 
 @contextlib.contextmanager
 def connect_remote(address: str) -> Iterator[Client]:
-    """Connect to a running scheduler; wait for it and for its first worker."""
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
         client = Client(address, timeout=WAIT_SECONDS)
@@ -107,7 +105,6 @@ def connect_remote(address: str) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def explain_lost_scheduler(address: str) -> Iterator[None]:
-    """Turn the errors by which distributed reports a lost scheduler into one message."""
     try:
         yield
     except (CancelledError, CommClosedError) as error:

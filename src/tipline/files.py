@@ -52,7 +52,6 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

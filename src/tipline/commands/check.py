@@ -92,7 +92,6 @@ def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[
 
 
 def format_lines(month: str, title: str, facts: Mapping[str, str]) -> Iterator[str]:
-    """Format a month's title, and below it the names of facts with their text, wrapped."""
     yield f"{month}  {title}"
     for name, text in facts.items():
         for number, line in enumerate(text.splitlines()):

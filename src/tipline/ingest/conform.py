@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import re
@@ -30,7 +31,6 @@ EXPECTED = {
 }
 BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
 BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
-REFUSALS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 # What Arrow reads; Python alone would also accept 1_000 or 2009-W01.
 NUMBER = re.compile(rb"[-+]?([0-9.]+(e[-+]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 TIME = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?)?")
@@ -165,21 +165,14 @@ def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[in
     """
     if pa.types.is_timestamp(array.type) and array.type.tz:
         array = pc.local_timestamp(array)
-    if pa.types.is_boolean(target) and not pa.types.is_boolean(array.type):
-        encoded = encode_values(array)
-        values, unreadable = parse_booleans(encoded.dictionary)
-        return values.take(encoded.indices), find_indices(encoded, unreadable)
-    try:
-        if pa.types.is_dictionary(array.type):  # not decoded, because one long text may be in every row
-            return cast_values(array.dictionary, target).take(array.indices), []
-        return cast_values(array, target), []
-    except REFUSALS:
-        encoded = encode_values(array)
-    values, unreadable = encoded.dictionary, list[int]()
-    if is_text_type(values.type):
-        values, unreadable = parse_texts(values, target)
-    values, refused = cast_fitting(values, target)
-    return values.take(encoded.indices), find_indices(encoded, unreadable + refused)
+    if pa.types.is_boolean(array.type) or not pa.types.is_boolean(target):  # Arrow reads 2 as true
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            if pa.types.is_dictionary(array.type):  # not decoded, because one long text may be in every row
+                return cast_values(array.dictionary, target).take(array.indices), []
+            return cast_values(array, target), []
+    encoded = encode_values(array)
+    values, unreadable = parse_values(encoded.dictionary, target)
+    return values.take(encoded.indices), find_indices(encoded, unreadable)
 
 
 def encode_values(array: pa.Array) -> pa.DictionaryArray:
@@ -198,21 +191,20 @@ def cast_values(array: pa.Array, target: pa.DataType) -> pa.Array:
     return pc.cast(array, options=pc.CastOptions(target, allow_time_truncate=is_time))
 
 
-def cast_fitting(values: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
+def parse_values(values: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
     """Cast the values that the target can hold; return the indices of the rest, which are null."""
+    if pa.types.is_boolean(target):
+        words = [(format_alias(value) or "").strip().casefold() for value in values.to_pylist()]
+        unreadable = [index for index, word in enumerate(words) if word and word not in BOOLEANS]
+        return pa.array([BOOLEANS.get(word) for word in words], target), unreadable
+    values, unreadable = parse_texts(values, target) if is_text_type(values.type) else (values, [])
     if not pa.types.is_timestamp(target):  # NaN is not equal to itself
         values = values.cast(pa.float64(), safe=False)
         values = pc.if_else(pc.is_nan(values), None, values)
     found = values.cast(target, safe=False)
     fits = pc.equal(found.cast(values.type, safe=False), values).fill_null(fill_value=True)
-    return pc.if_else(fits, found, None), np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist()
-
-
-def parse_booleans(values: pa.Array) -> tuple[pa.Array, list[int]]:
-    """Read numbers and words as booleans; return the indices of values that are neither yes nor no."""
-    words = [(format_alias(value) or "").strip().casefold() for value in values.to_pylist()]
-    unreadable = [index for index, word in enumerate(words) if word and word not in BOOLEANS]
-    return pa.array([BOOLEANS.get(word) for word in words], pa.bool_()), unreadable
+    refused = np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist()
+    return pc.if_else(fits, found, None), unreadable + refused
 
 
 def parse_texts(texts: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:

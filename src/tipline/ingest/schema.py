@@ -43,7 +43,6 @@ def normalize_name(text: str) -> str:
 
 
 def wrap_name(value: object) -> object:
-    """Return one name as a tuple of one, and a list as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 

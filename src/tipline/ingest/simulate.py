@@ -21,8 +21,6 @@ import pyarrow.parquet as pq
 from tipline.errors import NotPublishedError, TiplineError
 
 Array = npt.NDArray[Any]
-# In the order of YEAR_2009 or FROM_2011.
-Columns = list[Array | pa.Array | None]  # None: all null, as coordinates, taxes and tolls are here
 Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the form of their time
 CHUNK = 2**18  # rows of a row group, simulated and written at a time; another number gives other trips
 
@@ -36,13 +34,15 @@ PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])
 # Before a month: dollars at the start, per unit of distance or time.
 TARIFFS = {"2012-09": (2.5, 0.4), "2023-01": (2.5, 0.5), "9999-99": (3.0, 0.7)}
 
-# name:type, double without one. Files from 2011 on have the columns of today, because the TLC wrote all of them again.
-YEAR_2009 = """vendor_name:text Trip_Pickup_DateTime:text Trip_Dropoff_DateTime:text Passenger_Count:integer
-    Trip_Distance Start_Lon Start_Lat Rate_Code store_and_forward End_Lon End_Lat Payment_Type:text Fare_Amt surcharge
-    mta_tax Tip_Amt Tolls_Amt Total_Amt"""
-FROM_2011 = """VendorID:id tpep_pickup_datetime:time tpep_dropoff_datetime:time passenger_count:integer trip_distance
-    RatecodeID:integer store_and_fwd_flag:text PULocationID:id DOLocationID:id payment_type:integer fare_amount extra
-    mta_tax tip_amount tolls_amount improvement_surcharge total_amount congestion_surcharge Airport_fee"""
+# Published name, attribute of `Trips` (without one: all null), type (without one: double). Files from 2011 on have the
+# columns of today, because the TLC wrote all of them again.
+YEAR_2009 = """vendor_name:vendor:text Trip_Pickup_DateTime:pickup:text Trip_Dropoff_DateTime:dropoff:text
+    Passenger_Count:passengers:integer Trip_Distance:miles Start_Lon Start_Lat Rate_Code store_and_forward End_Lon
+    End_Lat Payment_Type:payment:text Fare_Amt:fare surcharge:extra mta_tax Tip_Amt:tip Tolls_Amt Total_Amt:total"""
+FROM_2011 = """VendorID:vendor:id tpep_pickup_datetime:pickup:time tpep_dropoff_datetime:dropoff:time
+    passenger_count:passengers:integer trip_distance:miles RatecodeID::integer store_and_fwd_flag::text
+    PULocationID:start:id DOLocationID:end:id payment_type:payment:integer fare_amount:fare extra:extra mta_tax
+    tip_amount:tip tolls_amount improvement_surcharge total_amount:total congestion_surcharge Airport_fee"""
 TYPES = {"text": pa.string(), "time": pa.timestamp("us"), "integer": pa.int64(), "id": pa.int32(), "": pa.float64()}
 
 
@@ -76,15 +76,14 @@ def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
     Memory does not grow with `rows`. Equal arguments give equal bytes with the same numpy and pyarrow, and a smaller
     file holds the first rows of a larger one.
     """
-    schema = get_published_schema(month)
+    schema, attributes = get_published_schema(month), [name for _, name, _ in list_columns(month)]
     with pq.ParquetWriter(path, schema) as writer:
         for chunk, first in enumerate(range(0, rows, CHUNK)):
             dice = Dice(min(CHUNK, rows - first), seed, int(month.replace("-", "")), chunk)
-            trips = simulate_trips(month, dice)
-            columns = build_columns_2009(trips) if month < "2010" else build_columns_today(trips, dice)
+            trips = vars(simulate_trips(month, dice))
             arrays = [
-                pa.nulls(dice.rows, type_) if column is None else pa.array(column).cast(type_)
-                for type_, column in zip(schema.types, columns, strict=True)
+                pa.array(trips[name]).cast(type_) if name else pa.nulls(dice.rows, type_)
+                for name, type_ in zip(attributes, schema.types, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
@@ -99,8 +98,11 @@ def get_published_schema(month: str) -> pa.Schema:
     if month < "2009" or month.startswith("2010"):
         what = "The simulation has the months of 2009, and those from 2011 on."
         raise NotPublishedError(what, month, "Remove the month from `months` in params.yaml, or change `source` there.")
-    names = (YEAR_2009 if month < "2010" else FROM_2011).split()
-    return pa.schema([(name, TYPES[type_]) for name, _, type_ in (column.partition(":") for column in names)])
+    return pa.schema([(name, TYPES[type_]) for name, _, type_ in list_columns(month)])
+
+
+def list_columns(month: str) -> list[list[str]]:
+    return [f"{column}::".split(":")[:3] for column in (YEAR_2009 if month < "2010" else FROM_2011).split()]
 
 
 def simulate_trips(month: str, dice: Dice) -> Trips:
@@ -126,6 +128,14 @@ def simulate_trips(month: str, dice: Dice) -> Trips:
     )
     add_tips(years, trips, dice)
     add_errors(trips, dice)
+    trips.total = np.round(trips.fare + trips.extra + trips.tip, 2)
+    if month < "2010":
+        trips.pickup = np.where(trips.vendor == VTS, trips.pickup.astype("M8[m]"), trips.pickup)
+        trips.vendor = encode_words(trips.vendor - CMT, VENDORS)
+        trips.payment = encode_words(trips.payment - CREDIT, WORDS)
+    else:
+        trips.start, trips.end = (1 + np.floor(LAST_ZONE * dice.uniform(name)) for name in ("start", "end"))
+        trips.passengers = np.ma.array(trips.passengers, mask=trips.payment == FLEX)  # flex fares come without them
     return trips
 
 
@@ -157,26 +167,6 @@ def add_errors(trips: Trips, dice: Dice) -> None:
     trips.miles[dice.chance("miles", 2e-5)] = 259_777
     trips.passengers[dice.chance("many passengers", 2e-5)] = 208
     trips.pickup[dice.chance("clock", 3e-5)] -= np.timedelta64(2924, "D")
-
-
-def build_columns_2009(trips: Trips) -> Columns:
-    times = [np.where(trips.vendor == VTS, time.astype("M8[m]"), time) for time in (trips.pickup, trips.dropoff)]
-    vendor, payment = encode_words(trips.vendor - CMT, VENDORS), encode_words(trips.payment - CREDIT, WORDS)
-    total = np.round(trips.fare + trips.extra + trips.tip, 2)
-    return [
-        *(vendor, *times, trips.passengers, trips.miles, None, None, None, None, None, None),
-        *(payment, trips.fare, trips.extra, None, trips.tip, None, total),
-    ]
-
-
-def build_columns_today(trips: Trips, dice: Dice) -> Columns:
-    passengers = np.ma.array(trips.passengers, mask=trips.payment == FLEX)  # flex fares come without them
-    start, end = (1 + np.floor(LAST_ZONE * dice.uniform(name)) for name in ("start", "end"))
-    total = np.round(trips.fare + trips.extra + trips.tip, 2)
-    return [
-        *(trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, None, None, start, end),
-        *(trips.payment, trips.fare, trips.extra, None, trips.tip, None, None, total, None, None),
-    ]
 
 
 def encode_words(codes: Array, words: list[str]) -> pa.Array:

@@ -181,7 +181,6 @@ def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
 
 
 def request_state(address: str) -> FileState:
-    """Ask a source about a file once."""
     info = open_filesystem(address).info(address)
     if info["type"] == "directory":
         raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file in `source`.")
@@ -190,7 +189,6 @@ def request_state(address: str) -> FileState:
 
 
 def open_file(address: str, state: FileState, *, as_stream: bool = False) -> Any:  # noqa: ANN401 (fsspec has no types)
-    """Open a file that is read in ranges, or as one stream."""
     filesystem = open_filesystem(address)
     options: dict[str, Any] = {"block_size": 0 if as_stream else RANGE_BYTES, "cache_type": "none"}
     if address.startswith("http"):  # s3fs adds If-Match itself

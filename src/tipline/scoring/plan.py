@@ -61,12 +61,10 @@ class Block:
 
     @property
     def name(self) -> str:
-        """The name of the part."""
         return f"part-{self.row_group:05d}.parquet"
 
     @property
     def part(self) -> str:
-        """The staged part."""
         return f"{self.staged}/{self.name}"
 
     @property

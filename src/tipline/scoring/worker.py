@@ -101,7 +101,6 @@ def score_block(block: Block) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def time_phase(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Record the time that the `with` block takes."""
     started = time.perf_counter()
     yield
     seconds[phase] = round(time.perf_counter() - started, 6)
@@ -118,7 +117,6 @@ def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch
 
 
 def encode_part(rows: pa.Array, scores: pa.Array) -> pa.Buffer:
-    """Return the bytes of a part: Parquet with the columns of SCHEMA in one row group."""
     sink, table = pa.BufferOutputStream(), pa.table([rows, scores], schema=SCHEMA)
     encoding = {"row": "DELTA_BINARY_PACKED", "probability": "PLAIN"}
     options = {"compression": "lz4", "use_dictionary": False, "column_encoding": encoding}
