@@ -1,4 +1,4 @@
-"""Plan which blocks of which months have to be scored.
+"""Plan which blocks of which months have to be scored, and publish the months whose parts are finished.
 
 A part is finished if it was made from the same prepared month, the same model and the same FORMAT. This one rule serves
 a killed run, an added month and a new champion.
@@ -6,7 +6,8 @@ a killed run, an added month and a new champion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from tipline import files, formats
 from tipline.errors import TiplineError, UsageError, join_lines, summarize_exception
 from tipline.ingest.columns import PREPARED_FILE
+from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_name
 from tipline.storage import Storage, open_storage
 
@@ -190,6 +192,62 @@ def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bo
         return False
     sizes = predictions.list_sizes(month_name(month))
     return bool(is_same and all(sizes.get(name) == size for name, size in parts.items()))
+
+
+def publish_month(month: Month, made: Mapping[str, Any]) -> None:
+    """Publish a month, its manifest last; `made` are facts about this run that no later run compares.
+
+    Another run may publish the same parts at the same time; whoever comes second finds the month published. Raises a
+    TiplineError if parts are missing or do not have the rows of the month.
+    """
+    staged, predictions = month.locations.staged, month.locations.predictions
+    parts, rows = [month.done[block] for block in month.blocks], sum(block.rows for block in month.blocks)
+    if sum(part["rows"] for part in parts) != rows:
+        raise TiplineError("The parts do not have the month's rows.", f"month {month.month}", "Run: dvc repro -f score")
+    sizes = staged.list_sizes(month.staged)
+    if all(sizes.get(part["name"]) == part["bytes"] for part in parts):
+        # Left by a worker that was killed while it wrote.
+        kept = {files.MANIFEST, *(part["name"] for part in parts)}
+        staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - kept)
+        seconds = {phase: round(sum(part["seconds"][phase] for part in parts), 3) for phase in PHASES}
+        manifest = {
+            "month": month.month,
+            "key": month.key,
+            "rows": rows,
+            "parts": [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in parts],
+            "counts": Counts.merge(Counts.from_json(part["counts"]) for part in parts).to_json(),
+            "made": {**made, "worker_seconds": seconds},
+        }
+        staged.write(f"{month.staged}/{files.MANIFEST}", files.format_json(manifest).encode())
+        with contextlib.suppress(FileNotFoundError):  # the other run has just removed the parts
+            predictions.publish_folder(staged, month.staged, month_name(month.month))
+    if not is_published(predictions, month.month, month.key):
+        todo = "Run it again, with a place that this machine and all workers share (--to)."
+        raise TiplineError("Parts that workers wrote are missing.", staged.address(month.staged), todo)
+    for folder in (month.staged, month.staged + MARKERS):
+        staged.remove_folder(folder)
+
+
+def remove_stale_staging(locations: Locations, months: Sequence[Month], failed: Iterable[str]) -> None:
+    """Remove parts that earlier runs have left: of published months, and of other models or other prepared rows."""
+    kept = (*(month.staged for month in months), *(f"{month_name(month)}." for month in failed))
+    for name in locations.staged.list_folders():
+        if name.startswith(kept):
+            continue
+        month = name.partition(".")[0].removeprefix("month=")
+        manifest = locations.predictions.read_json(f"{month_name(month)}/{files.MANIFEST}")
+        key = manifest.get("key") if isinstance(manifest, dict) else None
+        if name.startswith(name_staged_folder(month, key)) or locations.staged.is_abandoned(name):
+            locations.staged.remove_folder(name)
+
+
+def remove_unlisted_months(predictions: Storage, months: Sequence[str]) -> list[str]:
+    """Remove the folders of months that are not in `months` any more; return their names."""
+    kept = {month_name(month) for month in months}
+    removed = [name for name in predictions.list_folders() if name.startswith("month=") and name not in kept]
+    for name in removed:
+        predictions.remove_folder(name)
+    return removed
 
 
 def explain_failure(block: Block, error: Exception) -> TiplineError:

@@ -16,7 +16,7 @@ from tipline import cluster, files, git
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.ingest import columns
 from tipline.model import artifact, external, golden_rows
-from tipline.scoring import plan, publish, worker
+from tipline.scoring import plan, worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,10 +47,10 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         locations.trips.check_access()
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
-            for name in publish.remove_unlisted_months(locations.predictions, settings.months):
+            for name in plan.remove_unlisted_months(locations.predictions, settings.months):
                 log.info("%s: no longer in `months`, predictions removed", name)
         months, failed = plan.plan_months(locations, settings.months, ref["digest"])
-        publish.remove_stale_staging(locations, months, failed)
+        plan.remove_stale_staging(locations, months, failed)
         training = files.try_read_json(paths.champion / artifact.TRAINING) or {}
         failed |= score_months(settings, months, ref, contents, training)
     if failed:
@@ -78,7 +78,7 @@ def score_months(
 
     def publish_month(month: Month) -> None:
         try:
-            publish.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
+            plan.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
             log.info("%s: published", month.month)
         except (TiplineError, OSError) as error:
             failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
