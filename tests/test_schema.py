@@ -47,7 +47,7 @@ def match(schema: Schema, names: Iterable[str]) -> Match:
 def test_names_match_whatever_their_case_blanks_and_era(small: Schema) -> None:
     found = match(small, [" START", "sort ", "pRiCe", " COLOUR ", "weather", "weather"])
     assert found.names == {"when": " START", "kind": "sort ", "price": "pRiCe"}
-    assert (found.era, found.absent, found.unknown) == ("3", ["seats"], ["weather", "weather"])
+    assert (found.era, found.unknown) == ("3", ["weather", "weather"])
 
 
 def test_ambiguous_and_missing_columns_are_refused(small: Schema) -> None:

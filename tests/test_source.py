@@ -75,13 +75,6 @@ def test_a_local_file_is_copied(run_cli: RunCli, make_project: MakeProject, tmp_
     assert read_json(paths.raw_manifest(MONTH)) == expected
 
 
-def test_a_simulated_month_has_a_manifest(run_cli: RunCli, make_project: MakeProject) -> None:
-    paths = make_project(demo={"rows": 500, "seed": 7})
-    assert run_cli(paths.root, "download", MONTH)[0] == 0
-    found = {"address": "demo:2009-01?rows=500&seed=7", "name": "yellow_tripdata_2009-01.parquet"}
-    assert found.items() <= read_json(paths.raw_manifest(MONTH)).items()
-
-
 def test_in_a_temporary_experiment_a_relative_path_starts_at_the_project(
     run_cli: RunCli, make_project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,7 +86,7 @@ def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[
         "era": f"{match.era}: {schema.eras[match.era]}",
         "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
         "ignored": ", ".join(shorten_text(name) for name in match.unknown[:SHOWN_COLUMNS]) or "-",
-        "absent": ", ".join(match.absent) or "-",
+        "absent": ", ".join(key for key in schema.columns if key not in match.names) or "-",
         "retyped": ", ".join(retyped) or "-",
     }
 

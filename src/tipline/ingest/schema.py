@@ -109,7 +109,6 @@ class Match:
     era: str  # the latest one that has brought one of the month's names
     names: dict[str, str]  # the published name and type of each column of the schema that the month has
     types: dict[str, pa.DataType]
-    absent: list[str]  # columns of the schema that the month does not have
     unknown: list[str]  # published names that the schema does not have
 
 
@@ -185,7 +184,6 @@ class Schema(BaseModel):
             era=max((self.columns[key].eras[normalize_name(field.name)] for key, field in fields.items()), default=""),
             names={key: field.name for key, field in fields.items()},
             types={key: field.type for key, field in fields.items()},
-            absent=[key for key in self.columns if key not in fields],
             unknown=[name for name in names if normalize_name(name) not in known],
         )
 
