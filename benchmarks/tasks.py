@@ -23,7 +23,7 @@ from tipline import cluster, files
 from tipline.ingest import columns
 from tipline.monitoring.counts import BANDS, Counts, Sums
 from tipline.paths import month_name
-from tipline.scoring import plan, publish
+from tipline.scoring import plan
 from tipline.storage import open_storage
 
 GROUPS, ROWS = 14, 1000
@@ -61,10 +61,10 @@ def measure(locations: plan.Locations, months: list[str]) -> dict[str, float]:
         running = time.perf_counter() - start
     for block, marker in results:
         locations.staged.write(block.part, b"part")
-        next(month for month in planned if month.month == block.month).done[block.name] = marker
+        next(month for month in planned if month.month == block.month).done[block] = marker
     start = time.perf_counter()
     for month in planned:
-        publish.publish_month(month, {})
+        plan.publish_month(month, {})
     publishing = time.perf_counter() - start
     return {"plan": planning / len(planned), "task": running / len(blocks), "publish": publishing / len(planned)}
 

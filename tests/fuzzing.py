@@ -9,13 +9,13 @@ import io
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,10 +25,7 @@ from tests import factory, workbench
 from tests.factory import MONTH, RAW_2009, RAW_TPEP, TYPES_TPEP
 from tipline.ingest import schema
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Draw = st.DrawFn
+Draw = st.DrawFn
 
 ROWS = 60
 SECONDS = 20.0  # until a command is taken to hang; an honest one takes a twentieth of a second
@@ -172,10 +169,6 @@ def repeat_text(column: str, size: int) -> bytes:
     return replace_column(column, values, dictionary_pagesize_limit=2**30, compression="zstd")
 
 
-def write_texts(texts: pa.Array, **options: Any) -> bytes:
-    return replace_column("Trip_Pickup_DateTime", texts, use_dictionary=False, compression="zstd", **options)
-
-
 def write_unreadable() -> bytes:
     """Lines in which hardly a field can be read, all different."""
     texts = dict.fromkeys(["Fare_Amt", "Tip_Amt", "Trip_Pickup_DateTime"], "x{}")
@@ -212,12 +205,6 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a footer that says -1 rows": partial(lie_about_rows, -1),
     "a footer that says 2**62 rows": partial(lie_about_rows, 2**62),
 }
-PREFIXES = {"Trip_Pickup_DateTime": "DELTA_BYTE_ARRAY"}  # each text may be the beginning of the one before
-# These end in a message only if memory is limited from outside.
-UNFORESEEN: dict[str, Callable[[], bytes]] = {
-    "a value of 400 MB": lambda: write_texts(pa.array([" " * 400_000_000]), write_statistics=False),
-    "prefixes that make 1 GB": lambda: write_texts(pa.repeat("7" * 10_000, 100_000), column_encoding=PREFIXES),
-}
 
 
 class Result(NamedTuple):
@@ -248,9 +235,8 @@ class Project:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
-    def run(self, *arguments: str, room: int = 0) -> Result:
-        """Run a command, with at most `room` MiB of additional address space if that is not 0."""
-        self._connection.send((room, arguments))
+    def run(self, *arguments: str) -> Result:
+        self._connection.send(arguments)
         if not self._connection.poll(SECONDS):
             self.process.kill()
         return Result(*self._connection.recv())  # an EOFError if it has crashed or hangs
@@ -269,9 +255,9 @@ class Project:
         }
         return [f"{fault}: {result.printed[-500:]}" for fault, is_so in faults.items() if is_so]
 
-    def prepare(self, *, room: int = 0) -> tuple[Result, list[str]]:
+    def prepare(self) -> tuple[Result, list[str]]:
         """Run `prepare`; list what is wrong with its result and with the month that it has prepared."""
-        result = self.run("prepare", MONTH, room=room)
+        result = self.run("prepare", MONTH)
         faults = self.find_faults(result)
         if result.code != 0:
             return result, faults + [f"left behind: {path}" for path in self.prepared.parent.rglob("*")]
@@ -316,15 +302,12 @@ def serve_commands(connection: Any, root: Path) -> None:
         cli.main(command)  # so that what is imported late is not counted
     connection.send("ready")
     while True:
-        room, arguments = connection.recv()
+        arguments = connection.recv()
         os.ftruncate(printed, 0)
         os.lseek(printed, 0, os.SEEK_SET)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted from here
-        before, (soft, hard) = read_memory("VmRSS"), resource.getrlimit(resource.RLIMIT_AS)
-        if room:
-            resource.setrlimit(resource.RLIMIT_AS, (int(read_memory("VmSize") + room) * 2**20, hard))
+        before = read_memory("VmRSS")
         code = cli.main(list(arguments))
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         peak = read_memory("VmHWM") - before
         sys.stdout.flush()
         sys.stderr.flush()

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import factory, workbench
 from tests.conftest import missing
 from tipline.ingest import simulate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 MONTH, FEW, MANY = "2009-01", 200, 12_000
 STAGES = ("download", "prepare", "sample")
-# Runs a command of tipline that may write no file larger than so many bytes: a full disk without mounting one.
-LIMITED = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from tipline import cli
-sys.exit(cli.main(sys.argv[1:]))
-"""
 
 
 def mount(*arguments: str) -> bool:
@@ -98,16 +85,3 @@ def test_a_full_disk_leaves_what_was_there(
     assert run_cli(paths.root, stage, MONTH)[0] == 0
     assert read_data(paths).keys() == before.keys()
     assert read_data(paths) != before
-
-
-def test_a_file_that_may_not_grow_leaves_nothing_half_written(tmp_path: Path) -> None:
-    paths = workbench.write_project(tmp_path / "some" / "project")
-    publish_month(paths, "CSV", MANY)
-    workbench.run_month(paths, "download", MONTH)
-    command = [sys.executable, "-c", LIMITED, "prepare", MONTH]
-    done = subprocess.run(command, cwd=paths.root, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "File too large" in done.stderr
-    assert "no half-written file is left" in done.stderr
-    assert not paths.prepared(MONTH).exists()
-    assert not [path for path in (paths.staging / "trips").iterdir() if path.is_dir()]

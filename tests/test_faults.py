@@ -13,9 +13,10 @@ import subprocess
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,9 +30,6 @@ from tipline import cluster, files, formats
 from tipline.model import artifact, golden_rows, pyfunc
 from tipline.paths import Paths, month_name
 from tipline.scoring import plan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 pytestmark = workbench.MLFLOW_WARNINGS
 

@@ -5,16 +5,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 
 from tests import factory
 from tests.factory import COLUMNS, prepare_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # The columns of the lines, written down from the headers; a dash for what is left out.
 COORDINATES = """vendor pickup_datetime dropoff_datetime passenger_count trip_distance - - rate_code - - - payment_type
@@ -130,23 +128,6 @@ def test_a_head_comes_out_as_its_bytes_say(tlc: Path, tmp_path: Path, colour: st
     assert manifest["era"] == its.era
     assert made.trips.schema.equals(factory.STORED)
     assert made.trips.schema.names == ["row", *COLUMNS]
-
-
-# Of the first row of some eras, written out by hand; the rest is None.
-NAMES = """vendor trip_distance rate_code payment_type fare_amount extra mta_tax tip_amount tolls_amount
-    improvement_surcharge total_amount pickup_location_id dropoff_location_id""".split()  # noqa: SIM905 (shorter)
-FIRST: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("yellow", "2009-01"): ("VTS", 2.63, None, "cash", 8.9, 0.5, None, 0.0, 0.0, None, 9.4, None, None),
-    ("yellow", "2014-03"): ("CMT", 2.0, "standard", "credit", 9.0, 0.5, 0.5, 2.0, 0.0, None, 12.0, None, None),
-    ("yellow", "2016-07"): ("CMT", 0.5, "standard", "credit", 4.5, 1.0, 0.5, 2.7, 0.0, 0.3, 9.0, 263, 236),
-    ("green", "2013-08"): ("VTS", 0.0, "standard", "cash", 21.25, 0.0, 0.0, 0.0, 0.0, None, 21.25, None, None),
-}
-
-
-@pytest.mark.parametrize(("colour", "month"), FIRST)
-def test_the_first_row_is_as_written_by_hand(tlc: Path, tmp_path: Path, colour: str, month: str) -> None:
-    first = prepare_bytes(tmp_path, read_head(tlc, colour, month), month).trips.slice(0, 1).to_pylist()[0]
-    assert tuple(first[name] for name in NAMES) == FIRST[colour, month]
 
 
 def test_a_surplus_field_with_a_value_quarantines_its_line(tlc: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,14 +29,10 @@ from tests.conftest import ROOT, missing
 from tests.test_score import NOWHERE, promote_another_model, read_parts
 from tipline import cluster, files, storage
 from tipline.errors import TiplineError
+from tipline.paths import Paths
 from tipline.scoring import plan
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tipline.paths import Paths
-
-    RunCli = Callable[..., tuple[int, str]]
+RunCli = Callable[..., tuple[int, str]]
 
 pytestmark = workbench.MLFLOW_WARNINGS
 NUMBERS = itertools.count()
@@ -219,19 +215,6 @@ def test_a_killed_driver_loses_no_finished_part(
     assert_whole(bucket, expected)
 
 
-def test_a_lost_machine_does_no_harm(team: Team, bucket: Bucket, project: Paths, expected: Paths) -> None:
-    with start_worker(team.address, team.folder, team.environment) as lost, Client(team.address) as client:
-        client.wait_for_workers(3, timeout=60)
-        others = [pid for pid in client.run(os.getpid).values() if os.getpgid(pid) != lost.pid]
-        with workbench.running("tipline", "score", *bucket.options, folder=project.root) as driver:
-            workbench.wait_for(lambda: len(bucket.list_staged()) > 5)
-            os.killpg(lost.pid, signal.SIGKILL)
-            os.kill(others[0], signal.SIGKILL)  # its nanny starts another
-            assert driver.wait(120) == 0
-        client.wait_for_workers(2, timeout=60)
-    assert_whole(bucket, expected)
-
-
 class Crash(BaseException):
     """The end of the process."""
 
@@ -257,9 +240,6 @@ def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
             run_cli(project.root, "score", *bucket.options)
     monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
     score(run_cli, project, bucket)
-    if moment == "after the manifest":
-        monkeypatch.setattr(storage, "ABANDONED_AFTER", dt.timedelta(seconds=-60))
-        score(run_cli, project, bucket)
     assert not bucket.list_staged("")
     assert_whole(bucket, expected)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,15 +18,10 @@ import pytest
 from tests import factory
 from tests.factory import COLUMNS, DOUBLE, INT32, INT64, RAW_TPEP, TYPES_TPEP, prepare_file, prepare_tpep
 from tests.fuzzing import encode_number
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 MONTH, TEXT = factory.MONTH, pa.string()
 

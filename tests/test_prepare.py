@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import factory
-from tests.factory import MONTH, SCHEMA, Prepared, line, prepare_csv, prepare_file, prepare_tpep
+from tests.factory import MONTH, SCHEMA, line, prepare_csv, prepare_file, prepare_tpep
 from tipline import formats
 from tipline.errors import TiplineError
 from tipline.ingest import prepare, readers, simulate
 from tipline.ingest.conform import Conformer
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 # By hand from the TLC's column descriptions.
 CODES = ["flex fare", "credit", "cash", "no charge", "dispute", "unknown", "voided"]
@@ -35,31 +31,6 @@ CODES = ["flex fare", "credit", "cash", "no charge", "dispute", "unknown", "void
 def simulate_file(folder: Path, rows: int) -> Path:
     simulate.simulate_month(folder / "demo.parquet", MONTH, rows, 1)
     return folder / "demo.parquet"
-
-
-def test_a_published_hour_is_what_its_lines_say(tlc: Path, tmp_path: Path) -> None:
-    path = tlc / "hour" / "yellow_tripdata_2009-01.csv"
-    made = Prepared(tmp_path, prepare.prepare_month(path, tmp_path, SCHEMA, MONTH))
-    with path.open(newline="") as file:
-        published = [row for row in csv.DictReader(file) if row]
-    assert made.counts == (21_242, 21_242, 0)
-    assert made.values("row") == list(range(21_242))
-    for name, column in {"fare_amount": "Fare_Amt", "tip_amount": "Tip_Amt", "mta_tax": "mta_tax"}.items():
-        assert made.values(name) == [float(row[column]) if row[column] else None for row in published]
-    assert made.values("vendor") == [row["vendor_name"] for row in published]
-    assert made.values("payment_type") == [row["Payment_Type"].lower() for row in published]
-    assert [str(time) for time in made.values("pickup_datetime")] == [row["Trip_Pickup_DateTime"] for row in published]
-    assert (made.manifest["unknown_columns"], made.manifest["unknown_aliases"]) == ([], {})
-
-
-def test_rows_of_each_format_become_the_same_columns(tmp_path: Path) -> None:
-    parquet = prepare_file(factory.write_2009(tmp_path / "p" / "month.parquet", {}, {"Fare_Amt": 8.0})).trips
-    trips = [{"row": 0} | factory.TRIP_2009, {"row": 1} | factory.TRIP_2009 | {"fare_amount": 8.0}]
-    assert parquet.to_pylist() == trips
-    assert prepare_csv(tmp_path / "c", line(), line(Fare_Amt=8)).trips.equals(parquet)
-    today = prepare_tpep(tmp_path / "t", {}).trips
-    assert today.to_pylist() == [{"row": 0} | factory.TRIP_TPEP]
-    assert today.schema.equals(parquet.schema)
 
 
 def test_new_columns_and_aliases_are_kept_counted_and_logged(

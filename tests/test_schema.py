@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import getitem
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,15 +17,10 @@ from tests.conftest import ROOT
 from tests.factory import SCHEMA
 from tipline.errors import TiplineError, UsageError
 from tipline.ingest.schema import Match, Schema, load_schema
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 SMALL = """
 version: 1
@@ -50,7 +47,7 @@ def match(schema: Schema, names: Iterable[str]) -> Match:
 def test_names_match_whatever_their_case_blanks_and_era(small: Schema) -> None:
     found = match(small, [" START", "sort ", "pRiCe", " COLOUR ", "weather", "weather"])
     assert found.names == {"when": " START", "kind": "sort ", "price": "pRiCe"}
-    assert (found.era, found.absent, found.unknown) == ("3", ["seats"], ["weather", "weather"])
+    assert (found.era, found.unknown) == ("3", ["weather", "weather"])
 
 
 def test_ambiguous_and_missing_columns_are_refused(small: Schema) -> None:

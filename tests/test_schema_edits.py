@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Callable
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,18 +16,13 @@ import yaml
 
 from tests import factory, workbench
 from tests.conftest import ROOT, settings_values
-from tests.stories import start
 from tipline import cluster, files
 from tipline.ingest import simulate
 from tipline.model import artifact
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 OLD, TODAY, NEW = "2009-01", "2024-01", "2026-01"
 SCHEMA = "schema.yaml"
@@ -226,26 +221,3 @@ def score_project(paths: Paths) -> dict[str, Any]:
     workbench.run(paths, "score")
     model = {name: (paths.challenger / name).read_bytes() for name in workbench.MODEL_FILES}
     return model | {name: data for name, data in factory.contents(paths.predictions).items() if "/part-" in name}
-
-
-def test_with_dvc_an_edit_for_a_new_month_changes_that_month_alone(
-    scored_project: Paths, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    story = start(tmp_path_factory.mktemp("story") / "project")
-    paths = workbench.copy_project(scored_project, story.root.parent)
-    shutil.copyfile(PACKAGED, story.root / SCHEMA)
-    workbench.change_settings(paths, schema=SCHEMA, source="published/{month}.parquet", cluster={"n_workers": 1})
-    before = {path.parent.name: path.read_text() for path in story.root.glob("data/predictions/*/_manifest.json")}
-    committed = story.run("dvc", "commit", "--force")
-    assert committed.returncode == 0, committed.stderr
-    edit_schema(story.root, NEW_COLUMNS)
-    write_new_month(story.root / "published" / f"{NEW}.parquet")
-    workbench.change_settings(paths, months=[*workbench.MONTHS, NEW])
-    story.repro("new year", "score")
-    repro = story.repros["new year"]
-    assert repro.code == 0, repro.output
-    after = dict(story.manifests["new year"])
-    assert json.loads(after.pop(f"month={NEW}"))["rows"] == 1500
-    assert after == before
-    assert [name for name in repro.stages if name.startswith(("download", "sample"))] == [f"download@{NEW}"]
-    assert all(f"{month}: kept; neither" in repro.output for month in workbench.MONTHS)

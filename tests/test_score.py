@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,16 +22,11 @@ from tests import workbench
 from tipline import cluster, files, formats, processes
 from tipline.errors import TiplineError
 from tipline.model import artifact
+from tipline.paths import Paths
 from tipline.scoring import plan, worker
 from tipline.stages import score
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
+Run = Callable[..., tuple[int, str]]
 
 pytestmark = workbench.MLFLOW_WARNINGS
 NOWHERE = "tcp://127.0.0.1:1"  # an address where scoring fails if it needs a cluster
@@ -137,17 +134,6 @@ def test_only_new_and_changed_months_are_scored_and_an_unlisted_one_is_removed(
     }
     assert {name[6:13] for name in after} == {"2009-01", "2009-03", *scored}
     for month in scored:
-        assert_whole(scored_project, month)
-
-
-@on_cluster
-def test_damaged_months_are_scored_again(scored_project: Paths, scored_template: Paths) -> None:
-    (get_folder(scored_project, "2009-01") / files.MANIFEST).write_text("{}")
-    (get_folder(scored_project, "2009-02") / "part-00001.parquet").unlink()
-    (get_folder(scored_project, "2009-03") / "part-00001.parquet").write_text("cut off")
-    workbench.run(scored_project, "score")
-    assert read_parts(scored_project) == read_parts(scored_template)
-    for month in workbench.MONTHS:
         assert_whole(scored_project, month)
 
 

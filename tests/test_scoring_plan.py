@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +15,7 @@ from tipline.errors import TiplineError, UsageError
 from tipline.ingest.columns import PREPARED_FILE
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths
-from tipline.scoring import plan, publish, worker
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tipline.scoring import plan, worker
 
 MONTH, GROUPS = "2009-01", (3, 3, 2)
 MODEL = "m" * 64
@@ -58,8 +56,8 @@ def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
 
 def publish_month(paths: Paths) -> dict[str, Any]:
     (month,) = plan_months(paths)
-    month.done |= {block.name: score_block(block) for block in month.open}
-    publish.publish_month(month, {"version": 1})
+    month.done |= {block: score_block(block) for block in month.open}
+    plan.publish_month(month, {"version": 1})
     manifest: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
     return manifest
 
@@ -111,13 +109,13 @@ def test_what_a_killed_worker_began_is_not_published(paths: Paths) -> None:
 
 def test_incomplete_months_are_not_published(paths: Paths) -> None:
     (month,) = plan_months(paths)
-    month.done |= {block.name: score_block(block, 2) for block in month.blocks}
+    month.done |= {block: score_block(block, 2) for block in month.blocks}
     with pytest.raises(TiplineError, match="do not have the month's rows"):
-        publish.publish_month(month, {})
-    month.done |= {block.name: score_block(block) for block in month.blocks}
+        plan.publish_month(month, {})
+    month.done |= {block: score_block(block) for block in month.blocks}
     month.locations.staged.remove_files([month.blocks[2].part])
     with pytest.raises(TiplineError, match="are missing"):
-        publish.publish_month(month, {})
+        plan.publish_month(month, {})
     assert not paths.predictions.exists()
 
 
@@ -125,9 +123,9 @@ def test_staged_parts_of_other_models_are_removed_and_failed_months_are_left_alo
     (other,), (now,) = plan_months(paths, "n" * 64), plan_months(paths)
     for block in (other.blocks[0], now.blocks[0]):
         score_block(block)
-    publish.remove_stale_staging(now.locations, [now], [MONTH])
+    plan.remove_stale_staging(now.locations, [now], [MONTH])
     assert len(now.locations.staged.list_folders()) == 4
-    publish.remove_stale_staging(now.locations, [now], [])
+    plan.remove_stale_staging(now.locations, [now], [])
     assert now.locations.staged.list_folders() == [now.staged, now.staged + plan.MARKERS]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,9 +11,7 @@ import pytest
 from tests import workbench
 from tipline.ingest import conform
 from tipline.ingest.target import check_target
-
-if TYPE_CHECKING:
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS
 on_cluster = pytest.mark.usefixtures("_on_cluster")

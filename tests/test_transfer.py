@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +20,11 @@ from tests import servers
 from tests.workbench import read_json, read_tree, wait_for
 from tipline.errors import NotPublishedError, TiplineError
 from tipline.ingest import transfer
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tipline.paths import Paths
-
-    RunCli = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
-    Keys = dict[str, str | None]
+RunCli = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
+Keys = dict[str, str | None]
 
 MONTH = "2009-01"
 MONTHS = [f"2009-{month:02}" for month in range(1, 7)]
@@ -147,15 +144,6 @@ def test_a_lasting_refusal_is_an_error(shelf: servers.Shelf, part: Path, status:
     assert len(shelf.log) == 2 * attempts
 
 
-def test_a_server_that_cannot_be_trusted_is_not_asked_again(
-    shelf: servers.Shelf, part: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    address = shelf.address("/trips.csv").replace("http:", "https:")  # it does not speak TLS
-    with pytest.raises(TiplineError, match="could not be fetched"):
-        transfer.download_file(address, part, MONTH)
-    assert caplog.messages == []
-
-
 @pytest.mark.parametrize("manners", MANNERS, ids=str)
 @pytest.mark.parametrize("newer", [OLD, NEW, NEW + b"more", NEW[: -RANGE // 20], NEW[:4]], ids=len)
 @pytest.mark.parametrize("requests", [1, 5])
@@ -239,41 +227,6 @@ def test_an_interrupted_download_is_resumed(
     assert list_starts(shelf).count(0) == max(len(months) - 4, 0)
     left = {name for name in read_tree(paths.root / "data") if not name.endswith(".lock")}
     assert left == {f"raw/{month}{end}" for month in months for end in (f"/{month}.csv", ".json")}
-
-
-@pytest.mark.parametrize("months", [MONTHS, MONTHS[:1]], ids=["several", "one"])
-@pytest.mark.parametrize("manners", [{"status": 503}, {"silent_after": 0}], ids=["pause", "no answer"])
-def test_ctrl_c_ends_what_only_waits(
-    make_project: MakeProject, shelf: servers.Shelf, manners: dict[str, int], months: list[str]
-) -> None:
-    shelf.files |= {f"/{month}.csv": OLD for month in MONTHS}
-    vars(shelf).update(manners)
-    paths = make_project(source=shelf.address("/{month}.csv"))
-    with start_tipline(paths, "download", *months) as process:
-        wait_for(lambda: len(shelf.log) >= min(len(months), 4))
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=15)
-    assert process.returncode == 130
-    assert "tipline download: interrupted" in printed
-    assert "Traceback" not in printed
-
-
-@pytest.mark.parametrize(("start", "length"), [(0, 4096), (500, 100), (len(OLD) - 8, 8), (0, 2 * len(OLD))])
-def test_a_preview_fetches_what_is_read(shelf: servers.Shelf, start: int, length: int) -> None:
-    with transfer.open_preview(shelf.address("/trips.csv")) as (state, file):
-        file.seek(start)
-        assert file.read(length) == OLD[start:][:length]
-    assert state == transfer.FileState(len(OLD), servers.etag(OLD))
-    assert sum(request.sent for request in shelf.log) == len(OLD[start:][:length])
-
-
-def test_a_preview_of_a_local_file(tmp_path: Path) -> None:
-    (tmp_path / "trips #1.csv").write_bytes(OLD)
-    with transfer.open_preview(str(tmp_path / "trips #1.csv")) as (state, file):
-        assert (state, file.read()) == (transfer.FileState(len(OLD), None), OLD)
-    for path, message in ((tmp_path / "none", "does not have"), (tmp_path, "a folder")):
-        with pytest.raises(TiplineError, match=message), transfer.open_preview(str(path)):
-            pass
 
 
 @pytest.mark.parametrize("manners", [{"has_ranges": False}, {"states_length": False}, {"packs": True}], ids=str)

@@ -14,7 +14,7 @@ import s3fs
 from tests import servers, workbench
 from tipline import files
 from tipline.paths import Paths
-from tipline.storage import LocalStorage
+from tipline.storage import Storage
 
 Run = Callable[..., tuple[int, str]]
 Damage = Callable[[Paths], object]
@@ -152,15 +152,15 @@ def test_every_problem_of_a_month_is_printed(
 def test_a_month_that_is_published_while_it_is_checked_is_not_damaged(
     scored_project: Paths, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = LocalStorage.read
+    read = Storage.read
 
-    def publish(storage: LocalStorage, name: str) -> bytes | None:
+    def publish(storage: Storage, name: str) -> bytes | None:
         if name == f"month={MONTH}/{PART}":
             change_manifest(scored_project, made={"version": 2})
             return b"other"
         return read(storage, name)
 
-    monkeypatch.setattr(LocalStorage, "read", publish)
+    monkeypatch.setattr(Storage, "read", publish)
     problems = list_problems(scored_project, run_cli)
     assert (problems[0], len(problems)) == ("The month was published again while it was checked.", 3)
 

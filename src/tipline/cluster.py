@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import dask
 import distributed.utils
@@ -16,9 +17,6 @@ from distributed.comm.core import CommClosedError
 from tipline import processes
 from tipline.errors import TiplineError
 from tipline.processes import ADDRESS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
 
@@ -72,7 +70,6 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
 
 
 def start_local_cluster(n_workers: int) -> LocalCluster:
-    """Start a scheduler in this process and worker processes of one thread each."""
     try:
         return LocalCluster(
             n_workers=n_workers,
@@ -91,7 +88,6 @@ def start_local_cluster(n_workers: int) -> LocalCluster:
 
 @contextlib.contextmanager
 def connect_remote(address: str) -> Iterator[Client]:
-    """Connect to a running scheduler; wait for it and for its first worker."""
     todo = f"Start it, or unset {ADDRESS} to use this machine."
     try:
         client = Client(address, timeout=WAIT_SECONDS)
@@ -109,7 +105,6 @@ def connect_remote(address: str) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def explain_lost_scheduler(address: str) -> Iterator[None]:
-    """Turn the errors by which distributed reports a lost scheduler into one message."""
     try:
         yield
     except (CancelledError, CommClosedError) as error:
@@ -146,7 +141,11 @@ def run_tasks(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> I
             yield futures[future], result
     for item in killed:
         ((_, result),) = iterate_results([client.submit(task, item, pure=False)])
-        yield item, explain_killed_worker(result) if isinstance(result, KilledWorker) else result
+        if isinstance(result, KilledWorker):
+            what = "Every worker that took this block died: most likely out of memory, or killed."
+            todo = "Give workers more memory: a smaller cluster.n_workers, or `dask worker --memory-limit`."
+            result = TiplineError(what, str(result.last_worker.address), todo)
+        yield item, result
 
 
 def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
@@ -159,10 +158,3 @@ def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
             is_error = future.status == "error"
             future.release()
             yield future, result[1] if is_error else result
-
-
-def explain_killed_worker(error: KilledWorker) -> TiplineError:
-    """Say what the death of a worker means."""
-    what = "Every worker that took this block died: most likely out of memory, or killed."
-    todo = "Give workers more memory: a smaller cluster.n_workers, or `dask worker --memory-limit`."
-    return TiplineError(what, str(error.last_worker.address), todo)

@@ -12,16 +12,14 @@ import os
 import secrets
 import shutil
 import socket
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
 
 from tipline.errors import TiplineError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,6 @@ def hash_file(path: Path) -> str:
 
 
 def hash_bytes(data: bytes) -> str:
-    """Return the sha256 of some bytes as hex."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -55,7 +52,6 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -69,24 +65,22 @@ def create_token() -> str:
 
 
 @contextlib.contextmanager
-def create_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` if the block succeeds, remove it otherwise."""
+def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `path` if the block succeeds, remove it otherwise.
+
+    The result survives a power cut if it is flushed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{create_token()}.tmp")
     try:
         yield temporary
+        if flush:
+            flush_to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Do the same as `create_file`, and make the result survive a power cut."""
-    with create_file(path) as temporary:
-        yield temporary
-        flush_to_disk(temporary)
-    flush_to_disk(path.parent)
+    if flush:
+        flush_to_disk(path.parent)
 
 
 @contextlib.contextmanager
@@ -96,9 +90,12 @@ def replace_folder(folder: Path, staging: Path) -> Iterator[Path]:
     Both must be on one file system. Several processes may do this at once: each has a staging folder of its own, and
     the last one to finish wins.
     """
-    staged = staging / f"{folder.name}.{create_token()}"
     recover_folders(staging, folder.parent)
-    remove_abandoned(staging)
+    for abandoned in staging.glob(f"*.{socket.gethostname()}-*-*"):
+        process = abandoned.name.rsplit("-", 2)[1]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(abandoned, ignore_errors=True)
+    staged = staging / f"{folder.name}.{create_token()}"
     staged.mkdir(parents=True)
     try:
         yield staged
@@ -127,24 +124,14 @@ def swap_folder(staged: Path, folder: Path) -> None:
 
 def recover_folders(staging: Path, parent: Path) -> None:
     """Put back the folders of `parent` that a crash in `swap_folder` has left in `staging`."""
-    if not any(staging.glob(f"*{REPLACED}")):
-        return
-    with filelock.FileLock(staging / SWAP_LOCK):
-        for replaced in sorted(staging.glob(f"*{REPLACED}")):
-            folder = parent / replaced.name.removesuffix(REPLACED)
+    for replaced in list(staging.glob(f"*{REPLACED}")):
+        folder = parent / replaced.name.removesuffix(REPLACED)
+        with filelock.FileLock(staging / SWAP_LOCK):
             if folder.exists():
-                shutil.rmtree(replaced)
-            else:
+                shutil.rmtree(replaced, ignore_errors=True)
+            elif replaced.exists():
                 parent.mkdir(parents=True, exist_ok=True)
                 replaced.rename(folder)
-
-
-def remove_abandoned(staging: Path) -> None:
-    """Remove staging folders of processes of this machine that have died."""
-    for path in staging.glob(f"*.{socket.gethostname()}-*-*"):
-        process = path.name.rsplit("-", 2)[1]
-        if path.is_dir() and process.isdecimal() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -154,15 +141,15 @@ def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None
     Raises TiplineError if another process is in it and this one does not wait; `activity` says what that is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, timeout=0)
+    lock = filelock.FileLock(path)
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except filelock.Timeout as error:
         if not wait:
             todo = "Wait for it to end, or stop it. What it has finished is kept."
             raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
         log.info("another process is %s, waiting for it to end (%s)", activity, path)
-        lock.acquire(timeout=-1)
+        lock.acquire()
     try:
         yield
     finally:
@@ -181,7 +168,6 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
 
 
 def format_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
-    """Format a JSON value for a file."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -11,11 +11,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
 # macOS has fork, but it is not safe there without exec: workers are spawned.
@@ -28,7 +25,6 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 def count_cpus() -> int:
-    """Count the processors that this process may use."""
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # Linux

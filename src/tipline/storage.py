@@ -11,10 +11,11 @@ import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -22,9 +23,6 @@ import pyarrow.parquet as pq
 
 from tipline import files
 from tipline.errors import TiplineError, UsageError, summarize_exception
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 SCHEME = "s3://"
 REQUESTS = 16  # at the same time
@@ -35,15 +33,23 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder of a bucket with one folder per month. It travels to the workers, so it holds no open connection.
+    """A folder with one folder per month: of a bucket, or of this machine or a disk that all machines share.
 
-    Every process takes keys and endpoint from its own environment.
+    It travels to the workers, so it holds no open connection; every process takes keys and endpoint from its own
+    environment.
     """
 
     root: str
 
     @property
+    def is_local(self) -> bool:
+        """Whether it is a folder, in which files are renamed and locked."""
+        return not self.root.startswith(SCHEME)
+
+    @property
     def _filesystem(self) -> Any:  # noqa: ANN401 (fsspec is untyped)
+        if self.is_local:
+            return fsspec.filesystem("file")
         from tipline import s3  # noqa: PLC0415 (local folders do not need it)
 
         return s3.open_s3()
@@ -53,12 +59,20 @@ class Storage:
         return f"{self.root}/{name}".rstrip("/")
 
     def check_access(self) -> None:
-        """Raise a TiplineError if this process cannot use the storage."""
+        """Raise a TiplineError if this process cannot use the storage.
+
+        A local folder has to exist: a worker must not create one that other machines do not see.
+        """
         self._list("")
+        if self.is_local and not Path(self.root).is_dir():
+            todo = "Prepare months (dvc repro) or mount the folder; workers elsewhere need s3://... (--trips, --to)."
+            raise TiplineError("This folder is missing, or cannot be seen from here.", self.root, todo)
 
     def hold_lock(self) -> contextlib.AbstractContextManager[None]:
         """Wait until no other run stages files here, and keep others out; nothing in a bucket, which has no locks."""
-        return contextlib.nullcontext()
+        if not self.is_local:
+            return contextlib.nullcontext()
+        return files.hold_lock(Path(self.root) / ".lock", "scoring to this place", wait=True)
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small file, or None if it is missing."""
@@ -75,6 +89,10 @@ class Storage:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file. It may be lost in a power cut until its folder is published."""
+        if self.is_local:
+            with files.replace_file(Path(self.address(name)), flush=False) as temporary:
+                temporary.write_bytes(data)
+            return
         with self._explain_errors(name):
             self._filesystem.pipe_file(self.address(name), bytes(data))
 
@@ -112,6 +130,8 @@ class Storage:
         """Remove a folder and its files, the manifest first: after a crash the rest is not taken for a whole month."""
         self.remove_files([f"{folder}/{files.MANIFEST}"])
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder))
+        if self.is_local:
+            shutil.rmtree(self.address(folder), ignore_errors=True)
 
     def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
         """Move a finished folder from `staged` here, replacing the folder of that name.
@@ -120,6 +140,9 @@ class Storage:
         manifest is not published. A manifest of an equal key stays, because another run may have just published the
         same parts. Readers that ignore the manifest can see old parts beside new ones while the files are copied.
         """
+        if self.is_local:  # only between two renames neither the old month nor the new one is in place
+            files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
+            return
         published, manifest = (
             place.read_json(f"{name}/{files.MANIFEST}") for place, name in ((self, folder), (staged, source))
         )
@@ -131,16 +154,16 @@ class Storage:
         self._copy_files(staged, source, folder, names)
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
         self._copy_files(staged, source, folder, [files.MANIFEST])
-        staged.remove_folder(source)
 
     def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
-        """Copy files within the store, many at once."""
         sources = [staged.address(f"{source}/{name}") for name in names]
         with self._explain_errors(folder):
             self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])
 
     def recover_folders(self, staged: Storage) -> None:
         """Put back folders that a crash in `publish_folder` has left in `staged`; in a bucket there are none."""
+        if self.is_local:
+            files.recover_folders(Path(staged.root), Path(self.root))
 
     def get_state(self, name: str) -> str | None:
         """Return a file's length, a dash, and what changes when it is replaced; None if it is missing."""
@@ -151,14 +174,13 @@ class Storage:
 
     def hash_file(self, name: str) -> str:
         """Return the sha256 of a file that need not fit in memory; raise a TiplineError if it cannot be read."""
-        with self._explain_damage(name, self.get_state(name)), self._open(name) as file:
+        with self._open(name, self.get_state(name)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def count_group_rows(self, name: str, state: str | None) -> list[int]:
         """Return the number of rows of each row group of a Parquet file."""
-        with self._explain_damage(name, state):
-            footer = _read_footer(self, name, state)
-            return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        footer = _read_footer(self, name, state)
+        return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
 
     def read_row_group(
         self, name: str, group: int, columns: Sequence[str], state: str | None, text: Sequence[str] = ()
@@ -168,19 +190,25 @@ class Storage:
         Only the bytes of these columns are fetched. Those of `text` keep the dictionaries of the file. Raises a
         TiplineError if the file cannot be read, or is not in the state that `get_state` returned when the run began.
         """
-        with self._explain_damage(name, state), self._open(name) as file:
-            footer = _read_footer(self, name, state)
-            text = [column for column in text if column in footer.schema.names]
+        footer = _read_footer(self, name, state)
+        text = [column for column in text if column in footer.schema.names]
+        with self._open(name, state) as file:
             month = pq.ParquetFile(file, metadata=footer, pre_buffer=True, read_dictionary=text)
             table = month.read_row_group(group, list(columns), use_threads=False)
         self._check_state(name, state)
         return table
 
     @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[Any]:
-        """Open a file of which ranges are read, each with one request."""
-        with self._explain_errors(name), self._filesystem.open(self.address(name), cache_type="none") as file:
-            yield file
+    def _open(self, name: str, state: str | None) -> Iterator[Any]:
+        """Open a file of which ranges are read, each with one request; turn errors of reading into TiplineErrors."""
+        try:
+            with self._explain_errors(name), self._filesystem.open(self.address(name), cache_type="none") as file:
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            self._check_state(name, state)
+            what = f"This file cannot be read: {summarize_exception(error)}."
+            todo = f"Prepare it again: dvc repro -f prepare@{name.partition('/')[0].removeprefix('month=')}"
+            raise TiplineError(what, self.address(name), todo) from error
 
     def _check_state(self, name: str, state: str | None) -> None:
         """Refuse a file that was removed or replaced since the run began."""
@@ -192,19 +220,11 @@ class Storage:
             raise TiplineError("This file changed while it was being used.", self.address(name), todo)
 
     @contextlib.contextmanager
-    def _explain_damage(self, name: str, state: str | None) -> Iterator[None]:
-        """Turn errors of reading a file into TiplineErrors."""
-        try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            self._check_state(name, state)
-            what = f"This file cannot be read: {summarize_exception(error)}."
-            todo = f"Prepare it again: dvc repro -f prepare@{name.partition('/')[0].removeprefix('month=')}"
-            raise TiplineError(what, self.address(name), todo) from error
-
-    @contextlib.contextmanager
     def _explain_errors(self, name: str) -> Iterator[None]:
-        """Turn errors of the S3 client into TiplineErrors; those of Arrow and FileNotFoundErrors stay as they are."""
+        """Turn errors of S3 into TiplineErrors; those of the system and of Arrow and FileNotFoundErrors stay."""
+        if self.is_local:
+            yield
+            return
         import aiohttp  # noqa: PLC0415 (local folders do not need it)
 
         from tipline import s3  # noqa: PLC0415
@@ -220,47 +240,10 @@ class Storage:
             raise s3.explain_store_error(error, self.address(name), todo)[0] from error
 
 
-class LocalStorage(Storage):
-    """A folder of this machine, or one that all machines mount at the same path."""
-
-    @property
-    def _filesystem(self) -> Any:  # noqa: ANN401 (fsspec is untyped)
-        return fsspec.filesystem("file")
-
-    def check_access(self) -> None:
-        """Refuse a missing folder: a worker must not create one that other machines do not see."""
-        if not Path(self.root).is_dir():
-            todo = "Prepare months (dvc repro) or mount the folder; workers elsewhere need s3://... (--trips, --to)."
-            raise TiplineError("This folder is missing, or cannot be seen from here.", self.root, todo)
-
-    def hold_lock(self) -> contextlib.AbstractContextManager[None]:
-        return files.hold_lock(Path(self.root) / ".lock", "scoring to this place", wait=True)
-
-    def write(self, name: str, data: bytes) -> None:
-        with files.create_file(Path(self.address(name))) as temporary:
-            temporary.write_bytes(data)
-
-    def remove_folder(self, folder: str) -> None:
-        shutil.rmtree(self.address(folder), ignore_errors=True)
-
-    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
-        """Rename the folder; only between two renames neither the old month nor the new one is in place."""
-        files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
-
-    def recover_folders(self, staged: Storage) -> None:
-        files.recover_folders(Path(staged.root), Path(self.root))
-
-    @contextlib.contextmanager
-    def _explain_errors(self, name: str) -> Iterator[None]:
-        """Leave errors of the system as they are."""
-        del name
-        yield
-
-
 @functools.lru_cache(maxsize=16)
-def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaData:  # noqa: ARG001 (part of the key)
+def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaData:
     """Read the footer of a Parquet file; cached, because a worker scores block after block of a month."""
-    with storage._open(name) as file:  # noqa: SLF001
+    with storage._open(name, state) as file:  # noqa: SLF001
         return pq.read_metadata(file)
 
 
@@ -268,7 +251,7 @@ def open_storage(address: str | Path) -> Storage:
     """Return the storage at a path or an address `s3://bucket/folder`; raise a UsageError for anything else."""
     text = str(address).removeprefix("file://")
     if "://" not in text:
-        return LocalStorage(str(Path(text).resolve()))
+        return Storage(str(Path(text).resolve()))
     if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
         raise UsageError("Months cannot be stored there.", text, "Give a path or s3://BUCKET/FOLDER.")
     return Storage(SCHEME + text.removeprefix(SCHEME).strip("/"))

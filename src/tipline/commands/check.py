@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import config
+from tipline.config import Settings
 from tipline.errors import (
     NotPublishedError,
     TiplineError,
@@ -21,14 +22,8 @@ from tipline.errors import (
     shorten_text,
 )
 from tipline.ingest import readers, source, transfer
-from tipline.ingest.schema import load_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.config import Settings
-    from tipline.ingest.schema import Schema
-    from tipline.paths import Paths
+from tipline.ingest.schema import Schema, load_schema
+from tipline.paths import Paths
 
 HEAD_BYTES = 2**16
 WIDTH = 116
@@ -51,8 +46,9 @@ def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) ->
             if len(months) == 1:
                 raise
             failed[month] = error
-            titles = {NotPublishedError: "not published", transfer.NoRangeError: "cannot be previewed"}
-            yield from format_lines(month, titles.get(type(error), "cannot be prepared"), {"": str(error)})
+            titles = ((NotPublishedError, "not published"), (transfer.NoRangeError, "cannot be previewed"))
+            title = next((title for kind, title in titles if isinstance(error, kind)), "cannot be prepared")
+            yield from format_lines(month, title, {"": str(error)})
     if failed:
         raise combine_failures(failed, len(months))
 
@@ -84,19 +80,18 @@ def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[
     retyped = [
         f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
         for key, type_ in match.types.items()
-        if is_parquet and not schema.columns[key].is_natural(type_)  # all of a CSV file is text
+        if is_parquet and schema.columns[key].rank_type(type_) != 0  # all of a CSV file is text
     ]
     return title, {
         "era": f"{match.era}: {schema.eras[match.era]}",
         "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
         "ignored": ", ".join(shorten_text(name) for name in match.unknown[:SHOWN_COLUMNS]) or "-",
-        "absent": ", ".join(match.absent) or "-",
+        "absent": ", ".join(key for key in schema.columns if key not in match.names) or "-",
         "retyped": ", ".join(retyped) or "-",
     }
 
 
 def format_lines(month: str, title: str, facts: Mapping[str, str]) -> Iterator[str]:
-    """Format a month's title, and below it the names of facts with their text, wrapped."""
     yield f"{month}  {title}"
     for name, text in facts.items():
         for number, line in enumerate(text.splitlines()):

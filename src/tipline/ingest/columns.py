@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PREPARED_FILE = "trips.parquet"
 QUARANTINE_FILE = "_quarantine.parquet"  # Parquet readers skip names that begin with an underscore
@@ -21,10 +19,9 @@ KIND_TYPES = {"hour": TIME, "number": pa.float64()}  # of columns after the user
 
 def list_needed_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """Return the columns that scoring and counting with a model.json read, and their types."""
-    groups = dict.fromkeys(get_baseline_columns(spec["baseline"]), CATEGORY)
-    times = {spec["time"]: TIME} if "time" in spec else {}
     target = {name: TYPES[type_] for name, type_ in spec["target_columns"].items()}
-    return {**list_input_columns(spec), **target, **groups, **times}
+    groups = dict.fromkeys(get_baseline_columns(spec["baseline"]), CATEGORY)
+    return list_input_columns(spec) | target | groups | ({spec["time"]: TIME} if "time" in spec else {})
 
 
 def list_input_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:

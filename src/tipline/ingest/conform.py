@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +16,8 @@ import pyarrow.compute as pc
 
 from tipline.errors import TiplineError
 from tipline.ingest.columns import TYPES
-from tipline.ingest.readers import is_utf8
-from tipline.ingest.schema import is_text_type
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tipline.ingest.readers import Batch
-    from tipline.ingest.schema import Column, Schema
+from tipline.ingest.readers import Batch, is_utf8
+from tipline.ingest.schema import Column, Schema, is_text_type
 
 QUARANTINE = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
 # Bounds on what a category holds in memory; published ones have a dozen short values.
@@ -36,7 +31,6 @@ EXPECTED = {
 }
 BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
 BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
-REFUSALS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 # What Arrow reads; Python alone would also accept 1_000 or 2009-W01.
 NUMBER = re.compile(rb"[-+]?([0-9.]+(e[-+]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 TIME = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?)?")
@@ -90,7 +84,14 @@ class Conformer:
         arrays = {"row": pa.array(batch.rows)}
         reasons: dict[int, str] = {}
         for name, column in self.schema.columns.items():
-            arrays[name], unreadable = self._read_column(name, column, batch)
+            if name not in self.names:
+                arrays[name] = self._create_nulls(len(batch.rows), TYPES[column.type])
+                continue
+            published = batch.values.column(self.names[name])
+            if column.type == "category":
+                arrays[name], unreadable = self._encode(name, published)
+            else:
+                arrays[name], unreadable = cast_column(published, TYPES[column.type])
             reasons = dict.fromkeys(unreadable, f"{name} is not {EXPECTED[column.type]}") | reasons
         quarantined = self._quarantine(batch, reasons)
         if reasons:
@@ -101,15 +102,9 @@ class Conformer:
         self._count_unusual(trips)
         return trips, quarantined
 
-    def _read_column(self, name: str, column: Column, batch: Batch) -> tuple[pa.Array, list[int]]:
-        if name not in self.names:
-            return self._create_nulls(len(batch.rows), TYPES[column.type]), []
-        published = batch.values.column(self.names[name])
-        return self._encode(name, published) if name in self.aliases else cast_column(published, TYPES[column.type])
-
     def _encode(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
         """Encode a category by its distinct values: first the schema's values, then others as the month has them."""
-        encoded = array if pa.types.is_dictionary(array.type) else pc.dictionary_encode(array)
+        encoded = encode_values(array)
         values, column, known = encoded.dictionary, self.schema.columns[name], self.aliases[name]
         if is_text_type(values.type):  # as bytes, because Parquet may declare as text what is not UTF-8
             values = values.cast(pa.large_binary())
@@ -127,11 +122,9 @@ class Conformer:
         return pa.DictionaryArray.from_arrays(indices.take(encoded.indices), dictionary), unreadable
 
     def _quarantine(self, batch: Batch, reasons: Mapping[int, str]) -> pa.RecordBatch:
-        indices = sorted(reasons)
-        rows = zip(
-            batch.rows[indices].tolist(), map(reasons.__getitem__, indices), batch.format_rows(indices), strict=True
-        )
-        found = sorted([*rows, *batch.malformed])  # in the order of the file
+        texts = zip(reasons, batch.format_rows(list(reasons)), strict=True)
+        found = [(int(batch.rows[index]), reasons[index], text) for index, text in texts]
+        found = sorted([*found, *batch.malformed])  # in the order of the file
         self.quarantined.update(reason for _, reason, _ in found)
         arrays = [pa.array([row[place] for row in found], type_) for place, type_ in enumerate(QUARANTINE.types)]
         return pa.RecordBatch.from_arrays(arrays, schema=QUARANTINE)
@@ -160,7 +153,6 @@ class Conformer:
 
 
 def count_outside(array: pa.Array, low: float, high: float) -> int:
-    """Count the values below `low` or above `high`."""
     # numpy, because Arrow's comparisons take four times as long.
     values = array.drop_null().to_numpy() if array.null_count else array.to_numpy()
     return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
@@ -171,41 +163,48 @@ def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[in
 
     A float's NaN counts as missing, because pandas writes it for null.
     """
-    if pa.types.is_boolean(target) and not pa.types.is_boolean(array.type):
-        return cast_booleans(array)
     if pa.types.is_timestamp(array.type) and array.type.tz:
         array = pc.local_timestamp(array)
-    try:
-        if pa.types.is_dictionary(array.type):  # not decoded, because one long text may be in every row
-            return cast_values(array.dictionary, target).take(array.indices), []
-        return cast_values(array, target), []
-    except REFUSALS:
-        encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    values, unreadable = encoded.dictionary, list[int]()
-    if is_text_type(values.type):
-        values, unreadable = parse_texts(values, target)
-    parts, refused = cast_halves(values, target, 0)
-    return pa.concat_arrays(parts).take(encoded.indices), find_indices(encoded, unreadable + refused)
+    if pa.types.is_boolean(array.type) or not pa.types.is_boolean(target):  # Arrow reads 2 as true
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            if pa.types.is_dictionary(array.type):  # not decoded, because one long text may be in every row
+                return cast_values(array.dictionary, target).take(array.indices), []
+            return cast_values(array, target), []
+    encoded = encode_values(array)
+    values, unreadable = parse_values(encoded.dictionary, target)
+    return values.take(encoded.indices), find_indices(encoded, unreadable)
 
 
-def cast_booleans(array: pa.Array) -> tuple[pa.Array, list[int]]:
-    """Read numbers and words as booleans; return the array and the indices of values that are neither yes nor no."""
-    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    words = [(format_alias(value) or "").strip().casefold() for value in encoded.dictionary.to_pylist()]
-    unreadable = find_indices(encoded, [code for code, word in enumerate(words) if word and word not in BOOLEANS])
-    return pa.array([BOOLEANS.get(word) for word in words], pa.bool_()).take(encoded.indices), unreadable
+def encode_values(array: pa.Array) -> pa.DictionaryArray:
+    return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
 
 
 def cast_values(array: pa.Array, target: pa.DataType) -> pa.Array:
     """Cast an array; raise if Arrow refuses a value."""
-    is_time, type_ = pa.types.is_timestamp(target), array.type
-    if not is_time and (is_text_type(type_) or pa.types.is_decimal(type_) or pa.types.is_float16(type_)):
+    is_time = pa.types.is_timestamp(target)
+    if not (is_time or pa.types.is_boolean(target) or pa.types.is_integer(array.type)):
         array = array.cast(pa.float64())
     # A sum is NaN if a value is, and faster than a look at each.
     if pa.types.is_floating(array.type) and math.isnan(pc.sum(array).as_py() or 0):
         array = pc.if_else(pc.is_nan(array), None, array)
     # Cutting nanoseconds off a time loses nothing that the TLC has ever recorded.
     return pc.cast(array, options=pc.CastOptions(target, allow_time_truncate=is_time))
+
+
+def parse_values(values: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """Cast the values that the target can hold; return the indices of the rest, which are null."""
+    if pa.types.is_boolean(target):
+        words = [(format_alias(value) or "").strip().casefold() for value in values.to_pylist()]
+        unreadable = [index for index, word in enumerate(words) if word and word not in BOOLEANS]
+        return pa.array([BOOLEANS.get(word) for word in words], target), unreadable
+    values, unreadable = parse_texts(values, target) if is_text_type(values.type) else (values, [])
+    if not pa.types.is_timestamp(target):  # NaN is not equal to itself
+        values = values.cast(pa.float64(), safe=False)
+        values = pc.if_else(pc.is_nan(values), None, values)
+    found = values.cast(target, safe=False)
+    fits = pc.equal(found.cast(values.type, safe=False), values).fill_null(fill_value=True)
+    refused = np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist()
+    return pc.if_else(fits, found, None), unreadable + refused
 
 
 def parse_texts(texts: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
@@ -218,25 +217,12 @@ def parse_texts(texts: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[in
     unreadable: list[int] = []
     for index, text in enumerate(texts.cast(pa.large_binary()).to_pylist()):
         value, stripped = None, (text or b"").strip()
-        if (TIME if is_time else NUMBER).fullmatch(stripped):
-            try:
+        try:
+            if (TIME if is_time else NUMBER).fullmatch(stripped):
                 value = dt.datetime.fromisoformat(stripped.decode()) if is_time else float(stripped)
-            except ValueError:  # February 30th, or two decimal points
+            elif stripped:
                 unreadable.append(index)
-        elif stripped:
+        except ValueError:  # February 30th, or two decimal points
             unreadable.append(index)
         values.append(value)
     return pa.array(values, target if is_time else pa.float64()), unreadable
-
-
-def cast_halves(values: pa.Array, target: pa.DataType, first: int) -> tuple[list[pa.Array], list[int]]:
-    """Cast what Arrow accepts, halving until each refused value is alone; return the parts and the refused indices."""
-    try:
-        return [cast_values(values, target)], []
-    except REFUSALS:
-        if len(values) == 1:
-            return [pa.nulls(1, target)], [first]
-    half = len(values) // 2
-    left, refused = cast_halves(values[:half], target, first)
-    right, more = cast_halves(values[half:], target, first + half)
-    return left + right, refused + more

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,13 +16,7 @@ from tipline.errors import TiplineError
 from tipline.ingest import readers
 from tipline.ingest.columns import PREPARED_FILE, QUARANTINE_FILE
 from tipline.ingest.conform import QUARANTINE, Conformer
-from tipline.ingest.schema import ROW
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from tipline.ingest.schema import Schema
+from tipline.ingest.schema import ROW, Schema
 
 ROW_GROUP_ROWS = 2**20
 QUARANTINE_BYTES = 2**26  # of quarantined rows that are held before they are written

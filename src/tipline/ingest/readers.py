@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +18,6 @@ import pyarrow.parquet as pq
 
 from tipline.errors import TiplineError, summarize_exception
 from tipline.ingest.schema import is_text_type
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 MAGIC = b"PAR1"
 BATCH_ROWS = 2**17
@@ -49,11 +48,9 @@ class Batch:
 
     def format_rows(self, indices: Sequence[int]) -> list[str]:
         """Return the published text of rows; for Parquet, their values as JSON."""
-        if not indices:
-            return []
         if self.block is not None:
-            lines = split_lines(self.block)
-            return [decode_text(lines[row - self.first]) for row in self.rows[indices].tolist()]
+            lines = split_lines(self.block) if indices else []
+            return [decode_text(lines[self.rows[index] - self.first]) for index in indices]
         taken = self.values.take(pa.array(indices, pa.int64()))
         columns = [convert_to_json(column) for column in taken.columns]
         rows = (dict(zip(taken.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
@@ -75,8 +72,6 @@ def convert_to_json(array: pa.Array) -> list[Any]:
 
 
 class ParquetMonth:
-    """A month in Parquet."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         with pq.ParquetFile(path) as file:
@@ -90,8 +85,8 @@ class ParquetMonth:
 
         Text columns among `categories` stay dictionary-encoded: decoding them takes longer than everything else.
         """
-        encoded, first = self._choose_encoded(names, categories), 0
-        with pq.ParquetFile(self.path, read_dictionary=encoded, buffer_size=BUFFER_BYTES) as file:
+        first = 0
+        with self._open(self._choose_encoded(names, categories)) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
                 yield Batch(np.arange(first, first + len(batch)), batch.select(list(names)))
                 first += len(batch)
@@ -100,26 +95,29 @@ class ParquetMonth:
         if first != self.rows:
             raise pa.ArrowInvalid(f"the footer says {self.rows:,} rows, there are {first:,}")
 
+    def _open(self, encoded: Sequence[str]) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path, read_dictionary=encoded, buffer_size=BUFFER_BYTES)
+
     def _choose_encoded(self, names: Sequence[str], categories: Sequence[str]) -> list[str]:
         """Choose the text columns to read dictionary-encoded.
 
         These are the categories, and text views, for which Arrow has few functions: all text columns if there is a long
         text, which may be in every row, and none if Arrow cannot read the encoding this way.
         """
-        types = {name: self.schema.field(name).type for name in names}
-        texts = [name for name, type_ in types.items() if is_text_type(type_)]
-        longest = 0
-        with pq.ParquetFile(self.path, read_dictionary=texts, buffer_size=BUFFER_BYTES) as file:
+        texts = [name for name in names if is_text_type(self.schema.field(name).type)]
+        views = [name for name in texts if pa.types.is_string_view(self.schema.field(name).type)]
+        with self._open(texts) as file:
             for group in range(file.num_row_groups if texts else 0):
                 try:
                     # Row group by row group, because an iterator holds the pages of its columns until it is deleted.
                     head = next(file.iter_batches(1, [group], columns=texts, use_threads=False), None)
                 except (pa.ArrowNotImplementedError, OSError):  # damaged pages are reported when they are read
                     return []
-                for array in head.columns if head else ():
-                    longest = max(longest, *pc.binary_length(array.dictionary.cast(pa.large_binary())).to_pylist(), 0)
-        views = [name for name in texts if pa.types.is_string_view(types[name])]
-        return texts if longest > MAX_REPEATED_BYTES else [name for name in texts if name in {*categories, *views}]
+                for column in head.columns if head else ():
+                    lengths = pc.binary_length(column.dictionary.cast(pa.large_binary()))
+                    if (pc.max(lengths).as_py() or 0) > MAX_REPEATED_BYTES:
+                        return texts
+        return [name for name in texts if name in {*categories, *views}]
 
 
 def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
@@ -127,10 +125,8 @@ def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
     indices = {footer.schema.column(index).path: index for index in range(footer.num_columns)}
     for group in map(footer.row_group, range(footer.num_row_groups)):
         for name in names:
-            values = group.column(indices[name]).num_values
-            if values != group.num_rows:
-                message = f"the footer says {group.num_rows:,} rows in a row group whose {name} has {values:,}"
-                raise pa.ArrowInvalid(message)
+            if (values := group.column(indices[name]).num_values) != group.num_rows:
+                raise pa.ArrowInvalid(f"the footer says {group.num_rows:,} rows where {name} has {values:,}")
 
 
 class CsvMonth:
@@ -144,13 +140,12 @@ class CsvMonth:
         self.path, self.rows = path, 0
         with path.open("rb") as file:
             head = file.readline(MAX_HEADER_BYTES)
-        end = LINE_END.search(head)
-        self._start = end.end() if end else len(head)
+        self._start = end.end() if (end := LINE_END.search(head)) else len(head)
         self.schema = read_header(head)
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
-        """Yield the columns `names` as text, block by block; `categories` does not matter for CSV."""
-        del categories
+        """Yield the columns `names` as text, block by block."""
+        del categories  # they matter for Parquet alone
         indices = [self.schema.names.index(name) for name in names]
         for block in self._read_blocks():
             arrays, malformed = self._parse_block(block, indices)
@@ -177,18 +172,12 @@ class CsvMonth:
     def _parse_block(self, block: bytes, indices: Sequence[int]) -> tuple[list[pa.Array], list[QuarantinedRow]]:
         """Return the fields at `indices` and the malformed lines; line by line only if Arrow refuses the block."""
         width, first = len(self.schema), re.search(rb"[^\r\n]+", block)
-        fields = first.group().count(b",") + 1 if first else width
-        expected = fields if width <= fields <= width + MAX_SURPLUS_FIELDS else width
-        try:
+        count = first.group().count(b",") + 1 if first else width
+        expected = count if width <= count <= width + MAX_SURPLUS_FIELDS else width
+        with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError):
             arrays = parse_fields(block, expected, [*indices, *range(width, expected)])
-        except (pa.ArrowInvalid, UnicodeDecodeError):
-            return self._parse_lines(block, indices)
-        if any(surplus.null_count < len(surplus) for surplus in arrays[len(indices) :]):
-            return self._parse_lines(block, indices)
-        return arrays[: len(indices)], []
-
-    def _parse_lines(self, block: bytes, indices: Sequence[int]) -> tuple[list[pa.Array], list[QuarantinedRow]]:
-        width = len(self.schema)
+            if all(surplus.null_count == len(surplus) for surplus in arrays[len(indices) :]):
+                return arrays[: len(indices)], []
         good: list[bytes] = []
         malformed: list[QuarantinedRow] = []
         for row, line in enumerate(split_lines(block), self.rows):
@@ -208,7 +197,6 @@ def split_lines(block: bytes) -> list[bytes]:
 
 
 def decode_text(data: bytes) -> str:
-    """Return bytes as text, with escapes for what is not UTF-8."""
     return data.decode(errors="backslashreplace")
 
 
@@ -234,7 +222,6 @@ def parse_fields(data: bytes, width: int, indices: Sequence[int]) -> list[pa.Arr
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether bytes are UTF-8 text."""
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -277,7 +264,6 @@ def read_row(month: Month, row: int) -> str | None:
     # One column of CSV is enough to split the lines, whose text is kept beside it.
     names = month.schema.names if isinstance(month, ParquetMonth) else month.schema.names[:1]
     for batch in month.batches(names, []):
-        index = int(np.searchsorted(batch.rows, row))
-        if index < len(batch.rows) and batch.rows[index] == row:
-            return batch.format_rows([index])[0]
+        if len(found := np.flatnonzero(batch.rows == row)):
+            return batch.format_rows(found.tolist())[0]
     return None

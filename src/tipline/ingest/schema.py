@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,9 +17,6 @@ from tipline import validation
 from tipline.errors import TiplineError, UsageError, shorten_text
 from tipline.ingest import columns
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
 ROW = pa.field("row", pa.int64(), nullable=False)
 MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
 SHOWN_NAMES = 40
@@ -25,17 +24,16 @@ CHECK_FILE = "Check that this is a month of the schema's data."
 
 
 def is_text_type(type_: pa.DataType) -> bool:
-    """Whether a type is one of Arrow's text types."""
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
-# Type of a column -> is a published type the usual one? Which others can be read, beside text and nulls? For messages.
-READABLE: dict[str, tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...], str]] = {
-    "category": (is_text_type, (pa.types.is_integer, pa.types.is_floating), "text or numbers"),
-    "timestamp": (pa.types.is_timestamp, (pa.types.is_date,), "timestamps, dates or text"),
-    "number": (pa.types.is_floating, (pa.types.is_integer, pa.types.is_decimal), "numbers or text"),
-    "integer": (pa.types.is_integer, (pa.types.is_floating, pa.types.is_decimal), "numbers or text"),
-    "boolean": (pa.types.is_boolean, (pa.types.is_integer, pa.types.is_floating), "true and false, 0 and 1 or text"),
+# Type of a column: the published types that can be read beside text and nulls, the usual one first, and their names.
+READABLE: dict[str, tuple[list[Callable[[pa.DataType], bool]], str]] = {
+    "category": ([is_text_type, pa.types.is_integer, pa.types.is_floating], "text or numbers"),
+    "timestamp": ([pa.types.is_timestamp, pa.types.is_date], "timestamps, dates or text"),
+    "number": ([pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal], "numbers or text"),
+    "integer": ([pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal], "numbers or text"),
+    "boolean": ([pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating], "true and false, 0 and 1 or text"),
 }
 
 
@@ -45,7 +43,6 @@ def normalize_name(text: str) -> str:
 
 
 def wrap_name(value: object) -> object:
-    """Return one name as a tuple of one, and a list as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
@@ -89,10 +86,6 @@ class Column(BaseModel):
         """The era of each normalized name."""
         return {normalize_name(name): era for era, names in self.names.items() for name in names}
 
-    def list_names(self) -> list[str]:
-        """List all published names, oldest first."""
-        return [name for names in self.names.values() for name in names]
-
     @property
     def known(self) -> dict[str, str]:
         """The value of each normalized alias."""
@@ -102,15 +95,11 @@ class Column(BaseModel):
         """Return the value that an alias stands for; an unknown one stands for itself, a blank one for nothing."""
         return self.known.get(normalize_name(alias), alias.strip() or None)
 
-    def is_natural(self, type_: pa.DataType) -> bool:
-        """Whether a published type is the usual one for this column."""
-        return bool(READABLE[self.type][0](type_.value_type if pa.types.is_dictionary(type_) else type_))
-
-    def is_readable(self, type_: pa.DataType) -> bool:
-        """Whether values of a published type can be read as this column."""
+    def rank_type(self, type_: pa.DataType) -> int | None:
+        """Return 0 for the usual published type of this column, more for others that can be read, None for the rest."""
         type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
-        tests = (READABLE[self.type][0], is_text_type, pa.types.is_null, *READABLE[self.type][1])
-        return any(test(type_) for test in tests)
+        tests = [*READABLE[self.type][0], is_text_type, pa.types.is_null]
+        return next((rank for rank, test in enumerate(tests) if test(type_)), None)
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,6 @@ class Match:
     era: str  # the latest one that has brought one of the month's names
     names: dict[str, str]  # the published name and type of each column of the schema that the month has
     types: dict[str, pa.DataType]
-    absent: list[str]  # columns of the schema that the month does not have
     unknown: list[str]  # published names that the schema does not have
 
 
@@ -181,21 +169,21 @@ class Schema(BaseModel):
                 fields[key] = field
         missing = [key for key, column in self.columns.items() if column.required and key not in fields]
         if missing:
-            expected = "; ".join(f"{key} (as {' or '.join(self.columns[key].list_names())})" for key in missing)
+            usual = {key: " or ".join(itertools.chain(*self.columns[key].names.values())) for key in missing}
+            expected = "; ".join(f"{key} (as {text})" for key, text in usual.items())
             what = f"The month lacks columns that the schema needs: {expected}. It has: {format_names(names)}."
             raise TiplineError(what, where, f"{CHECK_FILE} In the schema, add a new name to the column's `names`.")
         for key, field in fields.items():
             type_ = self.columns[key].type
-            if not self.columns[key].is_readable(field.type):
+            if self.columns[key].rank_type(field.type) is None:
                 what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}; "
-                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][2]}."
+                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][1]}."
                 raise TiplineError(what, where, "Check the file, and the column's type in the schema.")
         known = {normalize_name(name) for name in self.ignored} | set(keys)
         return Match(
             era=max((self.columns[key].eras[normalize_name(field.name)] for key, field in fields.items()), default=""),
             names={key: field.name for key, field in fields.items()},
             types={key: field.type for key, field in fields.items()},
-            absent=[key for key in self.columns if key not in fields],
             unknown=[name for name in names if normalize_name(name) not in known],
         )
 

@@ -8,56 +8,42 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline.errors import NotPublishedError, TiplineError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-    Columns = list[Array | pa.Array | None]
-
-Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the format of their time
+Array = npt.NDArray[Any]
+Trips = SimpleNamespace  # arrays of a chunk of trips, before they are written in the form of their time
 CHUNK = 2**18  # rows of a row group, simulated and written at a time; another number gives other trips
 
 FLEX, CREDIT = 0, 1  # then cash, no charge, dispute
 CMT, VTS, DDS = 1, 2, 3  # DDS had no number of its own
-VENDORS = ["CMT", "VTS", "DDS"]
-WORDS = ["Cash", "CASH", "Credit", "CREDIT", "No Charge", "Dispute"]
-# The word that each vendor of 2009 writes for each payment; only CMT's meters know the last two.
-WORD_CODES = np.array([[0, 2, 0, 4, 5], [1, 2, 1, 1, 1], [1, 3, 1, 1, 1]])
-# Relative frequencies.
-DAYS = np.array([127, 142, 145, 156, 156, 149, 126])  # Monday first
-HOURS = np.array(  # on working days, at weekends
-    [
-        [30, 19, 13, 8, 7, 8, 23, 43, 56, 52, 46, 45, 48, 48, 52, 49, 44, 52, 65, 66, 62, 60, 56, 49],
-        [63, 58, 46, 34, 24, 11, 10, 13, 20, 30, 38, 44, 48, 52, 50, 49, 46, 51, 57, 56, 52, 48, 51, 50],
-    ]
-)
-PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])  # 0, 1, 2, ...
-AIRPORTS = JFK, _ = 132, 138
-BUSY = [*AIRPORTS, 48, 68, 79, 90, 107, 113, 140, 141, 142, 161, 162, 163, 170, 186, 230, 234, 236, 237, 239, 249]
-ZONES = np.where(np.isin(np.arange(266), BUSY), 60, np.arange(266) > 0)
-# Before a month: dollars at the start, per unit of distance or time, flat from JFK, per toll.
-TARIFFS = {"2012-09": (2.5, 0.4, 45.0, 4.57), "2023-01": (2.5, 0.5, 52.0, 5.33), "9999-99": (3.0, 0.7, 70.0, 6.94)}
+VENDORS, WORDS = ["CMT", "VTS", "DDS"], ["CREDIT", "Cash", "No Charge", "Dispute"]
+LAST_ZONE = 263
+# Relative frequencies of the hours of a day, and of 0, 1, 2 and more passengers.
+HOURS = np.array([40, 30, 22, 16, 12, 9, 19, 34, 46, 46, 44, 45, 48, 49, 51, 49, 45, 52, 63, 63, 59, 57, 55, 49])
+PASSENGERS = np.array([0, 677, 163, 45, 22, 89, 4])
+# Before a month: dollars at the start, per unit of distance or time.
+TARIFFS = {"2012-09": (2.5, 0.4), "2023-01": (2.5, 0.5), "9999-99": (3.0, 0.7)}
 
-# name:kind. Without a kind: double. With a month: double from that month on, untyped nulls before.
-YEAR_2009 = """vendor_name:text Trip_Pickup_DateTime:text Trip_Dropoff_DateTime:text Passenger_Count:integer
-    Trip_Distance Start_Lon Start_Lat Rate_Code store_and_forward End_Lon End_Lat Payment_Type:text Fare_Amt surcharge
-    mta_tax Tip_Amt Tolls_Amt Total_Amt"""
-FROM_2011 = """VendorID:id tpep_pickup_datetime:time tpep_dropoff_datetime:time passenger_count:count trip_distance
-    RatecodeID:count store_and_fwd_flag:text PULocationID:id DOLocationID:id payment_type:integer fare_amount extra
-    mta_tax tip_amount tolls_amount improvement_surcharge total_amount congestion_surcharge:2019-01
-    airport_fee:2020-11"""
+# Published name, attribute of `Trips` (without one: all null), type (without one: double). Files from 2011 on have the
+# columns of today, because the TLC wrote all of them again.
+YEAR_2009 = """vendor_name:vendor:text Trip_Pickup_DateTime:pickup:text Trip_Dropoff_DateTime:dropoff:text
+    Passenger_Count:passengers:integer Trip_Distance:miles Start_Lon Start_Lat Rate_Code store_and_forward End_Lon
+    End_Lat Payment_Type:payment:text Fare_Amt:fare surcharge:extra mta_tax Tip_Amt:tip Tolls_Amt Total_Amt:total"""
+FROM_2011 = """VendorID:vendor:id tpep_pickup_datetime:pickup:time tpep_dropoff_datetime:dropoff:time
+    passenger_count:passengers:integer trip_distance:miles RatecodeID::integer store_and_fwd_flag::text
+    PULocationID:start:id DOLocationID:end:id payment_type:payment:integer fare_amount:fare extra:extra mta_tax
+    tip_amount:tip tolls_amount improvement_surcharge total_amount:total congestion_surcharge Airport_fee"""
+TYPES = {"text": pa.string(), "time": pa.timestamp("us"), "integer": pa.int64(), "id": pa.int32(), "": pa.float64()}
 
 
 class Dice:
@@ -90,15 +76,14 @@ def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
     Memory does not grow with `rows`. Equal arguments give equal bytes with the same numpy and pyarrow, and a smaller
     file holds the first rows of a larger one.
     """
-    schema = get_published_schema(month)
-    build_columns = build_columns_2009 if month < "2010" else build_columns_today
+    schema, attributes = get_published_schema(month), [name for _, name, _ in list_columns(month)]
     with pq.ParquetWriter(path, schema) as writer:
         for chunk, first in enumerate(range(0, rows, CHUNK)):
             dice = Dice(min(CHUNK, rows - first), seed, int(month.replace("-", "")), chunk)
-            columns = build_columns(month, simulate_trips(month, dice), dice)
+            trips = vars(simulate_trips(month, dice))
             arrays = [
-                pa.nulls(dice.rows, type_) if column is None or type_ == pa.null() else pa.array(column).cast(type_)
-                for type_, column in zip(schema.types, columns, strict=True)
+                pa.array(trips[name]).cast(type_) if name else pa.nulls(dice.rows, type_)
+                for name, type_ in zip(attributes, schema.types, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
@@ -113,46 +98,44 @@ def get_published_schema(month: str) -> pa.Schema:
     if month < "2009" or month.startswith("2010"):
         what = "The simulation has the months of 2009, and those from 2011 on."
         raise NotPublishedError(what, month, "Remove the month from `months` in params.yaml, or change `source` there.")
-    kinds = {
-        "text": pa.string(),
-        "time": pa.timestamp("us"),
-        "integer": pa.int64(),
-        "id": pa.int32() if month >= "2023-02" else pa.int64(),
-        "count": pa.float64() if "2018-07" <= month < "2023-02" else pa.int64(),
-    }
-    names = YEAR_2009 if month < "2010" else FROM_2011 + " cbd_congestion_fee" * (month >= "2025")
-    if month >= "2023-02":
-        names = names.replace("airport_fee", "Airport_fee")
-    pairs = [column.partition(":")[::2] for column in names.split()]
-    return pa.schema([(name, kinds.get(kind, pa.float64() if month >= kind else pa.null())) for name, kind in pairs])
+    return pa.schema([(name, TYPES[type_]) for name, _, type_ in list_columns(month)])
+
+
+def list_columns(month: str) -> list[list[str]]:
+    return [f"{column}::".split(":")[:3] for column in (YEAR_2009 if month < "2010" else FROM_2011).split()]
 
 
 def simulate_trips(month: str, dice: Dice) -> Trips:
     """Simulate a chunk of trips; the shares of VTS and of cards grow over the years, more and more slowly."""
     years = int(month[:4]) - 2009 + (int(month[5:]) - 1) / 12
     cmt = 0.25 + 0.22 * np.exp(-years / 8)
-    vendors = [0, cmt, 1 - cmt, 0.06 * (month < "2010"), 0, 0, 0.002 * (month >= "2021"), 0.004 * (month >= "2025")]
+    vendors = [0, cmt, 1 - cmt, 0.06 * (month < "2010")]
     credit, flex = 0.86 - 0.65 * np.exp(-years / 6), 0.05 * (month >= "2021")
     payments = [flex, credit * (1 - flex), (1 - credit) * (1 - flex) - 0.01, 0.007, 0.003]
     pickup, extra = simulate_pickups(month, dice)
-    is_jfk = dice.chance("jfk", 0.015)
-    miles = np.where(is_jfk, 17.5 + dice.normal("miles"), np.exp(0.55 + 0.83 * dice.normal("miles"))).round(2)
+    miles = np.exp(0.55 + 0.83 * dice.normal("miles")).round(2)
     minutes = 1.5 + 4 * miles * np.exp(0.3 * dice.normal("pace"))
-    start, unit, flat, toll = next(tariff for end, tariff in TARIFFS.items() if month < end)
+    start, unit = next(tariff for end, tariff in TARIFFS.items() if month < end)
     trips = Trips(
         vendor=dice.pick("vendor", vendors),
         pickup=pickup,
         dropoff=pickup + np.rint(60 * minutes).astype("m8[s]"),
         passengers=dice.pick("passengers", PASSENGERS),
         miles=miles,
-        is_jfk=is_jfk,
         payment=dice.pick("payment", payments),
-        fare=np.where(is_jfk, flat, start + unit * np.rint(4.5 * miles + 0.5 * minutes)).round(2),
+        fare=(start + unit * np.rint(4.5 * miles + 0.5 * minutes)).round(2),
         extra=extra,
-        tolls=toll * dice.chance("toll", np.where(miles > 7, 0.4, 0.003)),
     )
     add_tips(years, trips, dice)
     add_errors(trips, dice)
+    trips.total = np.round(trips.fare + trips.extra + trips.tip, 2)
+    if month < "2010":
+        trips.pickup = np.where(trips.vendor == VTS, trips.pickup.astype("M8[m]"), trips.pickup)
+        trips.vendor = encode_words(trips.vendor - CMT, VENDORS)
+        trips.payment = encode_words(trips.payment - CREDIT, WORDS)
+    else:
+        trips.start, trips.end = (1 + np.floor(LAST_ZONE * dice.uniform(name)) for name in ("start", "end"))
+        trips.passengers = np.ma.array(trips.passengers, mask=trips.payment == FLEX)  # flex fares come without them
     return trips
 
 
@@ -161,7 +144,7 @@ def simulate_pickups(month: str, dice: Dice) -> tuple[Array, Array]:
     hours = np.arange(np.datetime64(month, "h"), (np.datetime64(month, "M") + np.timedelta64(1, "M")).astype("M8[h]"))
     hour, day = hours.astype(int) % 24, (hours.astype("M8[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
     extra = np.where((hour >= 20) | (hour < 6), 0.5, 1.0 * ((hour >= 16) & (day < 5)))
-    picked = dice.pick("hour", DAYS[day] * HOURS[(day >= 5).astype(int), hour])
+    picked = dice.pick("hour", HOURS[hour])
     seconds = np.floor(3600 * dice.uniform("second")).astype("m8[s]")
     return hours[picked].astype("M8[s]") + seconds, extra[picked]
 
@@ -180,54 +163,11 @@ def add_tips(years: float, trips: Trips, dice: Dice) -> None:
 
 def add_errors(trips: Trips, dice: Dice) -> None:
     """Replace a few values by wrong ones of the kinds that published files have."""
-    wrapped = dice.chance("fare wrapped", 2e-5)
-    trips.fare[wrapped] = (429_496.7 - trips.fare[wrapped]).round(2)  # as if a 32-bit counter fell below zero
     trips.fare[dice.chance("fare negative", 1e-4)] *= -1
     trips.miles[dice.chance("miles", 2e-5)] = 259_777
-    trips.passengers[dice.chance("no passengers", 1e-4)] = 0
     trips.passengers[dice.chance("many passengers", 2e-5)] = 208
-    for probability, days in ((3e-5, -2924), (1e-5, 2195)):
-        wrong = dice.chance(f"clock {days}", probability)
-        trips.pickup[wrong] += np.timedelta64(days, "D")
-        trips.dropoff[wrong] += np.timedelta64(days, "D")
-
-
-def build_columns_2009(month: str, trips: Trips, dice: Dice) -> Columns:
-    """Return the columns of YEAR_2009; None is all null."""
-    start = np.stack([-73.98 + 0.017 * dice.normal("lon"), 40.753 + 0.02 * dice.normal("lat")])
-    # A degree is about 52 miles from west to east, and 69 from south to north.
-    end = start + 0.5 * np.minimum(trips.miles, 30) * np.stack([dice.normal("east") / 52, dice.normal("north") / 69])
-    start[:, dice.chance("no start", 1e-4)] = 0
-    end[:, dice.chance("no end", 1e-4)] = 0
-    times = [np.where(trips.vendor == VTS, time.astype("M8[m]"), time) for time in (trips.pickup, trips.dropoff)]
-    held = np.ma.array(1.0 * dice.chance("held", 0.02), mask=(trips.vendor != CMT) | (month == "2009-01"))
-    tax = np.ma.array(np.full(dice.rows, 0.5), mask=(trips.vendor == DDS) | (month < "2009-11"))
-    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + tax.filled(0), 2)
-    vendor = encode_words(trips.vendor - 1, VENDORS)
-    payment = encode_words(WORD_CODES[trips.vendor - 1, trips.payment], WORDS)
-    columns: Columns = [vendor, *times, trips.passengers, trips.miles, *start.round(6), None, held, *end.round(6)]
-    return [*columns, payment, trips.fare, trips.extra, tax, trips.tip, trips.tolls, total]
-
-
-def build_columns_today(month: str, trips: Trips, dice: Dice) -> Columns:
-    """Return the columns of FROM_2011."""
-    flex = trips.payment == FLEX
-    start, end = np.where(trips.is_jfk, JFK, dice.pick("start", ZONES)), dice.pick("end", ZONES)
-    held = encode_words(np.ma.array(dice.chance("held", 0.005), mask=flex), ["N", "Y"])
-    passengers, rate = np.ma.array(trips.passengers, mask=flex), np.ma.array(1 + trips.is_jfk, mask=flex)
-    improvement = np.full(dice.rows, 1.0 if month >= "2023" else 0.3 if month >= "2015" else 0.0)
-    congestion = 2.5 * dice.chance("congestion", 0.92 * (month >= "2019-02"))
-    airport = (1.75 if month >= "2023-04" else 1.25) * (np.isin(start, AIRPORTS) & (month >= "2020-11"))
-    cbd = 0.75 * dice.chance("cbd", 0.7 * (month >= "2025"))
-    tax = np.full(dice.rows, 0.5)
-    charges = tax + improvement + congestion + airport + cbd
-    total = np.round(trips.fare + trips.extra + trips.tolls + trips.tip + charges, 2)
-    columns: Columns = [trips.vendor, trips.pickup, trips.dropoff, passengers, trips.miles, rate, held, start, end]
-    columns += [trips.payment, trips.fare, trips.extra, tax, trips.tip, trips.tolls, improvement, total]
-    columns += [np.ma.array(congestion, mask=flex), np.ma.array(airport, mask=flex)]
-    return [*columns, cbd] if month >= "2025" else columns
+    trips.pickup[dice.chance("clock", 3e-5)] -= np.timedelta64(2924, "D")
 
 
 def encode_words(codes: Array, words: list[str]) -> pa.Array:
-    """Return an array of words, given by their index."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype("i1")), words)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -13,9 +14,7 @@ import pyarrow.parquet as pq
 from tipline import files
 from tipline.errors import TiplineError, hide_secrets, summarize_exception
 from tipline.ingest import simulate
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from tipline.ingest.readers import MAGIC
 
 HEAD_BYTES = 4096
 REMOTE = {"http", "https", "s3"}
@@ -99,7 +98,7 @@ def check_format(path: Path, where: str) -> None:
     """Refuse a file that cannot be a month: Parquet without a footer, a web page, something binary."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    if is_html(head) or not (head.startswith(b"PAR1") or path.suffix == ".parquet"):
+    if not head.startswith(MAGIC):
         check_head(head, where)
         return
     try:
@@ -111,13 +110,8 @@ def check_format(path: Path, where: str) -> None:
 
 def check_head(head: bytes, where: str) -> None:
     """Refuse a file that does not begin like a CSV file."""
-    if is_html(head):
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # or an error message in XML
         raise TiplineError("This is a web page, not a published month.", where, TODO)
     first = head.splitlines(keepends=True)[0] if head else b""
     if b"\x00" in head or b"," not in first or (len(head) < HEAD_BYTES and not first.endswith((b"\n", b"\r"))):
         raise TiplineError("This is neither a Parquet file nor a CSV file with a complete header.", where, TODO)
-
-
-def is_html(head: bytes) -> bool:
-    """Whether a file begins like a web page or an XML error message."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")

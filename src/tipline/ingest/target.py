@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tipline.errors import shorten_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from tipline.ingest.columns import TYPES
 
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Gt: pc.greater,
@@ -40,7 +39,6 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Invert: pc.invert,
     ast.USub: pc.negate,
 }
-CONSTANTS = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ def check_target(text: str, types: Mapping[str, pa.DataType]) -> Target:
     try:
         answers = target.evaluate(pa.table({name: pa.array([], types[name]) for name in target.columns}))
     except (pa.ArrowException, TypeError) as error:
-        shown = ", ".join(f"{name} is a {describe_type(types[name])}" for name in target.columns)
+        words = {type_: word for word, type_ in TYPES.items()}
+        shown = ", ".join(f"{name} is a {words.get(types[name], types[name])}" for name in target.columns)
         raise ValueError(f"{text!r} cannot be computed ({shown})") from error
     if not (isinstance(answers, pa.Array) and pa.types.is_boolean(answers.type)):
         raise ValueError(f"{text!r} is not a yes/no value")
@@ -97,18 +96,11 @@ def unpack_column(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.cast(pa.float64()) if pa.types.is_integer(array.type) else array
 
 
-def describe_type(type_: pa.DataType) -> str:
-    """Name a type as the schema does."""
-    if pa.types.is_dictionary(type_) or pa.types.is_string(type_):
-        return "category"
-    return str(type_) if pa.types.is_timestamp(type_) else "boolean" if pa.types.is_boolean(type_) else "number"
-
-
 def evaluate_node(node: ast.AST, columns: Mapping[str, pa.Array]) -> Any:  # noqa: ANN401 (an array or a constant)
     """Evaluate a part of an expression; raise ValueError for what is not part of the syntax."""
     if isinstance(node, ast.Name):
         return columns[node.id]
-    if isinstance(node, ast.Constant) and isinstance(node.value, CONSTANTS):
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str):
         return create_scalar(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](evaluate_node(node.operand, columns))

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import logging
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 import fsspec
@@ -18,22 +20,19 @@ from tipline import files
 from tipline.errors import NotPublishedError, TiplineError, hide_secrets, list_causes
 from tipline.s3 import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 RANGE_BYTES = 4 << 20  # of one request
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5, 1.0, 30.0
 CONNECT_SECONDS, READ_SECONDS = 20.0, 30.0
-MISSING, FORBIDDEN = {404, 410}, 403
-# The network of the TLC answers 403 to requests that come too fast.
-TEMPORARY = {FORBIDDEN, 408, 425, 429, *range(500, 600)}
+GONE, FORBIDDEN = {404, 410}, 403
+TEMPORARY = {408, 425, 429, *range(500, 600)}
 CLIENT_ERRORS = (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS)
 LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 TODO = "Check `source` in params.yaml, or try again later."
+MISSING = "The source does not have this month."
+TODO_MISSING = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,17 @@ class NoRangeError(TiplineError):
     """The server sends whole files only."""
 
 
-class TemporaryError(Exception):
-    """A failure that may pass; `final` is the error if it does not."""
+class TemporaryError(TiplineError):
+    """A failure that may pass."""
 
-    def __init__(self, final: TiplineError) -> None:
-        super().__init__(final.parts[0])
-        self.final = final
+
+class RefusedError(TemporaryError, NotPublishedError):
+    """The server refuses a month: it does not have it yet, or requests come too fast."""
 
 
 def fetch_state(address: str) -> FileState:
     """Ask a source about a file; errors as for `download_file`."""
-    return retry_attempts(functools.partial(request_state, address), hide_secrets(address))
+    return retry_attempts(address, functools.partial(request_state, address), hide_secrets(address))
 
 
 @contextlib.contextmanager
@@ -68,12 +67,8 @@ def open_preview(address: str) -> Iterator[tuple[FileState, Any]]:
     Raises NoRangeError if the block needs more than the beginning and the server sends whole files only.
     """
     state = fetch_state(address)
-    try:
-        with open_file(address, state) as file:
-            yield state, file
-    except CLIENT_ERRORS as error:
-        explained = explain_client_error(error, address)
-        raise (explained.final if isinstance(explained, TemporaryError) else explained) from error
+    with explain_errors(address), open_file(address, state) as file:
+        yield state, file
 
 
 def download_file(address: str, part: Path, label: str) -> FileState:
@@ -86,9 +81,9 @@ def download_file(address: str, part: Path, label: str) -> FileState:
     download = functools.partial(download_rest, address, part, label)
     try:
         try:
-            state = retry_attempts(download, label, lambda: part.stat().st_size if part.exists() else 0)
+            state = retry_attempts(address, download, label, lambda: part.stat().st_size if part.exists() else 0)
         except NoRangeError:
-            state = retry_attempts(functools.partial(download, as_stream=True), label)
+            state = retry_attempts(address, functools.partial(download, as_stream=True), label)
     except OSError as error:
         if error.errno in files.DISK_FULL_ERRORS:
             remove_part(part)
@@ -96,6 +91,32 @@ def download_file(address: str, part: Path, label: str) -> FileState:
         raise
     get_note(part).unlink(missing_ok=True)
     return state
+
+
+def retry_attempts(
+    address: str, attempt: Callable[[], T], label: str, get_progress: Callable[[], int] = lambda: 0
+) -> T:
+    """Repeat an attempt after temporary failures; give up after ATTEMPTS of them without progress."""
+
+    def log_pause(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        what = error.parts[0] if isinstance(error, TiplineError) else error
+        log.info("%s: %s Trying again in %.1f s.", label, what, state.upcoming_sleep)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TemporaryError),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_random_exponential(PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
+        before_sleep=log_pause,
+        reraise=True,
+    )
+    while True:
+        before = get_progress()
+        try:
+            return retrying(explain_errors(address)(attempt))
+        except TemporaryError:
+            if get_progress() <= before:
+                raise
 
 
 def download_rest(address: str, part: Path, label: str, *, as_stream: bool = False) -> FileState:
@@ -116,7 +137,7 @@ def download_rest(address: str, part: Path, label: str, *, as_stream: bool = Fal
         # `disable=None`: a bar on a terminal alone.
         options: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
         with tqdm(desc=label, total=state.size, initial=start, **options) as bar:
-            while data := call_client(address, file.read, RANGE_BYTES):
+            while data := file.read(RANGE_BYTES):
                 target.write(data)
                 bar.update(len(data))
                 if len(data) < RANGE_BYTES and not as_stream:
@@ -124,12 +145,11 @@ def download_rest(address: str, part: Path, label: str, *, as_stream: bool = Fal
         arrived = target.tell()
     if request_state(address) != state:
         remove_part(part)
-        raise TemporaryError(TiplineError("The file changed at its source during the download.", where, TODO))
-    if state.size not in {None, arrived}:
-        if arrived > (state.size or 0):
+        raise TemporaryError("The file changed at its source during the download.", where, TODO)
+    if state.size is not None and arrived != state.size:
+        if arrived > state.size:
             remove_part(part)
-        what = f"{arrived:,} bytes arrived, but the source states {state.size:,}."
-        raise TemporaryError(TiplineError(what, where, TODO))
+        raise TemporaryError(f"{arrived:,} bytes arrived, but the source states {state.size:,}.", where, TODO)
     return state
 
 
@@ -139,7 +159,6 @@ def get_note(part: Path) -> Path:
 
 
 def remove_part(part: Path) -> None:
-    """Remove a part and its note."""
     get_note(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
 
@@ -162,8 +181,7 @@ def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
 
 
 def request_state(address: str) -> FileState:
-    """Ask a source about a file once."""
-    info = call_client(address, open_filesystem(address).info, address)
+    info = open_filesystem(address).info(address)
     if info["type"] == "directory":
         raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file in `source`.")
     versions = (info.get(name) for name in ("ETag", "Last-Modified", "LastModified"))
@@ -171,66 +189,38 @@ def request_state(address: str) -> FileState:
 
 
 def open_file(address: str, state: FileState, *, as_stream: bool = False) -> Any:  # noqa: ANN401 (fsspec has no types)
-    """Open a file that is read in ranges, or as one stream."""
     filesystem = open_filesystem(address)
     options: dict[str, Any] = {"block_size": 0 if as_stream else RANGE_BYTES, "cache_type": "none"}
     if address.startswith("http"):  # s3fs adds If-Match itself
         condition = {"If-Range": state.version} if state.version and not as_stream else {}
         options |= {"size": state.size, "headers": filesystem.kwargs.get("headers", {}) | condition}
-    return call_client(address, functools.partial(filesystem.open, address, "rb", **options))
+    return filesystem.open(address, "rb", **options)
 
 
 # ---- failures ----
 
 
-def retry_attempts(attempt: Callable[[], T], label: str, get_progress: Callable[[], int] = lambda: 0) -> T:
-    """Repeat an attempt after temporary failures; give up after ATTEMPTS of them without progress."""
-
-    def log_pause(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.info("%s: %s Trying again in %.1f s.", label, error, state.upcoming_sleep)
-
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TemporaryError),
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
-        wait=tenacity.wait_random_exponential(PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
-        before_sleep=log_pause,
-        reraise=True,
-    )
-    while True:
-        before = get_progress()
-        try:
-            return retrying(attempt)
-        except TemporaryError as error:
-            if get_progress() <= before:
-                raise error.final from error
-
-
-def call_client(address: str, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 (fsspec has no types)
-    """Call fsspec and turn errors of its libraries into messages."""
+@contextlib.contextmanager
+def explain_errors(address: str) -> Iterator[None]:
+    """Turn errors of fsspec and its libraries into messages; a full disk is reported as it is."""
     try:
-        return function(*arguments)
+        yield
     except CLIENT_ERRORS as error:
-        raise explain_client_error(error, address) from error
+        if isinstance(error, OSError) and error.errno in files.DISK_FULL_ERRORS:
+            raise
+        raise (explain_http_error if address.startswith("http") else explain_error)(error, address) from error
 
 
-def explain_client_error(error: Exception, address: str) -> TiplineError | TemporaryError:
-    """Return the message for an error of fsspec, in a TemporaryError if it may pass."""
-    return (explain_http_error if address.startswith("http") else explain_error)(error, address)
-
-
-def explain_error(error: Exception, address: str) -> TiplineError | TemporaryError:
-    """Return the message for an error of a path or of S3, in a TemporaryError if it may pass."""
+def explain_error(error: Exception, address: str) -> TiplineError:
     if isinstance(error, FileNotFoundError) and get_store_answer(error)[1] != "NoSuchBucket":
-        return explain_missing_month(address)
+        return NotPublishedError(MISSING, hide_secrets(address), TODO_MISSING)
     if address.startswith("/"):
         return TiplineError(f"The month could not be read: {error}.", address, TODO)
     final, may_pass = explain_store_error(error, address, "Check `source` in params.yaml.")
-    return TemporaryError(final) if may_pass else final
+    return TemporaryError(*final.parts) if may_pass else final
 
 
-def explain_http_error(error: Exception, address: str) -> TiplineError | TemporaryError:
-    """Return the message for an error of HTTP, in a TemporaryError if it may pass."""
+def explain_http_error(error: Exception, address: str) -> TiplineError:
     where = hide_secrets(address)
     if isinstance(error, ValueError) and re.search("range requests|Cannot seek", str(error)):
         what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
@@ -238,20 +228,14 @@ def explain_http_error(error: Exception, address: str) -> TiplineError | Tempora
     # fsspec reports any failure as a FileNotFoundError.
     cause = find_cause(error, aiohttp.ClientError) or list_causes(error)[-1]
     status, words = (cause.status, cause.message) if isinstance(cause, aiohttp.ClientResponseError) else (0, str(cause))
-    if status in MISSING or isinstance(cause, FileNotFoundError):
-        return explain_missing_month(address)
+    if status in GONE or isinstance(cause, FileNotFoundError):
+        return NotPublishedError(MISSING, where, TODO_MISSING)
     if isinstance(cause, aiohttp.ClientPayloadError):
         words = "the connection was cut before the end"
     words = hide_secrets(f"{status or ''} {words or repr(cause)}".strip(" ."))
-    final = TiplineError(f"The month could not be fetched: {words}.", where, TODO)
     if status == FORBIDDEN:
         todo = "The TLC's server answers this for months that it does not have yet and to fast requests. Try later."
-        final = NotPublishedError(f"The server refuses this month: {words}.", where, todo)
+        return RefusedError(f"The server refuses this month: {words}.", where, todo)
     is_lost = isinstance(cause, LOST_CONNECTION) and not isinstance(cause, aiohttp.ClientSSLError)
-    return TemporaryError(final) if is_lost or status in TEMPORARY else final
-
-
-def explain_missing_month(address: str) -> NotPublishedError:
-    """Return the error for a source that does not have a month."""
-    todo = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
-    return NotPublishedError("The source does not have this month.", hide_secrets(address), todo)
+    kind = TemporaryError if is_lost or status in TEMPORARY else TiplineError
+    return kind(f"The month could not be fetched: {words}.", where, TODO)

@@ -1,4 +1,4 @@
-"""Plan which blocks of which months have to be scored.
+"""Plan which blocks of which months have to be scored, and publish the months whose parts are finished.
 
 A part is finished if it was made from the same prepared month, the same model and the same FORMAT. This one rule serves
 a killed run, an added month and a new champion.
@@ -6,19 +6,19 @@ a killed run, an added month and a new champion.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from tipline import files, formats
 from tipline.errors import TiplineError, UsageError, join_lines, summarize_exception
-from tipline.ingest import columns
+from tipline.ingest.columns import PREPARED_FILE
+from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_name
 from tipline.storage import Storage, open_storage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("probability", pa.float32(), nullable=False)])
 MARKERS = ".made"
@@ -51,59 +51,50 @@ class Locations:
 class Block:
     """One task: a row group of a prepared month, and the part that its predictions go to."""
 
-    month: str
     locations: Locations
-    state: str | None  # of the prepared file when the run began
+    month: str
+    trips: str  # the file of the prepared month
+    state: str | None  # of that file when the run began
     row_group: int
     rows: int
     key: str  # sha256 of the month's key
     model: str  # digest
-
-    @property
-    def trips(self) -> str:
-        """The file of the prepared month."""
-        return f"{month_name(self.month)}/{columns.PREPARED_FILE}"
+    staged: str  # the folder of the month's finished parts
 
     @property
     def name(self) -> str:
-        """The name of the part."""
         return f"part-{self.row_group:05d}.parquet"
 
     @property
     def part(self) -> str:
-        """The staged part."""
-        return f"{name_staged_folder(self.month, self.key)}/{self.name}"
+        return f"{self.staged}/{self.name}"
 
     @property
     def marker(self) -> str:
         """The staged file that describes the part, written when the part is whole."""
-        return f"{name_staged_folder(self.month, self.key)}{MARKERS}/part-{self.row_group:05d}.json"
+        return f"{self.staged}{MARKERS}/{self.name}.json"
 
 
 @dataclass
 class Month:
     """A month that is not published with this key yet."""
 
-    month: str
     locations: Locations
+    month: str
     key: dict[str, Any]
+    staged: str  # the folder of its finished parts
     blocks: list[Block]
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # markers of finished parts by name
-
-    @property
-    def staged(self) -> str:
-        """Its folder among the staged ones."""
-        return name_staged_folder(self.month, files.hash_json(self.key))
+    done: dict[Block, dict[str, Any]] = field(default_factory=dict)  # the markers of finished parts
 
     @property
     def open(self) -> list[Block]:
         """The blocks whose parts are not finished."""
-        return [block for block in self.blocks if block.name not in self.done]
+        return [block for block in self.blocks if block not in self.done]
 
 
-def name_staged_folder(month: str, key: str) -> str:
+def name_staged_folder(month: str, key: Mapping[str, Any] | None) -> str:
     """Name the folder of a month's parts. Runs with equal keys share it, because they write equal parts."""
-    return f"{month_name(month)}.{key[:12]}"
+    return f"{month_name(month)}.{files.hash_json(key)[:12]}"
 
 
 def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tuple[list[Month], dict[str, str]]:
@@ -117,9 +108,9 @@ def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tup
             key = compute_key(locations, month, digest)
             if not is_published(locations.predictions, month, key):
                 check_replaceable(locations.predictions, month)
-                blocks = list_blocks(locations, month, key)
-                done = dict(find_finished_parts(locations.staged, blocks))
-                planned.append(Month(month, locations, key, blocks, done))
+                blocks, staged = list_blocks(locations, month, key), name_staged_folder(month, key)
+                done = find_finished_parts(locations.staged, staged, blocks)
+                planned.append(Month(locations, month, key, staged, blocks, done))
         except TiplineError as error:
             failed[month] = join_lines(error)
     return planned, failed
@@ -139,10 +130,10 @@ def compute_key(locations: Locations, month: str, digest: str) -> dict[str, Any]
         expected, sha256 = int(manifest["trips"]["bytes"]), str(manifest["trips"]["sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise TiplineError("This is not the manifest of a prepared month.", where, todo) from error
-    size = locations.trips.list_sizes(folder).get(columns.PREPARED_FILE, 0)
+    size = locations.trips.list_sizes(folder).get(PREPARED_FILE, 0)
     if size != expected:
         what = f"The prepared month has {size:,} bytes; its manifest says {expected:,}."
-        raise TiplineError(what, locations.trips.address(f"{folder}/{columns.PREPARED_FILE}"), todo)
+        raise TiplineError(what, locations.trips.address(f"{folder}/{PREPARED_FILE}"), todo)
     return {"trips": sha256, "model": digest, "format": formats.PREDICTIONS}
 
 
@@ -156,8 +147,8 @@ def check_replaceable(predictions: Storage, month: str) -> None:
 
 def refuse_old_months(storage: Storage, todo: str) -> None:
     """Refuse months of tipline 0.1. One look is enough: it wrote all of them, and this version adds none to them."""
-    first = next((name for name in storage.list_folders() if name.startswith("month=")), "")
-    if first and is_old_month(storage, first):
+    months = [name for name in storage.list_folders() if name.startswith("month=")]
+    if months and is_old_month(storage, months[0]):
         raise TiplineError("These months were written by tipline 0.1.", storage.address(), todo)
 
 
@@ -169,24 +160,27 @@ def is_old_month(storage: Storage, folder: str) -> bool:
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
     """List the row groups of a prepared month as blocks."""
-    name = f"{month_name(month)}/{columns.PREPARED_FILE}"
-    state, digest = locations.trips.get_state(name), files.hash_json(key)
-    groups = locations.trips.count_group_rows(name, state)
-    return [Block(month, locations, state, group, rows, digest, key["model"]) for group, rows in enumerate(groups)]
+    trips, digest, staged = f"{month_name(month)}/{PREPARED_FILE}", files.hash_json(key), name_staged_folder(month, key)
+    state = locations.trips.get_state(trips)
+    return [
+        Block(locations, month, trips, state, group, rows, digest, key["model"], staged)
+        for group, rows in enumerate(locations.trips.count_group_rows(trips, state))
+    ]
 
 
-def find_finished_parts(staged: Storage, blocks: Sequence[Block]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield names and markers of parts that an earlier run has finished from the same key.
+def find_finished_parts(storage: Storage, staged: str, blocks: Sequence[Block]) -> dict[Block, dict[str, Any]]:
+    """Return the markers of parts that an earlier run has finished from the same key.
 
     The prepared file must not have been replaced since, so that no month is made from two states of it.
     """
-    sizes = staged.list_sizes(name_staged_folder(blocks[0].month, blocks[0].key)) if blocks else {}
+    sizes, done = storage.list_sizes(staged), {}
     for block in blocks:
-        marker = staged.read_json(block.marker) if block.name in sizes else None
+        marker = storage.read_json(block.marker) if block.name in sizes else None
         if marker and (marker["key"], marker["state"]) == (block.key, block.state):
-            data = staged.read(block.part) or b""
+            data = storage.read(block.part) or b""
             if (len(data), files.hash_bytes(data)) == (marker["bytes"], marker["sha256"]):
-                yield block.name, marker
+                done[block] = marker
+    return done
 
 
 def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bool:
@@ -198,6 +192,62 @@ def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bo
         return False
     sizes = predictions.list_sizes(month_name(month))
     return bool(is_same and all(sizes.get(name) == size for name, size in parts.items()))
+
+
+def publish_month(month: Month, made: Mapping[str, Any]) -> None:
+    """Publish a month, its manifest last; `made` are facts about this run that no later run compares.
+
+    Another run may publish the same parts at the same time; whoever comes second finds the month published. Raises a
+    TiplineError if parts are missing or do not have the rows of the month.
+    """
+    staged, predictions = month.locations.staged, month.locations.predictions
+    parts, rows = [month.done[block] for block in month.blocks], sum(block.rows for block in month.blocks)
+    if sum(part["rows"] for part in parts) != rows:
+        raise TiplineError("The parts do not have the month's rows.", f"month {month.month}", "Run: dvc repro -f score")
+    sizes = staged.list_sizes(month.staged)
+    if all(sizes.get(part["name"]) == part["bytes"] for part in parts):
+        # Left by a worker that was killed while it wrote.
+        kept = {files.MANIFEST, *(part["name"] for part in parts)}
+        staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - kept)
+        seconds = {phase: round(sum(part["seconds"][phase] for part in parts), 3) for phase in PHASES}
+        manifest = {
+            "month": month.month,
+            "key": month.key,
+            "rows": rows,
+            "parts": [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in parts],
+            "counts": Counts.merge(Counts.from_json(part["counts"]) for part in parts).to_json(),
+            "made": {**made, "worker_seconds": seconds},
+        }
+        staged.write(f"{month.staged}/{files.MANIFEST}", files.format_json(manifest).encode())
+        with contextlib.suppress(FileNotFoundError):  # the other run has just removed the parts
+            predictions.publish_folder(staged, month.staged, month_name(month.month))
+    if not is_published(predictions, month.month, month.key):
+        todo = "Run it again, with a place that this machine and all workers share (--to)."
+        raise TiplineError("Parts that workers wrote are missing.", staged.address(month.staged), todo)
+    for folder in (month.staged, month.staged + MARKERS):
+        staged.remove_folder(folder)
+
+
+def remove_stale_staging(locations: Locations, months: Sequence[Month], failed: Iterable[str]) -> None:
+    """Remove parts that earlier runs have left: of published months, and of other models or other prepared rows."""
+    kept = (*(month.staged for month in months), *(f"{month_name(month)}." for month in failed))
+    for name in locations.staged.list_folders():
+        if name.startswith(kept):
+            continue
+        month = name.partition(".")[0].removeprefix("month=")
+        manifest = locations.predictions.read_json(f"{month_name(month)}/{files.MANIFEST}")
+        key = manifest.get("key") if isinstance(manifest, dict) else None
+        if name.startswith(name_staged_folder(month, key)) or locations.staged.is_abandoned(name):
+            locations.staged.remove_folder(name)
+
+
+def remove_unlisted_months(predictions: Storage, months: Sequence[str]) -> list[str]:
+    """Remove the folders of months that are not in `months` any more; return their names."""
+    kept = {month_name(month) for month in months}
+    removed = [name for name in predictions.list_folders() if name.startswith("month=") and name not in kept]
+    for name in removed:
+        predictions.remove_folder(name)
+    return removed
 
 
 def explain_failure(block: Block, error: Exception) -> TiplineError:

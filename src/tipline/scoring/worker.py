@@ -6,24 +6,21 @@ import contextlib
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import cluster, files
+from tipline.cluster import Client, Worker
 from tipline.errors import TiplineError
 from tipline.ingest import columns
 from tipline.model import artifact, golden_rows
+from tipline.model.artifact import Model
 from tipline.monitoring.counts import Counts
 from tipline.scoring.plan import SCHEMA, Block
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tipline.cluster import Client, Worker
-    from tipline.model.artifact import Model
-    from tipline.storage import Storage
+from tipline.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +102,6 @@ def score_block(block: Block) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def time_phase(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Record the time that the `with` block takes."""
     started = time.perf_counter()
     yield
     seconds[phase] = round(time.perf_counter() - started, 6)
@@ -122,7 +118,6 @@ def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch
 
 
 def encode_part(rows: pa.Array, scores: pa.Array) -> pa.Buffer:
-    """Return the bytes of a part: Parquet with the columns of SCHEMA in one row group."""
     sink, table = pa.BufferOutputStream(), pa.table([rows, scores], schema=SCHEMA)
     encoding = {"row": "DELTA_BINARY_PACKED", "probability": "PLAIN"}
     options = {"compression": "lz4", "use_dictionary": False, "column_encoding": encoding}

@@ -19,7 +19,7 @@ from tipline.errors import MonthsFailedError, TiplineError, format_count, join_l
 from tipline.ingest import columns
 from tipline.model import artifact, external, golden_rows
 from tipline.paths import Paths
-from tipline.scoring import plan, publish, worker
+from tipline.scoring import plan, worker
 from tipline.scoring.plan import Block, Month
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         locations.trips.check_access()
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
-            for name in publish.remove_unlisted_months(locations.predictions, settings.months):
+            for name in plan.remove_unlisted_months(locations.predictions, settings.months):
                 log.info("%s: no longer in `months`, predictions removed", name)
         months, failed = plan.plan_months(locations, settings.months, ref["digest"])
-        publish.remove_stale_staging(locations, months, failed)
+        plan.remove_stale_staging(locations, months, failed)
         training = files.try_read_json(paths.champion / artifact.TRAINING) or {}
         failed |= score_months(settings, months, ref, contents, training)
     if failed:
@@ -75,7 +75,7 @@ def score_months(
 
     def publish_month(month: Month) -> None:
         try:
-            publish.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
+            plan.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
             log.info("%s: published", month.month)
         except (TiplineError, OSError) as error:
             failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
@@ -97,7 +97,7 @@ def score_months(
             if isinstance(result, Exception):
                 failed[block.month] = join_lines(plan.explain_failure(block, result))
                 continue
-            by_name[block.month].done[block.name] = result
+            by_name[block.month].done[block] = result
             bar.update(block.rows)
             if not by_name[block.month].open:
                 publish_month(by_name[block.month])
