@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,10 +15,6 @@ import pyarrow.parquet as pq
 from tipline.ingest import prepare
 from tipline.ingest.columns import CATEGORY
 from tipline.ingest.schema import load_schema
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 SCHEMA = load_schema()
 # What a prepared file is read as: categories are text.

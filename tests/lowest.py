@@ -6,16 +6,12 @@ Not collected by `make test`, whose tests do all of this and more with the versi
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests import stories
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pytest
 
 
 def test_all_stages_run_and_status_has_no_complaint(request: pytest.FixtureRequest, tmp_path: Path) -> None:

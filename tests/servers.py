@@ -16,17 +16,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import requests
 
 from tests import workbench
 from tests.conftest import missing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 BLOCK = 1 << 16
 PASSWORDS = {user: f"the password of {user}" for user in ("admin", "writer", "reader")}

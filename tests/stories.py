@@ -9,23 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 
 from tests import warm, workbench
 from tests.conftest import ENVIRONMENT, ROOT, settings_values
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pytest
-    from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
-
-    from tipline.registry.champion import Change
+from tipline.registry.champion import Change
 
 NAME = "tip-probability"
 SEEN = itertools.count()

@@ -5,23 +5,19 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
 from tipline import cli, processes
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 SLOW = ("pandas", "numpy", "pyarrow", "pydantic", "yaml", "mlflow", "sklearn", "dask", "distributed")
 

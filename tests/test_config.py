@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,15 +15,10 @@ from pydantic import ValidationError
 from tests.conftest import ROOT, settings_values
 from tipline import config
 from tipline.errors import UsageError
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Run = Callable[..., tuple[int, str]]
-    MakeProject = Callable[..., Paths]
+Run = Callable[..., tuple[int, str]]
+MakeProject = Callable[..., Paths]
 
 REMOVED = "(absent)"
 FIRST = ["2009-01", "2009-02", "2009-03"]

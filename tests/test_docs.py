@@ -12,22 +12,18 @@ comment before a block says what else is done with it:
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests import stories, workbench
 from tests.conftest import ROOT
+from tests.stories import Story
 from tipline.paths import Paths
-
-if TYPE_CHECKING:
-    import subprocess
-    from pathlib import Path
-
-    from tests.stories import Story
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"(?:<!-- (.+?) -->\n)?^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from tests import stories
 from tests.conftest import ROOT
-
-if TYPE_CHECKING:
-    from tests.stories import Story
+from tests.stories import Story
 
 MONTHS = stories.MONTHS
 ADDED = "2024-01"  # of another era

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -18,10 +18,8 @@ from tests import workbench
 from tipline import files
 from tipline.errors import TiplineError
 from tipline.model import artifact, estimators, loader, pyfunc
+from tipline.paths import Paths
 from tipline.registry import store
-
-if TYPE_CHECKING:
-    from tipline.paths import Paths
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.usefixtures("_on_cluster")]
 FEW = {"n_estimators": 5}

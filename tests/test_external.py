@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -19,15 +21,10 @@ from sklearn.preprocessing import OneHotEncoder
 
 from tests import workbench
 from tipline.model import artifact, external
+from tipline.paths import Paths
 from tipline.registry import model_versions, store
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
-
-    Cli = Callable[..., tuple[int, str]]
+Cli = Callable[..., tuple[int, str]]
 
 pytestmark = [
     *workbench.MLFLOW_WARNINGS,

@@ -14,15 +14,18 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
 import skops.io
 import yaml
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
 from tests import workbench
@@ -30,18 +33,11 @@ from tests.conftest import forget_store
 from tipline import cluster
 from tipline.errors import TiplineError
 from tipline.model import artifact, loader, persistence, pyfunc
+from tipline.paths import Paths
 from tipline.registry import model_versions, runs, store
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
-
-    from tipline.paths import Paths
-
-    Change = Callable[[Path], None]
-    Cli = Callable[..., tuple[int, str]]
+Change = Callable[[Path], None]
+Cli = Callable[..., tuple[int, str]]
 
 pytestmark = [
     *workbench.MLFLOW_WARNINGS,

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +23,14 @@ from mlflow.tracking import MlflowClient
 from tests import stories, tour, workbench
 from tests.conftest import forget_store, settings_values
 from tests.servers import Program
+from tests.stories import Story
 from tipline import cluster
 from tipline.paths import Paths
 from tipline.registry import champion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from playwright.sync_api import Browser, Locator, Page
 
-    from tests.stories import Story
 
 pytestmark = [pytest.mark.in_order, *workbench.MLFLOW_WARNINGS]  # a promotion by clicking is the end of it
 NAME = "tip-probability"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests import workbench
@@ -13,16 +15,10 @@ from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import metrics
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, persistence, pipeline, pyfunc
+from tipline.paths import Paths
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pyarrow as pa
-
-    from tipline.paths import Paths
-
-    Fit = Callable[..., pipeline.BuiltPipeline]
-    Save = Callable[..., dict[str, bytes]]
+Fit = Callable[..., pipeline.BuiltPipeline]
+Save = Callable[..., dict[str, bytes]]
 
 CODE = """
 import sys

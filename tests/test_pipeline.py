@@ -7,8 +7,10 @@ import json
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +23,7 @@ from tipline.ingest.columns import CATEGORY
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, compiled, golden_rows, persistence, pipeline, pyfunc, transformers
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    Fit = Callable[..., artifact.Model]
+Fit = Callable[..., artifact.Model]
 
 ALL = ["vendor", "pickup_datetime", "passenger_count", "trip_distance", "payment_type", "fare_amount"]
 SELECTIONS = {

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from tests import workbench
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 MONTHS = [f"2009-{month:02d}" for month in range(1, 13)]
 ROWS, HOUR_ROWS = 170_891, 21_242

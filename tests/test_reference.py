@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import runpy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,6 @@ from tests.conftest import ROOT
 from tipline.config import Settings
 
 PACKAGE = ROOT / "src" / "tipline"
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 ENVIRON = "os.environ"
 
 

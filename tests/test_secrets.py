@@ -7,18 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import servers, workbench
 from tests.conftest import ROOT, forget_store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tipline.paths import Paths
+from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS
 # Part of every secret, so that what is left of one, cut or quoted, is found.

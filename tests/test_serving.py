@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -19,10 +19,8 @@ import requests
 from tests import workbench
 from tests.conftest import forget_store, missing
 from tests.servers import Program
+from tipline.paths import Paths
 from tipline.registry import store
-
-if TYPE_CHECKING:
-    from tipline.paths import Paths
 
 pytestmark = workbench.MLFLOW_WARNINGS
 NAME = "tip-probability"

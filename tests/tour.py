@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+
 ROOT = Path(__file__).parent.parent
 WIDTH = 1240
 # Of what `dvc repro` prints: what the stages say themselves.

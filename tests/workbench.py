@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import pyarrow as pa
@@ -23,14 +24,10 @@ from distributed import Client
 
 from tests.conftest import ROOT, settings_values
 from tipline import config
+from tipline.config import Settings
 from tipline.ingest.columns import encode_categories
 from tipline.model import artifact, pyfunc
 from tipline.paths import Paths
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tipline.config import Settings
 
 # What MLflow's own code brings about when its store and its pyfunc are first used.
 MLFLOW_WARNINGS = [

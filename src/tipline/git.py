@@ -5,12 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
+from collections.abc import Sequence
+from pathlib import Path
 
 # A run itself rewrites dvc.lock, so a change of it says nothing about what the run was made with.
 IGNORED_CHANGES = (":/", ":(top,exclude,glob)**/dvc.lock")

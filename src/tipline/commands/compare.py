@@ -53,6 +53,9 @@ def run(
     for month in sorted(set(months or settings.months)):
         found = plan.list_blocks(locations, month, plan.compute_key(locations, month, a["digest"]))
         blocks += [block for block in found if block.rows]
+    if not blocks:
+        yield "The months have no rows: there is nothing to compare."
+        return
     results = compare_blocks(settings, blocks, models, threshold, largest)
     *rows, summary = summarize_blocks([sums for sums, _ in results])
     changes = [row for _, rows in results for row in rows]

@@ -20,7 +20,7 @@ KIND_TYPES = {"hour": TIME, "number": pa.float64()}  # of columns after the user
 def list_needed_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """Return the columns that scoring and counting with a model.json read, and their types."""
     target = {name: TYPES[type_] for name, type_ in spec["target_columns"].items()}
-    groups = dict.fromkeys(get_baseline_columns(spec["baseline"]), CATEGORY)
+    groups = dict.fromkeys(spec["baseline"]["by"], CATEGORY)
     return list_input_columns(spec) | target | groups | ({spec["time"]: TIME} if "time" in spec else {})
 
 
@@ -35,11 +35,6 @@ def encode_categories(table: pa.Table) -> pa.Table:
         if field.type == pa.string():
             table = table.set_column(index, field.name, table[field.name].dictionary_encode())
     return table.unify_dictionaries()
-
-
-def get_baseline_columns(baseline: Mapping[str, Any]) -> list[str]:
-    """Return the categories by which a model's baseline has rates."""
-    return list(baseline["by"])
 
 
 def add_missing_columns(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tipline import files
 from tipline.config import Settings
 from tipline.errors import hide_secrets
-from tipline.ingest.columns import get_baseline_columns
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, pyfunc
 from tipline.paths import Paths
@@ -94,7 +93,7 @@ def render_card(settings: Settings, paths: Paths, entry: ModelEntry, **values: A
         digest=entry.digest,
         spec=spec,
         training=files.try_read_json(folder / artifact.TRAINING) or {},
-        baseline=" and ".join(get_baseline_columns(spec["baseline"])),
+        baseline=" and ".join(spec["baseline"]["by"]),
         months=[month for month in months if month["month"] in scored],
         source=hide_secrets(settings.source),
         meanings={name: schema.columns[name].meaning for name in spec["target_columns"] if name in schema.columns},
