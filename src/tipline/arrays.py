@@ -1,7 +1,5 @@
 """Arrow columns as numpy arrays, without pandas, whose import takes half a second in every worker."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Connect to dask: a local cluster, or the scheduler that the environment names."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Publish files and folders whole or not at all: write beside the target, flush, rename. A manifest is written last."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

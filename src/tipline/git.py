@@ -1,7 +1,5 @@
 """Ask git about the project: the revision that results are recorded with, and what is not committed."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

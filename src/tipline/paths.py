@@ -1,7 +1,5 @@
 """Where the project keeps its files."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

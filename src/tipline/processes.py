@@ -4,8 +4,6 @@ Workers are forked from a forkserver that is started before all else. It imports
 driver reads its settings on another. Spawned workers would import for a second each, again after each restart.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

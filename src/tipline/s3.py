@@ -1,7 +1,5 @@
 """S3: the client of this process, and its errors in words."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import fsspec

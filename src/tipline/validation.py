@@ -1,7 +1,5 @@
 """Read YAML files into frozen pydantic models and report all mistakes in one message."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -1,7 +1,5 @@
 """`tipline check`: show how the months of a source would be read, from headers and footers alone."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """`tipline explain MONTH ROW`: trace one prediction back to the published row and to the model that made it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tipline month`: add a published month, run the pipeline, print the verdict and what to commit."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging

@@ -1,7 +1,5 @@
 """`tipline promote`: make a version the champion if the gate lets it pass."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

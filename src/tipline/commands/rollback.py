@@ -1,7 +1,5 @@
 """`tipline rollback`: make the previous champion the champion again."""
 
-from __future__ import annotations
-
 import logging
 
 from tipline.config import PartialSettings

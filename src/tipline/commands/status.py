@@ -1,7 +1,5 @@
 """`tipline status`: show where the project stands and check it. Each finding names the command that fixes it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tipline verify`: check that published predictions are what their manifests say."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

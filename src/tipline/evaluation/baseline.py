@@ -1,7 +1,5 @@
 """The rule that a model has to beat: the rate of positive labels by the values of some categories."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Compare challenger and champion on the `test` months, beside the champion's baseline, and ask the gate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

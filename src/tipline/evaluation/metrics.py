@@ -1,7 +1,5 @@
 """Read labels and times of prepared rows, and measure how good probabilities are: log-loss, skill, AUC."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """The files of a prepared month, and the columns that models read from them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Convert published batches to the schema, and quarantine the rows that cannot be read."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime as dt
 import math

@@ -1,7 +1,5 @@
 """Convert a published month to the schema, in bounded memory and without losing a row."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

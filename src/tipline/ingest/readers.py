@@ -1,7 +1,5 @@
 """Read a published month, Parquet or CSV, as Arrow batches whose rows are numbered as in the file."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

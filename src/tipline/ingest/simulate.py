@@ -4,8 +4,6 @@ Shares and shapes of 2009 are rounded from a 1-in-1000 sample of that year. Late
 tips drift slowly and within bounds, and fares step when the city's tariff did.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

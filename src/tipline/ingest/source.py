@@ -1,7 +1,5 @@
 """Fetch the published file of a month from its source: the simulation, a path, https or S3."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

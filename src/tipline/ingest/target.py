@@ -4,8 +4,6 @@ It may compare, add, subtract, multiply and divide columns and constants, test t
 with `and`, `or` and `not`: `tip_amount > 0.2 * fare_amount`, `payment_type == 'credit'`, `is_late`.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 from collections.abc import Callable, Mapping

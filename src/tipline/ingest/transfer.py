@@ -1,7 +1,5 @@
 """Download files through fsspec (paths, http, https, s3): in ranges, resumed, checked, retried."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -1,7 +1,5 @@
 """What each column adds to the log-odds of one prediction, for models whose log-odds are a sum."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

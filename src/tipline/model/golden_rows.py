@@ -1,7 +1,5 @@
 """Golden rows: rows kept in model.json with their scores, which every worker has to reproduce before it scores."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ A model that tipline made has to equal what was registered, and tipline itself l
 loads an external model, with a loader that reads data or plain code, from files of formats that hold no pickle.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Save a fitted pipeline with skops, as the same bytes each time, and try out beforehand that this works."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

@@ -5,8 +5,6 @@ number of rows (Siddiqi 2006, "Credit Risk Scorecards"): between millions of row
 Differences that are usual between days of the reference are no drift either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

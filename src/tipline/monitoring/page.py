@@ -1,7 +1,5 @@
 """Write the monitoring page: one HTML file that opens from disk, with verdicts, charts and tables."""
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence

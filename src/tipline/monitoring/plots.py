@@ -1,7 +1,5 @@
 """Draw the pictures in reports/."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Summarize a month's counts: figures with intervals by day, calibration, drift, and whether to keep the model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ MLflow keeps no history of an alias (https://github.com/mlflow/mlflow/issues/216
 registered model, never overwritten.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import logging

@@ -1,7 +1,5 @@
 """What MLflow's pages say about a model: figures and a note on its training run, a card on its version."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Versions in MLflow's model registry: find, register, adopt, tag and download them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -3,8 +3,6 @@
 Each is looked up by the digest of what it shows, and created only if it is missing.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

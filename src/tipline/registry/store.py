@@ -1,7 +1,5 @@
 """MLflow's store: its address, connecting to it, errors of its client, and its experiments and runs."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """Score one block on a dask worker."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """download@month: fetch the published file of a month, with a manifest that says where it came from."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool

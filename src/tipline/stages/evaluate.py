@@ -1,7 +1,5 @@
 """evaluate: challenger and champion on the `test` months, and the gate's verdict."""
 
-from __future__ import annotations
-
 import logging
 
 from tipline import files

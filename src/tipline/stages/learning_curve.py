@@ -1,7 +1,5 @@
 """learning_curve: how many rows the model needs. Fits on the `train` months, scores on the `validation` months."""
 
-from __future__ import annotations
-
 import logging
 
 import joblib

@@ -1,7 +1,5 @@
 """monitor: measure how good the scores of each month were, from what scoring counted."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from typing import Any

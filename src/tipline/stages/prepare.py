@@ -1,7 +1,5 @@
 """prepare@month: convert a published month to the schema."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -3,8 +3,6 @@
 Runs at every `dvc repro`, because DVC may restore reports from its cache without running the stages that make them.
 """
 
-from __future__ import annotations
-
 import logging
 
 from tipline.config import Settings

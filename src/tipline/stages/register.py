@@ -3,8 +3,6 @@
 Runs at every `dvc repro`, because DVC cannot see that an alias was moved. What exists is not created again.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 

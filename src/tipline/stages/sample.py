@@ -1,7 +1,5 @@
 """sample@month: the rows of a month that its role may use."""
 
-from __future__ import annotations
-
 import logging
 
 import pyarrow.parquet as pq

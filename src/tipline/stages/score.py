@@ -1,7 +1,5 @@
 """score: the champion's probability for every row of every month, out of core, on dask."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import platform

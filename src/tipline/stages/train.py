@@ -1,7 +1,5 @@
 """train: fit the model on the sample of the `train` months. Writes files only; equal inputs give equal bytes."""
 
-from __future__ import annotations
-
 import json
 import logging
 from importlib.metadata import version

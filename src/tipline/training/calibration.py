@@ -1,7 +1,5 @@
 """Fit a calibration on the `validation` months. It becomes part of the model."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -3,8 +3,6 @@
 The pipeline is fitted on nested samples of several sizes, several times each, and scored on the same validation rows.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import time

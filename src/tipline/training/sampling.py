@@ -1,7 +1,5 @@
 """Draw random samples that nest: the rows with the smallest hashes of month, row number and seed."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
