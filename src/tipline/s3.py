@@ -3,13 +3,7 @@
 from typing import Any
 
 import fsspec
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-)
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
 
 from tipline.errors import TiplineError, hide_secrets, list_causes
 

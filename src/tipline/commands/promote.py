@@ -16,12 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    settings: Settings,
-    paths: Paths,
-    version: str | None = None,
-    force: str | None = None,
-    *,
-    trust_code: bool = False,
+    settings: Settings, paths: Paths, version: str | None = None, force: str | None = None, *, trust_code: bool = False
 ) -> None:
     """Make a version the champion; raise GateRefusedError if the gate refuses or cannot judge, and there is no `force`.
 

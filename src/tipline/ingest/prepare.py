@@ -117,9 +117,7 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
     return {"rows_in": month.rows, "rows_out": rows_out, "quarantined": quarantined}
 
 
-def gather_row_groups(
-    batches: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]],
-) -> Iterator[tuple[pa.Table, pa.Table]]:
+def gather_row_groups(batches: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]]) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Gather batches into row groups of about ROW_GROUP_ROWS, each with the quarantined rows among them."""
     good: list[pa.RecordBatch] = []
     bad: list[pa.RecordBatch] = []

@@ -122,10 +122,7 @@ def log_model(run_id: str, folder: Path) -> str:
             artifacts=copies,
             signature=ModelSignature(inputs, Schema([ColSpec("float", pyfunc.OUTPUT)])),
             input_example=pyfunc.normalize_frame(pd.DataFrame(training["example"]), columns),
-            pip_requirements=[
-                *(f"{name}=={version}" for name, version in versions.items()),
-                *training["requirements"],
-            ],
+            pip_requirements=[*(f"{name}=={version}" for name, version in versions.items()), *training["requirements"]],
         )
         uri = str(logged.model_uri)
         stored = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(Path(scratch, "stored"))))
