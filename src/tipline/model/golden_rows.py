@@ -10,7 +10,7 @@ import pyarrow.json
 
 from tipline.errors import TiplineError
 from tipline.ingest.columns import CATEGORY, TIME, list_input_columns
-from tipline.model import pyfunc
+from tipline.model import artifact, pyfunc
 from tipline.model.artifact import Model
 
 ROWS = 32
@@ -25,28 +25,21 @@ def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
     return {**model.spec, KEY: {**values, pyfunc.OUTPUT: scores}}
 
 
-def score_golden_rows(files: Mapping[str, bytes], trips: pa.RecordBatch) -> dict[str, bytes]:
-    """Return the files of an external model, which has no golden rows, with some that are scored here and now."""
-    return {**files, pyfunc.SPEC: json.dumps(add_golden_rows(Model(files), trips)).encode()}
+def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> tuple[Model, int]:
+    """Load a model on the worker `where`; return it and how many float32 steps its golden rows are off, 0 or 1.
 
-
-def is_compiled_exact(files: Mapping[str, bytes]) -> bool:
-    """Whether the compiled form of a model, if it has one, gives the pipeline's scores for the golden rows."""
-    spec = json.loads(files[pyfunc.SPEC])
-    return not spec.get("linear") or count_steps(Model(files)) <= 1
-
-
-def check_golden_rows(model: Model, where: str) -> int:
-    """Score the golden rows on the worker `where`; return the largest difference in float32 steps, 0 or 1.
-
-    Raises TiplineError if it is larger: this machine computes differently from the one that trained.
+    A compiled form that does not give their scores is not used. Raises TiplineError if the pipeline does not give them,
+    either: this machine computes differently from the one that trained.
     """
+    model = artifact.load_model(files, digest)
+    if count_steps(model) > 1:
+        model = artifact.load_model(files, digest, use_compiled=False)
     steps = count_steps(model)
     if steps > 1:
         what = f"This worker scores the golden rows differently from the machine that trained it ({steps} steps)."
         todo = "Use the same processor type and library versions as in training, or train again where you score."
         raise TiplineError(what, where, todo)
-    return steps
+    return model, steps
 
 
 def count_steps(model: Model) -> int:

@@ -14,7 +14,7 @@ from tipline import cluster, files
 from tipline.cluster import Client, Worker
 from tipline.errors import TiplineError
 from tipline.ingest import columns
-from tipline.model import artifact, golden_rows
+from tipline.model import golden_rows
 from tipline.model.artifact import Model
 from tipline.monitoring.counts import Counts
 from tipline.scoring.plan import SCHEMA, Block
@@ -28,26 +28,21 @@ PLUGIN = "tipline-model"
 class ModelPlugin(cluster.WorkerPlugin):
     """Brings the model to each worker and checks that it can score, also after a worker's restart."""
 
-    def __init__(
-        self, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage], *, use_compiled: bool
-    ) -> None:
-        self.contents, self.digest, self.storages, self.use_compiled = dict(contents), digest, storages, use_compiled
+    def __init__(self, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage]) -> None:
+        self.contents, self.digest, self.storages = dict(contents), digest, storages
         self.model: Model | None = None
-        self.steps = 0  # float32 steps by which the scores of the golden rows differ from training
+        self.state: tuple[bool, int] | None = None  # whether the compiled form is used, and `steps` of the golden rows
 
     def setup(self, worker: Worker) -> None:
         """Check the digest, load the model, score the golden rows, look at the storage; errors reach the driver."""
-        model = artifact.load_model(self.contents, self.digest, use_compiled=self.use_compiled)
-        if not model.linear and golden_rows.count_steps(model) > 1:
-            model = artifact.load_model(self.contents, self.digest, use_compiled=False)
-        self.steps = golden_rows.check_golden_rows(model, worker.address)
+        model, steps = golden_rows.load_checked_model(self.contents, self.digest, worker.address)
         for storage in self.storages:
             try:
                 storage.check_access()
             except TiplineError as error:
                 what, where, todo = error.parts
                 raise TiplineError(what, f"{where}, from the worker at {worker.address}", todo) from error
-        self.model = model
+        self.model, self.state = model, (model.use_compiled, steps)
 
 
 @contextlib.contextmanager
@@ -59,12 +54,12 @@ def send_model(
     Raises a TiplineError if a worker cannot load it, scores the golden rows differently, or cannot use a storage.
     """
     # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
-    name, use_compiled = f"{PLUGIN}-{digest}-{files.create_token()}", golden_rows.is_compiled_exact(contents)
-    if not use_compiled:
-        log.warning("the compiled form of the model does not give its scores, so the pipeline is used")
-    plugin = ModelPlugin(contents, digest, storages, use_compiled=use_compiled)
-    with cluster.register_plugin(client, plugin, name):
-        if any(client.run(lambda dask_worker: dask_worker.plugins[name].steps).values()):
+    name = f"{PLUGIN}-{digest}-{files.create_token()}"
+    with cluster.register_plugin(client, ModelPlugin(contents, digest, storages), name):
+        states = client.run(lambda dask_worker: dask_worker.plugins[name].state).values()
+        if not all(is_compiled for is_compiled, _ in states):
+            log.warning("the compiled form of the model does not give its scores, so the pipeline is used")
+        if any(steps for _, steps in states):
             log.warning("golden rows come out one float32 step off: other hardware or libraries than in training")
         yield
 

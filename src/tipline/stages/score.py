@@ -14,11 +14,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tipline import cluster, files, git
 from tipline.config import Settings
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
-from tipline.ingest import columns
-from tipline.model import artifact, external, golden_rows
+from tipline.model import artifact
 from tipline.paths import Paths
 from tipline.scoring import plan, worker
-from tipline.scoring.plan import Block, Month
+from tipline.scoring.plan import Month
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def score_months(
             publish_month(month)
     if not blocks:
         return failed
-    storages, contents = [blocks[0].locations.trips, blocks[0].locations.staged], add_golden_rows(contents, blocks[0])
+    storages = [blocks[0].locations.trips, blocks[0].locations.staged]
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
         worker.send_model(client, contents, ref["digest"], storages),
@@ -100,14 +99,6 @@ def score_months(
             if not by_name[block.month].open:
                 publish_month(by_name[block.month])
     return failed
-
-
-def add_golden_rows(contents: dict[str, bytes], block: Block) -> dict[str, bytes]:
-    """Add golden rows to a model that tipline did not make: rows of this block, scored here."""
-    if not external.is_external(contents):
-        return contents
-    rows = worker.read_block(block, columns.list_needed_columns(artifact.read_spec(contents)))
-    return golden_rows.score_golden_rows(contents, rows)
 
 
 def describe_environment(training: Mapping[str, Any]) -> dict[str, Any]:
