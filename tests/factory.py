@@ -1,7 +1,5 @@
 """Published months of a few rows in the formats of 2009 and of today, and the trips that they hold."""
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Hostile months: a hypothesis strategy, named cases, and a process that runs commands on them and may crash."""
 
-from __future__ import annotations
-
 import contextlib
 import decimal
 import faulthandler

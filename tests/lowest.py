@@ -3,8 +3,6 @@
 Not collected by `make test`, whose tests do all of this and more with the versions of the lock.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Edit samples that a test trains or evaluates on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Servers on 127.0.0.1: web addresses that can misbehave, S3, PostgreSQL, a team's MLflow, a line that can be cut."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib

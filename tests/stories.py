@@ -1,7 +1,5 @@
 """End-to-end stories: a project in which the real `dvc repro` runs, and checks of its MLflow store."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """The baseline: rates by one category or by several together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A calibration brings probabilities closer to the outcomes, keeps the order of rows, and is part of the model."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

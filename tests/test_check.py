@@ -1,7 +1,5 @@
 """`tipline check` shows how a month would be read, from its header or footer alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line: quick, complete, and never a stack trace."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

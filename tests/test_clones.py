@@ -1,7 +1,5 @@
 """Whatever becomes of clones and stores: one champion, the same predictions, nothing scored anew, all in MLflow."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`compare`: two versions are compared over all rows, with the same report on any workers."""
 
-from __future__ import annotations
-
 import csv
 import os
 import re

@@ -1,7 +1,5 @@
 """A mistake in params.yaml is one clear message, before any stage does anything."""
 
-from __future__ import annotations
-
 import datetime as dt
 import shutil
 from collections.abc import Callable
@@ -54,7 +52,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("train.rows", "all", "train.rows: 'all' is neither 'auto' nor a positive whole number"),
     ("train.rows", 99_999, "train.rows: 99,999 rows are requested, the sample has at most 3,000"),
     ("train.estimator", "logistic_regresion", "There is no 'logistic_regresion'. Did you mean logistic_regression?"),
-    ("train.estimator", "no estimator", "train.estimator: 'no estimator' is not an estimator; use logistic_"),
+    ("train.estimator", "no estimator", "There is no 'no estimator'. Use logistic_regression"),
     ("model.features", "add_feature", "There is no 'add_feature'. Did you mean add_features?"),
     ("model.code", "missing.py", "There is no file missing.py beside params.yaml. Create it; an empty one will do."),
     ("model.code", "params.yaml", "model.code"),

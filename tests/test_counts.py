@@ -1,7 +1,5 @@
 """Counts of parts add up to those of the whole, and the figures are those of the rows."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """A disk that fills up in the middle of a stage leaves what was whole, and nothing half-written."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable, Iterator

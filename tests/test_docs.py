@@ -9,8 +9,6 @@ comment before a block says what else is done with it:
     <!-- merge: params.yaml -->   its settings take the place of those in the file
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

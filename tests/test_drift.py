@@ -1,7 +1,5 @@
 """Drift: the reference, PSI and its bound; features that give the target away."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """dvc.yaml: one stage per file in stages/, dependencies by the rules of its header, at most two screens."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The four ways in, with the real `dvc repro` on a small project: what runs, what does not, what joins."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -89,10 +87,7 @@ def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Stor
     assert after == story.manifests["promoted"]
 
 
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [("mistake", "unknown key score.modle, did you mean model?")],
-)
+@pytest.mark.parametrize(("step", "words"), [("mistake", "unknown key score.modle, did you mean model?")])
 def test_a_mistake_in_params_stops_before_anything_runs_and_leaves_the_results(
     story: Story, step: str, words: str
 ) -> None:

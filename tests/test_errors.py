@@ -1,7 +1,5 @@
 """Errors keep their three parts on the way from a worker, and messages are safe to print."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

@@ -1,7 +1,5 @@
 """Any classifier of scikit-learn trains, persists, registers, scores on workers and serves."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

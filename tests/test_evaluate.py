@@ -1,7 +1,5 @@
 """Challenger and champion are compared on the same rows, and the verdict says so."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from tests import samples, workbench
 from tipline import files
 from tipline.errors import TiplineError
 from tipline.evaluation import baseline, comparison, metrics
-from tipline.evaluation.comparison import ROLES, Comparison, build_report
+from tipline.evaluation.comparison import ROLES, Comparison
 from tipline.model import artifact
 from tipline.paths import Paths
 from tipline.training import sampling
@@ -83,17 +81,6 @@ def compare_constant(
         role: np.full(len(tips), score, np.float32) for role, score in zip(ROLES, (challenger, champion), strict=True)
     }
     return Comparison(pa.RecordBatch.from_pydict(values | columns), "tip_amount > 0", rule, scores)
-
-
-def test_skill_by_group_needs_a_thousand_rows() -> None:
-    tips = [float(place % 4 == 0 or place % 40 == 1) for place in range(4000)]
-    payments = ["cash"] * 3001 + ["credit"] * 999
-    found = build_report(compare_constant(payments, tips, 0.25, 0.5))
-    share = sum(tips[:3001]) / 3001
-    cash = {p: share * np.log(p) + (1 - share) * np.log(1 - p) for p in (0.2, 0.25, 0.5)}
-    skills = [pytest.approx(1 - cash[p] / cash[0.2], rel=1e-5) for p in (0.25, 0.5)]
-    assert found["groups"]["cash"] == {"rows": 3001, "challenger": skills[0], "champion": skills[1]}
-    assert found["groups"]["credit"] == {"rows": 999, "challenger": None, "champion": None}
 
 
 def test_hours_are_in_bands_of_six() -> None:

@@ -1,7 +1,5 @@
 """DVC's experiments in MLflow's one store: a run and its model for each, versions only in the workspace itself."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """`explain`: from one prediction back to the published row and to what made it."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """External models are scored through their own `predict`, or refused with a reason before anything is scored."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whatever dies, fills up or changes during scoring: published months are whole, and the next run resumes."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools
@@ -345,7 +343,7 @@ def test_workers_that_score_the_golden_rows_differently_are_refused(
 ) -> None:
     before, contents = workbench.read_tree(project.predictions), template.second.contents
     spec = json.loads(contents[pyfunc.SPEC])
-    scores = spec[golden_rows.KEY][pyfunc.OUTPUT]
+    scores = spec[golden_rows.KEY]["scores"]
     scores[0] = float((np.float32(scores[0]).view(np.int32) + steps).view(np.float32))
     digest = Champion(contents | {pyfunc.SPEC: files.format_json(spec).encode()}, {}).install(project)
     code, output = score(project)

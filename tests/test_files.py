@@ -1,7 +1,5 @@
 """What is published is whole or missing, whatever goes wrong on the way."""
 
-from __future__ import annotations
-
 import hashlib
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Untrusted months: whatever the bytes are, a command ends in a month or in a message, in bounded memory and time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

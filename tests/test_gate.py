@@ -1,7 +1,5 @@
 """The gate lets a challenger pass only if the rows show that it is not worse; each rule at its edge."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -122,8 +120,7 @@ def test_six_months_or_more_are_the_blocks(days: int, by: str, blocks: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("purpose", "role", "word"),
-    [("train", "challenger", "trained"), ("validation", "champion", "sized or calibrated")],
+    ("purpose", "role", "word"), [("train", "challenger", "trained"), ("validation", "champion", "sized or calibrated")]
 )
 def test_a_month_without_rows_or_that_a_model_was_made_on_is_dropped(purpose: str, role: str, word: str) -> None:
     rows = create_rows([-0.5] * 31 + [0.001] * 30)

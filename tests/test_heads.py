@@ -2,8 +2,6 @@
 
 # ruff: noqa: FBT003 (a table)
 
-from __future__ import annotations
-
 import datetime as dt
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Each change of champion is one tag in MLflow, wherever it was made; a rollback takes one change back."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import os
@@ -15,7 +13,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from tests import workbench
 from tests.test_registry import NAME, client, force_promotion, get_champion, list_changes, read_ref, train_another
-from tipline.commands import rollback
+from tipline.commands import promote
 from tipline.config import load_partial_settings
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
@@ -47,7 +45,7 @@ def set_alias(paths: Paths, number: int) -> None:
 
 
 def roll_back(paths: Paths) -> None:
-    rollback.run(load_partial_settings(paths.params), paths)
+    promote.roll_back(load_partial_settings(paths.params), paths)
 
 
 def test_a_change_is_a_tag_with_who_why_and_the_verdict_and_is_never_overwritten(

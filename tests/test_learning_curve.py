@@ -1,7 +1,5 @@
 """The sample size is chosen on paired differences, and the reason says what the figures do."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

@@ -3,8 +3,6 @@
 Each model here would leave a file behind if it ran. Where MLflow alone would run it, the test shows that first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

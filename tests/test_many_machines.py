@@ -1,7 +1,5 @@
 """Months in a bucket are scored by machines that share nothing with the driver but that bucket."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime as dt
 import io

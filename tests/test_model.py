@@ -1,7 +1,5 @@
 """Equal models have equal bytes, and nothing of a model runs before its digest is checked."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

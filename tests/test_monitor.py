@@ -1,7 +1,5 @@
 """What `monitor` reports from counts is true of the predictions joined back to the trips."""
 
-from __future__ import annotations
-
 import csv
 from typing import Any
 

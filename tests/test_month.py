@@ -1,7 +1,5 @@
 """`tipline month`: from a month's publication to what is to be committed, with the real `dvc repro`."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

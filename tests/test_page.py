@@ -1,7 +1,5 @@
 """Pictures are drawn for whatever figures a project can have; the monitoring page reads well in a browser."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Parquet months in every schema that the TLC has published become one schema; what cannot be read is refused."""
 
-from __future__ import annotations
-
 import datetime as dt
 import decimal
 import itertools

@@ -1,7 +1,5 @@
 """One pipeline takes prepared columns and gives probabilities, the same for a row whichever way the row arrives."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Published months are converted to the schema: no row is lost, and what cannot be read is quarantined."""
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`tipline promote` asks the gate; a version that it refuses becomes champion only with a recorded reason."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Real TLC records go through the pipeline: all of 2009 (1 in 1,000 trips), and one whole hour of published CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

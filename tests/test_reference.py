@@ -1,7 +1,5 @@
 """docs/reference.md matches the code."""
 
-from __future__ import annotations
-
 import ast
 import re
 import runpy

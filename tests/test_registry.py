@@ -1,7 +1,5 @@
 """A model is one run and one version, whatever happened to the registry; the alias says which version scores."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

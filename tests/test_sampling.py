@@ -1,7 +1,5 @@
 """Samples are exact, the same on any partitioning, nested and uniform, and are in the folder of their role."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

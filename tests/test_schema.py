@@ -1,7 +1,5 @@
 """The schema finds its columns under all their published names; an invalid schema file is refused with one message."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from functools import reduce

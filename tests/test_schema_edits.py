@@ -1,7 +1,5 @@
 """An edit of the schema prepares only those months again that it affects."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from functools import reduce

@@ -1,7 +1,5 @@
 """Every row is scored once and joins back to its trip; only what is out of date is scored."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

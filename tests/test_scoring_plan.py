@@ -1,7 +1,5 @@
 """Which parts of which months have to be scored, and what is published: decided from files alone, without a cluster."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

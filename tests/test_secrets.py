@@ -1,7 +1,5 @@
 """No password, key or token reaches a run, a tag, a manifest, a log line or a message."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The registered version, served by MLflow in an environment of its own, gives the scores of bulk scoring."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A published month is fetched whole, with a manifest, or not at all, with a reason."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

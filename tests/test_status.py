@@ -1,7 +1,5 @@
 """`tipline status`: where the project stands, and each problem with the command that fixes it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

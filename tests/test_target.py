@@ -1,7 +1,5 @@
 """A target is any yes/no expression over columns; what is not one ends in one message."""
 
-from __future__ import annotations
-
 import shutil
 from typing import Any
 

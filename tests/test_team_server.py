@@ -1,7 +1,5 @@
 """A team's MLflow: PostgreSQL, S3, users, for real; what a writer, a reader, a wrong password and a dying server do."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

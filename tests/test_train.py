@@ -1,7 +1,5 @@
 """Training takes the rows that the settings ask for, and equal inputs make equal files."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

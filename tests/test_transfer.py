@@ -1,7 +1,5 @@
 """Downloads arrive whole and of one version, whatever a server does; what has arrived is not fetched twice."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """A month's figures and its verdict, from counts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`verify`: every way in which predictions are not what their manifests say is found, each by itself."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from itertools import pairwise

@@ -8,8 +8,6 @@ with it.
 The first `dvc repro` of `stories.copy_first` and commands that are to be killed or interrupted run as they are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

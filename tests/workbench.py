@@ -1,7 +1,5 @@
 """Run stages in this process, start dask schedulers and workers, copy projects."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

@@ -13,11 +13,7 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 Values = np.ndarray[tuple[int], Any]
 
 HOUR_MICROSECONDS = 3_600_000_000
-VIEWS: dict[pa.DataType, np.dtype[Any]] = {
-    pa.int32(): np.dtype(np.int32),
-    pa.int64(): np.dtype(np.int64),
-    pa.float64(): np.dtype(np.float64),
-}
+VIEWS: dict[Any, np.dtype[Any]] = {pa.int32(): np.dtype("i4"), pa.int64(): np.dtype("i8"), pa.float64(): np.dtype("f8")}
 
 
 def view_values(column: pa.Array) -> Values:

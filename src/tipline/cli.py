@@ -27,8 +27,6 @@ Argument = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand."""
-
     text: str  # what it does, as `tipline --help` prints it
     function: str  # `module:function` below `tipline`; called with the settings, the paths and the arguments
     arguments: tuple[Argument, ...] = ()
@@ -37,7 +35,6 @@ class Command:
 
 
 def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of `add_argument`)
-    """Describe an argument of a subcommand; it has the name of a parameter of the function."""
     return name, options
 
 
@@ -96,7 +93,7 @@ COMMANDS = {
     ),
     "rollback": Command(
         "make the previous champion the champion again; the next `dvc repro` scores with it",
-        "commands.rollback:run",
+        "commands.promote:roll_back",
         (argument("--reason", metavar="TEXT", help="why; recorded in MLflow"),),
         accepts_invalid_settings=True,
     ),
@@ -127,7 +124,6 @@ COMMANDS = {
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """Create the command line."""
     parser = argparse.ArgumentParser(
         prog="tipline",
         description="Train on a sample, score every row. `dvc repro` runs all stages that are out of date.",
@@ -177,7 +173,6 @@ def import_function(path: str) -> Callable[..., Iterable[str] | None]:
 
 
 def report_failure(arguments: argparse.Namespace, code: int, *lines: str) -> int:
-    """Print why the command ends, and return the exit code."""
     sys.stderr.write(f"tipline {arguments.command}: " + "\n  ".join(lines) + "\n")
     return code
 

@@ -85,7 +85,6 @@ def accept_number_or(word: str) -> PlainValidator:
 
 
 def check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a list without repetitions; raise ValueError otherwise."""
     repeated = [value for value in values if values.count(value) > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is listed twice")
@@ -110,13 +109,6 @@ def check_model_name(name: str) -> str:
     """Return a name that MLflow can register and find again; raise ValueError otherwise."""
     if not name.strip() or set("/:'\"`") & set(name):
         raise ValueError(f"{name!r} is empty or has one of / : ' \" ` in it, which MLflow cannot register")
-    return name
-
-
-def check_estimator(name: str) -> str:
-    """Return a short name, the import path of a class, or the name of a function; raise ValueError otherwise."""
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        raise ValueError(f"{name!r} is not an estimator; use {ESTIMATOR_FORMS}")
     return name
 
 
@@ -146,7 +138,6 @@ class Sample(Section):
     months: Annotated[dict[Month, Role], AfterValidator(check_roles)]
 
     def get_months(self, role: str) -> list[str]:
-        """Return the months of a role in order of time."""
         return sorted(month for month, its_role in self.months.items() if its_role == role)
 
 
@@ -183,7 +174,7 @@ class Model(Section):
 class Train(Section):
     """The estimator and how it is fitted."""
 
-    estimator: Annotated[str, AfterValidator(check_estimator)]
+    estimator: str
     params: dict[str, Any]
     rows: Annotated[int | Literal["auto"], accept_number_or("auto")]
     calibration: Literal["sigmoid", "isotonic"] | None

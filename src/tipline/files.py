@@ -30,7 +30,6 @@ SWAP_LOCK = ".swap.lock"
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -48,7 +48,6 @@ class Paths:
         return self.workspace.resolve() != self.root.resolve()
 
     def raw(self, month: str) -> Path:
-        """The folder with the published file of a month."""
         return self.root / "data" / "raw" / month
 
     def raw_manifest(self, month: str) -> Path:
@@ -56,11 +55,9 @@ class Paths:
         return self.root / "data" / "raw" / f"{month}.json"
 
     def prepared(self, month: str) -> Path:
-        """The folder of a prepared month: rows, quarantine, manifest."""
         return month_folder(self.root / "data" / "trips", month)
 
     def prepared_file(self, month: str) -> Path:
-        """The rows of a prepared month."""
         return self.prepared(month) / "trips.parquet"
 
     def sample(self, role: str, month: str) -> Path:
@@ -80,7 +77,6 @@ def month_folder(parent: Path, month: str) -> Path:
 
 
 def month_name(month: str) -> str:
-    """The name of the folder of a month."""
     return f"month={month}"
 
 

@@ -55,7 +55,6 @@ class Storage:
         return s3.open_s3()
 
     def address(self, name: str = "") -> str:
-        """Return the path or address of a file or folder."""
         return f"{self.root}/{name}".rstrip("/")
 
     def check_access(self) -> None:

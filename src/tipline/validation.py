@@ -83,7 +83,6 @@ def explain_problem(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def list_known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:  # noqa: ANN401 (a model, or a mapping to models)
-    """List the keys that a file may have at a location."""
     section = model
     for part in location:
         if hasattr(section, "model_fields"):

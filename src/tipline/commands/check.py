@@ -1,7 +1,6 @@
 """`tipline check`: show how the months of a source would be read, from headers and footers alone."""
 
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from tipline.ingest.schema import Schema, load_schema
 from tipline.paths import Paths
 
 HEAD_BYTES = 2**16
-WIDTH = 116
 SHOWN_COLUMNS = 20
 
 
@@ -46,7 +44,7 @@ def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) ->
             failed[month] = error
             titles = ((NotPublishedError, "not published"), (transfer.NoRangeError, "cannot be previewed"))
             title = next((title for kind, title in titles if isinstance(error, kind)), "cannot be prepared")
-            yield from format_lines(month, title, {"": str(error)})
+            yield from format_lines(month, title, {"error": str(error)})
     if failed:
         raise combine_failures(failed, len(months))
 
@@ -91,7 +89,4 @@ def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[
 
 def format_lines(month: str, title: str, facts: Mapping[str, str]) -> Iterator[str]:
     yield f"{month}  {title}"
-    for name, text in facts.items():
-        for number, line in enumerate(text.splitlines()):
-            start = f"  {'' if number else name:8} "
-            yield from textwrap.wrap(line, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+    yield from (f"  {name:8} {text}" for name, text in facts.items())

@@ -96,11 +96,8 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     batch = pa.RecordBatch.from_pylist([{name: trip.get(name) for name in types}], schema=pa.schema(types))
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
-    if model.is_external:
-        lines = dict(batch.to_pylist()[0])
-        return lines | {"probability": f"{probability!r}, {comparison}; tipline did not make the model"}
     values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}
-    start, added = explanation.compute_contributions(model, batch)
+    start, added = (0.0, {}) if model.is_external else explanation.compute_contributions(model, batch)
     lines = {"start": f"{start:+.6f}"} if added else {}
     for name, value in values.items():
         shown = "missing" if pd.isna(value) else str(value)
@@ -109,7 +106,7 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
         lines["sum"] = f"{start + sum(added.values()):+.6f}"
     else:
         comparison += "; no contributions, because the model is neither linear nor of LightGBM or XGBoost"
-    if calibration := model.spec["calibration"]:
+    if calibration := model.spec.get("calibration"):
         lines[f"before {calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
     return lines | {"probability": f"{probability!r}, {comparison}"}
 

@@ -17,8 +17,6 @@ from tipline.scoring import plan
 
 @dataclass(frozen=True)
 class Models:
-    """The champion and the challenger."""
-
     ref: champion.Ref | None  # models/champion/ref.json
     challenger_digest: str | None  # of models/challenger/
     # In MLflow; None if it does not have them or does not answer.

@@ -42,7 +42,6 @@ def run(
 
 
 def check_month(locations: plan.Locations, month: str) -> tuple[str, list[TiplineError]]:
-    """Check one month; return what it has and the problems."""
     predictions, folder, summary = locations.predictions, month_name(month), ""
     data, where = predictions.read(f"{folder}/{files.MANIFEST}"), predictions.address(folder)
     manifest = read_manifest(data, month)

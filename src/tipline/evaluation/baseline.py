@@ -53,7 +53,6 @@ def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive
 
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:
-    """Return the baseline's probability for each row."""
     names, codes = group_rows(trips, baseline["by"])
     rates: Floats = np.array([baseline["rates"].get(name, baseline["overall"]) for name in names], float)
     return rates.take(codes)

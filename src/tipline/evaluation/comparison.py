@@ -14,7 +14,6 @@ from tipline.errors import TiplineError, join_lines
 from tipline.evaluation import baseline as rule
 from tipline.evaluation import gate, metrics
 from tipline.evaluation.gate import MadeOn
-from tipline.evaluation.intervals import MIN_ROWS
 from tipline.evaluation.metrics import Labels
 from tipline.ingest import columns
 from tipline.model import artifact
@@ -104,8 +103,7 @@ def build_gate_rows(compared: Comparison, time: str, months: Sequence[str], segm
 def build_report(compared: Comparison) -> dict[str, Any]:
     """Return the figures of both models and of the champion's baseline, and what they say.
 
-    The figures of a model that cannot score the rows are None, as is the AUC for rows of one class, and the skill in a
-    group of the baseline that has too few rows.
+    The figures of a model that cannot score the rows are None, as is the AUC for rows of one class.
     """
     labels, losses = compared.labels, compared.losses
     unit = float(losses["baseline"].mean())
@@ -117,16 +115,8 @@ def build_report(compared: Comparison) -> dict[str, Any]:
             if 0 < labels.mean() < 1:
                 auc = float(roc_auc_score(labels, compared.probabilities[name]))
             figures[name] = {"log_loss": loss, "skill": metrics.compute_skill(loss, unit), "auc": auc}
-    names, codes = rule.group_rows(compared.rows, compared.by)
-    groups = {}
-    for code in np.unique(codes):
-        inside = codes == code
-        means = {name: float(values[inside].mean(dtype=float)) for name, values in losses.items()}
-        skills = {role: metrics.compute_skill(means.get(role), means["baseline"]) for role in ROLES}
-        rows = int(inside.sum())
-        groups[names[code]] = {"rows": rows, **(skills if rows >= MIN_ROWS else dict.fromkeys(ROLES))}
     verdict = describe_skills(figures, " and ".join(compared.by))
-    return {"rows": len(labels), **figures, "groups": groups, "verdict": verdict}
+    return {"rows": len(labels), **figures, "verdict": verdict}
 
 
 def describe_skills(figures: Mapping[str, Mapping[str, float | None]], by: str) -> str:

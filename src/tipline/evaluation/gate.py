@@ -123,7 +123,6 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
 
 
 def find_obstacles(rows: Rows, made_on: MadeOn) -> Iterator[str]:
-    """Yield reasons why these rows cannot judge."""
     for role, months in made_on.items():
         if not (months or {}).get("train"):
             yield f"it is not known which months the {role} was made on: tag its version {MONTHS_TAG}=2009-01,2009-02"

@@ -33,7 +33,6 @@ def unpack_booleans(array: pa.BooleanArray) -> Labels:
 
 
 def read_microseconds(column: pa.Array, missing: int = 0) -> Times:
-    """Return each time in microseconds since 1970."""
     return fill_nulls(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), missing)
 
 

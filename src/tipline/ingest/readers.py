@@ -251,7 +251,6 @@ def open_month(path: Path, month: str) -> Month:
 
 
 def explain_damage(error: Exception, name: str, month: str) -> TiplineError:
-    """Return the error for a month whose bytes cannot be read."""
     what = f"The published month cannot be read: {summarize_exception(error)}."
     todo = f"Download the month again (dvc repro -f download@{month}), or ask its publisher."
     return TiplineError(what, f"{name}, month {month}", todo)

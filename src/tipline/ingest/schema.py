@@ -83,12 +83,10 @@ class Column(BaseModel):
 
     @property
     def eras(self) -> dict[str, str]:
-        """The era of each normalized name."""
         return {normalize_name(name): era for era, names in self.names.items() for name in names}
 
     @property
     def known(self) -> dict[str, str]:
-        """The value of each normalized alias."""
         return {normalize_name(alias): value for value, aliases in self.aliases.items() for alias in aliases}
 
     def canonical(self, alias: str) -> str | None:

@@ -41,8 +41,6 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A parsed expression."""
-
     tree: ast.expr
     columns: tuple[str, ...]  # in the order of their appearance
 

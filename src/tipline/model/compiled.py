@@ -77,7 +77,6 @@ def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> I
 
 
 def create_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
-    """Return what a column adds to the log-odds."""
     if term["kind"] == "numbers":
         return create_number_term(column, term)
     table, missing = np.array(term["table"]), len(term["table"]) - 1
@@ -96,7 +95,6 @@ def create_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
 
 
 def create_number_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
-    """Return a term that is proportional to the value."""
     doubles, missing = column.cast(pa.float64()), column.null_count > 0
     values = doubles.to_numpy(zero_copy_only=False) if missing else view_values(doubles)
     low, high = (end if term[name] is None else term[name] for name, end in (("low", -np.inf), ("high", np.inf)))

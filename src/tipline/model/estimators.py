@@ -86,7 +86,6 @@ def list_defaults(classifier: Any, seed: int) -> dict[str, Any]:  # noqa: ANN401
 
 
 def import_class(name: str) -> Callable[..., Any]:
-    """Import the class that `package.module.Class` names."""
     module, _, attribute = name.rpartition(".")
     found = None
     with ReportedCode(name, f"{WHERE}.estimator", TODO), contextlib.suppress(ModuleNotFoundError):

@@ -79,12 +79,6 @@ def find_objection(name: str, type_: str, schema: Schema, hidden: Collection[str
     return None if type_ in accepted else f"{name} is declared {type_}, it has to be {accepted[0]}"
 
 
-def check_trusted(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> None:
-    """Refuse files as `check_files` does, unless somebody has promoted just these with `--trust-code`."""
-    if spec.get("trusted") != hash_model(files):
-        check_files(files, spec["name"])
-
-
 def load_predict(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> Callable[[pd.DataFrame], Floats]:
     """Load a model through MLflow, and return the function from a frame to the probability of each row.
 

@@ -1,7 +1,7 @@
 """Golden rows: rows kept in model.json with their scores, which every worker has to reproduce before it scores."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow.json
 
 from tipline.errors import TiplineError
 from tipline.ingest.columns import CATEGORY, TIME, list_input_columns
-from tipline.model import artifact, pyfunc
+from tipline.model import artifact
 from tipline.model.artifact import Model
 
 ROWS = 32
@@ -20,9 +20,8 @@ KEY = "golden_rows"
 def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
     """Return the model's model.json with the first of these prepared rows and their scores added."""
     schema = create_json_schema(model)
-    values = trips.select(schema.names).slice(0, ROWS).cast(schema).to_pydict()
-    scores = model.probabilities(read_rows(values, model)).tolist()
-    return {**model.spec, KEY: {**values, pyfunc.OUTPUT: scores}}
+    rows = trips.select(schema.names).slice(0, ROWS).cast(schema).to_pylist()
+    return {**model.spec, KEY: {"rows": rows, "scores": model.probabilities(read_rows(rows, model)).tolist()}}
 
 
 def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> tuple[Model, int]:
@@ -44,22 +43,18 @@ def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> t
 
 def count_steps(model: Model) -> int:
     """Return the largest difference between the scores of the golden rows and those stored, in float32 steps."""
-    values = model.spec.get(KEY)
-    if values is None:
+    golden = model.spec.get(KEY)
+    if golden is None:
         return 0
-    scores = model.probabilities(read_rows(values, model))
-    expected = np.array(values[pyfunc.OUTPUT], dtype=np.float32)
+    scores, expected = model.probabilities(read_rows(golden["rows"], model)), np.array(golden["scores"], np.float32)
     # Probabilities are not negative: their bit patterns are in the order of their values, with that of NaN far away.
     return int(np.abs(scores.view(np.int32).astype(np.int64) - expected.view(np.int32)).max(initial=0))
 
 
-def read_rows(values: Mapping[str, Any], model: Model) -> pa.RecordBatch:
-    """Convert JSON values, by feature, to prepared rows."""
-    schema = create_json_schema(model)
-    rows = zip(*(values[name] for name in schema.names), strict=True)
-    lines = "\n".join(json.dumps(dict(zip(schema.names, row, strict=True))) for row in rows)
+def read_rows(rows: Sequence[Mapping[str, Any]], model: Model) -> pa.RecordBatch:
+    lines = "\n".join(map(json.dumps, rows))
     # Not `pa.array`, which imports pandas: half a second in every worker.
-    options = pyarrow.json.ParseOptions(explicit_schema=schema)
+    options = pyarrow.json.ParseOptions(explicit_schema=create_json_schema(model))
     table = pyarrow.json.read_json(pa.BufferReader(lines.encode()), parse_options=options)
     return table.cast(pa.schema(list_input_columns(model.spec))).combine_chunks().to_batches()[0]
 

@@ -63,7 +63,6 @@ TODO = "Promote another version; if you know who made this one, tell them."
 
 
 def refuse_model(reason: str, where: str) -> TiplineError:
-    """Return the error for a model that must not be loaded."""
     return TiplineError(f"This model is refused and was not loaded: {reason}.", where, TODO)
 
 

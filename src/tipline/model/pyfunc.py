@@ -79,7 +79,6 @@ def install_code(name: str, data: bytes) -> ModuleType:
 
 
 def list_code(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the code files among the files of a model."""
     return {name: data for name, data in sorted(files.items()) if name.endswith(".py")}
 
 
@@ -163,10 +162,7 @@ if "mlflow" in sys.modules:
     from mlflow.pyfunc import PythonModel, PythonModelContext
 
     class LoggedModel(PythonModel):  # type: ignore[misc]
-        """The model behind MLflow's interface."""
-
         def load_context(self, context: PythonModelContext) -> None:
-            """Load the pipeline from the model's files."""
             files = {name: Path(path).read_bytes() for name, path in context.artifacts.items()}
             self.spec, self.estimator = json.loads(files[SPEC]), load_estimator(files)
 

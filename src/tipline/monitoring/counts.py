@@ -54,7 +54,6 @@ class Histogram:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Histogram:
-        """Return the histogram that `to_json` wrote."""
         return cls(np.array(value["counts"], np.int64), value["missing"], Counter(value["new"]))
 
 
@@ -134,7 +133,6 @@ class Counts:
         return total
 
     def groups(self) -> dict[str, Sums]:
-        """Return the sums by the baseline's group, over all days."""
         days = self.days.values()
         names = dict.fromkeys(name for day in days for name in day)
         return {name: sum((day[name] for day in days if name in day), Sums()) for name in names}
@@ -151,7 +149,6 @@ class Counts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Counts:
-        """Return the counts that `to_json` wrote."""
         counts = cls(value["rows"], value["probability"])
         for band, rows in value["bands"].items():
             counts.bands[int(band)] = rows

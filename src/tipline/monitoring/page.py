@@ -34,5 +34,4 @@ def write_page(path: Path, months: Sequence[Mapping[str, Any]], picture: Path) -
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Format a figure; undefined ones as a dash."""
     return UNKNOWN if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")

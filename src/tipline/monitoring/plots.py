@@ -34,7 +34,6 @@ CALIBRATION_MONTHS = 12  # the last months are drawn; months.json has all
 
 @contextlib.contextmanager
 def create_picture(path: Path, height: float) -> Iterator[Figure]:
-    """Yield a figure 9 inches wide; write it if the block succeeds."""
     with mpl.rc_context(STYLE), files.replace_file(path) as temporary:
         figure = Figure(figsize=(9, height), layout="constrained")
         yield figure
@@ -47,23 +46,21 @@ def format_percent(*axes: Axis) -> None:
 
 
 def draw_calibration(axes: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Draw predicted against observed positive rates, and the diagonal of a perfect model."""
     predicted, observed = get_column(points, "predicted"), get_column(points, "observed")
     axes.plot(predicted, observed, MARKS[name], color=COLORS[name], label=name, markersize=4)
     axes.axline((0, 0), slope=1, color=GREY, linewidth=1)
 
 
 def get_column(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
-    """Return one figure of all rows, NaN for None."""
     return np.array([row[name] for row in rows], float)
 
 
 def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
-    """Draw skill by rows, the power law, the chosen size, and seconds per fit."""
+    """Draw skill by rows, the power law, and the chosen size."""
     sizes, law = decision["sizes"], decision["power_law"]
     rows = [size["rows"] for size in sizes]
     with create_picture(path, 4.8) as figure:
-        skill, cost = figure.subplots(1, 2, width_ratios=[2.6, 1])
+        skill = figure.subplots()
         low, mean, high = (get_column(sizes, name) for name in ("skill_low", "skill", "skill_high"))
         skill.fill_between(rows, low, high, color=BLUE, alpha=0.15, linewidth=0)
         skill.plot(rows, mean, "o", color=BLUE, label="validation months", markersize=4)
@@ -77,12 +74,9 @@ def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
         skill.set(title="Skill over the baseline, with 90% intervals", xscale="log")
         format_percent(skill.yaxis)
         figure.legend(*skill.get_legend_handles_labels(), loc="outside lower left", ncols=2)
-        cost.plot(rows, get_column(sizes, "fit_seconds"), "o-", color=GREY)
-        cost.set(title="Seconds per fit", xscale="log", ylim=(0, None))
-        for axes in (skill, cost):
-            axes.set(xlabel="rows in the training sample")
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+        skill.set(xlabel="rows in the training sample")
+        skill.xaxis.set_major_formatter(EngFormatter(sep=""))
+        skill.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, Probabilities], labels: Labels) -> None:

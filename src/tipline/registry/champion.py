@@ -83,7 +83,6 @@ def record_external_change(client: Client, version: Version) -> None:
 
 
 def record_change(client: Client, version: Version, how: str, reason: str | None = None) -> None:
-    """Add a change to the history."""
     by = None
     if how != "external":
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
@@ -206,7 +205,6 @@ def read_locked_champion(paths: Paths) -> tuple[str | None, bool]:
 
 
 def describe_version(version: Version) -> Ref:
-    """Return what ref.json says about a version."""
     champion = {"version": int(version.version), "run": version.run_id, "digest": model_versions.get_digest(version)}
     return {"name": version.name, **champion, "months": model_versions.get_months(version)}
 

@@ -34,8 +34,6 @@ TODO = "Run: dvc repro"
 
 @dataclass(frozen=True)
 class Record:
-    """What one run shows."""
-
     name: str
     digest: str
     params: Mapping[str, Any]
@@ -76,7 +74,6 @@ def log_run(client: Client, experiment_id: str, record: Record, run: Run | None)
 
 
 def format_run_link(text: str, run: Run) -> str:
-    """Return a link to a run's page."""
     return f"[{text}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
 
 

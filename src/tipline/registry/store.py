@@ -206,7 +206,6 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def explain_error(error: BaseException, address: str) -> tuple[str, str]:
-    """Say what happened and what to do about it."""
     status, again = get_status(error), "Then run the command again; it resumes."
     reason = hide_secrets(summarize_exception(list_causes(error)[-1])).partition(". ")[0]
     if status == UNAUTHORIZED:

@@ -88,7 +88,6 @@ class Month:
 
     @property
     def open(self) -> list[Block]:
-        """The blocks whose parts are not finished."""
         return [block for block in self.blocks if block not in self.done]
 
 
@@ -159,7 +158,6 @@ def is_old_month(storage: Storage, folder: str) -> bool:
 
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
-    """List the row groups of a prepared month as blocks."""
     trips, digest, staged = f"{month_name(month)}/{PREPARED_FILE}", files.hash_json(key), name_staged_folder(month, key)
     state = locations.trips.get_state(trips)
     return [
@@ -184,7 +182,6 @@ def find_finished_parts(storage: Storage, staged: str, blocks: Sequence[Block]) 
 
 
 def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bool:
-    """Whether all predictions of a month exist, made from this key."""
     manifest = predictions.read_json(f"{month_name(month)}/{files.MANIFEST}")
     try:
         is_same, parts = manifest["key"] == dict(key), {part["name"]: part["bytes"] for part in manifest["parts"]}

@@ -54,8 +54,6 @@ class CodePlugin(cluster.WorkerPlugin):
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows to score."""
-
     frame: pd.DataFrame  # the model's columns
     labels: Labels
     days: Codes  # codes from 0

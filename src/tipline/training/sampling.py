@@ -54,7 +54,6 @@ def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
 
 
 def take_smallest(table: pa.Table, count: int) -> pa.Table:
-    """Return the rows of a table with the smallest keys, in order."""
     keys = table[KEY].to_numpy()
     smallest = np.argpartition(keys, count)[:count] if len(keys) > count else np.arange(len(keys))
     return table.take(smallest[np.argsort(keys[smallest])])
