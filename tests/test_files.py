@@ -69,21 +69,6 @@ def test_json_comes_back_and_what_is_missing_or_broken_says_what_to_do(tmp_path:
     assert files.hash_json(value) == files.hash_json(dict(reversed(value.items())))
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("text", [None, "old"])
-def test_a_failure_leaves_the_old_folder_and_nothing_staged(
-    tmp_path: Path, error: type[BaseException], text: str | None
-) -> None:
-    folder, staging = tmp_path / "month", tmp_path / "staging"
-    if text:
-        publish(folder, text)
-    with pytest.raises(error):
-        half_write(files.replace_folder(folder, staging), error)
-    assert workbench.read_tree(folder) == ({"file": b"old"} if text else {})
-    assert folder.exists() == bool(text)
-    assert not [path for path in staging.iterdir() if path.is_dir()]
-
-
 def test_two_writers_do_not_mix(tmp_path: Path) -> None:
     folder, staging = tmp_path / "month", tmp_path / "staging"
     with files.replace_folder(folder, staging) as one, files.replace_folder(folder, staging) as two:

@@ -127,14 +127,3 @@ def test_an_evaluation_is_drawn(tmp_path: Path, rows: int, skill: float | None, 
     report = {"months": ["2009-03"], "challenger": {"skill": skill}, "champion": {"skill": 0.01}, "gate": gate}
     plots.plot_evaluation(tmp_path / "evaluation.png", report, scores, generator.random(rows) < 0.5)
     assert_picture(tmp_path / "evaluation.png")
-
-
-def test_four_years_are_drawn(tmp_path: Path) -> None:
-    months = []
-    for place, count in enumerate([28, 1, 0, *[28] * 45]):
-        counts = make_month(0.1 - place / 100, days=count)
-        counts.bands[100, 0] = counts.bands[900, 1] = 50 * count
-        month = f"20{10 + place // 12}-{place % 12 + 1:02d}"
-        months.append({"month": month, "role": "train" if place == 0 else "", **summarize(counts)})
-    plots.plot_monitoring(tmp_path / "monitoring.png", months)
-    assert_picture(tmp_path / "monitoring.png")

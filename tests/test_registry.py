@@ -433,15 +433,6 @@ def test_a_project_folder_may_have_any_name(make_project: Callable[..., Paths], 
     assert [path.name for path in paths.root.parent.iterdir() if any(path.iterdir())] == [name]
 
 
-def test_a_missing_driver_is_reported(make_project: Callable[..., Paths], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "MySQLdb", None)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://me:secret@127.0.0.1/mlflow")
-    with pytest.raises(TiplineError, match="is missing") as caught, store.connect_store(make_project()):
-        pass
-    assert "Install the package that has MySQLdb" in str(caught.value)
-    assert "mysql://***@127.0.0.1/mlflow" in str(caught.value)
-
-
 def test_artifacts_are_in_the_project_and_follow_it(
     trained_project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """Downloads arrive whole and of one version, whatever a server does; what has arrived is not fetched twice."""
 
-import functools
 import json
 import os
 import signal
@@ -155,14 +154,6 @@ def test_any_kind_of_server_is_read_and_two_versions_are_never_joined(
     assert download(shelf, part) == shelf.files["/trips.csv"]
 
 
-def test_a_file_that_changes_at_each_request_is_given_up(shelf: servers.Shelf, part: Path) -> None:
-    for number in range(200):
-        shelf.before.append(functools.partial(shelf.files.update, {"/trips.csv": OLD + b"%d" % number}))
-    with pytest.raises(TiplineError, match="changed at its source"):
-        download(shelf, part)
-    assert not part.exists()
-
-
 @pytest.mark.parametrize(
     ("change", "data", "fetched"),
     [
@@ -234,17 +225,6 @@ def test_a_preview_where_only_whole_files_are_sent(shelf: servers.Shelf, manners
         assert file.read(4096) == OLD[:4096]
         file.seek(5000)
         file.read(8)
-
-
-def test_the_proxy_of_the_environment_is_used(
-    shelf: servers.Shelf, part: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", shelf.address(""))
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    shelf.files["http://tlc.invalid/trips.csv"] = OLD
-    transfer.download_file("http://tlc.invalid/trips.csv", part, MONTH)
-    assert part.read_bytes() == OLD
 
 
 # ---- S3 ----

@@ -98,6 +98,8 @@ def score_months(
             bar.update(block.rows)
             if not by_name[block.month].open:
                 publish_month(by_name[block.month])
+        scored = sum(block.rows for block in blocks if block in by_name[block.month].done)
+        log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - started)
     return failed
 
 
