@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,8 @@ def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project:
 
 
 def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: stories.Story) -> None:
-    (project.root / "data/trips/month=2009-05").write_text("a file is in the way")
+    shutil.rmtree(project.root / "data/.staging/trips")
+    (project.root / "data/.staging/trips").write_text("a file is in the way")
     done = project.run("tipline", "month", "2009-05")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("then resume: tipline month 2009-05")
