@@ -227,8 +227,11 @@ def test_a_champion_named_by_clicking_in_the_list_of_versions_scores_at_the_next
     change = champion.list_changes(shown.client, NAME)[-1]
     assert (change.how, change.before and change.before.version, change.after.version) == ("external", 1, 2)
     if PICTURES:
-        settings = f"model: {{features: {LARGE_TIP['features']}}}\ntrain: {{estimator: {BOOSTING['estimator']}}}"
+        model = f"{{target: {LARGE_TIP['target']}, features: {LARGE_TIP['features']}}}"
+        settings = f"model: {model}\ntrain: {{estimator: {BOOSTING['estimator']}}}"
         tour.compose(shown.page, Path(PICTURES), settings, done.output)
+        shown.page.goto((shown.story.root / "reports/monitoring/index.html").as_uri())
+        shown.page.screenshot(path=Path(PICTURES, "monitoring_page.png"))
     shown.go(f"models/{NAME}/versions/2", "Months scored")
     shown.page.get_by_text("@ champion").first.wait_for()
     shown.go(f"experiments/{shown.runs('monitor')[0].info.experiment_id}/runs", "2024-01, version 2")

@@ -18,13 +18,13 @@ WIDTH = 1240
 # Of what `dvc repro` prints: what the stages say themselves.
 SHOWN = re.compile(r"^(challenger: |the champion moved|scoring with|scored|20\d\d-\d\d: (?!published))")
 STYLE = """
-body { margin: 0; padding: 20px; width: 1200px; font: 15px/1.4 system-ui, sans-serif; color: #1b1f24; background: #fff }
-main { display: grid; grid-template-columns: 1fr 1fr; gap: 18px }
+body { margin: 0; width: 1240px; font: 15px/1.4 system-ui, sans-serif; color: #1b1f24; background: #fff }
+main { padding: 20px; display: grid; grid-template-columns: 1fr 1fr; gap: 18px }
 section { border: 1px solid #d5dae1; border-radius: 8px; overflow: hidden; background: #fff }
 h2 { margin: 0; padding: 9px 14px; font-size: 15px; background: #f2f4f7; border-bottom: 1px solid #d5dae1 }
 div { overflow: hidden; height: 290px }
 img { display: block; width: 100% }
-pre { margin: 0; padding: 12px 14px; font: 11.5px/1.6 ui-monospace, monospace; white-space: pre-wrap }
+pre { margin: 0; padding: 12px 14px; font: 11px/1.6 ui-monospace, monospace; white-space: pre-wrap }
 .code { height: 266px }
 .terminal { color: #e6edf3; background: #16202b }
 b { color: #7ee2a8; font-weight: normal }
@@ -49,7 +49,7 @@ def compose(page: Page, pictures: Path, settings: str, output: str) -> None:
         <pre class="terminal"><b>$ dvc repro</b>\n{lines}</pre></section>
         </main>"""
     )
-    page.locator("body").screenshot(path=pictures / "tour.png")
+    page.locator("main").screenshot(path=pictures / "tour.png")
     page.set_viewport_size({"width": 1200, "height": 800})
 
 
