@@ -35,13 +35,15 @@ def test_every_module_and_function_of_a_command_exists() -> None:
         assert not command.workers or find_spec(f"tipline.{command.workers}")
 
 
-def test_help_imports_nothing_that_is_slow() -> None:
+@pytest.mark.parametrize(("call", "slow"), [("cli.main(['--help'])", SLOW), ("config.load_settings(PARAMS)", SLOW[:1])])
+def test_neither_help_nor_settings_import_what_is_slow(call: str, slow: tuple[str, ...]) -> None:
+    module = call.partition(".")[0]
     code = (
-        "import sys; from tipline import cli\n"
-        "try: cli.main(['--help'])\n"
-        f"except SystemExit: sys.exit(', '.join(m for m in {SLOW} if m in sys.modules) or None)"
+        f"import pathlib, sys; from tipline import {module}; PARAMS = pathlib.Path('params.yaml')\n"
+        f"try: {call}\n"
+        f"finally: sys.exit(', '.join(m for m in {slow} if m in sys.modules) or None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -158,7 +158,6 @@ def test_the_learning_curve_is_a_line_over_the_rows(shown: Shown) -> None:
     sizes = len(workbench.read_json(shown.story.root / "reports/learning_curve.json")["sizes"])
     assert shown.page.locator(".scatterlayer").first.locator(".points path").count() == sizes
     assert re.search(FIRST, shown.text())
-    shown.picture("mlflow_curve")
 
 
 def test_a_version_has_a_card_whose_links_lead_to_its_runs(shown: Shown) -> None:
@@ -192,7 +191,6 @@ def test_the_months_are_runs_whose_skill_is_drawn(shown: Shown) -> None:
     shown.page.get_by_text("skill_low", exact=True).first.wait_for()
     shown.page.locator(".barlayer .point").first.wait_for()
     assert shown.page.locator(".barlayer").first.locator(".point").count() == len(workbench.MONTHS)
-    shown.picture("mlflow_months")
 
 
 def version_row(shown: Shown, number: int) -> Locator:

@@ -76,7 +76,7 @@ def check_target(text: str, types: Mapping[str, pa.DataType]) -> Target:
     if not target.columns:
         raise ValueError(f"{text!r} names no column of the schema")
     try:
-        answers = target.evaluate(pa.table({name: pa.array([], types[name]) for name in target.columns}))
+        answers = target.evaluate(pa.table({name: pa.nulls(0, types[name]) for name in target.columns}))
     except (pa.ArrowException, TypeError) as error:
         words = {type_: word for word, type_ in TYPES.items()}
         shown = ", ".join(f"{name} is a {words.get(types[name], types[name])}" for name in target.columns)
