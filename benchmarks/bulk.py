@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,7 @@ class Project:
     months: tuple[str, ...]
     rows: int
     train: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def listed(self) -> list[str]:
@@ -131,6 +132,7 @@ class Project:
             "sample": {"months": roles, "rows": FIT_ROWS},
             "learning_curve": {"sizes": 2, "repeats": 2},
             "train": {"rows": min(FIT_ROWS, self.rows), **self.train},
+            "model": self.model,
             "cluster": {"n_workers": 2},
             "demo": {"rows": self.rows},
         }

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from any_model import time_predict_proba
 from bulk import HERE, MONTHS, TOOLS, Project, Ran, median, run, written
 
 from tipline import files
@@ -38,6 +39,15 @@ REPORTS = HERE.parent / "reports" / "benchmarks"
 CLOSE = 1e-5
 LARGE = 12, 14_200_000  # months, rows a month
 SCALE = 1, 3, 12
+# The derived columns of features.py, and a question that they help to answer.
+DERIVED = {"target": "tip_amount > 2", "features": "add_features", "categorical": ["vendor", "payment_type", "weekday"]}
+DERIVED |= {
+    "columns": ["vendor", "pickup_datetime", "dropoff_datetime", "trip_distance", "payment_type", "fare_amount"]
+}
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "LightGBM": {"estimator": "lightgbm.LGBMClassifier", "params": {"num_leaves": 7}},
+    "linear": {"estimator": "logistic_regression"},
+}
 
 Told = dict[str, Any]
 
@@ -71,6 +81,13 @@ RATIOS = [
     Ratio("... that reads only its columns", "tipline prepare + score", "seed, its columns", 2.5),
     Ratio("... against DuckDB, two months at once", "tipline prepare + score", "DuckDB, published", 0.9),
     Ratio("... against Polars", "tipline prepare + score", "Polars, published", None),
+    Ratio(
+        "LightGBM on derived columns, against predict_proba",
+        "LightGBM, derived columns",
+        "LightGBM, predict_proba",
+        0.9,
+    ),
+    Ratio("a linear model on them, against predict_proba", "linear, derived columns", "linear, predict_proba", 0.9),
     Ratio("two workers, against one", "tipline score", "tipline score, 1 worker", 1.8),
     Ratio("12 months, speed against 3 months", "12 months", "3 months", None),
     Ratio("12 months, speed against 1 month", "12 months", "1 month", None),
@@ -87,6 +104,10 @@ class Bench:
         self.main = Project(self.folder / "main", months, options.rows, {})
         boosted = {"estimator": "hist_gradient_boosting", "params": {}}
         self.boosted = Project(self.folder / "boosted", months[:1], options.boosted_rows, boosted)
+        self.derived = {
+            name: Project(self.folder / name, months[:1], options.boosted_rows, train, DERIVED)
+            for name, train in ESTIMATORS.items()
+        }
         self.linked = {n: Project(self.folder / f"linked-{n}", tuple(MONTHS[:n]), options.rows, {}) for n in SCALE}
         self.large = Project(self.folder / "large", tuple(MONTHS[: LARGE[0]]), LARGE[1], {})
         self.reference: dict[str, np.ndarray[Any, Any]] = {}
@@ -105,6 +126,8 @@ class Bench:
     def make_all(self) -> None:
         self.main.make(self.options.one_group)
         self.boosted.make()
+        for project in self.derived.values():
+            project.make()
         script("the_post.py", "fit", self.main, self.folder, {})
         for project in self.linked.values():
             project.link(self.main, self.boosted)
@@ -125,6 +148,11 @@ class Bench:
             Case("seed, its columns", rows, partial(self.seed, "seed, its columns", "predict-selected")),
             Case("tipline score, boosted", self.options.boosted_rows, partial(self.score, self.boosted)),
         ]
+        for name, project in self.derived.items():
+            alone += [
+                Case(f"{name}, derived columns", self.options.boosted_rows, partial(self.score, project)),
+                Case(f"{name}, predict_proba", self.options.boosted_rows, partial(self.predict_proba, project)),
+            ]
         names = {1: "1 month"}
         linked = [
             Case(names.get(n, f"{n} months"), n * self.options.rows, partial(self.score, project))
@@ -157,10 +185,15 @@ class Bench:
 
     def score(self, project: Project, workers: int = 2) -> Told:
         """`tipline score` of all months."""
-        project.settings(score={"workers": workers})
+        project.settings(cluster={"n_workers": workers})
         project.forget()
         told = figures(project.tipline("score"), project.steady(), project)
         return told | {"phases": project.phases()}
+
+    def predict_proba(self, project: Project) -> Told:
+        """`predict_proba` on ready frames; their reading and the processes' starts are left out."""
+        told = dict.fromkeys(("seconds", "bytes")) | {"steady": time_predict_proba(project.root)}
+        return told | {"MiB a worker": 0, "MiB together": 0}
 
     def floor(self) -> Told:
         self.main.settings()

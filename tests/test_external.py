@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from tests import workbench
-from tipline.model import artifact, external
+from tipline.model import artifact, external, loader
 from tipline.paths import Paths
 from tipline.registry import model_versions, store
 
@@ -148,3 +148,25 @@ def test_one_float_per_row_counts_as_probabilities() -> None:
         assert scores.tolist() == [0.25, 0.5]
     for given in (np.array([0, 1]), np.array(["yes", "no"]), np.zeros((2, 3))):
         assert external.extract_scores(given) is None
+
+
+UNPICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+CODE = f"""import os, mlflow
+assert os.environ[{UNPICKLE!r}] == "False"
+class Half(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [0.5] * len(model_input)
+mlflow.models.set_model(Half())"""
+
+
+def test_a_model_of_code_is_loaded_where_mlflow_may_not_unpickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half.py").write_text(CODE)
+    with monkeypatch.context() as saving:
+        saving.setenv(UNPICKLE, "False")
+        mlflow.pyfunc.save_model(tmp_path / "model", python_model=str(tmp_path / "half.py"), pip_requirements=[])
+    monkeypatch.setenv(UNPICKLE, "True")
+    files = {f"mlflow/{name}": data for name, data in loader.read_files(tmp_path / "model", "").items()}
+    predict = external.load_predict(files, {"name": "half", "inputs": []})
+    assert predict(pd.DataFrame({"x": [1.0, 2.0]})).tolist() == [0.5, 0.5]

@@ -30,8 +30,6 @@ OLD = b"a,b\n" + np.random.default_rng(1).bytes(10 * RANGE).replace(b"\x00", b"1
 NEW = b"a,b\n" + np.random.default_rng(2).bytes(10 * RANGE).replace(b"\x00", b"1")
 FIRST = transfer.RANGE_BYTES
 LARGE = b"a,b\n" + np.random.default_rng(3).bytes(2 * FIRST).replace(b"\x00", b"1")
-
-
 LACKING = ("heeds_versions", "states_version", "has_ranges", "says_where_a_range_lies", "states_length")
 MANNERS: list[dict[str, Any]] = [{}, {"packs": True}, *({name: False} for name in LACKING)]
 MANNERS += [{"headers": {"ETag": 'W/"weak"'}}, {"moved": {"/trips.csv": f"/{MONTH}.csv"}}]
@@ -105,20 +103,6 @@ def test_a_connection_without_progress_is_given_up_and_the_part_is_kept(shelf: s
     shelf.log.clear()
     assert download(shelf, part) == OLD
     assert list_starts(shelf)[0] == 3 * RANGE
-
-
-def test_a_silent_server_is_asked_again(shelf: servers.Shelf, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "READ_SECONDS", 0.2)
-    fail_after(shelf, 4, silent_after=RANGE // 2)
-    shelf.before += [lambda: setattr(shelf, "silent_after", None)]
-    assert download(shelf, part) == OLD
-
-
-@pytest.mark.parametrize("manners", [{"promised_too_much": 1000}, {"cut_after": RANGE, "has_ranges": False}], ids=str)
-def test_a_server_that_never_sends_all_is_given_up(shelf: servers.Shelf, part: Path, manners: dict[str, Any]) -> None:
-    vars(shelf).update(manners)
-    with pytest.raises(TiplineError, match="connection was cut"):
-        download(shelf, part)
 
 
 @pytest.mark.parametrize("statuses", [[403] * 4, [500] * 2, [503, 502, 504, 500], [429] * 4, [408, 425]], ids=str)
