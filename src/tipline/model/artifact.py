@@ -129,9 +129,11 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
     for feature in features:
         values, kind = frame[feature["name"]], feature["kind"]
         if kind == "category":
-            text = pa.array(values.astype("str"), pa.string())  # in chunks, as pandas has it
-            whole = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
-            arrays[feature["name"]] = whole.dictionary_encode()
+            array = pa.array(values, from_pandas=True)  # in chunks, if pandas has it so
+            whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+            encoded = whole.dictionary_encode()
+            names = pa.array([str(name) for name in encoded.dictionary.to_pylist()], pa.string())
+            arrays[feature["name"]] = pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), names)
         else:
             plain = values.to_numpy() if kind == "hour" else values.to_numpy(np.float64, na_value=np.nan)
             arrays[feature["name"]] = pa.array(plain, from_pandas=True).cast(KIND_TYPES[kind], safe=False)
