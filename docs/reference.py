@@ -39,6 +39,7 @@ VARIABLES = {
     "DVC_EXP_NAME": "set by DVC: the experiment; training runs are tagged with it",
     "DVC_ROOT": "set by DVC: the project that an experiment runs for; MLflow's store and relative sources are there",
     "DVC_STAGE": "set by DVC: the stage; runs are tagged with it",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "set by tipline: `False` while MLflow loads a model without skops files",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "seconds to wait for MLflow's server; MLflow reads it, too",
     "MLFLOW_TRACKING_URI": "MLflow's store; default: `sqlite:///mlflow.db` in the project (team.md)",
     "MLFLOW_TRACKING_USERNAME": "your user name on MLflow's server; recorded with promotions",
