@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests import workbench
-from tipline.arrays import Floats
+from tipline.arrays import Floats, Labels
 from tipline.errors import TiplineError, UsageError
 from tipline.evaluation import metrics
 from tipline.model import artifact, golden_rows, pyfunc
@@ -18,7 +18,7 @@ METHODS = ("sigmoid", "isotonic")
 RANKED, FEW = np.linspace(0, 1, 1000), np.arange(1000) > 500
 
 
-def simulate(seed: int, rows: int = 40_000) -> tuple[Floats, Floats, metrics.Labels]:
+def simulate(seed: int, rows: int = 40_000) -> tuple[Floats, Floats, Labels]:
     """Return overconfident probabilities, the true ones, and labels."""
     generator = np.random.default_rng(seed)
     odds = generator.normal(1, 3, rows)
@@ -56,7 +56,7 @@ def test_no_probability_becomes_certain() -> None:
         (RANKED, ~FEW ^ (np.arange(1000) % 10 == 5), "wrong way round"),
     ],
 )
-def test_rows_that_cannot_calibrate_are_refused(given: Floats, labels: metrics.Labels, message: str) -> None:
+def test_rows_that_cannot_calibrate_are_refused(given: Floats, labels: Labels, message: str) -> None:
     for method in METHODS:
         with pytest.raises(TiplineError, match=message):
             calibration.fit_calibration(method, given, labels)

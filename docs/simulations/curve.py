@@ -21,8 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from tipline.training import learning_curve
 
 if TYPE_CHECKING:
-    from tipline.arrays import Codes, Floats, Matrix
-    from tipline.evaluation.metrics import Labels
+    from tipline.arrays import Codes, Floats, Labels, Matrix
 
     Draws = np.random.Generator
 

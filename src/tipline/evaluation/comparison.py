@@ -8,13 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
-from tipline.arrays import Floats, Probabilities, fill_nulls
+from tipline.arrays import Floats, Labels, Probabilities, fill_nulls
 from tipline.config import Settings
 from tipline.errors import TiplineError, join_lines
 from tipline.evaluation import baseline as rule
 from tipline.evaluation import gate, metrics
 from tipline.evaluation.gate import MadeOn
-from tipline.evaluation.metrics import Labels
 from tipline.ingest import columns
 from tipline.model import artifact
 from tipline.paths import Paths

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tipline.arrays import Codes, Floats
+from tipline.arrays import Codes, Floats, Labels
 from tipline.errors import format_count
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
-from tipline.evaluation.metrics import NEXT_TO_NOTHING, Labels, rank_values
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
 
 MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 

@@ -4,11 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.arrays import Codes, Floats, Probabilities, fill_nulls
+from tipline.arrays import Codes, Floats, Labels, Probabilities, fill_nulls
 from tipline.ingest.target import parse_target
 
 Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
-Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Times = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 # The truth never counts as less likely than one float32 step from 0, so that the loss is finite.

@@ -130,7 +130,7 @@ def compile_encoder(pipeline: Pipeline) -> Callable[[pd.DataFrame], Matrix] | No
 
 
 def encode_category(values: pd.Series[Any], known: Values) -> Values:
-    """Return each value's position among the known ones, NaN for any other; these are texts or numbers."""
+    """Return each value's position among the known ones, NaN for any other. The known values are texts or numbers."""
     is_text = known.dtype == object
     given = pa.array(
         values.astype("str") if is_text else values.to_numpy(np.float64, na_value=np.nan), from_pandas=True

@@ -83,7 +83,7 @@ def find_objection(name: str, type_: str, schema: Schema, hidden: Collection[str
 def load_predict(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> Callable[[pd.DataFrame], Floats]:
     """Load a model through MLflow, and return the function from a frame to the probability of each row.
 
-    The caller has checked the files. Raises TiplineError if MLflow cannot load them here. So does the function, if the
+    The caller has checked the files. Raises TiplineError if MLflow cannot load them here; the function raises it if the
     model does not return one probability per row.
     """
     from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)

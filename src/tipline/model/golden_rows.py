@@ -31,9 +31,9 @@ def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> t
     either: this machine computes differently from the one that trained.
     """
     model = artifact.load_model(files, digest)
-    if count_steps(model) > 1:
+    if (steps := count_steps(model)) > 1:
         model = artifact.load_model(files, digest, use_compiled=False)
-    steps = count_steps(model)
+        steps = count_steps(model)
     if steps > 1:
         what = f"This worker scores the golden rows differently from the machine that trained it ({steps} steps)."
         todo = "Use the same processor type and library versions as in training, or train again where you score."

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from tipline import files
-from tipline.arrays import Floats, Probabilities
-from tipline.evaluation.metrics import Labels
+from tipline.arrays import Floats, Labels, Probabilities
 from tipline.monitoring.counts import BANDS, assign_band
 from tipline.monitoring.verdict import compute_calibration
 

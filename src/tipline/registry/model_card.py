@@ -66,8 +66,10 @@ def describe_model(
                 client.log_metric(run.info.run_id, name, value)
         tested, skill = ", ".join(report["months"]), FILTERS["percent"](report[entry.role]["skill"])
         note = f"{entry.link}: skill {skill} on {tested} over the baseline. {verdict or ''}"
-        client.set_tag(run.info.run_id, runs.NOTE, merge_text(run.data.tags.get(runs.NOTE), note))
-        client.set_tag(run.info.run_id, "test.months", tested)
+        tags = {runs.NOTE: merge_text(run.data.tags.get(runs.NOTE), note), "test.months": tested}
+        for name, text in tags.items():
+            if text != run.data.tags.get(name):
+                client.set_tag(run.info.run_id, name, text)
         links = {**links, "training": runs.format_run_link("training", run)}
     if version is not None and not paths.is_experiment_copy:
         model_versions.tag_version(client, version, {model_versions.VERDICT: verdict} if verdict else {})

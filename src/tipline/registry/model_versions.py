@@ -94,10 +94,14 @@ def register_run(client: Client, name: str, run: Run) -> Version:
         return version
     if store.find_model(client, name) is None:
         client.create_registered_model(name, description=DESCRIPTION)
-    uri, tags = run.data.tags[runs.MODEL_URI], {tag: run.data.tags[tag] for tag in FROM_RUN if tag in run.data.tags}
+    uri, tags = run.data.tags[runs.MODEL_URI], select_tags(run)
     # Only what MLflow keeps as a logged model has an id.
     model_id = uri.removeprefix("models:/") if uri.startswith("models:/") else None
     return client.create_model_version(name, uri, run.info.run_id, tags, model_id=model_id)
+
+
+def select_tags(run: Run) -> dict[str, str]:
+    return {name: value for name, value in run.data.tags.items() if name in FROM_RUN}
 
 
 def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Version:
@@ -120,7 +124,7 @@ def adopt_version(
         return version
     for run in runs.list_training_runs(client):
         if run.data.tags[runs.MODEL_URI] == version.source:  # registered in MLflow's page from a run of tipline
-            return tag_version(client, version, {tag: run.data.tags[tag] for tag in FROM_RUN if tag in run.data.tags})
+            return tag_version(client, version, select_tags(run))
     where = format_version(version)
     # Its scores are compared by the target, the time and the baseline of a model that was trained here.
     own = files.try_read_json(paths.challenger / pyfunc.SPEC)

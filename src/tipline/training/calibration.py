@@ -9,9 +9,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from tipline.arrays import Floats
+from tipline.arrays import Floats, Labels
 from tipline.errors import TiplineError, UsageError
-from tipline.evaluation.metrics import Labels
 from tipline.model.pyfunc import log_odds
 
 MIN_ROWS = 1000  # with fewer, the correction is as uncertain as what it corrects

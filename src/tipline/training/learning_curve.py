@@ -20,11 +20,11 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from tipline import cluster
-from tipline.arrays import Codes, Floats, Matrix
+from tipline.arrays import Codes, Floats, Labels, Matrix
 from tipline.config import LearningCurve
 from tipline.errors import UsageError
 from tipline.evaluation.intervals import CONFIDENCE
-from tipline.evaluation.metrics import NEXT_TO_NOTHING, Labels, compute_log_loss
+from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
 from tipline.model.pipeline import fit_pipeline
 from tipline.model.pyfunc import install_code
 
