@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -222,19 +223,29 @@ class Crash(BaseException):
 def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
     bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    left = [{"before the parts": 7, "before the manifest": 8, "after the manifest": 9}[moment]]
-    copy = s3fs.S3FileSystem.copy
+    copy, write, copied, written = (
+        storage.Storage._copy_files,
+        storage.Storage.write,
+        itertools.count(1),
+        itertools.count(1),
+    )
 
-    def crash(self: s3fs.S3FileSystem, sources: list[str], targets: list[str]) -> None:
-        left[0] -= 1
-        if left[0] == 0:
+    def crashing_copy(*arguments: Any) -> None:
+        is_last = next(copied) == len(workbench.MONTHS)
+        if is_last and moment == "before the parts":
             raise Crash
-        copy(self, sources, targets)
-        if left[0] == 1 and moment == "after the manifest":
+        copy(*arguments)
+        if is_last and moment == "before the manifest":
+            raise Crash
+
+    def crashing_write(self: storage.Storage, name: str, data: bytes) -> None:
+        write(self, name, data)
+        if self.root.endswith("/predictions") and next(written) == len(workbench.MONTHS):
             raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(s3fs.S3FileSystem, "copy", crash)
+        patched.setattr(storage.Storage, "_copy_files", crashing_copy)
+        patched.setattr(storage.Storage, "write", crashing_write)
         with pytest.raises(Crash):
             run_cli(project.root, "score", *bucket.options)
     monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
@@ -248,13 +259,46 @@ def test_two_clones_with_one_model_that_score_to_one_bucket_both_end_well(
 ) -> None:
     (tmp_path / "clone").mkdir()
     clone, command = workbench.copy_project(project, tmp_path / "clone"), ("tipline", "score", *bucket.options)
+    printed = [tmp_path / "first.txt", tmp_path / "second.txt"]
     with (
-        workbench.running(*command, folder=project.root) as first,
-        workbench.running(*command, folder=clone.root) as second,
+        workbench.running(*command, folder=project.root, printed=printed[0]) as first,
+        workbench.running(*command, folder=clone.root, printed=printed[1]) as second,
     ):
-        assert (first.wait(120), second.wait(120)) == (0, 0)
+        codes = first.wait(120), second.wait(120)
+    assert codes == (0, 0), [path.read_text() for path in printed]
     assert not bucket.list_staged("")
     assert_whole(bucket, expected)
+
+
+@pytest.mark.parametrize("step", ["remove_files", "_copy_files"])
+def test_a_run_that_overtakes_another_one_while_it_replaces_a_month_leaves_the_month_whole(
+    bucket: Bucket,
+    project: Paths,
+    run_cli: RunCli,
+    tmp_path: Path,
+    dask_address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    score(run_cli, project, bucket)
+    promote_another_model(project)
+    (tmp_path / "clone").mkdir()
+    overtaken = list[str]()
+    clone, function = workbench.copy_project(project, tmp_path / "clone"), getattr(storage.Storage, step)
+
+    def be_overtaken(self: storage.Storage, *arguments: Any) -> None:
+        if self.root.endswith("/predictions") and not overtaken:
+            overtaken.append(step)
+            subprocess.run([*TIPLINE_SCORE, *bucket.options], cwd=clone.root, check=True, timeout=120)
+        function(self, *arguments)
+
+    monkeypatch.setattr(storage.Storage, step, be_overtaken)
+    score(run_cli, project, bucket)
+    assert overtaken
+    assert not bucket.list_staged("")
+    monkeypatch.setenv(cluster.ADDRESS, dask_address)
+    workbench.run(project, "score")
+    assert_whole(bucket, project)
 
 
 # ---- messages ----

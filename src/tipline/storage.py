@@ -135,9 +135,10 @@ class Storage:
     def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
         """Move a finished folder from `staged` here, replacing the folder of that name.
 
-        A bucket cannot rename folders, so the files are copied within the store, the manifest last: a folder without a
-        manifest is not published. A manifest of an equal key stays, because another run may have just published the
-        same parts. Readers that ignore the manifest can see old parts beside new ones while the files are copied.
+        A bucket cannot rename folders, so the parts are copied within the store and the manifest is written last: a
+        folder without a manifest is not published. Readers that ignore the manifest can see old parts beside new ones
+        while the files are copied. Another run may publish the same parts at the same time. Raises a FileNotFoundError
+        if it has removed the staged ones and they are not published either.
         """
         if self.is_local:  # only between two renames neither the old month nor the new one is in place
             files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
@@ -145,14 +146,20 @@ class Storage:
         published, manifest = (
             place.read_json(f"{name}/{files.MANIFEST}") for place, name in ((self, folder), (staged, source))
         )
-        if not isinstance(manifest, dict):  # the other run has published the month and removed the staged folder
+        if not isinstance(manifest, dict):
             raise FileNotFoundError(staged.address(source))
-        if not isinstance(published, dict) or published.get("key") != manifest["key"]:
+        if isinstance(published, dict) and published.get("key") != manifest["key"]:
             self.remove_files([f"{folder}/{files.MANIFEST}"])
-        names = [part["name"] for part in manifest["parts"]]
-        self._copy_files(staged, source, folder, names)
+        names = {part["name"]: part["sha256"] for part in manifest["parts"]}
+        try:
+            self._copy_files(staged, source, folder, list(names))
+        except (
+            FileNotFoundError
+        ):  # the other run's manifest may be the one that was removed here, so it is written again
+            if any(files.hash_bytes(self.read(f"{folder}/{name}") or b"") != names[name] for name in names):
+                raise
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
-        self._copy_files(staged, source, folder, [files.MANIFEST])
+        self.write(f"{folder}/{files.MANIFEST}", files.format_json(manifest).encode())
 
     def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
         sources = [staged.address(f"{source}/{name}") for name in names]
