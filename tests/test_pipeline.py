@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tests import workbench
@@ -68,6 +69,11 @@ def twice(trips):
 
 def center(trips):
     return trips.assign(fare_amount=trips["fare_amount"] - trips["fare_amount"].mean())
+
+def split_fares(trips):
+    rounded = trips["fare_amount"].round().clip(-1, 9)
+    whole = rounded.astype("int32") if rounded.notna().all() else rounded
+    return trips.assign(fare=whole, negative=-rounded * 0, is_short=trips["trip_distance"].fillna(0) < 3)
 
 def drop_rows(trips):
     return trips.dropna()
@@ -160,6 +166,32 @@ def test_compiled_model_equals_the_pipeline(fit: Fit, name: str) -> None:
     found = np.concatenate([part.copy() for _, part in compiled.compute_probabilities(trips, model.linear)])
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     np.testing.assert_allclose(model.probabilities(trips), expected, rtol=0, atol=2**-25)
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings"),
+    [
+        (["payment_type", "fare_amount", "trip_distance", "pickup_datetime"], {"features": "add_double"}),
+        (
+            ["fare_amount", "trip_distance"],
+            {"features": "split_fares", "categorical": ["fare", "negative", "is_short"]},
+        ),
+        (["fare_amount", "passenger_count"], {"categorical": ["passenger_count"]}),
+    ],
+)
+def test_a_linear_model_of_derived_columns_is_folded_when_it_is_loaded(
+    fit: Fit, columns: list[str], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trips = fit(columns, "logistic_regression", CODE, **settings), rows(2000, 3)
+    assert model.linear is None
+    expected, derived = artifact.Model(model._files, use_compiled=False).score_rows(trips)
+    assert len(np.unique(expected)) > 10
+    monkeypatch.setattr(type(model.estimator), "predict_proba", None)
+    found, same = model.score_rows(trips)
+    np.testing.assert_array_max_ulp(found, expected, 1)
+    assert same.equals(derived)
+    whole = trips.filter(pc.is_valid(trips["fare_amount"])).slice(0, 50)
+    np.testing.assert_array_max_ulp(model.probabilities(whole), expected[trips["fare_amount"].is_valid()][:50], 1)
 
 
 @pytest.mark.parametrize(

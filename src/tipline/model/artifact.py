@@ -55,19 +55,29 @@ class Model:
         return pyfunc.load_estimator(self._files)
 
     @cached_property
-    def _predict(self) -> Callable[[pd.DataFrame], Floats]:
-        """The function from the columns that the preprocessing sees to probabilities."""
+    def _predict(self) -> Callable[[pd.DataFrame, pa.RecordBatch], Floats]:
+        """The function from the columns that the preprocessing sees, for pandas and for Arrow, to probabilities."""
         if self.is_external:
-            return external.load_predict(self._files, self.spec)
+            predict = external.load_predict(self._files, self.spec)
+            return lambda frame, _: predict(frame)
         rest = self.estimator[1:] if self._has_features else self.estimator
+        if self.use_compiled and self._has_derived and (linear := compiled.fold_pipeline(rest, is_derived=True)):
+            return lambda _, batch: np.concatenate([v.copy() for _, v in compiled.compute_probabilities(batch, linear)])
         if self.use_compiled and (encode := compiled.compile_encoder(rest)):
             classifier = rest[-1]
-            return lambda frame: classifier.predict_proba(encode(frame))[:, 1].astype(np.float64)
-        return lambda frame: rest.predict_proba(frame)[:, 1].astype(np.float64)
+            return lambda frame, _: classifier.predict_proba(encode(frame))[:, 1].astype(np.float64)
+        return lambda frame, _: rest.predict_proba(frame)[:, 1].astype(np.float64)
 
     @property
     def _has_features(self) -> bool:
         return not self.is_external and "features" in self.estimator.named_steps
+
+    @cached_property
+    def _has_derived(self) -> bool:
+        """Whether the preprocessing sees other columns than the model reads, or numbers as categories."""
+        text = {column["name"] for column in self.spec["inputs"] if column["type"] == "category"}
+        named = {column["name"] for column in self.spec.get("features", []) if column["kind"] == "category"}
+        return self._has_features or not named <= text
 
     def score_rows(self, batch: pa.RecordBatch) -> tuple[Probabilities, pa.RecordBatch]:
         """Return the probability of each prepared row, and the columns after the user's function."""
@@ -96,24 +106,20 @@ class Model:
         return self.estimator["features"].transform(frame) if self._has_features else frame
 
     def _predict_rows(self, batch: pa.RecordBatch) -> tuple[Floats, pa.RecordBatch]:
-        text = {column["name"] for column in self.spec["inputs"] if column["type"] == "category"}
-        features = self.spec.get("features", [])
-        # Numbers that `model.categorical` makes categories are counted as these.
-        is_changed = self._has_features or any(
-            feature["kind"] == "category" and feature["name"] not in text for feature in features
-        )
-        parts, derived = [np.empty(0)], []
+        scores, columns = [np.empty(0)], []
         for start in range(0, len(batch) or 1, BATCH_ROWS):
-            frame = self.derive_frame(batch.slice(start, BATCH_ROWS))
+            part = batch.slice(start, BATCH_ROWS)
+            frame = self.derive_frame(part)
+            if self._has_derived:
+                part = write_batch(frame, self.spec["features"])
+                columns.append(part)
             if len(frame):
-                parts.append(self._predict(frame))
-            if is_changed:
-                derived.append(write_batch(frame, features))
-        if len(derived) == 1:
-            batch = derived[0]
-        elif derived:
-            batch = pa.Table.from_batches(derived).unify_dictionaries().combine_chunks().to_batches()[0]
-        return np.concatenate(parts), batch
+                scores.append(self._predict(frame, part))
+        if len(columns) == 1:
+            batch = columns[0]
+        elif columns:
+            batch = pa.Table.from_batches(columns).unify_dictionaries().combine_chunks().to_batches()[0]
+        return np.concatenate(scores), batch
 
 
 def read_frame(batch: pa.RecordBatch, inputs: list[dict[str, str]]) -> pd.DataFrame:
@@ -129,10 +135,13 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
     for feature in features:
         values, kind = frame[feature["name"]], feature["kind"]
         if kind == "category":
-            array = pa.array(values, from_pandas=True)  # in chunks, if pandas has it so
+            # pandas has integers as floats where some are missing.
+            is_number = values.dtype.kind in "iuf"
+            plain = values.to_numpy(np.float64, na_value=np.nan) + 0.0 if is_number else values  # no -0.0
+            array = pa.array(plain, from_pandas=True)  # in chunks, if pandas has it so
             whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
             encoded = whole.dictionary_encode()
-            names = pa.array([str(name) for name in encoded.dictionary.to_pylist()], pa.string())
+            names = pa.array(compiled.list_names(encoded.dictionary.to_numpy(zero_copy_only=False)), pa.string())
             arrays[feature["name"]] = pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), names)
         else:
             plain = values.to_numpy() if kind == "hour" else values.to_numpy(np.float64, na_value=np.nan)

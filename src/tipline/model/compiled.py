@@ -29,8 +29,10 @@ CHUNK_ROWS = 2**15
 TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "numbers": "FunctionTransformer"}
 
 
-def fold_pipeline(pipeline: Pipeline) -> dict[str, Any] | None:
+def fold_pipeline(pipeline: Pipeline, *, is_derived: bool = False) -> dict[str, Any] | None:
     """Fold a fitted logistic regression behind the built-in preprocessing; return None for anything else.
+
+    Categories that are numbers can be folded only of derived columns (`artifact.write_batch`), in which they are text.
 
     The log-odds are `intercept` plus, for each of `terms`, the value in a table, by category or hour (the last one for
     values that are missing or unknown), or a slope times the clipped number, with the median for a missing one.
@@ -52,11 +54,17 @@ def fold_pipeline(pipeline: Pipeline) -> dict[str, Any] | None:
         else:
             encoder = transformer if kind == "categories" else transformer["encode"]
             for name, values in zip(columns, encoder.categories_, strict=True):
+                if kind == "categories" and values.dtype != object and not is_derived:
+                    return None
                 term = {"name": name, "kind": kind, "table": [*(next(weights) for _ in values), 0.0]}
-                terms.append(term | ({"values": [*values.tolist()]} if kind == "categories" else {}))
-    if any(isinstance(value, float) for term in terms for value in term.get("values", ())):
-        return None  # categories that are numbers
+                terms.append(term | ({"values": list_names(values)} if kind == "categories" else {}))
     return {"intercept": intercept, "terms": terms}
+
+
+def list_names(values: Values) -> list[str]:
+    """Return categories as text; a number has one name, whether pandas holds it as an integer or not."""
+    plain = values if values.dtype in {np.dtype(object), np.dtype(bool)} else values.astype(np.float64) + 0.0  # no -0.0
+    return list(map(str, plain.tolist()))
 
 
 def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> Iterator[tuple[slice, Floats]]:
