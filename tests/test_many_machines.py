@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import functools
 import io
 import itertools
 import os
@@ -219,33 +220,32 @@ class Crash(BaseException):
     """The end of the process."""
 
 
-@pytest.mark.parametrize("moment", ["before the parts", "before the manifest", "after the manifest"])
+def crash() -> None:
+    raise Crash
+
+
+def act_at(patched: pytest.MonkeyPatch, moment: str, number: int, action: Callable[[], Any]) -> None:
+    """Do something before or after the call of a number to a method of the storage of predictions."""
+    when, _, method = moment.partition(" ")
+    function, calls = getattr(storage.Storage, method), itertools.count(1)
+
+    def call(self: storage.Storage, *arguments: Any) -> None:
+        is_now = self.root.endswith("/predictions") and next(calls) == number
+        if is_now and when == "before":
+            action()
+        function(self, *arguments)
+        if is_now and when == "after":
+            action()
+
+    patched.setattr(storage.Storage, method, call)
+
+
+@pytest.mark.parametrize("moment", ["before _copy_files", "after _copy_files", "after write"])
 def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
     bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    copy, write, copied, written = (
-        storage.Storage._copy_files,
-        storage.Storage.write,
-        itertools.count(1),
-        itertools.count(1),
-    )
-
-    def crashing_copy(*arguments: Any) -> None:
-        is_last = next(copied) == len(workbench.MONTHS)
-        if is_last and moment == "before the parts":
-            raise Crash
-        copy(*arguments)
-        if is_last and moment == "before the manifest":
-            raise Crash
-
-    def crashing_write(self: storage.Storage, name: str, data: bytes) -> None:
-        write(self, name, data)
-        if self.root.endswith("/predictions") and next(written) == len(workbench.MONTHS):
-            raise Crash
-
     with monkeypatch.context() as patched:
-        patched.setattr(storage.Storage, "_copy_files", crashing_copy)
-        patched.setattr(storage.Storage, "write", crashing_write)
+        act_at(patched, moment, len(workbench.MONTHS), crash)
         with pytest.raises(Crash):
             run_cli(project.root, "score", *bucket.options)
     monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
@@ -270,31 +270,18 @@ def test_two_clones_with_one_model_that_score_to_one_bucket_both_end_well(
     assert_whole(bucket, expected)
 
 
-@pytest.mark.parametrize("step", ["remove_files", "_copy_files"])
+@pytest.mark.parametrize("method", ["remove_files", "_copy_files"])
 def test_a_run_that_overtakes_another_one_while_it_replaces_a_month_leaves_the_month_whole(
-    bucket: Bucket,
-    project: Paths,
-    run_cli: RunCli,
-    tmp_path: Path,
-    dask_address: str,
-    monkeypatch: pytest.MonkeyPatch,
-    step: str,
+    bucket: Bucket, run_cli: RunCli, tmp_path: Path, dask_address: str, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
+    project = Paths(tmp_path / "project")
     score(run_cli, project, bucket)
     promote_another_model(project)
     (tmp_path / "clone").mkdir()
-    overtaken = list[str]()
-    clone, function = workbench.copy_project(project, tmp_path / "clone"), getattr(storage.Storage, step)
-
-    def be_overtaken(self: storage.Storage, *arguments: Any) -> None:
-        if self.root.endswith("/predictions") and not overtaken:
-            overtaken.append(step)
-            subprocess.run([*TIPLINE_SCORE, *bucket.options], cwd=clone.root, check=True, timeout=120)
-        function(self, *arguments)
-
-    monkeypatch.setattr(storage.Storage, step, be_overtaken)
+    clone = workbench.copy_project(project, tmp_path / "clone")
+    other = functools.partial(subprocess.run, [*TIPLINE_SCORE, *bucket.options], cwd=clone.root, check=True)
+    act_at(monkeypatch, f"before {method}", 1, other)
     score(run_cli, project, bucket)
-    assert overtaken
     assert not bucket.list_staged("")
     monkeypatch.setenv(cluster.ADDRESS, dask_address)
     workbench.run(project, "score")

@@ -42,45 +42,34 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 FACTOR = 2.0
-
 def add_double(trips):
     trips["double"] = trips["fare_amount"] * FACTOR
     trips["long"] = np.where(trips["trip_distance"] > 3, "long", "short")
     return trips[["payment_type", "double", "long"]]
-
 def add_ratio(trips):
     return trips.assign(ratio=trips["fare_amount"] / (trips["trip_distance"] > 3))
-
 def in_pieces(trips):
     pieces = [trips.iloc[:1], trips.iloc[1:]]
     return pd.concat(pieces).assign(nanoseconds=pd.Timestamp("2009-01-01").as_unit("ns"))
-
 def fail_on_parts(trips):
     if len(trips) < 400:
         raise ValueError("too few rows")
     return trips
-
 @np.vectorize
 def vectorized(trips):
     return trips
-
 def twice(trips):
     return pd.concat([trips, trips], axis=1)
-
 def center(trips):
     return trips.assign(fare_amount=trips["fare_amount"] - trips["fare_amount"].mean())
-
 def split_fares(trips):
     rounded = trips["fare_amount"].round().clip(-1, 9)
     whole = rounded.astype("int32") if rounded.notna().all() else rounded
     return trips.assign(fare=whole, negative=-rounded * 0, is_short=trips["trip_distance"].fillna(0) < 3)
-
 def drop_rows(trips):
     return trips.dropna()
-
 def fail(trips):
     return trips["no such column"]
-
 class Fares(TransformerMixin, BaseEstimator):
     def fit(self, X, y=None):
         self.mean_ = float(X["fare_amount"].mean())
@@ -88,7 +77,6 @@ class Fares(TransformerMixin, BaseEstimator):
 
     def transform(self, X):
         return X[["fare_amount"]].fillna(self.mean_).to_numpy() / FACTOR
-
 def stack(**params):
     parts = [(f"C={C}", make_pipeline(Fares(), LogisticRegression(C=C))) for C in (1, 9)]
     return StackingClassifier(parts, cv=2, n_jobs=2, **params)
@@ -168,17 +156,15 @@ def test_compiled_model_equals_the_pipeline(fit: Fit, name: str) -> None:
     np.testing.assert_allclose(model.probabilities(trips), expected, rtol=0, atol=2**-25)
 
 
-@pytest.mark.parametrize(
-    ("columns", "settings"),
-    [
-        (["payment_type", "fare_amount", "trip_distance", "pickup_datetime"], {"features": "add_double"}),
-        (
-            ["fare_amount", "trip_distance"],
-            {"features": "split_fares", "categorical": ["fare", "negative", "is_short"]},
-        ),
-        (["fare_amount", "passenger_count"], {"categorical": ["passenger_count"]}),
-    ],
-)
+SPLIT = {"features": "split_fares", "categorical": ["fare", "negative", "is_short"]}
+DERIVED: list[tuple[list[str], dict[str, Any]]] = [
+    (["payment_type", "fare_amount", "trip_distance", "pickup_datetime"], {"features": "add_double"}),
+    (["fare_amount", "trip_distance"], SPLIT),
+    (["fare_amount", "passenger_count"], {"categorical": ["passenger_count"]}),
+]
+
+
+@pytest.mark.parametrize(("columns", "settings"), DERIVED)
 def test_a_linear_model_of_derived_columns_is_folded_when_it_is_loaded(
     fit: Fit, columns: list[str], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,26 +181,19 @@ def test_a_linear_model_of_derived_columns_is_folded_when_it_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("columns", "settings"),
-    [
-        (ALL, {}),
-        (ALL, {"categories": {"vendor": ["VTS", "other"]}}),
-        (["fare_amount", "passenger_count"], {"categorical": ["passenger_count"]}),
-        (["payment_type", "fare_amount", "trip_distance"], {"features": "add_double"}),
-    ],
+    ("columns", "settings"), [*DERIVED, (ALL, {}), (ALL, {"categories": {"vendor": ["VTS", "other"]}})]
 )
 def test_columns_are_encoded_for_trees_as_the_pipeline_does(
     fit: Fit, columns: list[str], settings: dict[str, Any]
 ) -> None:
-    code = CODE if settings.get("features") else ""
-    model, trips = fit(columns, "hist_gradient_boosting", code, **settings), rows(2000, 3)
-    encode = compiled.compile_encoder(model.estimator)
-    assert encode is not None
-    frame = model.derive_frame(trips)
-    np.testing.assert_array_equal(encode(frame), model.estimator["preprocess"].transform(frame))
+    model, trips = fit(columns, "hist_gradient_boosting", CODE, **settings), rows(2000, 3)
+    terms = compiled.list_tree_terms(model.estimator)
+    assert terms is not None
+    encoded = compiled.encode_matrix(model.score_rows(trips)[1], terms)
+    np.testing.assert_array_equal(encoded, model.estimator["preprocess"].transform(model.derive_frame(trips)))
     plain = artifact.Model(model._files, use_compiled=False)
     assert model.probabilities(trips).tobytes() == plain.probabilities(trips).tobytes()
-    assert compiled.compile_encoder(fit(columns, "logistic_regression", code, **settings).estimator) is None
+    assert compiled.list_tree_terms(fit(columns, "logistic_regression", CODE, **settings).estimator) is None
 
 
 def test_a_compiled_form_that_is_wrong_is_not_used(fit: Fit) -> None:

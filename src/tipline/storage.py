@@ -135,10 +135,9 @@ class Storage:
     def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
         """Move a finished folder from `staged` here, replacing the folder of that name.
 
-        A bucket cannot rename folders, so the parts are copied within the store and the manifest is written last: a
-        folder without a manifest is not published. Readers that ignore the manifest can see old parts beside new ones
-        while the files are copied. Another run may publish the same parts at the same time. Raises a FileNotFoundError
-        if it has removed the staged ones and they are not published either.
+        A bucket cannot rename folders, so parts are copied, and the manifest, which says that a folder is published, is
+        written last. Readers that ignore it can see old parts beside new ones meanwhile. Another run may publish the
+        same parts at the same time: raises a FileNotFoundError if they are neither staged any more nor published.
         """
         if self.is_local:  # only between two renames neither the old month nor the new one is in place
             files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +55,18 @@ class Model:
         return pyfunc.load_estimator(self._files)
 
     @cached_property
-    def _predict(self) -> Callable[[pd.DataFrame, pa.RecordBatch], Floats]:
-        """The function from the columns that the preprocessing sees, for pandas and for Arrow, to probabilities."""
+    def _predict(self) -> Callable[[pa.RecordBatch, Callable[[], pd.DataFrame]], Floats]:
+        """The function from the columns that the preprocessing sees, for Arrow or for pandas, to probabilities."""
         if self.is_external:
             predict = external.load_predict(self._files, self.spec)
-            return lambda frame, _: predict(frame)
+            return lambda _, get_frame: predict(get_frame())
         rest = self.estimator[1:] if self._has_features else self.estimator
         if self.use_compiled and self._has_derived and (linear := compiled.fold_pipeline(rest, is_derived=True)):
-            return lambda _, batch: np.concatenate([v.copy() for _, v in compiled.compute_probabilities(batch, linear)])
-        if self.use_compiled and (encode := compiled.compile_encoder(rest)):
-            classifier = rest[-1]
-            return lambda frame, _: classifier.predict_proba(encode(frame))[:, 1].astype(np.float64)
-        return lambda frame, _: rest.predict_proba(frame)[:, 1].astype(np.float64)
+            return lambda batch, _: np.concatenate([p.copy() for _, p in compiled.compute_probabilities(batch, linear)])
+        if self.use_compiled and (terms := compiled.list_tree_terms(rest)):
+            encode, classifier = compiled.encode_matrix, rest[-1]
+            return lambda batch, _: classifier.predict_proba(encode(batch, terms))[:, 1].astype(np.float64)
+        return lambda _, get_frame: rest.predict_proba(get_frame())[:, 1].astype(np.float64)
 
     @property
     def _has_features(self) -> bool:
@@ -109,12 +109,12 @@ class Model:
         scores, columns = [np.empty(0)], []
         for start in range(0, len(batch) or 1, BATCH_ROWS):
             part = batch.slice(start, BATCH_ROWS)
-            frame = self.derive_frame(part)
+            get_frame = cache(partial(self.derive_frame, part))  # a compiled form may do without it
             if self._has_derived:
-                part = write_batch(frame, self.spec["features"])
+                part = write_batch(get_frame(), self.spec["features"])
                 columns.append(part)
-            if len(frame):
-                scores.append(self._predict(frame, part))
+            if len(part):
+                scores.append(self._predict(part, get_frame))
         if len(columns) == 1:
             batch = columns[0]
         elif columns:

@@ -6,21 +6,19 @@ trees, Arrow encodes the columns. Scoring uses these forms only if they give the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tipline.arrays import Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
 from tipline.model.pyfunc import apply_logistic
 
 if TYPE_CHECKING:
-    import pandas as pd
     from sklearn.pipeline import Pipeline
 
-    # Writes what a column adds to the log-odds of a slice of rows.
+    # Writes what a column adds to the log-odds, or the code that trees get, of a slice of rows.
     Term = Callable[[slice, Floats], object]
 
 # Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
@@ -32,13 +30,11 @@ TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "n
 def fold_pipeline(pipeline: Pipeline, *, is_derived: bool = False) -> dict[str, Any] | None:
     """Fold a fitted logistic regression behind the built-in preprocessing; return None for anything else.
 
-    Categories that are numbers can be folded only of derived columns (`artifact.write_batch`), in which they are text.
-
     The log-odds are `intercept` plus, for each of `terms`, the value in a table, by category or hour (the last one for
-    values that are missing or unknown), or a slope times the clipped number, with the median for a missing one.
+    values that are missing or unknown), or a slope times the clipped number, with the median for a missing one. Only in
+    derived columns are numbers text where they are categories, so that these have names.
     """
-    names = [name for name, _ in pipeline.steps]
-    if names != ["preprocess", "classifier"] or type(pipeline[-1]).__name__ != "LogisticRegression":
+    if [*pipeline.named_steps] != ["preprocess", "classifier"] or type(pipeline[-1]).__name__ != "LogisticRegression":
         return None
     weights, intercept = iter(pipeline[-1].coef_[0].tolist()), float(pipeline[-1].intercept_[0])
     terms: list[dict[str, Any]] = []
@@ -68,10 +64,7 @@ def list_names(values: Values) -> list[str]:
 
 
 def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> Iterator[tuple[slice, Floats]]:
-    """Yield the probabilities of slices of a batch; each depends on its own row alone.
-
-    They are in a buffer that the next slice overwrites.
-    """
+    """Yield the probabilities of slices of a batch, in a buffer that the next one overwrites; rows are independent."""
     terms = [create_term(batch[term["name"]], term) for term in linear["terms"]]
     odds_buffer, term_buffer = np.empty(CHUNK_ROWS), np.empty(CHUNK_ROWS)
     for start in range(0, len(batch), CHUNK_ROWS):
@@ -116,32 +109,25 @@ def create_number_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
     return compute
 
 
-def compile_encoder(pipeline: Pipeline) -> Callable[[pd.DataFrame], Matrix] | None:
-    """Return a function that encodes frames as the built-in preprocessing for trees does; None for anything else."""
+def list_tree_terms(pipeline: Pipeline) -> list[dict[str, Any]] | None:
+    """Return the terms that encode columns as the built-in preprocessing for trees does; None for anything else."""
     steps = getattr(pipeline.named_steps.get("preprocess"), "transformers_", [])
     if not steps or any(type(step).__name__ != TREE_STEPS[kind] for kind, step, _ in steps):
         return None
-
-    def encode_frame(frame: pd.DataFrame) -> Matrix:
-        encoded: list[Values] = []
-        for kind, step, columns in steps:
-            for index, name in enumerate(columns):
-                if kind == "categories":
-                    encoded.append(encode_category(frame[name], step.categories_[index]))
-                else:
-                    values = frame[name].dt.hour if kind == "hours" else frame[name]
-                    encoded.append(values.to_numpy(np.float64, na_value=np.nan))
-        matrix: Matrix = np.column_stack(encoded).astype(np.float64, copy=False)
-        return matrix
-
-    return encode_frame
+    terms: list[dict[str, Any]] = []
+    for kind, step, columns in steps:
+        for index, name in enumerate(columns):
+            if kind == "numbers":
+                terms.append({"name": name, "kind": kind, "slope": 1.0, "median": np.nan, "low": None, "high": None})
+            else:
+                values = list_names(step.categories_[index]) if kind == "categories" else range(24)
+                terms.append({"name": name, "kind": kind, "table": [*range(len(values)), np.nan], "values": values})
+    return terms
 
 
-def encode_category(values: pd.Series[Any], known: Values) -> Values:
-    """Return each value's position among the known ones, NaN for any other. The known values are texts or numbers."""
-    is_text = known.dtype == object
-    given = pa.array(
-        values.astype("str") if is_text else values.to_numpy(np.float64, na_value=np.nan), from_pandas=True
-    )
-    positions: Values = pc.index_in(given, value_set=pa.array(known.tolist())).to_numpy(zero_copy_only=False)
-    return positions
+def encode_matrix(batch: pa.RecordBatch, terms: Sequence[Mapping[str, Any]]) -> Matrix:
+    """Return the terms of each row, shape (rows, terms)."""
+    matrix: Matrix = np.empty((len(batch), len(terms)))
+    for index, term in enumerate(terms):
+        create_term(batch[term["name"]], term)(slice(None), matrix[:, index])
+    return matrix

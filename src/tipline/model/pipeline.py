@@ -152,7 +152,8 @@ def build_preprocessing(
     else:
         one_hot = {"handle_unknown": "ignore", "sparse_output": tags.sparse}
         of_day = OneHotEncoder(categories=[np.arange(24.0)] * len(names["hour"]), **one_hot)
-        ranges = [get_range(name, schema) for name in names["number"]]
+        # The plausible range of a number of the schema; derived columns have no limits.
+        ranges = [getattr(schema.columns.get(name), "range", None) or (-np.inf, np.inf) for name in names["number"]]
         clip = create_step("clip_numbers", low=[low for low, _ in ranges], high=[high for _, high in ranges])
         # A column that no training row has is kept: a month of another era may have it.
         impute = SimpleImputer(strategy="median", keep_empty_features=True)
@@ -173,12 +174,6 @@ def list_levels(values: pd.Series[Any], listed: Sequence[str] | None) -> np.ndar
     if pd.api.types.is_numeric_dtype(values):
         return np.array(sorted(values.dropna().unique().tolist()) or [np.inf])  # an encoder needs one at least
     return np.array(listed or sorted(values.dropna().unique().tolist()) or [NO_VALUE], object)
-
-
-def get_range(name: str, schema: Schema) -> tuple[float, float]:
-    """Return the plausible range of a number of the schema; derived columns have no limits."""
-    column = schema.columns.get(name)
-    return (column and column.range) or (-np.inf, np.inf)
 
 
 def fit_pipeline(pipeline: Pipeline, frame: pd.DataFrame, labels: Labels, *, must_converge: bool = True) -> Pipeline:

@@ -145,16 +145,14 @@ def check_replaceable(predictions: Storage, month: str) -> None:
 
 
 def refuse_old_months(storage: Storage, todo: str) -> None:
-    """Refuse months of tipline 0.1. One look is enough: it wrote all of them, and this version adds none to them."""
+    """Refuse months of tipline 0.1, whose manifests had other names, also with an underscore in front.
+
+    One look is enough: it wrote all months of a folder, and this version adds none to them.
+    """
     months = [name for name in storage.list_folders() if name.startswith("month=")]
-    if months and is_old_month(storage, months[0]):
+    names = storage.list_sizes(months[0]) if months else {}
+    if any(name.startswith("_") and name.endswith(".json") and name != files.MANIFEST for name in names):
         raise TiplineError("These months were written by tipline 0.1.", storage.address(), todo)
-
-
-def is_old_month(storage: Storage, folder: str) -> bool:
-    """Whether tipline 0.1 wrote a folder: its manifest had another name, also with an underscore in front."""
-    names = storage.list_sizes(folder)
-    return any(name.startswith("_") and name.endswith(".json") and name != files.MANIFEST for name in names)
 
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
