@@ -166,7 +166,7 @@ NOT_FINITE = {"intercept": float("nan"), "terms": []}
         ("champion", {"target": "tolls_amount > 0"}, "the champion predicts tolls_amount > 0, not tip_amount > 0"),
         ("champion", {"linear": WEATHER}, "the champion cannot score these rows"),
         ("challenger", {"linear": WEATHER}, "the challenger cannot score these rows: "),
-        ("challenger", {"linear": NOT_FINITE}, "its scores are not finite"),
+        ("challenger", {"linear": NOT_FINITE, "golden_rows": None}, "its scores are not finite"),
     ],
 )
 def test_a_model_that_cannot_be_compared_is_a_reason_to_refuse(

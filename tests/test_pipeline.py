@@ -66,6 +66,9 @@ def split_fares(trips):
     rounded = trips["fare_amount"].round().clip(-1, 9)
     whole = rounded.astype("int32") if rounded.notna().all() else rounded
     return trips.assign(fare=whole, negative=-rounded * 0, is_short=trips["trip_distance"].fillna(0) < 3)
+def nullable(trips):
+    fare, short = trips["fare_amount"], trips["trip_distance"] < 3
+    return trips.assign(whole=fare.round().astype("Int64"), short=short.astype("boolean").mask(fare.isna()))
 def drop_rows(trips):
     return trips.dropna()
 def fail(trips):
@@ -160,6 +163,7 @@ SPLIT = {"features": "split_fares", "categorical": ["fare", "negative", "is_shor
 DERIVED: list[tuple[list[str], dict[str, Any]]] = [
     (["payment_type", "fare_amount", "trip_distance", "pickup_datetime"], {"features": "add_double"}),
     (["fare_amount", "trip_distance"], SPLIT),
+    (["fare_amount", "trip_distance"], {"features": "nullable", "categorical": ["whole", "short"]}),
     (["fare_amount", "passenger_count"], {"categorical": ["passenger_count"]}),
 ]
 

@@ -143,7 +143,8 @@ class Storage:
             files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
             return
         published, manifest = (
-            place.read_json(f"{name}/{files.MANIFEST}") for place, name in ((self, folder), (staged, source))
+            self.read_json(f"{folder}/{files.MANIFEST}"),
+            staged.read_json(f"{source}/{files.MANIFEST}"),
         )
         if not isinstance(manifest, dict):
             raise FileNotFoundError(staged.address(source))

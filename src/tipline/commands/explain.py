@@ -13,7 +13,7 @@ from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, prepare, readers
-from tipline.model import artifact, explanation
+from tipline.model import artifact, explanation, golden_rows
 from tipline.model.artifact import Model
 from tipline.paths import Paths, month_folder
 
@@ -47,7 +47,8 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     training = (files.try_read_json(folder / artifact.TRAINING) if folder else None) or {}
     why = {"unknown": "the model has been replaced in this project; to score the month with the champion: dvc repro"}
     if folder:
-        why = explain_score(artifact.load_model(artifact.read_artifact(folder), digest), trip, stored)
+        model, _ = golden_rows.load_checked_model(artifact.read_artifact(folder), digest, "this machine")
+        why = explain_score(model, trip, stored)
     yield from format_section("why (log-odds)", why)
     params = training.get("params")
     origin = {

@@ -15,7 +15,7 @@ from tipline.evaluation import baseline as rule
 from tipline.evaluation import gate, metrics
 from tipline.evaluation.gate import MadeOn
 from tipline.ingest import columns
-from tipline.model import artifact
+from tipline.model import artifact, golden_rows
 from tipline.paths import Paths
 from tipline.training import sampling
 
@@ -83,7 +83,7 @@ def compare_models(
 def score_rows(contents: Mapping[str, bytes], digest: str, rows: pa.RecordBatch) -> Probabilities | str:
     """Return a model's scores of the rows, or why it cannot score them."""
     try:
-        scores = artifact.load_model(contents, digest).probabilities(rows)
+        scores = golden_rows.load_checked_model(contents, digest, "this machine")[0].probabilities(rows)
     except FAILURES as error:
         return join_lines(error)
     return scores if np.isfinite(scores).all() else "some of its scores are not finite"

@@ -192,8 +192,7 @@ def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bo
 def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     """Publish a month, its manifest last; `made` are facts about this run that no later run compares.
 
-    Another run may publish the same parts at the same time; whoever comes second finds the month published. Raises a
-    TiplineError if parts are missing or do not have the rows of the month.
+    Raises a TiplineError if parts are missing or do not have the rows of the month.
     """
     staged, predictions = month.locations.staged, month.locations.predictions
     parts, rows = [month.done[block] for block in month.blocks], sum(block.rows for block in month.blocks)
