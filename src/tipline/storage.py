@@ -142,10 +142,8 @@ class Storage:
         if self.is_local:  # only between two renames neither the old month nor the new one is in place
             files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
             return
-        published, manifest = (
-            self.read_json(f"{folder}/{files.MANIFEST}"),
-            staged.read_json(f"{source}/{files.MANIFEST}"),
-        )
+        published = self.read_json(f"{folder}/{files.MANIFEST}")
+        manifest = staged.read_json(f"{source}/{files.MANIFEST}")
         if not isinstance(manifest, dict):
             raise FileNotFoundError(staged.address(source))
         if isinstance(published, dict) and published.get("key") != manifest["key"]:
