@@ -209,10 +209,14 @@ def test_a_killed_driver_loses_no_finished_part(
         workbench.wait_for(bucket.list_staged)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    finished = len(bucket.list_staged())
+    # On a busy machine, months are published before the kill; their parts are removed, not kept.
+    published = [
+        name.split("/")[2] for name in bucket.store.find(f"{bucket.name}/predictions") if "_staging" not in name
+    ]
+    finished = [name for name in bucket.list_staged() if name.split("/")[3].partition(".")[0] not in published]
     score(run_cli, project, bucket)
-    (kept,) = re.findall(r"([\d,]+) rows of a run that did not end are kept", caplog.text)
-    assert int(kept.replace(",", "")) >= finished * 500
+    kept = re.findall(r"([\d,]+) rows of a run that did not end are kept", caplog.text)
+    assert sum(int(rows.replace(",", "")) for rows in kept) >= len(finished) * 500
     assert_whole(bucket, expected)
 
 
