@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import random
 import re
 import shutil
 import signal
@@ -192,9 +193,13 @@ def in_a_thread(server: socketserver.BaseServer) -> Iterator[None]:
 
 
 def free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return int(unused.getsockname()[1])
+    """Return a port that neither another pytest worker takes nor the system gives to a connection meanwhile."""
+    first = 12_000 + 3_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    for port in random.sample(range(first, first + 3_000), 100):
+        with socket.socket() as unused, contextlib.suppress(OSError):
+            unused.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 class Program:
