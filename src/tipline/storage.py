@@ -151,9 +151,8 @@ class Storage:
         names = {part["name"]: part["sha256"] for part in manifest["parts"]}
         try:
             self._copy_files(staged, source, folder, list(names))
-        except (
-            FileNotFoundError
-        ):  # the other run's manifest may be the one that was removed here, so it is written again
+        except FileNotFoundError:
+            # The other run's manifest may be the one that was removed here, so it is written again.
             if any(files.hash_bytes(self.read(f"{folder}/{name}") or b"") != names[name] for name in names):
                 raise
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
