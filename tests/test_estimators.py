@@ -31,15 +31,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, SplineTransformer, StandardScaler
-
 PARTS = [("boosting", GradientBoostingClassifier(n_estimators=5)), ("linear", LogisticRegression())]
-
 def on_frame(*steps):
     numbers = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
     columns = ["passenger_count", "trip_distance", "fare_amount", "extra"]
     words = OneHotEncoder(handle_unknown="ignore")
     return make_pipeline(make_column_transformer((words, ["vendor", "payment_type"]), (numbers, columns)), *steps)
-
 def calibrated(**params): return on_frame(CalibratedClassifierCV(RandomForestClassifier(n_estimators=5), **params))
 def voting(): return on_frame(VotingClassifier(PARTS, voting="soft"))
 def stacking(): return on_frame(StackingClassifier(PARTS))
@@ -47,7 +44,6 @@ def splines(): return make_pipeline(make_column_transformer((SplineTransformer()
 def sgd(): return on_frame(SGDClassifier(loss="log_loss"))
 def lambdas(): return on_frame(Lambdas())
 def gadget(): return on_frame(FunctionTransformer(inverse_func=pd.read_pickle), LogisticRegression())
-
 class Lambdas(LogisticRegression):
     def fit(self, X, y):
         self.function_ = lambda value: value

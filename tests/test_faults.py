@@ -37,14 +37,11 @@ TIMEOUT = 120  # seconds, against hanging
 # The user's code of all champions here: something that happens before the rows of a block are scored.
 BEFORE = """
 import time
-
 class OddRateCodeError(Exception):
     def __init__(self, code, why):
         super().__init__(f"no such rate code: {{code}}")
-
 def _year(trips):
     return trips["pickup_datetime"].dt.year.mode()[0]
-
 def wait(trips):
     {fault}
     return trips

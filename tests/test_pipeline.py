@@ -40,7 +40,6 @@ from sklearn.compose import make_column_transformer
 from sklearn.ensemble import StackingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-
 FACTOR = 2.0
 def add_double(trips):
     trips["double"] = trips["fare_amount"] * FACTOR
@@ -77,7 +76,6 @@ class Fares(TransformerMixin, BaseEstimator):
     def fit(self, X, y=None):
         self.mean_ = float(X["fare_amount"].mean())
         return self
-
     def transform(self, X):
         return X[["fare_amount"]].fillna(self.mean_).to_numpy() / FACTOR
 def stack(**params):
