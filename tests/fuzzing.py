@@ -30,7 +30,7 @@ SECONDS = 20.0  # until a command is taken to hang; an honest one takes a twenti
 MEBIBYTES = 600  # above what the process held before
 HUGE = 10_000_000
 COMMANDS = (["prepare", MONTH], ["check", "published/{month}", MONTH], ["download", MONTH])
-THREE_PARTS = re.compile(r"tipline \w+: [^\n]+\n  where: [^\n]+\n  to do: [^\n]+\n\Z")
+THREE_PARTS = re.compile(r"tipline \w+: [^\n]+(\n  [^\n]+){0,40}\n  where: [^\n]+\n  to do: [^\n]+\n\Z")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HEADER = ",".join(RAW_2009).encode()
 

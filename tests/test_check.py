@@ -1,4 +1,4 @@
-"""`tipline check` shows how a month would be read, from its header or footer alone."""
+"""`tipline check` shows how a month would be read, from its first rows, and drafts a schema from them."""
 
 import re
 from collections.abc import Callable
@@ -27,34 +27,42 @@ def read_fact(printed: str, month: str, name: str) -> str:
     """Return the text after a name, of a month, on one line."""
     blocks = re.split(r"^(?=20\d\d-\d\d  )", printed, flags=re.MULTILINE)
     (block,) = [text for text in blocks if text.startswith(month)]
-    found = re.search(rf"^  {name} +(.*(?:\n {{11}}.*)*)", block, flags=re.MULTILINE)
+    found = re.search(rf"^  {name} +(.*)", block, flags=re.MULTILINE)
     assert found, block
     return " ".join(found[1].split())
 
 
-def test_a_footer_shows_rows_columns_and_types(check: Run, tmp_path: Path) -> None:
-    factory.write_tpep(tmp_path / "m" / f"{MONTH}.parquet", {}, {"weather": 1}, weather=pa.int64())
+def test_a_month_of_parquet_is_shown_with_what_its_columns_become(check: Run, tmp_path: Path) -> None:
+    factory.write_tpep(tmp_path / "m" / f"{MONTH}.parquet", {}, {"weather": 1, "payment_type": 9}, weather=pa.int64())
     code, printed = check(f"{tmp_path}/m/{{month}}.parquet", MONTH)
     assert code == 0
     assert re.match(rf"{MONTH}  Parquet, [\d,]+ bytes, 2 rows in 1 row group\n", printed)
     assert read_fact(printed, MONTH, "era").startswith("2020-08: the airport fee")
-    columns = read_fact(printed, MONTH, "columns").split(", ")
-    assert {"vendor = VendorID", "airport_fee = Airport_fee", "trip_distance"} < set(columns)
+    assert read_fact(printed, MONTH, "vendor") == "category VendorID, int32: '2' -> VTS"
+    time = "timestamp tpep_pickup_datetime, timestamp[us]: '2024-01-31 23:59:59.000000' -> 2024-01-31 23:59:59.000000"
+    assert read_fact(printed, MONTH, "pickup_datetime") == time
+    assert read_fact(printed, MONTH, "quarantined") == "0 of the first 2 rows"
+    assert read_fact(printed, MONTH, "unknown") == "payment_type: 9 (1)"
     assert read_fact(printed, MONTH, "ignored") == "weather"
     assert read_fact(printed, MONTH, "absent") == "trip_type, cbd_congestion_fee"
-    assert "VendorID is int32, read as category" in read_fact(printed, MONTH, "retyped")
 
 
-def test_a_header_shows_columns_and_about_how_many_rows(check: Run, tmp_path: Path, tlc: Path) -> None:
+def test_a_month_of_csv_is_shown_with_what_cannot_be_read(check: Run, tmp_path: Path, tlc: Path) -> None:
     code, printed = check(f"{tlc}/hour/yellow_tripdata_{{month}}.csv", "2009-01")
     assert code == 0
     title = re.match(r"2009-01  CSV, [\d,]+ bytes, about ([\d,]+) rows\n", printed)
     assert title
     assert int(title[1].replace(",", "")) == pytest.approx(21_242, rel=0.02)
-    assert "vendor = vendor_name" in read_fact(printed, "2009-01", "columns")
-    assert read_fact(printed, "2009-01", "retyped") == "-"
-    code, printed = check(factory.write_csv(tmp_path / "2009-03.csv", [factory.line()] * 3), "2009-03")
-    assert (code, printed.splitlines()[0].rpartition(", ")[2]) == (0, "about 3 rows")
+    assert read_fact(printed, "2009-01", "quarantined") == "0 of the first 1,000 rows"
+    lines = [factory.line(Fare_Amt="7,70"), factory.line(Trip_Pickup_DateTime="31/01/2009 1:02:03 PM"), factory.line()]
+    code, printed = check(factory.write_csv(tmp_path / "2009-03.csv", [*lines, *lines[1:2]]), "2009-03")
+    assert (code, read_fact(printed, "2009-03", "quarantined")) == (0, "3 of the first 4 rows")
+    for words in (
+        "pickup_datetime is not a time: 2 rows, for example '31/01/2009 1:02:03 PM'; accepted: 2009-01-31 23:59:59",
+        "in the schema, pickup_datetime: {type: timestamp, formats: ['%d/%m/%Y %I:%M:%S %p']}",
+        "number of fields is not the header's: 1 row",
+    ):
+        assert words in printed
 
 
 def test_check_shows_what_prepare_does(run_cli: Run, make_project: MakeProject, tlc: Path) -> None:
@@ -67,12 +75,11 @@ def test_check_shows_what_prepare_does(run_cli: Run, make_project: MakeProject, 
     printed = run_cli(paths.root, "check", str(path), month)[1]
     assert f"{manifest['rows_in']:,} rows" in printed
     assert read_fact(printed, month, "era").startswith(manifest["era"])
-    names = {key: column["name"] for key, column in manifest["mapping"]["columns"].items()}
-    pairs = (text.partition(" = ") for text in read_fact(printed, month, "columns").split(", "))
-    assert {key: name or key for key, _, name in pairs} == names
+    for key, column in manifest["mapping"]["columns"].items():
+        assert f" {column['name']}, {column['type']}: " in read_fact(printed, month, key)
 
 
-def test_only_the_ends_of_a_remote_month_are_fetched_and_a_server_without_ranges_is_told(
+def test_only_the_first_rows_of_a_remote_month_are_fetched_and_a_server_without_ranges_is_told(
     check: Run, tmp_path: Path
 ) -> None:
     large = factory.write_tpep(tmp_path / "large.parquet", *({"fare_amount": row / 7} for row in range(60_000)))
@@ -83,11 +90,11 @@ def test_only_the_ends_of_a_remote_month_are_fetched_and_a_server_without_ranges
     with servers.shelf() as shelf:
         shelf.files = {"/2009-01": lines.encode(), f"/{MONTH}": large.read_bytes(), "/2024-02": groups.read_bytes()}
         code, printed = check(shelf.address("/{month}"), MONTH)
-        assert (code, len(shelf.list_ranges())) == (0, 2)
+        assert code == 0
         assert "60,000 rows in 3 row groups" in printed
-        assert shelf.count_sent_bytes() <= 2**17 < large.stat().st_size / 20
+        assert 0 < shelf.count_sent_bytes() < large.stat().st_size / 2
         code, printed = check(shelf.address("/{month}"), "2024-02")
-        assert (code, len(shelf.list_ranges())) == (0, 5)  # a long footer is fetched whole
+        assert code == 0
         assert "600 rows in 300 row groups" in printed
         shelf.has_ranges = False
         code, printed = check(shelf.address("/{month}"), "2009-01", MONTH)
@@ -118,6 +125,7 @@ def test_each_month_is_shown_by_itself_and_the_exit_code_is_for_all(check: Run, 
         (b"a,b\r\n1,2\r\n", "lacks columns"),
         (b"", "neither a Parquet file nor a CSV"),
         (b"vendor_name,\xff\xfe\r\n", "not UTF-8"),
+        (b'vendor_name,"open\r\n', "unexpected end of data"),
     ],
 )
 def test_a_file_that_is_not_a_month(check: Run, tmp_path: Path, data: bytes, words: str) -> None:

@@ -78,6 +78,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("model.categories.payment_type", ["cash", False],
      "model.categories.payment_type has to be a valid string, not false: put it in quotes"),
     ("evaluate.baseline", ["tip_amount"], "tip_amount is known only after"),
+    ("score.id_columns", ["vendor"], "vendor is not an identifier of the schema. Give a column the type identifier"),
     ("evaluate.segments", ["payment"], "payment is not a category of the schema. Use one of: vendor, rate_code, "),
     ("evaluate.tolerance", float("inf"), "evaluate.tolerance has to be a finite number, not Infinity"),
     ("demo", None, "demo has to be an object, not empty"),

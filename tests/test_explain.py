@@ -13,6 +13,7 @@ from tests import workbench
 from tipline import files
 from tipline.ingest import readers
 from tipline.ingest.columns import QUARANTINE_FILE
+from tipline.ingest.schema import Csv
 from tipline.model import artifact
 from tipline.paths import Paths
 
@@ -104,4 +105,4 @@ def test_a_published_row_of_csv_is_its_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(readers, "BLOCK_BYTES", 256)
     # No prediction joins to row 7.
     for row, line in ((0, lines[0]), (7, None), (8, lines[8]), (300, lines[300]), (499, lines[499]), (500, None)):
-        assert readers.read_row(readers.open_month(path, "month"), row) == line
+        assert readers.read_row(readers.open_month(path, "month", Csv()), row) == line

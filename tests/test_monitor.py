@@ -94,7 +94,7 @@ def test_verdicts_are_printed_and_what_prepare_counted_is_written(
 ) -> None:
     path = scored_project.prepared("2009-02") / files.MANIFEST
     reasons = {"fare_amount is not a number": 2, "not UTF-8": 1}
-    changed = {"quarantined_by_reason": reasons, "unknown_columns": ["weather", "mood"]}
+    changed = {"quarantined_by_reason": reasons, "unknown_columns": ["weather", "mood"], "quarantined": 150}
     files.write_json(path, workbench.read_json(path) | changed)
     workbench.run(scored_project, "monitor")
     months = read_months(scored_project)
@@ -103,6 +103,13 @@ def test_verdicts_are_printed_and_what_prepare_counted_is_written(
     assert [(name, row["rows_in"]) for name, row in table.items()] == [(name, "5000") for name in workbench.MONTHS]
     assert table["2009-02"]["quarantined_by_reason"] == "fare_amount is not a number: 2; not UTF-8: 1"
     assert table["2009-02"]["unknown_columns"] == "weather; mood"
+    assert {name: one["unusual"] for name, one in months.items() if one["unusual"]} == {
+        "2009-02": ["3.0% quarantined rows"]
+    }
+    page = (scored_project.monitoring / "index.html").read_text()
+    assert (
+        "<strong>Unusual: 3.0% quarantined rows.</strong> <code>tipline check data/raw/2009-02 2009-02</code>" in page
+    )
 
 
 def test_months_that_the_champion_did_not_score_are_refused(scored_project: Paths) -> None:

@@ -36,8 +36,9 @@ def make_months() -> list[dict[str, Any]]:
     }
     counts = [make_month(0.1), drifted, Counts(rows=5), Counts()]
     return [
-        {"month": f"2009-0{place + 1}", "role": "train" if place == 0 else "", **summarize(one, reference=REFERENCE)}
-        for place, one in enumerate(counts)
+        {"month": f"2009-0{place}", "role": role, "unusual": ["9.1% quarantined rows"] * (place == 2), **figures}
+        for place, (one, role) in enumerate(zip(counts, ["train", "", "", ""], strict=True), 1)
+        for figures in [summarize(one, reference=REFERENCE)]
     ]
 
 
@@ -79,7 +80,7 @@ def test_it_reads_well_offline_at_any_width_light_and_dark(browser: Browser, tmp
 
 
 def test_one_month_without_rows_has_a_page_and_equal_figures_give_equal_bytes(tmp_path: Path) -> None:
-    months = [{"month": "2009-01", "role": "", **summarize(Counts())}]
+    months = [{"month": "2009-01", "role": "", "unusual": [], **summarize(Counts())}]
     written = write_page(tmp_path, months).read_bytes()
     assert b"no reference to compare with" in written
     assert write_page(tmp_path, months).read_bytes() == written

@@ -222,10 +222,9 @@ NUMBER_VALUES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("type_", NUMBER_TYPES, ids=str)
 def test_numbers_of_each_type_are_read(tmp_path: Path, type_: pa.DataType) -> None:
-    keys = list(NUMBER_VALUES)[: 2 if pa.types.is_decimal(type_) else None]
-    rows = [{NAMES_TODAY[key]: value for key in keys} for value in (1, 2, None)]
+    rows = [{NAMES_TODAY[key]: value for key in NUMBER_VALUES} for value in (1, 2, None)]
     made = prepare_tpep(tmp_path, *rows, **dict.fromkeys(rows[0], type_))
-    assert {key: made.values(key) for key in keys}.items() <= NUMBER_VALUES.items()
+    assert {key: made.values(key) for key in NUMBER_VALUES} == NUMBER_VALUES
     assert (made.counts, made.manifest["unknown_aliases"]) == ((3, 3, 0), {})
 
 
@@ -247,8 +246,8 @@ TIME_TYPES += [pa.timestamp("ms"), pa.date32(), pa.date64()]
 def test_times_are_the_local_time_of_their_zone_and_dates_are_midnight(tmp_path: Path, type_: pa.DataType) -> None:
     times = pa.array([NOON, None], pa.timestamp("us"))
     noon = dt.datetime.combine(NOON, dt.time()) if pa.types.is_date(type_) else NOON
-    if noon == NOON and type_.tz:
-        times = pc.assume_timezone(times, type_.tz)
+    if noon == NOON and type_.tz:  # whatever its own zone, New York's time comes out, as the schema says
+        times = pc.assume_timezone(times, "America/New_York").cast(pa.timestamp("us", type_.tz))
     times = times.cast(type_, safe=False)
     if type_ == pa.timestamp("ns"):
         times = pc.add(times, pa.scalar(999, pa.duration("ns")))
@@ -281,8 +280,12 @@ def check_refused(run_cli: Run, paths: Paths, *words: str) -> None:
     ("column", "type_", "value", "expected"),
     [
         ("VendorID", pa.timestamp("us"), NOON, "vendor has the type category and expects text or numbers"),
-        ("VendorID", pa.bool_(), True, "vendor has the type category and expects text or numbers"),
-        ("tpep_pickup_datetime", INT64, 1, "has the type timestamp and expects timestamps, dates or text"),
+        (
+            "tpep_pickup_datetime",
+            INT64,
+            1,
+            "expects timestamps, dates or text. It holds '1', for example",
+        ),
         ("passenger_count", pa.date32(), NOON.date(), "has the type integer and expects numbers or text"),
         ("passenger_count", pa.struct([("a", INT64)]), {"a": 1}, "has the type integer and expects numbers or text"),
         ("fare_amount", pa.binary(), b"1", "the schema's fare_amount has the type number and expects numbers or text"),
@@ -302,7 +305,11 @@ def test_an_unreadable_type_is_refused(
 @pytest.mark.parametrize(
     ("column", "texts", "words"),
     [
-        ("Trip_Pickup_DateTime", ["15/01/2009"] * 3, ["None of the month's 3 rows can be", "is not a time (3 rows)"]),
+        (
+            "Trip_Pickup_DateTime",
+            ["15/01/2009"] * 3,
+            ["3 of 3 rows (100.0%) cannot", "is not a time: 3 rows, for example '15/01/2009'"],
+        ),
         ("Payment_Type", [f"word {n}" for n in range(10_001)], ["more than 10,000 different", "column Payment_Type"]),
     ],
 )

@@ -35,7 +35,7 @@ def test_new_columns_and_aliases_are_kept_counted_and_logged(
     run_cli: Run, make_project: MakeProject, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = make_project()
-    rows: list[dict[str, Any]] = [{"weather": "rain", "payment_type": 9}, {"payment_type": 9}, {}]
+    rows: list[dict[str, Any]] = [{"weather": "rain", "payment_type": 9}, {"payment_type": 9}, {}, {}]
     factory.write_tpep(paths.raw(MONTH) / "m.parquet", *rows, weather=pa.string())
     assert run_cli(paths.root, "prepare", MONTH)[0] == 0
     assert "unknown columns: weather" in caplog.text
@@ -227,6 +227,7 @@ def test_the_manifest_describes_the_files(run_cli: Run, make_project: MakeProjec
         "rows_out": 2,
         "quarantined": 1,
         "quarantined_by_reason": {readers.RAGGED: 1},
+        "examples": {},
         "filled": {},
         "out_of_range": {"fare_amount": 1},
         "outside_month": 0,
@@ -250,7 +251,7 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "damaged page": (lambda data: data[:4] + b"\xff" * 1996 + data[2000:], "cannot be read"),
     "cut off": (lambda data: data[: len(data) // 2], "cannot be read"),
     "not text": (lambda _: b"\xff\xfe\x00", "its header is not UTF-8"),
-    "empty": (lambda _: b"", "lacks columns"),
+    "empty": (lambda _: b"", "its first line is blank"),
 }
 
 
@@ -272,17 +273,6 @@ def test_a_month_that_cannot_be_prepared_leaves_the_earlier_one(
         f"month={MONTH}/{name}": data for name, data in before.items()
     }
     assert set(factory.contents(paths.staging)) <= {"trips/.swap.lock"}
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_month_is_one_published_file(run_cli: Run, make_project: MakeProject, count: int) -> None:
-    paths = make_project()
-    for number in range(count):
-        factory.write_2009(paths.raw(MONTH) / f"{number}.parquet", {})
-    code, printed = run_cli(paths.root, "prepare", MONTH)
-    assert code == 1
-    assert f"found {count}" in printed
-    assert f"dvc repro -f download@{MONTH}" in printed
 
 
 def test_a_lost_row_is_noticed(tmp_path: Path) -> None:

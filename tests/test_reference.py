@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tipline.config import Settings
+from tipline.ingest.schema import Column, Csv, Schema
 
 PACKAGE = ROOT / "src" / "tipline"
 ENVIRON = "os.environ"
@@ -35,6 +36,12 @@ def test_every_key_has_a_row(reference: dict[str, Any]) -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     assert sorted(row[0] for row in rows) == sorted(keys(Settings))
     assert "None" not in {cell for row in rows for cell in row}
+
+
+def test_every_key_of_a_schema_has_a_row(reference: dict[str, Any]) -> None:
+    rows = re.findall(r"^\| `(?:csv\.)?(\w+)` \| (.+?) \|", "\n".join(reference["format_schema"]()), re.MULTILINE)
+    assert [key for key, _ in rows] == [*Schema.model_fields, *Column.model_fields, *Csv.model_fields]
+    assert all(meaning for _, meaning in rows)
 
 
 def find_variables(tree: ast.AST) -> Iterator[ast.expr]:

@@ -45,7 +45,7 @@ HARMFUL: dict[str, tuple[Edit, set[str]]] = {
         {"columns.payment_type.aliases.credit": None, "columns.payment_type.aliases.card": ["credit", "1"]},
         {OLD, TODAY},
     ),
-    "alias forgotten": ({"columns.payment_type.aliases.voided": None, "columns.vendor.aliases.VTS": None}, {TODAY}),
+    "alias forgotten": ({"columns.payment_type.aliases.voided": None, "columns.rate_code.aliases.JFK": None}, {TODAY}),
     "filled differently": ({"columns.payment_type.fill": "cash"}, {OLD, TODAY}),
     "other range": ({"columns.airport_fee.range": None}, {TODAY}),
     "unknown alias understood": ({"columns.payment_type.aliases.in advance": ["prepaid"]}, {OLD}),

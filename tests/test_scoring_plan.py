@@ -43,7 +43,7 @@ def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
     """Do what a worker does, with scores of one half."""
     count = block.rows if rows is None else rows
     numbers = pa.array(range(sum(GROUPS[: block.row_group]), sum(GROUPS[: block.row_group]) + count), pa.int64())
-    data = worker.encode_part(numbers, pa.array([0.5] * count, pa.float32()))
+    data = worker.encode_part(numbers, pa.array([0.5] * count, pa.float32()), {})
     part = {"name": block.name, "rows": count, "bytes": len(data), "sha256": files.hash_bytes(data)}
     marker = {"key": block.key, "state": block.state, **part, "counts": Counts(count, count / 2).to_json()}
     marker["seconds"] = dict.fromkeys(plan.PHASES, 0.25)
@@ -75,6 +75,17 @@ def test_a_published_month_is_scored_again_only_if_it_differs(
             file.write(b"x")
     planned = [(block.name, block.rows) for month in plan_months(paths) for block in month.open]
     assert planned == ([] if change == "nothing" else [*zip(PARTS, GROUPS, strict=True)])
+
+
+def test_identifiers_stand_beside_the_predictions_and_are_part_of_the_key(paths: Paths) -> None:
+    publish_month(paths)
+    planned, _ = plan.plan_months(plan.Locations.resolve(paths), [MONTH], MODEL, ["parcel_id"])
+    assert planned[0].key["id_columns"] == ["parcel_id"]
+    assert {block.id_columns for block in planned[0].open} == {("parcel_id",)}
+    numbers, scores = pa.array([0, 1], pa.int64()), pa.array([0.25, 0.5], pa.float32())
+    data = worker.encode_part(numbers, scores, {"parcel_id": pa.array(["a", None])})
+    expected = {"row": [0, 1], "probability": [0.25, 0.5], "parcel_id": ["a", None]}
+    assert pq.read_table(pa.BufferReader(data)).to_pydict() == expected
 
 
 @pytest.mark.parametrize("damage", ["", "cut", "other bytes", "no part", "no marker", "another state"])

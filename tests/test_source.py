@@ -91,7 +91,8 @@ def test_in_a_temporary_experiment_a_relative_path_starts_at_the_project(
     [
         ("../store/{month}.parquet", 5, "store/2009-01.parquet"),
         ("../stoer/{month}.parquet", 1, "project/../stoer"),
-        ("../store/folder-{month}", 1, "This is a folder"),
+        ("../store/folder-{month}", 5, "does not have this month"),
+        ("../store/{month}*.csv", 5, "does not have this month"),
         ("demo", 5, "2010-05"),
         ("http://127.0.0.1:99999/{month}", 1, "http://127.0.0.1:99999/2009-01"),
         ("http://127.0.0.1:9/{month}", 1, "http://127.0.0.1:9/2009-01"),

@@ -194,6 +194,18 @@ def test_damage_and_its_fix(
     assert not show_status(complete).wrong
 
 
+def test_a_month_that_lost_more_than_the_others_is_wrong_unless_it_is_accepted(
+    complete: Paths, show_status: Any
+) -> None:
+    path = complete.prepared(MONTH) / files.MANIFEST
+    files.write_json(path, workbench.read_json(path) | {"quarantined": 200, "filled": {"extra": 3000}})
+    (wrong,) = show_status(complete).wrong
+    assert f"{MONTH} has 4.0% quarantined rows, " in wrong
+    assert wrong.endswith(f"% filled values of extra. Fix: tipline check data/raw/{MONTH} {MONTH}")
+    workbench.change_settings(complete, prepare={"accept": {MONTH: "the meter was broken"}})
+    assert not show_status(complete).wrong
+
+
 def test_a_merge_conflict_in_the_lock_file(complete: Paths, show_status: Any) -> None:
     lock, text = complete.root / "dvc.lock", (ROOT / "dvc.lock").read_text()
     lock.write_text(text)

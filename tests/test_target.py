@@ -104,7 +104,7 @@ def test_a_boolean_column_is_read_from_words_and_numbers(
     values: list[Any], expected: list[bool | None], unreadable: list[int]
 ) -> None:
     for array in (pa.array(values), pa.array(values).dictionary_encode()):
-        found, refused = conform.cast_column(array, pa.bool_())
+        found, refused = conform.cast_column(array, pa.bool_(), {""})
         assert (found.to_pylist(), refused) == (expected, unreadable)
 
 

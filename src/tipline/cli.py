@@ -78,9 +78,14 @@ COMMANDS = {
         (MONTH,),
     ),
     "check": Command(
-        "show how the months of a source would be read, from headers and footers alone",
+        "show how the months of a source would be read, from their first rows; draft a schema from them",
         "commands.check:run",
-        (argument("source", help="a path, https:// or s3://, with {month} in it"), MONTHS),
+        (
+            argument("source", help="a path, https:// or s3://, with {month} in it"),
+            MONTHS,
+            argument("--write", metavar="SCHEMA", help="draft a schema from the first month into this new file"),
+        ),
+        accepts_invalid_settings=True,
     ),
     "promote": Command(
         "make a version the champion if the gate lets it pass; the next `dvc repro` scores with it",

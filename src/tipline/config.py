@@ -69,7 +69,9 @@ def check_source(source: str, *, needs_month: bool = True) -> None:
     scheme = urlsplit(source).scheme
     if scheme not in SCHEMES:
         raise ValueError(f"source: tipline does not fetch from {scheme}://; use a path, https or s3")
-    if source == "demo" or (needs_month and "{month}" not in source):
+    if source == "demo" or (
+        needs_month and "{month}" not in source and not {"{year}", "{mm}"} <= {*re.findall(r"{\w+}", source)}
+    ):
         raise ValueError(f"source: {hide_secrets(source)!r} is not an address with {{month}} in it")
 
 
@@ -128,6 +130,13 @@ class Demo(Section):
 
     rows: int = Field(ge=1, le=50_000_000)
     seed: int = Field(ge=0)
+
+
+class Prepare(Section):
+    """How many rows of a month may be quarantined before it stops."""
+
+    max_quarantined: Finite = Field(ge=0, le=1)
+    accept: dict[Month, Annotated[str, Field(min_length=1)]]
 
 
 class Sample(Section):
@@ -194,6 +203,7 @@ class Score(Section):
     """Bulk scoring."""
 
     model: Annotated[int | Literal["champion"], accept_number_or("champion")]
+    id_columns: Names
 
 
 class Cluster(Section):
@@ -209,6 +219,7 @@ class Settings(Section):
     source: str
     schema_: str = Field(alias="schema", min_length=1)
     demo: Demo
+    prepare: Prepare
     sample: Sample
     learning_curve: LearningCurve
     model: Model
@@ -311,6 +322,11 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
                 "part of the target; as a feature it would give the answer away" if name in target.columns else "hidden"
             )
             raise UsageError(f"{name} is {reason}.", f"{where}, model.columns", "Remove it from the list.")
+    identifiers = [name for name, column in schema.columns.items() if column.type == "identifier"]
+    for name in settings.score.id_columns:
+        if name not in identifiers:
+            todo = f"Use some of: {', '.join(identifiers)}." if identifiers else "Give a column the type identifier."
+            raise UsageError(f"{name} is not an identifier of the schema.", f"{where}, score.id_columns", todo)
     known = [name for name, column in schema.columns.items() if column.type == "category"]
     for key in ("baseline", "segments"):
         for name in getattr(settings.evaluate, key):

@@ -1,14 +1,16 @@
-"""`tipline check`: show how the months of a source would be read, from headers and footers alone."""
+"""`tipline check`: show how the months of a source would be read, from their first rows; draft a schema from them."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import config
-from tipline.config import Settings
+from tipline import config, files
+from tipline.config import PartialSettings
 from tipline.errors import (
     NotPublishedError,
     TiplineError,
@@ -18,75 +20,126 @@ from tipline.errors import (
     hide_secrets,
     shorten_text,
 )
-from tipline.ingest import readers, source, transfer
-from tipline.ingest.schema import Schema, load_schema
+from tipline.ingest import draft, losses, readers, source, transfer
+from tipline.ingest.conform import Conformer
+from tipline.ingest.schema import Csv, Schema, format_names, load_schema
 from tipline.paths import Paths
 
-HEAD_BYTES = 2**16
-SHOWN_COLUMNS = 20
+ROWS, HEAD_BYTES = 1000, 2**19
 
 
-def run(settings: Settings, paths: Paths, source: str, months: Sequence[str]) -> Iterator[str]:
-    """Yield lines about months of a source. Raises TiplineError after them if `prepare` would refuse a month."""
+def run(
+    settings: PartialSettings, paths: Paths, source: str, months: Sequence[str], write: str | None
+) -> Iterator[str]:
+    """Yield lines about months of a source. Raises TiplineError after them if `prepare` would refuse a month.
+
+    With `write`, a schema is drafted from the first month into a new file of that name.
+    """
     try:
         config.check_source(source, needs_month=len(months) != 1)
     except ValueError as error:
         todo = "Name a path, https:// or s3:// address; for more than one month, with {month} in it."
         raise UsageError(f"{error}.", f"command line, {hide_secrets(source)}", todo) from None
-    schema = load_schema(paths.root / settings.schema_)
+    if write is not None:
+        yield from write_schema(Path(write), source, months[0])
+        schema = load_schema(Path(write))
+    elif settings.settings is None:
+        raise settings.problem or UsageError("There are no settings.", str(paths.params), "Correct the file.")
+    else:
+        schema = load_schema(paths.root / settings.settings.schema_)
     failed: dict[str, TiplineError] = {}
     for month in dict.fromkeys(months):
         try:
-            yield from format_lines(month, *describe_month(source, month, schema))
+            with open_preview(source, month, schema.csv) as (title, preview):
+                yield f"{month}  {title}"
+                yield from describe_month(preview, month, schema)
         except TiplineError as error:
             if len(months) == 1:
                 raise
             failed[month] = error
             titles = ((NotPublishedError, "not published"), (transfer.NoRangeError, "cannot be previewed"))
             title = next((title for kind, title in titles if isinstance(error, kind)), "cannot be prepared")
-            yield from format_lines(month, title, {"error": str(error)})
+            yield from (f"{month}  {title}", f"  error    {error}")
     if failed:
         raise combine_failures(failed, len(months))
 
 
-def describe_month(address: str, month: str, schema: Schema) -> tuple[str, dict[str, str]]:
-    """Read the first bytes of a month and the footer of a Parquet file; return a title and facts by name."""
-    location = source.format_address(address, month, Path.cwd())
-    source.check_folder(address, location, Path.cwd())
+def write_schema(path: Path, source: str, month: str) -> Iterator[str]:
+    """Draft a schema from the first rows of a month into a new file."""
+    if path.exists():
+        raise UsageError("This file exists already.", str(path), "Name another one, or remove it.")
+    with open_preview(source, month, None) as (_, preview):
+        text = draft.draft_schema(
+            readers.list_files(preview.path)[0] if preview.path.is_dir() else preview.path, preview, month
+        )
+    files.write_text(path, text)
+    yield f"{path}: drafted; correct the lines below `check`, then name it under `schema` in params.yaml"
+
+
+@contextlib.contextmanager
+def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tuple[str, readers.Month]]:
+    """Fetch the first rows of a month into a file of their own; yield what the month is, and the file, opened.
+
+    Without a dialect, that of a CSV file is guessed.
+    """
+    listed = source.list_addresses(address, month, Path.cwd())
+    location, name = listed[-1]  # of a month's days, the last ones say most about the form of dates
     where = hide_secrets(location)
-    with transfer.open_preview(location) as (stated, file):
-        size, head = "unknown size" if stated.size is None else f"{stated.size:,} bytes", file.read(HEAD_BYTES)
-        is_parquet = head.startswith(readers.MAGIC)
+    with transfer.open_preview(location) as (stated, file), tempfile.TemporaryDirectory() as folder:
+        size = "unknown size" if stated.size is None else f"{stated.size:,} bytes"
+        head, path = file.read(HEAD_BYTES), Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if is_parquet:
-                footer = pq.ParquetFile(file)
-                columns, rows, groups = footer.schema_arrow, footer.metadata.num_rows, footer.num_row_groups
+            if head.startswith(readers.MAGIC):
+                footer = pq.ParquetFile(file, buffer_size=2**18)  # not whole row groups
+                rows, groups = footer.metadata.num_rows, footer.num_row_groups
                 title = f"Parquet, {size}, {format_count(rows, 'row')} in {format_count(groups, 'row group')}"
+                first = next(footer.iter_batches(ROWS, [0], use_threads=False), None) if groups else None
+                pq.write_table(pa.Table.from_batches([first] if first else [], footer.schema_arrow), path)
             else:
-                source.check_head(head, where)
-                columns = readers.read_header(head.partition(b"\n")[0])
-                # As many rows as if all lines were as long as the first ones on average; one line is the header.
-                rows = round((stated.size or 0) / len(head) * len(re.findall(rb"[^\r\n]+", head))) - 1
-                title = f"CSV, {size}" + (f", about {format_count(rows, 'row')}" if stated.size else "")
+                text = readers.decompress_head(head)
+                source.check_head(text, where)
+                rows = round((stated.size or 0) / len(head) * text.count(b"\n")) - 1
+                kind = "CSV" if text is head else "compressed CSV"
+                title = f"{kind}, {size}" + (f", about {format_count(rows, 'row')}" if stated.size else "")
+                path.write_bytes(text[: text.rfind(b"\n") + 1] if len(head) == HEAD_BYTES else text)
+            if len(listed) > 1:
+                title += f"; the last of {len(listed):,} files, {shorten_text(name)}"
+            yield title, readers.open_month(Path(folder), month, dialect or draft.guess_dialect(path)[0])
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and type(error) is not OSError:
                 raise  # of the connection; Arrow's own errors are of the general kind
             raise readers.explain_damage(error, where, month) from error
-    match = schema.match(columns, f"{where}, month {month}")
-    retyped = [
-        f"{match.names[key]} is {shorten_text(type_)}, read as {schema.columns[key].type}"
-        for key, type_ in match.types.items()
-        if is_parquet and schema.columns[key].rank_type(type_) != 0  # all of a CSV file is text
-    ]
-    return title, {
-        "era": f"{match.era}: {schema.eras[match.era]}",
-        "columns": ", ".join(key if key == name else f"{key} = {name}" for key, name in match.names.items()),
-        "ignored": ", ".join(shorten_text(name) for name in match.unknown[:SHOWN_COLUMNS]) or "-",
-        "absent": ", ".join(key for key in schema.columns if key not in match.names) or "-",
-        "retyped": ", ".join(retyped) or "-",
-    }
 
 
-def format_lines(month: str, title: str, facts: Mapping[str, str]) -> Iterator[str]:
-    yield f"{month}  {title}"
-    yield from (f"  {name:8} {text}" for name, text in facts.items())
+def describe_month(preview: readers.Month, month: str, schema: Schema) -> Iterator[str]:
+    """Yield what each column becomes, with an example, and which of the first rows cannot be read."""
+    where = f"{preview.path.name}, month {month}"
+    match = schema.match(preview.schema, where, lambda name: readers.get_example(preview, name))
+    conformer, names = Conformer(schema, match.names, month), list(match.names.values())
+    batch = next(preview.batches(names, names), None)
+    yield f"  era      {match.era}: {schema.eras[match.era]}"
+    if batch is not None:
+        malformed = [row for row in batch.malformed if row[0] < ROWS]
+        rows = batch.rows[: ROWS - len(malformed)]
+        batch = dataclasses.replace(batch, rows=rows, values=batch.values.slice(0, len(rows)), malformed=malformed)
+        trips = conformer.conform(batch)[0]
+        position = {int(row): index for index, row in enumerate(rows)}
+        for key, name in match.names.items():
+            column, example = schema.columns[key], "no value"
+            if len(found := trips.filter(trips[key].is_valid())):
+                index = position[found["row"][0].as_py()]
+                published, prepared = (
+                    readers.convert_to_json(values)[0]
+                    for values in (batch.values[name].slice(index, 1), found[key].slice(0, 1))
+                )
+                example = f"{shorten_text(published)!r} -> {shorten_text(prepared)}"
+            yield f"  {key:24} {column.type:10} {name}, {shorten_text(match.types[key])}: {example}"
+        count = len(rows) + len(malformed)
+        yield f"  quarantined  {conformer.quarantined.total():,} of the first {format_count(count, 'row')}"
+        counts = {"quarantined_by_reason": conformer.quarantined, "examples": conformer.examples}
+        yield from (f"    {line}" for line in losses.describe_losses(counts, schema))
+        unknown = [f"{shorten_text(name)} ({count:,})" for name, count in conformer.unknown_aliases.most_common()]
+        yield from [f"  unknown  {format_names(unknown)}"] if unknown else []
+    yield f"  ignored  {format_names(match.unknown) or '-'}"
+    yield f"  absent   {', '.join(key for key in schema.columns if key not in match.names) or '-'}"

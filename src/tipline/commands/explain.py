@@ -13,6 +13,7 @@ from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, prepare, readers
+from tipline.ingest.schema import load_schema
 from tipline.model import artifact, explanation, golden_rows
 from tipline.model.artifact import Model
 from tipline.paths import Paths, month_folder
@@ -61,8 +62,11 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     }
     yield from format_section("model", origin)
     yield from format_section("prepared row", {"file": path.relative_to(paths.root), "row group": group} | trip)
-    yield from format_section("published row", read_published_row(paths, month, row))
-    yield from format_section("source", files.read_json(paths.raw_manifest(month), f"Run: dvc repro download@{month}"))
+    yield from format_section("published row", read_published_row(settings, paths, month, row))
+    source = files.read_json(paths.raw_manifest(month), f"Run: dvc repro download@{month}")
+    if "files" in source:
+        source["files"] = f"{len(source['files'])}, described in {paths.raw_manifest(month).relative_to(paths.root)}"
+    yield from format_section("source", source)
 
 
 def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -112,12 +116,12 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     return lines | {"probability": f"{probability!r}, {comparison}"}
 
 
-def read_published_row(paths: Paths, month: str, row: int) -> dict[str, Any]:
+def read_published_row(settings: Settings, paths: Paths, month: str, row: int) -> dict[str, Any]:
     """Read the published row: the line of a CSV file, the values of a Parquet file."""
-    path = prepare.find_published_file(paths.raw(month), month)
-    published = readers.open_month(path, month)
+    schema = load_schema(paths.root / settings.schema_)
+    published = readers.open_month(paths.raw(month), month, schema.csv)
     text = readers.read_row(published, row)
-    lines = {"file": path.relative_to(paths.root), "sha256": files.hash_file(path), "row": f"{row:,}"}
+    lines = {"file": published.path.relative_to(paths.root), **prepare.describe_published(published.path)}
     if text is None:
         return lines | {"values": "the published file has no such row: it is not the one that was prepared"}
-    return lines | ({"line": text} if isinstance(published, readers.CsvMonth) else json.loads(text))
+    return lines | (json.loads(text) if readers.is_parquet(readers.list_files(paths.raw(month))[0]) else {"line": text})

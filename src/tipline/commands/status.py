@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tipline import files, validation
+from tipline import files, formats, validation
 from tipline.commands.month import format_month
 from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
+from tipline.ingest import losses
 from tipline.model import artifact
 from tipline.paths import Paths
 from tipline.registry import champion, model_versions, store
@@ -36,7 +37,8 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     """Yield the lines of the status. Raises TiplineError after the last line if a check found something wrong."""
     models = read_models(settings, paths)
     digest = models.ref["digest"] if models.ref else ""
-    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest)
+    ids = settings.settings.score.id_columns if settings.settings else ()
+    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest, ids)
     unscored = sorted({*(month.month for month in planned), *failed})
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     findings = list(check_project(settings, paths, models))
@@ -126,6 +128,13 @@ def check_project(settings: PartialSettings, paths: Paths, models: Models) -> It
             yield f"{what.removesuffix('.')} ({where})", todo
     if (lock := paths.root / "dvc.lock").is_file() and validation.has_conflict(lock):
         yield "dvc.lock has the markers of a merge conflict", "git checkout --ours dvc.lock && dvc repro"
+    accepted = settings.settings.prepare.accept if settings.settings else ()
+    found = [files.try_read_json(paths.prepared(month) / files.MANIFEST) for month in settings.months]
+    for month, shares in losses.find_unusual(
+        [one for one in found if one and one.get("format") == formats.PREPARED]
+    ).items():
+        if month not in accepted:
+            yield f"{month} has {', '.join(shares)}", f"tipline check data/raw/{month} {month}"
     if models.ref and artifact.try_read_digest(paths.champion) != models.ref["digest"]:
         yield "models/champion/ lacks a file or has other files than the registered ones", "dvc repro register"
     if models.ref and models.champion is None and models.problem is None and settings.model_name:

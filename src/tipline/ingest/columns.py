@@ -12,6 +12,7 @@ CATEGORY = pa.dictionary(pa.int32(), pa.string())
 TIME = pa.timestamp("us")
 # By the type of a schema's column.
 TYPES = {"category": CATEGORY, "timestamp": TIME, "number": pa.float64(), "integer": pa.int32(), "boolean": pa.bool_()}
+TYPES |= {"identifier": pa.string()}
 KIND_TYPES = {"hour": TIME, "number": pa.float64()}  # of columns after the user's function that are not text
 
 

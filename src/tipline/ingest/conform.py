@@ -1,46 +1,49 @@
 """Convert published batches to the schema, and quarantine the rows that cannot be read."""
 
 import contextlib
-import datetime as dt
 import math
-import re
+import sys
 from collections import Counter
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.errors import TiplineError
-from tipline.ingest.columns import TYPES
-from tipline.ingest.readers import Batch, is_utf8
-from tipline.ingest.schema import Column, Schema, is_text_type
+from tipline.arrays import Values
+from tipline.errors import TiplineError, shorten_text
+from tipline.ingest import times
+from tipline.ingest.columns import TIME, TYPES
+from tipline.ingest.readers import Batch, convert_to_json, decode_text, is_utf8
+from tipline.ingest.schema import Column, Schema, is_text_type, normalize_name
 
 QUARANTINE = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
 # Bounds on what a category holds in memory; published ones have a dozen short values.
 MAX_VALUES, MAX_LETTERS = 10_000, 200
+# By type: what a value is not if it cannot be read, and the forms that are accepted.
 EXPECTED = {
-    "timestamp": "a time",
-    "number": "a number",
-    "integer": "a whole number",
-    "boolean": "true or false",
-    "category": f"a word of at most {MAX_LETTERS} letters",
+    "timestamp": (
+        "a time",
+        "2009-01-31 23:59:59, also with T, fractions and, if the column has a zone, Z or an offset",
+    ),
+    "number": ("a number", "12.5, -3, 1e3"),
+    "integer": ("a whole number", "12, -3, 12.0; less than 2**31"),
+    "boolean": ("true or false", "true, t, yes, y, 1; false, f, no, n, 0"),
+    "category": (f"a word of at most {MAX_LETTERS} letters", "text; a whole number such as 1 or 1.0"),
+    "identifier": ("text or a whole number", "text; a whole number"),
 }
 BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
 BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
-# What Arrow reads; Python alone would also accept 1_000 or 2009-W01.
-NUMBER = re.compile(rb"[-+]?([0-9.]+(e[-+]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
-TIME = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?)?")
 
 
-def format_alias(value: object) -> str | None:
+def format_alias(value: object, longest: int = MAX_LETTERS) -> str | None:
     """Return a published value as text, "" for a missing one, None for what cannot be a word.
 
     A whole number has the same text if nulls have made its column double.
     """
     if isinstance(value, bytes):
-        is_word = len(value) <= 4 * MAX_LETTERS and is_utf8(value) and len(value.decode()) <= MAX_LETTERS
+        is_word = len(value) <= 4 * longest and is_utf8(value) and len(value.decode()) <= longest
         return value.decode() if is_word else None
     if isinstance(value, float):
         return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
@@ -70,6 +73,8 @@ class Conformer:
         self.out_of_range: Counter[str] = Counter()
         self.outside_month = 0
         self.unknown_aliases: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # by reason, the first value that cannot be read
+        self.nulls = frozenset(map(normalize_name, ("", *schema.csv.null_values)))
         # Each published alias of a category, and the value that it stands for.
         self.aliases: dict[str, dict[str, str | None]] = {
             name: {} for name, column in schema.columns.items() if column.type == "category" and name in names
@@ -86,11 +91,11 @@ class Conformer:
                 arrays[name] = self._create_nulls(len(batch.rows), TYPES[column.type])
                 continue
             published = batch.values.column(self.names[name])
-            if column.type == "category":
-                arrays[name], unreadable = self._encode(name, published)
-            else:
-                arrays[name], unreadable = cast_column(published, TYPES[column.type])
-            reasons = dict.fromkeys(unreadable, f"{name} is not {EXPECTED[column.type]}") | reasons
+            arrays[name], unreadable = self._cast(name, published)
+            if unreadable:
+                reason = f"{name} is not {EXPECTED[column.type][0]}"
+                self.examples.setdefault(reason, shorten_text(convert_to_json(published.slice(unreadable[0], 1))[0]))
+                reasons = dict.fromkeys(unreadable, reason) | reasons
         quarantined = self._quarantine(batch, reasons)
         if reasons:
             keep = pa.array(np.isin(np.arange(len(batch.rows)), list(reasons), invert=True))
@@ -100,6 +105,19 @@ class Conformer:
         self._count_unusual(trips)
         return trips, quarantined
 
+    def _cast(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
+        type_ = self.schema.columns[name].type
+        if type_ == "category":
+            return self._encode(name, array)
+        if type_ == "identifier":
+            return cast_identifiers(array, self.nulls)
+        if type_ == "timestamp":
+            zone = self.schema.columns[name].zone
+            return cast_times(array, self.schema.list_formats(name), str(zone) if zone else None, self.nulls)
+        if type_ == "number" and self.schema.csv.decimal != "." and is_text_type(array.type):
+            array = pc.replace_substring(array, self.schema.csv.decimal, ".")
+        return cast_column(array, TYPES[type_], self.nulls)
+
     def _encode(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
         """Encode a category by its distinct values: first the schema's values, then others as the month has them."""
         encoded = encode_values(array)
@@ -107,7 +125,9 @@ class Conformer:
         if is_text_type(values.type):  # as bytes, because Parquet may declare as text what is not UTF-8
             values = values.cast(pa.large_binary())
         aliases = [format_alias(value) for value in values.to_pylist()]
-        known |= {alias: column.canonical(alias) for alias in aliases if alias is not None and alias not in known}
+        known |= {
+            alias: column.canonical(alias, self.nulls) for alias in aliases if alias is not None and alias not in known
+        }
         if len(known) > MAX_VALUES:
             what = f"A category has more than {MAX_VALUES:,} different values; the schema expects a few words."
             where = f"column {self.names[name]}, month {self.month}"
@@ -156,21 +176,31 @@ def count_outside(array: pa.Array, low: float, high: float) -> int:
     return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
 
 
-def cast_column(array: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
-    """Cast an array; return it and the indices of values that cannot be read, which are null in it.
+def cast_column(array: pa.Array, target: pa.DataType, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
+    """Cast an array to numbers or booleans; return it and the indices of values that cannot be read, null in it.
 
-    A float's NaN counts as missing, because pandas writes it for null.
+    A float's NaN counts as missing, because pandas writes it for null, and so do the texts `nulls`.
     """
-    if pa.types.is_timestamp(array.type) and array.type.tz:
-        array = pc.local_timestamp(array)
     if pa.types.is_boolean(array.type) or not pa.types.is_boolean(target):  # Arrow reads 2 as true
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             if pa.types.is_dictionary(array.type):  # not decoded, because one long text may be in every row
                 return cast_values(array.dictionary, target).take(array.indices), []
             return cast_values(array, target), []
     encoded = encode_values(array)
-    values, unreadable = parse_values(encoded.dictionary, target)
+    values, unreadable = parse_values(encoded.dictionary, target, nulls)
     return values.take(encoded.indices), find_indices(encoded, unreadable)
+
+
+def cast_identifiers(array: pa.Array, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
+    """Return texts and whole numbers as text without blanks around it, and the indices of other values."""
+    if not pa.types.is_dictionary(array.type):
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            values = array.cast(pa.large_binary()) if is_text_type(array.type) else cast_values(array, pa.int64())
+            texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+            return pc.if_else(pc.is_in(pc.utf8_lower(texts), pa.array(sorted(nulls))), None, texts), []
+    encoded = encode_values(array)
+    values, unreadable = parse_words(encoded.dictionary, nulls, sys.maxsize)
+    return pa.array(values, pa.string()).take(encoded.indices), find_indices(encoded, unreadable)
 
 
 def encode_values(array: pa.Array) -> pa.DictionaryArray:
@@ -179,48 +209,75 @@ def encode_values(array: pa.Array) -> pa.DictionaryArray:
 
 def cast_values(array: pa.Array, target: pa.DataType) -> pa.Array:
     """Cast an array; raise if Arrow refuses a value."""
-    is_time = pa.types.is_timestamp(target)
-    if not (is_time or pa.types.is_boolean(target) or pa.types.is_integer(array.type)):
+    if not (pa.types.is_boolean(target) or pa.types.is_integer(array.type)):
         array = array.cast(pa.float64())
     # A sum is NaN if a value is, and faster than a look at each.
     if pa.types.is_floating(array.type) and math.isnan(pc.sum(array).as_py() or 0):
         array = pc.if_else(pc.is_nan(array), None, array)
-    # Cutting nanoseconds off a time loses nothing that the TLC has ever recorded.
-    return pc.cast(array, options=pc.CastOptions(target, allow_time_truncate=is_time))
+    return array.cast(target)
 
 
-def parse_values(values: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
+def parse_values(values: pa.Array, target: pa.DataType, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
     """Cast the values that the target can hold; return the indices of the rest, which are null."""
     if pa.types.is_boolean(target):
-        words = [(format_alias(value) or "").strip().casefold() for value in values.to_pylist()]
-        unreadable = [index for index, word in enumerate(words) if word and word not in BOOLEANS]
-        return pa.array([BOOLEANS.get(word) for word in words], target), unreadable
-    values, unreadable = parse_texts(values, target) if is_text_type(values.type) else (values, [])
-    if not pa.types.is_timestamp(target):  # NaN is not equal to itself
-        values = values.cast(pa.float64(), safe=False)
-        values = pc.if_else(pc.is_nan(values), None, values)
+        words, unreadable = parse_words(values, nulls)
+        found = [word and BOOLEANS.get(word.casefold()) for word in words]
+        return pa.array(found, target), unreadable + [i for i, word in enumerate(words) if word and found[i] is None]
+    values, unreadable = parse_numbers(values, nulls) if is_text_type(values.type) else (values, [])
+    values = values.cast(pa.float64(), safe=False)
+    values = pc.if_else(pc.is_nan(values), None, values)  # NaN is not equal to itself
     found = values.cast(target, safe=False)
     fits = pc.equal(found.cast(values.type, safe=False), values).fill_null(fill_value=True)
     refused = np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist()
     return pc.if_else(fits, found, None), unreadable + refused
 
 
-def parse_texts(texts: pa.Array, target: pa.DataType) -> tuple[pa.Array, list[int]]:
-    """Parse texts as times or numbers, blanks around them removed; return the indices of those that are neither.
+def parse_words(
+    values: pa.Array, nulls: Collection[str], longest: int = MAX_LETTERS
+) -> tuple[list[str | None], list[int]]:
+    """Return values as text, None for missing ones and for those at the returned indices, which are no words."""
+    given = (values.cast(pa.large_binary()) if is_text_type(values.type) else values).to_pylist()
+    words = [format_alias(value, longest) for value in given]
+    known = [None if word is None or normalize_name(word) in nulls else word.strip() for word in words]
+    return known, [index for index, word in enumerate(words) if word is None]
 
-    In Python, because Arrow takes a hundred times as long to refuse a text, and a month may have nothing else.
+
+def parse_numbers(texts: pa.Array, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
+    """Parse texts as numbers, blanks around them removed; return the indices of those that are none."""
+    import pandas as pd  # noqa: PLC0415 (half a second, and most months do without)
+
+    words = decode_texts(texts)
+    found = pd.to_numeric(pd.Series(words, dtype="str").str.strip(), errors="coerce").to_numpy(np.float64)
+    return pa.array(found), find_unreadable(words, ~np.isnan(found), {*nulls, "nan"})
+
+
+def decode_texts(texts: pa.Array) -> list[str]:
+    """Return texts, "" for a missing one; Parquet may declare as text what is not UTF-8."""
+    return [decode_text(text or b"") for text in texts.cast(pa.large_binary()).to_pylist()]
+
+
+def find_unreadable(words: Sequence[str], is_read: Values, nulls: Collection[str]) -> list[int]:
+    """Return the indices of words that could not be read and do not stand for a missing value."""
+    return [index for index in np.flatnonzero(~is_read).tolist() if normalize_name(words[index]) not in nulls]
+
+
+def cast_times(
+    array: pa.Array, forms: Sequence[str], zone: str | None, nulls: Collection[str]
+) -> tuple[pa.Array, list[int]]:
+    """Convert an array to local times of `zone`; return them and the indices of values that cannot be read.
+
+    What is finer than microseconds is cut off.
     """
-    is_time = pa.types.is_timestamp(target)
-    values: list[object] = []
-    unreadable: list[int] = []
-    for index, text in enumerate(texts.cast(pa.large_binary()).to_pylist()):
-        value, stripped = None, (text or b"").strip()
-        try:
-            if (TIME if is_time else NUMBER).fullmatch(stripped):
-                value = dt.datetime.fromisoformat(stripped.decode()) if is_time else float(stripped)
-            elif stripped:
-                unreadable.append(index)
-        except ValueError:  # February 30th, or two decimal points
-            unreadable.append(index)
-        values.append(value)
-    return pa.array(values, target if is_time else pa.float64()), unreadable
+    cut = partial(pc.cast, options=pc.CastOptions(TIME, allow_time_truncate=True))
+    if pa.types.is_timestamp(array.type) and array.type.tz:
+        return cut(pc.local_timestamp(array.cast(pa.timestamp(array.type.unit, zone)))), []
+    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if not any(test(array.type) for test in (pa.types.is_dictionary, pa.types.is_integer, pa.types.is_floating)):
+            return cut(array), []
+    encoded = encode_values(array)
+    given = encoded.dictionary
+    if pa.types.is_floating(given.type):  # as text, a float could have an exponent
+        given = pc.if_else(pc.is_finite(given), given, None).cast(pa.decimal128(38, 6))
+    texts = decode_texts(given if is_text_type(given.type) else given.cast(pa.string()))
+    found, is_read = times.read_times(texts, forms, zone)
+    return found.take(encoded.indices), find_indices(encoded, find_unreadable(texts, is_read, nulls))

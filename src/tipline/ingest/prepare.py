@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,44 @@ from tipline.errors import TiplineError
 from tipline.ingest import readers
 from tipline.ingest.columns import PREPARED_FILE, QUARANTINE_FILE
 from tipline.ingest.conform import QUARANTINE, Conformer
-from tipline.ingest.schema import ROW, Schema
+from tipline.ingest.schema import ROW, Match, Schema
 
 ROW_GROUP_ROWS = 2**20
 QUARANTINE_BYTES = 2**26  # of quarantined rows that are held before they are written
 
 
-def find_published_file(folder: Path, month: str) -> Path:
-    """Return the one file of a downloaded month."""
-    found = [path for path in folder.glob("*") if path.is_file()]
-    if len(found) != 1:
-        what = f"Expected one published file, found {len(found)}."
-        raise TiplineError(what, str(folder), f"Run: dvc repro -f download@{month}")
-    return found[0]
-
-
-def is_prepared(folder: Path, path: Path, schema: Schema, month: str) -> bool:
-    """Whether a folder holds, undamaged, what `prepare_month` would make of a published file now."""
+def find_prepared(folder: Path, path: Path, schema: Schema, month: str) -> dict[str, Any] | None:
+    """Return the manifest of a folder that holds, undamaged, what `prepare_month` would make now, or None."""
     manifest = files.try_read_json(folder / files.MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != formats.PREPARED:
-        return False
-    match = schema.match(readers.open_month(path, month).schema, f"{path.name}, month {month}")
-    mapping = schema.describe_mapping(match, manifest.get("aliases", {}))
-    paths = {"published": path, "trips": folder / PREPARED_FILE, "quarantine": folder / QUARANTINE_FILE}
-    return manifest.get("mapping", {}).get("digest") == files.hash_json(mapping) and all(
-        file.is_file() and manifest.get(name) == files.describe_file(file) for name, file in paths.items()
+        return None
+    mapping = schema.describe_mapping(match_month(path, schema, month)[1], manifest.get("aliases", {}))
+    expected = {"trips": folder / PREPARED_FILE, "quarantine": folder / QUARANTINE_FILE}
+    is_whole = (
+        manifest.get("mapping", {}).get("digest") == files.hash_json(mapping)
+        and manifest.get("published") == describe_published(path)
+        and all(file.is_file() and manifest.get(name) == files.describe_file(file) for name, file in expected.items())
     )
+    return manifest if is_whole else None
+
+
+def match_month(path: Path, schema: Schema, month: str) -> tuple[readers.Month, Match]:
+    """Open a published month, a file or a folder of files, and map its columns to the schema's; see `Schema.match`."""
+    published = readers.open_month(path, month, schema.csv)
+    where, get_example = f"{published.path.name}, month {month}", partial(readers.get_example, published)
+    # Several files have the same names, but may have other types.
+    matches = [schema.match(one, where, get_example) for one in published.schemas]
+    return published, matches[0]
+
+
+def describe_published(path: Path) -> dict[str, Any]:
+    """Return bytes and sha256 of a published month; of several files, their sum and a digest of names and digests."""
+    if path.is_file():
+        return files.describe_file(path)
+    described = {str(one.relative_to(path)): files.describe_file(one) for one in readers.list_files(path)}
+    if len(described) == 1:
+        return next(iter(described.values()))
+    return {"bytes": sum(one["bytes"] for one in described.values()), "sha256": files.hash_json(described)}
 
 
 def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[str, Any]:
@@ -47,27 +60,22 @@ def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[
 
     Raises TiplineError if the file or all of its rows cannot be read, its columns do not match, or a row would be lost.
     """
-    where = f"{path.name}, month {month}"
-    published = readers.open_month(path, month)
-    match = schema.match(published.schema, where)
+    published, match = match_month(path, schema, month)
     conformer = Conformer(schema, match.names, month)
     with ThreadPoolExecutor(1) as hashing:
-        published_file = hashing.submit(files.describe_file, path)
+        published_file = hashing.submit(describe_published, path)
         try:
             counts = write_month(conformer, published, folder)
         except (pa.ArrowException, MemoryError, OSError) as error:
             # Arrow raises OSError for a damaged page, too, without the number that errors of the system have.
             if getattr(error, "errno", None) is not None:
                 raise
-            raise readers.explain_damage(error, path.name, month) from error
-    if counts["rows_in"] and not counts["rows_out"]:
-        reasons = "; ".join(f"{reason} ({n:,} rows)" for reason, n in conformer.quarantined.most_common())
-        what = f"None of the month's {counts['rows_in']:,} rows can be read: {reasons}."
-        raise TiplineError(what, where, "Check the file; `tipline check` shows how its columns are understood.")
+            raise readers.explain_damage(error, published.path.name, month) from error
     manifest = {
         "month": month,
         **counts,
         "quarantined_by_reason": dict(sorted(conformer.quarantined.items())),
+        "examples": conformer.examples,
         "filled": dict(sorted(conformer.filled.items())),
         "out_of_range": {name: count for name, count in sorted(conformer.out_of_range.items()) if count},
         "outside_month": conformer.outside_month,

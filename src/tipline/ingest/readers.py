@@ -1,12 +1,17 @@
-"""Read a published month, Parquet or CSV, as Arrow batches whose rows are numbered as in the file."""
+"""Read a published month, Parquet or CSV, one file or several, as Arrow batches whose rows are numbered as in it."""
 
+import codecs
 import contextlib
+import csv
+import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +19,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from tipline.errors import TiplineError, summarize_exception
-from tipline.ingest.schema import is_text_type
+from tipline.errors import TiplineError, shorten_text, summarize_exception
+from tipline.ingest.schema import Csv, is_text_type
 
 MAGIC = b"PAR1"
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes of a file
 BATCH_ROWS = 2**17
 BLOCK_BYTES = 2**21  # of CSV that are parsed at a time; a malformed line becomes a Python object
 BUFFER_BYTES = 2**20  # column chunks are read through buffers; without them, a whole row group is held in memory
 MAX_HEADER_BYTES, MAX_LINE_BYTES = 2**20, 2**26  # published lines have less than 1 kB
 MAX_SURPLUS_FIELDS = 20  # TLC lines have up to two blank fields more than the header
+MAX_RECORD_LINES = 100  # of a row with line ends in its fields; more are taken for a stray quote
 MAX_RAW_BYTES = 1000  # kept of each value of a quarantined row of Parquet
 # Nulls take almost no space: a file of a kilobyte can claim billions of rows.
 MIN_ROW_LIMIT, MAX_ROWS_PER_BYTE = 2**20, 8
@@ -41,14 +48,14 @@ class Batch:
     rows: Rows  # their numbers in the file, from 0
     values: pa.RecordBatch  # the requested columns as published
     malformed: Sequence[QuarantinedRow] = ()  # lines of the same block that cannot be split into fields
-    block: bytes | None = None  # the text that the rows were read from; None for Parquet
-    first: int = 0  # the row number of the block's first line
+    list_texts: Callable[[], list[bytes]] | None = None  # the rows as text, malformed ones too; None for Parquet
+    first: int = 0  # the row number of the first text
 
     def format_rows(self, indices: Sequence[int]) -> list[str]:
         """Return the published text of rows; for Parquet, their values as JSON."""
-        if self.block is not None:
-            lines = split_lines(self.block) if indices else []
-            return [decode_text(lines[self.rows[index] - self.first]) for index in indices]
+        if self.list_texts is not None:
+            texts = self.list_texts() if indices else []
+            return [decode_text(texts[self.rows[index] - self.first]) for index in indices]
         taken = self.values.take(pa.array(indices, pa.int64()))
         columns = [convert_to_json(column) for column in taken.columns]
         rows = (dict(zip(taken.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
@@ -74,6 +81,7 @@ class ParquetMonth:
         self.path = path
         with pq.ParquetFile(path) as file:
             self.schema, self.rows = file.schema_arrow, file.metadata.num_rows
+        self.schemas = [self.schema]
         size = path.stat().st_size
         if self.rows > MIN_ROW_LIMIT + MAX_ROWS_PER_BYTE * size:
             raise pa.ArrowInvalid(f"the footer says {self.rows:,} rows, in {size:,} bytes")
@@ -130,16 +138,31 @@ def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
 class CsvMonth:
     """A month in CSV, every field as text. Blank lines are not counted as rows.
 
-    Lines with another number of fields than the header are malformed, unless all surplus fields are blank. `rows` is
+    Rows with another number of fields than the header are malformed, unless all surplus fields are blank. `rows` is
     complete once all batches have been read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, 0
-        with path.open("rb") as file:
-            head = file.readline(MAX_HEADER_BYTES)
+    def __init__(self, path: Path, dialect: Csv) -> None:
+        self.path, self.rows, self.dialect = path, 0, dialect
+        # `csv` of Python, for the header and for blocks that Arrow refuses.
+        self._options: dict[str, Any] = {"delimiter": dialect.delimiter, "quotechar": dialect.quote, "strict": True}
+        self._options |= {} if dialect.quote else {"quoting": csv.QUOTE_NONE}
+        self._quote = (dialect.quote or "").encode()
+        with open_text(path, dialect.encoding) as file:
+            head = file.read(MAX_HEADER_BYTES)
         self._start = end.end() if (end := LINE_END.search(head)) else len(head)
-        self.schema = read_header(head)
+        self.schema = self._read_header(head[: self._start])
+        self.schemas = [self.schema]
+
+    def _read_header(self, line: bytes) -> pa.Schema:
+        """Return the columns that the first line names, all of them text."""
+        if len(line) >= MAX_HEADER_BYTES:
+            raise pa.ArrowInvalid(f"its first line has {MAX_HEADER_BYTES:,} bytes or more, so it is not a CSV file")
+        if not is_utf8(line):
+            raise pa.ArrowInvalid(f"its header is not {self.dialect.encoding.upper()}")
+        return pa.schema(
+            [(name, pa.string()) for name in self._split(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))]
+        )
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
         """Yield the columns `names` as text, block by block."""
@@ -149,44 +172,140 @@ class CsvMonth:
             arrays, malformed = self._parse_block(block, indices)
             count = len(arrays[0]) + len(malformed)
             rows = np.delete(np.arange(self.rows, self.rows + count), [row - self.rows for row, _, _ in malformed])
-            yield Batch(rows, pa.RecordBatch.from_arrays(arrays, names=list(names)), malformed, block, self.rows)
+            values = pa.RecordBatch.from_arrays(arrays, names=list(names))
+            yield Batch(rows, values, malformed, partial(self._list_texts, block), self.rows)
             self.rows += count
 
     def _read_blocks(self) -> Iterator[bytes]:
-        """Yield the lines below the header in blocks of about BLOCK_BYTES, no line cut."""
-        rest = b""
-        with self.path.open("rb") as file:
-            file.seek(self._start)
+        """Yield the lines below the header in blocks of about BLOCK_BYTES, cut where no field is open."""
+        rest, skipped = b"", self._start
+        with open_text(self.path, self.dialect.encoding) as file:
             while data := file.read(BLOCK_BYTES):
-                end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+                rest, skipped = rest + data[skipped:], max(skipped - len(data), 0)
+                end = self._find_end(rest)
                 if end:
-                    yield rest + data[:end]
-                rest = data[end:] if end else rest + data
+                    yield rest[:end]
+                rest = rest[end:]
                 if len(rest) > MAX_LINE_BYTES:
                     raise pa.ArrowInvalid(f"no line ends within {MAX_LINE_BYTES:,} bytes")
         if rest:
             yield rest
 
+    def _find_end(self, data: bytes) -> int:
+        """Return where to cut: behind the last line end with an even number of quotes before it.
+
+        If a field is open for a whole block, its quote is taken for a stray one.
+        """
+        last = end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if self._quote:
+            count = data.count(self._quote, 0, end)
+            while end and count % 2:
+                before = max(data.rfind(b"\n", 0, end - 1), data.rfind(b"\r", 0, end - 1)) + 1
+                count, end = count - data.count(self._quote, before, end), before
+        return end or (last if len(data) > BLOCK_BYTES else 0)
+
     def _parse_block(self, block: bytes, indices: Sequence[int]) -> tuple[list[pa.Array], list[QuarantinedRow]]:
         """Return the fields at `indices` and the malformed lines; line by line only if Arrow refuses the block."""
-        width, first = len(self.schema), re.search(rb"[^\r\n]+", block)
-        count = first.group().count(b",") + 1 if first else width
-        expected = count if width <= count <= width + MAX_SURPLUS_FIELDS else width
-        with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError):
-            arrays = parse_fields(block, expected, [*indices, *range(width, expected)])
-            if all(surplus.null_count == len(surplus) for surplus in arrays[len(indices) :]):
+        width, first, has_quotes = len(self.schema), re.search(rb"[^\r\n]+", block), self._has_quotes(block)
+        with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError, csv.Error):
+            count = len(self._split(first.group())) if first else width
+            expected = count if width <= count <= width + MAX_SURPLUS_FIELDS else width
+            arrays = self._parse_fields(block, expected, [*indices, *range(width, expected)])
+            is_blank = all(surplus.null_count == len(surplus) for surplus in arrays[len(indices) :])
+            # A stray quote could hide line ends; where there are some in fields, each row is looked at.
+            if is_blank and (not has_quotes or len(arrays[0]) == len(split_lines(block))):
                 return arrays[: len(indices)], []
-        good: list[bytes] = []
+        good: list[list[str]] = []
         malformed: list[QuarantinedRow] = []
-        for row, line in enumerate(split_lines(block), self.rows):
-            fields = line.split(b",", width)
-            if len(fields) < width or (len(fields) > width and fields[-1].strip(b", ")):
-                malformed.append((row, RAGGED, decode_text(line)))
-            elif not is_utf8(line):
-                malformed.append((row, NOT_UTF8, decode_text(line)))
+        for row, (text, fields) in enumerate(self._split_rows(block), self.rows):
+            if fields is None:
+                malformed.append((row, NOT_UTF8, decode_text(text)))
+            elif len(fields) < width or any(field.strip() for field in fields[width:]):
+                malformed.append((row, RAGGED, decode_text(text)))
             else:
-                good.append(b",".join(fields[:width]))
-        return parse_fields(b"\n".join(good), width, indices), malformed
+                good.append(fields)
+        return [pa.array([fields[index] or None for fields in good], pa.string()) for index in indices], malformed
+
+    def _has_quotes(self, block: bytes) -> bool:
+        return bool(self._quote) and self._quote in block
+
+    def _list_texts(self, block: bytes) -> list[bytes]:
+        return [text for text, _ in self._split_rows(block)] if self._has_quotes(block) else split_lines(block)
+
+    def _split_rows(self, block: bytes) -> Iterator[tuple[bytes, list[str] | None]]:
+        """Yield the text and the fields of each row; a row that is not UTF-8 has no fields, but None.
+
+        A line whose quotes do not pair is joined with the next ones if this makes a row, and is read as it stands
+        otherwise.
+        """
+        lines, index, width = LINE_END.split(block), 0, len(self.schema)
+        while index < len(lines):
+            text, taken = lines[index], 1
+            if text and self._quote:
+                limit = min(len(lines) - index, MAX_RECORD_LINES)
+                while text.count(self._quote) % 2 and taken < limit:
+                    text, taken = text + b"\n" + lines[index + taken], taken + 1
+                with contextlib.suppress(csv.Error, ValueError):
+                    fields = self._split(text)
+                    if taken == 1 or len(fields) == width:
+                        yield text, fields
+                        index += taken
+                        continue
+            text = lines[index]
+            if text:
+                yield text, text.decode().split(self.dialect.delimiter) if is_utf8(text) else None
+            index += 1
+
+    def _split(self, text: bytes) -> list[str]:
+        """Split a row into fields; raise if it is not UTF-8, its quotes do not pair, or it is not one row."""
+        rows = list(csv.reader(io.StringIO(text.decode(), newline=""), **self._options))
+        if len(rows) != 1:
+            raise csv.Error("its first line is blank")
+        return rows[0]
+
+    def _parse_fields(self, data: bytes, width: int, indices: Sequence[int]) -> list[pa.Array]:
+        """Return the fields at `indices` as text, blank ones as null; raise if a row does not have `width` fields."""
+        names, has_quotes = [str(index) for index in range(width)], self._has_quotes(data)
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(data),
+            # One block, because a line must not be longer than a block.
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=self.dialect.delimiter,
+                quote_char=self.dialect.quote if has_quotes else False,
+                newlines_in_values=has_quotes,
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                include_columns=[names[index] for index in indices],
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+        return [column.combine_chunks() for column in table.columns]
+
+
+def open_text(path: Path, encoding: str) -> Any:  # noqa: ANN401 (a file of Arrow's or of a codec)
+    """Open a file whose decompressed text is read as UTF-8."""
+    with path.open("rb") as file:
+        compression = find_compression(file.read(4))
+    stream = pa.input_stream(str(path), compression=compression)
+    return stream if encoding == "utf-8" else codecs.EncodedFile(stream, "utf-8", encoding)
+
+
+def find_compression(head: bytes) -> str | None:
+    return next((name for start, name in COMPRESSIONS.items() if head.startswith(start)), None)
+
+
+def decompress_head(head: bytes) -> bytes:
+    """Return the beginning of the text of a file, from its own beginning."""
+    if not (compression := find_compression(head)):
+        return head
+    stream, text = pa.CompressedInputStream(pa.BufferReader(head), compression), b""
+    with contextlib.suppress(OSError):  # it is cut off
+        while part := stream.read(2**16):
+            text += part
+    return text
 
 
 def split_lines(block: bytes) -> list[bytes]:
@@ -198,27 +317,6 @@ def decode_text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
 
 
-def parse_fields(data: bytes, width: int, indices: Sequence[int]) -> list[pa.Array]:
-    """Return the fields at `indices` as text, blank ones as null; raise if a line does not have `width` fields."""
-    if not data:
-        return [pa.array([], pa.string()) for _ in indices]
-    names = [str(index) for index in range(width)]
-    table = pyarrow.csv.read_csv(
-        pa.BufferReader(data),
-        # One block, because a line must not be longer than a block.
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
-        # The TLC quotes nothing, and a stray quote would swallow all lines up to the next.
-        parse_options=pyarrow.csv.ParseOptions(quote_char=False),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            include_columns=[names[index] for index in indices],
-            null_values=[""],
-            strings_can_be_null=True,
-        ),
-    )
-    return [column.combine_chunks() for column in table.columns]
-
-
 def is_utf8(data: bytes) -> bool:
     try:
         data.decode()
@@ -227,27 +325,83 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def read_header(line: bytes) -> pa.Schema:
-    """Return the columns that the first line of a CSV file names, all of them text."""
-    first = LINE_END.split(line)[0]
-    if len(first) >= MAX_HEADER_BYTES:
-        raise pa.ArrowInvalid(f"its first line has {MAX_HEADER_BYTES:,} bytes or more, so it is not a CSV file")
-    if not is_utf8(first):
-        raise pa.ArrowInvalid("its header is not UTF-8")
-    return pa.schema([(name, pa.string()) for name in first.decode("utf-8-sig").split(",")])
+class SplitMonth:
+    """A month in several files, read in the order of their names; folders such as region=EU are columns, too."""
+
+    def __init__(self, folder: Path, parts: Sequence[ParquetMonth | CsvMonth]) -> None:
+        self.path, self.parts = folder, parts
+        self.folders = [read_pairs(part.path.relative_to(folder)) for part in parts]
+        names = [sorted([*part.schema.names, *pairs]) for part, pairs in zip(parts, self.folders, strict=True)]
+        for part, found in zip(parts, names, strict=True):
+            if found != names[0]:
+                both = " and ".join(str(one.path.relative_to(folder)) for one in (parts[0], part))
+                other = ", ".join(sorted({*found} ^ {*names[0]})) or "one of them twice"
+                raise pa.ArrowInvalid(f"the columns of {both} differ: {shorten_text(other)}")
+        self.schemas = [
+            pa.schema([*part.schema, *((name, pa.string()) for name in pairs)])
+            for part, pairs in zip(parts, self.folders, strict=True)
+        ]
+        self.schema = self.schemas[0]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
+        """Yield the columns `names` file by file; see the classes of the files."""
+        first = 0
+        for part, pairs in zip(self.parts, self.folders, strict=True):
+            own = [name for name in names if name not in pairs]
+            for batch in part.batches(own, categories):
+                values = [
+                    pa.array([pairs[name]] * len(batch.rows), pa.string()) if name in pairs else batch.values[name]
+                    for name in names
+                ]
+                malformed = [(row + first, reason, text) for row, reason, text in batch.malformed]
+                columns = pa.RecordBatch.from_arrays(values, names=list(names))
+                yield replace(
+                    batch, rows=batch.rows + first, values=columns, malformed=malformed, first=batch.first + first
+                )
+            first += part.rows
 
 
-Month = ParquetMonth | CsvMonth
+def read_pairs(path: Path) -> dict[str, str]:
+    """Return names and values of the folders such as region=EU in a relative path."""
+    pairs = (name.partition("=") for name in path.parts[:-1] if "=" in name)
+    return {key: unquote(value) for key, _, value in pairs}
 
 
-def open_month(path: Path, month: str) -> Month:
-    """Open a published month; its first bytes decide the format, not its name."""
+Month = ParquetMonth | CsvMonth | SplitMonth
+
+
+def list_files(folder: Path) -> list[Path]:
+    """List the published files of a downloaded month, in the order in which their rows are numbered."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def open_month(path: Path, month: str, dialect: Csv) -> Month:
+    """Open a published month, a file or a folder of files; their first bytes decide the format, not their names."""
+    paths = list_files(path) if path.is_dir() else [path]
+    if not paths:
+        raise TiplineError("The month has no published file.", str(path), f"Run: dvc repro -f download@{month}")
+    parts = [open_file(one, month, dialect) for one in paths]
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-        return ParquetMonth(path) if magic == MAGIC else CsvMonth(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        is_split = len(parts) > 1 or any(read_pairs(one.relative_to(path)) for one in paths if path.is_dir())
+        return SplitMonth(path, parts) if is_split else parts[0]
+    except pa.ArrowException as error:
         raise explain_damage(error, path.name, month) from error
+
+
+def open_file(path: Path, month: str, dialect: Csv) -> ParquetMonth | CsvMonth:
+    try:
+        return ParquetMonth(path) if is_parquet(path) else CsvMonth(path, dialect)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise explain_damage(error, path.name, month) from error
+
+
+def is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def explain_damage(error: Exception, name: str, month: str) -> TiplineError:
@@ -258,9 +412,16 @@ def explain_damage(error: Exception, name: str, month: str) -> TiplineError:
 
 def read_row(month: Month, row: int) -> str | None:
     """Return a published row, as text for CSV and as JSON for Parquet; None if there is no such row."""
-    # One column of CSV is enough to split the lines, whose text is kept beside it.
-    names = month.schema.names if isinstance(month, ParquetMonth) else month.schema.names[:1]
-    for batch in month.batches(names, []):
+    for batch in month.batches(month.schema.names, []):
         if len(found := np.flatnonzero(batch.rows == row)):
             return batch.format_rows(found.tolist())[0]
+    return None
+
+
+def get_example(month: Month, name: str) -> object:
+    """Return the first value of a column for a message, or None if it has none that can be read."""
+    with contextlib.suppress(pa.ArrowException, OSError, KeyError):  # damaged or nested
+        for batch in month.batches([name], []):
+            if len(found := batch.values[name].drop_null()):
+                return convert_to_json(found.slice(0, 1))[0]
     return None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import zoneinfo
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tipline import validation
 from tipline.errors import TiplineError, UsageError, shorten_text
@@ -20,6 +23,7 @@ from tipline.ingest import columns
 ROW = pa.field("row", pa.int64(), nullable=False)
 MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
 SHOWN_NAMES = 40
+CONVERSION = {"type", "fill", "range", "formats", "zone"}  # keys of a column that prepared values depend on
 CHECK_FILE = "Check that this is a month of the schema's data."
 
 
@@ -28,13 +32,20 @@ def is_text_type(type_: pa.DataType) -> bool:
 
 
 # Type of a column: the published types that can be read beside text and nulls, the usual one first, and their names.
+NUMBERS = [pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal]
 READABLE: dict[str, tuple[list[Callable[[pa.DataType], bool]], str]] = {
-    "category": ([is_text_type, pa.types.is_integer, pa.types.is_floating], "text or numbers"),
+    "category": ([is_text_type, pa.types.is_boolean, *NUMBERS], "text or numbers"),
+    "identifier": ([is_text_type, pa.types.is_integer, pa.types.is_decimal, pa.types.is_floating], "text or numbers"),
     "timestamp": ([pa.types.is_timestamp, pa.types.is_date], "timestamps, dates or text"),
-    "number": ([pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal], "numbers or text"),
-    "integer": ([pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal], "numbers or text"),
-    "boolean": ([pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating], "true and false, 0 and 1 or text"),
+    "number": (NUMBERS, "numbers or text"),
+    "integer": ([pa.types.is_integer, *NUMBERS], "numbers or text"),
+    "boolean": ([pa.types.is_boolean, *NUMBERS], "true and false, 0 and 1 or text"),
 }
+DIRECTIVES = "YymbBdHIMSpf"  # of times in `formats`, as in strptime
+EPOCHS: dict[str, Literal["s", "ms"]] = {
+    "seconds": "s",
+    "milliseconds": "ms",
+}  # since 1970, in UTC, and their units in pandas
 
 
 def normalize_name(text: str) -> str:
@@ -46,16 +57,60 @@ def wrap_name(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+def check_format(text: str) -> str:
+    """Return a form of times; raise ValueError unless it is one of EPOCHS or names year, month and day."""
+    names = re.findall("%(.?)", text)
+    repeated = len(names) > len({*names}) or {*"Yy"} <= {*names}
+    if text not in EPOCHS and (
+        repeated
+        or not {*names} <= {*DIRECTIVES}
+        or "d" not in names
+        or not {*"mbB"} & {*names}
+        or not {*"Yy"} & {*names}
+    ):
+        allowed = ", ".join(f"%{name}" for name in DIRECTIVES)
+        raise ValueError(
+            f"{text!r} is neither seconds nor milliseconds nor a form of {allowed} with year, month and day"
+        )
+    return text
+
+
+def check_codec(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise ValueError(f"Python knows no encoding {name!r}") from None
+
+
+Format = Annotated[str, AfterValidator(check_format)]
+Letter = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+class Csv(BaseModel):
+    """How CSV files of the data are written; schema.yaml explains the keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    delimiter: Letter = ","
+    quote: Letter | None = '"'
+    decimal: Literal[".", ","] = "."
+    encoding: Annotated[str, AfterValidator(check_codec)] = "utf-8"
+    timestamp_formats: tuple[Format, ...] = ()
+    null_values: tuple[str, ...] = ("null", "nan", r"\N")
+
+
 class Column(BaseModel):
     """A column of the schema; schema.yaml explains the keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Literal["category", "timestamp", "number", "integer", "boolean"]
+    type: Literal["category", "identifier", "timestamp", "number", "integer", "boolean"]
     meaning: str
     unit: str | None = None
     names: Annotated[dict[str, Annotated[tuple[str, ...], BeforeValidator(wrap_name)]], Field(min_length=1)]
     aliases: dict[str, tuple[str, ...]] = {}
+    formats: tuple[Format, ...] = ()
+    zone: zoneinfo.ZoneInfo | None = None
     fill: str | float | None = None
     range: tuple[float, float] | None = None
     required: bool = False
@@ -71,6 +126,7 @@ class Column(BaseModel):
         problems = {
             "aliases: only a category has them": aliases and not is_category,
             f"aliases: {repeated} is listed twice": repeated is not None,
+            "formats, zone: only a timestamp has them": (self.formats or self.zone) and self.type != "timestamp",
             "range: only a number or an integer has one": self.range and not is_number,
             f"range: {low:g} is not below {high:g}": not low < high,
             f"fill: {fill} does not suit the type {self.type}": not (
@@ -89,14 +145,23 @@ class Column(BaseModel):
     def known(self) -> dict[str, str]:
         return {normalize_name(alias): value for value, aliases in self.aliases.items() for alias in aliases}
 
-    def canonical(self, alias: str) -> str | None:
-        """Return the value that an alias stands for; an unknown one stands for itself, a blank one for nothing."""
-        return self.known.get(normalize_name(alias), alias.strip() or None)
+    def canonical(self, alias: str, nulls: Collection[str] = ()) -> str | None:
+        """Return the value that an alias stands for; an unknown one stands for itself, a null or blank one for nothing.
+
+        A whole number such as 1.0 stands for 1, because pandas writes it so beside a missing value.
+        """
+        name = normalize_name(alias)
+        whole = re.fullmatch(r"(-?(?:0|[1-9]\d*))\.0+", name)
+        value = self.known.get(name) or (self.known.get(whole[1]) if whole else None)
+        return value or (None if name in nulls else alias.strip() or None)
 
     def rank_type(self, type_: pa.DataType) -> int | None:
         """Return 0 for the usual published type of this column, more for others that can be read, None for the rest."""
         type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
-        tests = [*READABLE[self.type][0], is_text_type, pa.types.is_null]
+        if self.type == "timestamp" and pa.types.is_timestamp(type_) and type_.tz and not self.zone:
+            return None
+        epochs = NUMBERS if {*self.formats} & {*EPOCHS} else []
+        tests = [*READABLE[self.type][0], is_text_type, pa.types.is_null, *epochs]
         return next((rank for rank, test in enumerate(tests) if test(type_)), None)
 
 
@@ -117,6 +182,7 @@ class Schema(BaseModel):
 
     version: Annotated[int, Field(ge=1)]
     eras: dict[str, str]
+    csv: Csv = Csv()
     columns: dict[str, Column]
     ignored: tuple[str, ...] = ()
 
@@ -148,11 +214,11 @@ class Schema(BaseModel):
         """The column that says when a trip began: the first timestamp."""
         return next(name for name, column in self.columns.items() if column.type == "timestamp")
 
-    def match(self, published: pa.Schema, where: str) -> Match:
+    def match(self, published: pa.Schema, where: str, get_example: Callable[[str], object] | None = None) -> Match:
         """Map the columns of a published month to the schema's.
 
         Raises TiplineError if a required column is missing, two columns have the same meaning, or a type cannot be
-        read.
+        read; the message shows the value that `get_example` returns for the column's name.
         """
         names = list_names(published, where)
         keys = {name: key for key, column in self.columns.items() for name in column.eras}
@@ -172,11 +238,11 @@ class Schema(BaseModel):
             what = f"The month lacks columns that the schema needs: {expected}. It has: {format_names(names)}."
             raise TiplineError(what, where, f"{CHECK_FILE} In the schema, add a new name to the column's `names`.")
         for key, field in fields.items():
-            type_ = self.columns[key].type
             if self.columns[key].rank_type(field.type) is None:
-                what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}; "
-                what += f"the schema's {key} has the type {type_} and expects {READABLE[type_][1]}."
-                raise TiplineError(what, where, "Check the file, and the column's type in the schema.")
+                what, todo = self._explain_type(key, field)
+                example = get_example and get_example(field.name)
+                what += f" It holds {shorten_text(str(example))!r}, for example." if example is not None else ""
+                raise TiplineError(what, where, todo)
         known = {normalize_name(name) for name in self.ignored} | set(keys)
         return Match(
             era=max((self.columns[key].eras[normalize_name(field.name)] for key, field in fields.items()), default=""),
@@ -185,17 +251,33 @@ class Schema(BaseModel):
             unknown=[name for name in names if normalize_name(name) not in known],
         )
 
+    def _explain_type(self, key: str, field: pa.Field) -> tuple[str, str]:
+        """Say what is wrong with the type of a published column, and what to do."""
+        type_, zones = self.columns[key].type, "zone: UTC, or the zone whose local time it is to have, America/New_York"
+        what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}"
+        if type_ == "timestamp" and pa.types.is_timestamp(field.type):
+            what, todo = f"{what}, which has a time zone; the schema's {key} has none.", f"Add to {key} there, {zones}."
+            return what, todo
+        what += f"; the schema's {key} has the type {type_} and expects {READABLE[type_][1]}."
+        if type_ == "timestamp" and any(test(field.type) for test in NUMBERS):
+            return what, f"If they are seconds since 1970, add to {key} in the schema, formats: [seconds] and {zones}."
+        return what, f"Check the file, and `type` of {key} in the schema."
+
+    def list_formats(self, key: str) -> tuple[str, ...]:
+        """Return the forms of times that a column may have beside ISO 8601."""
+        return (*self.columns[key].formats, *self.csv.timestamp_formats)
+
     def describe_mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
         """Return the part of the schema that matters to a month with these columns and aliases.
 
         A month is out of date if the digest of this changes. Additions for other months, and columns that the month
         lacks, do not change it.
         """
-        return {
-            key: {
+        return {"csv": self.csv.model_dump(exclude_defaults=True)} | {
+            f"columns.{key}": {
                 "name": name,
                 "type": str(match.types[key]),
-                **self.columns[key].model_dump(include={"type", "fill", "range"}),
+                **self.columns[key].model_dump(mode="json", include=CONVERSION, exclude_defaults=True),
                 "aliases": {
                     alias: [self.columns[key].canonical(alias), normalize_name(alias) in self.columns[key].known]
                     for alias in sorted(aliases.get(key, ()))
@@ -212,6 +294,9 @@ class Schema(BaseModel):
                 near = difflib.get_close_matches(name, usable, n=1)
                 hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(usable)}."
                 raise UsageError(f"The schema has no column {name!r}.", where, hint)
+            if self.columns[name].type == "identifier":
+                todo = "Remove it from the list; `score.id_columns` writes it beside the predictions."
+                raise UsageError(f"{name} is an identifier, never a feature.", where, todo)
             if name not in usable:
                 what = f"{name} is known only after the outcome: as a feature, it would give the answer away."
                 raise UsageError(what, where, "Remove it from the list.")

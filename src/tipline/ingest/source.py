@@ -1,6 +1,8 @@
 """Fetch the published file of a month from its source: the simulation, a path, https or S3."""
 
+import codecs
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 from tipline import files
 from tipline.errors import TiplineError, hide_secrets, summarize_exception
 from tipline.ingest import simulate
-from tipline.ingest.readers import MAGIC
+from tipline.ingest.readers import is_parquet, open_text
 
 HEAD_BYTES = 4096
 REMOTE = {"http", "https", "s3"}
@@ -22,54 +24,80 @@ TODO = "Check `source` in params.yaml."
 def format_address(source: str, month: str, home: Path) -> str:
     """Return the address of a month; relative paths start at the folder `home`."""
     scheme = urlsplit(source).scheme
-    address = source.replace("{month}", month)
+    address = source.replace("{month}", month).replace("{year}", month[:4]).replace("{mm}", month[5:])
     if scheme in REMOTE:
         return scheme + address[len(scheme) :]  # fsspec does not know HTTP://
     return os.path.normpath(home / address.removeprefix("file://"))
 
 
+def list_addresses(source: str, month: str, home: Path) -> list[tuple[str, str]]:
+    """List the files of a month: their addresses, and their names in its folder.
+
+    They are several if the address has a `*` or is a folder. Errors are those of `fetch_month`.
+    """
+    address = format_address(source, month, home)
+    check_folder(source, address, home)
+    is_local = address.startswith("/")  # a # or ? in a local path is part of the name
+    if (is_local and Path(address).is_dir()) or (
+        ("*" in address or source.endswith("/")) and not Path(address).is_file()
+    ):
+        from tipline.ingest import transfer  # noqa: PLC0415 (a quarter of a second)
+
+        return transfer.list_files(address)
+    return [(address, Path(address if is_local else urlsplit(address).path).name or month)]
+
+
 def fetch_month(
     source: str, month: str, folder: Path, home: Path, demo: Mapping[str, int], part: Path
 ) -> dict[str, Any]:
-    """Write the published file of a month to `folder` and return its manifest: address, name, bytes, sha256.
+    """Write the published files of a month to `folder` and return its manifest: address, name, bytes, sha256.
 
-    The manifest of a file from a server holds under `upstream` the size and version that the server states. `demo` has
-    rows and seed of a simulated month. The bytes are collected in `part`, on the file system of `folder`; the next run
-    resumes from it. Raises NotPublishedError if the source does not have the month, TiplineError if it fails or the
-    file is neither Parquet nor CSV.
+    Of several files, the manifest has a list, `files`. A file from a server has under `upstream` the size and version
+    that the server states. `demo` has rows and seed of a simulated month. The bytes are collected in `part`, on the
+    file system of `folder`; the next run resumes from it. Raises NotPublishedError if the source has no such month,
+    TiplineError if it fails or a file is neither Parquet nor CSV.
     """
-    upstream = {}
     if source == "demo":
-        shown, name = f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}", f"yellow_tripdata_{month}.parquet"
+        name = f"yellow_tripdata_{month}.parquet"
         simulate.simulate_month(folder / name, month, demo["rows"], demo["seed"])
-    else:
-        address = format_address(source, month, home)
-        check_folder(source, address, home)
-        is_local = address.startswith("/")  # a # or ? in a local path is part of the name
-        shown, name = hide_secrets(address), Path(address if is_local else urlsplit(address).path).name or month
-        from tipline.ingest import transfer  # noqa: PLC0415 (a quarter of a second)
+        address = f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}"
+        return {"address": address, "name": name} | files.describe_file(folder / name)
+    from tipline.ingest import transfer  # noqa: PLC0415
 
-        state = transfer.download_file(address, part, month)
+    listed, described = list_addresses(source, month, home), []
+    for number, (address, name) in enumerate(listed, 1):
+        state = transfer.download_file(address, part, month if len(listed) == 1 else f"{month} {number}/{len(listed)}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         part.replace(folder / name)
-        upstream = {} if is_local else {"upstream": {"size": state.size, "version": state.version}}
-    check_format(folder / name, shown)
-    return {"address": shown, "name": name} | files.describe_file(folder / name) | upstream
+        check_format(folder / name, hide_secrets(address))
+        upstream = {} if address.startswith("/") else {"upstream": {"size": state.size, "version": state.version}}
+        described.append({"name": name} | files.describe_file(folder / name) | upstream)
+    if len(listed) == 1:
+        return {"address": hide_secrets(listed[0][0]), **described[0]}
+    shown, total = hide_secrets(format_address(source, month, home)), sum(one["bytes"] for one in described)
+    return {"address": shown, "bytes": total, "files": described}
 
 
 def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Path) -> bool:
-    """Whether `folder` holds what its manifest says and the server still states the same size and version.
+    """Whether `folder` holds what its manifest says and the server still states the same files, sizes and versions.
 
     Simulated and local months, and months of servers that state no version, are fetched again. Errors are those of
     `fetch_month`.
     """
-    match files.try_read_json(manifest):
-        case {"address": old, "name": str(name), "sha256": digest, "upstream": {"size": size, "version": str(version)}}:
-            from tipline.ingest import transfer  # noqa: PLC0415
+    known = files.try_read_json(manifest)
+    described = {one.get("name"): one for one in known.get("files", [known])} if isinstance(known, dict) else {}
+    if not described or not all((one.get("upstream") or {}).get("version") for one in described.values()):
+        return False
+    from tipline.ingest import transfer  # noqa: PLC0415
 
-            address, path = format_address(source, month, home), folder / name
-            if hide_secrets(address) == old and path.is_file() and files.hash_file(path) == digest:
-                return transfer.fetch_state(address) == transfer.FileState(size, version)
-    return False
+    listed = {name: address for address, name in list_addresses(source, month, home)}
+    shown = format_address(source, month, home) if "files" in known else next(iter(listed.values()))
+    return (hide_secrets(shown), listed.keys()) == (known.get("address"), described.keys()) and all(
+        (folder / name).is_file()
+        and files.hash_file(folder / name) == described[name].get("sha256")
+        and transfer.fetch_state(address) == transfer.FileState(**described[name]["upstream"])
+        for name, address in listed.items()
+    )
 
 
 def check_published(source: str, month: str, home: Path) -> None:
@@ -79,37 +107,37 @@ def check_published(source: str, month: str, home: Path) -> None:
     else:
         from tipline.ingest import transfer  # noqa: PLC0415
 
-        address = format_address(source, month, home)
-        check_folder(source, address, home)
-        transfer.fetch_state(address)
+        for address, _ in list_addresses(source, month, home):
+            transfer.fetch_state(address)
 
 
 def check_folder(source: str, address: str, home: Path) -> None:
     """Refuse a local path whose folder does not exist; if only the file is missing, the month is not published."""
     # As text, because a Path would drop the slash that separates a folder from the beginning of a name.
-    folder, _ = os.path.split(os.path.join(home, source.removeprefix("file://").partition("{month}")[0]))  # noqa: PTH118
+    folder, _ = os.path.split(os.path.join(home, source.removeprefix("file://").partition("{")[0].partition("*")[0]))  # noqa: PTH118
     if address.startswith("/") and not Path(folder).is_dir():
         raise TiplineError("The folder that `source` names does not exist.", folder, TODO)
 
 
 def check_format(path: Path, where: str) -> None:
     """Refuse a file that cannot be a month: Parquet without a footer, a web page, something binary."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    if not head.startswith(MAGIC):
-        check_head(head, where)
-        return
     try:
-        pq.read_metadata(path)
+        if is_parquet(path):
+            pq.read_metadata(path)
+            return
+        with open_text(path, "utf-8") as file:
+            check_head(file.read(HEAD_BYTES), where)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        what = f"This Parquet file is damaged or cut off: {summarize_exception(error)}."
+        what = f"This file is damaged or cut off: {summarize_exception(error)}."
         raise TiplineError(what, where, "Fetch it again, or ask the publisher.") from error
 
 
 def check_head(head: bytes, where: str) -> None:
-    """Refuse a file that does not begin like a CSV file."""
+    """Refuse a text that does not begin like a CSV file."""
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # or an error message in XML
         raise TiplineError("This is a web page, not a published month.", where, TODO)
     first = head.splitlines(keepends=True)[0] if head else b""
-    if b"\x00" in head or b"," not in first or (len(head) < HEAD_BYTES and not first.endswith((b"\n", b"\r"))):
+    is_wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_cut = len(head) < HEAD_BYTES and not first.endswith((b"\n", b"\r"))
+    if not re.search(rb"[,;\t|]", first) or ((b"\x00" in head or is_cut) and not is_wide):
         raise TiplineError("This is neither a Parquet file nor a CSV file with a complete header.", where, TODO)

@@ -186,6 +186,30 @@ def request_state(address: str) -> FileState:
     return FileState(info["size"], next((str(version) for version in versions if version), None))
 
 
+def list_files(address: str) -> list[tuple[str, str]]:
+    """List the files below a folder, or those that an address with `*` names, without those of a system.
+
+    Returns their addresses, and their names below the folder that the address begins with, sorted. Raises a
+    NotPublishedError if there are none.
+    """
+    filesystem, base = open_filesystem(address), address.partition("*")[0]
+    base = base if base == address else base.rpartition("/")[0]
+    with explain_errors(address):
+        found = filesystem.glob(address, detail=True) if "*" in address else filesystem.find(address, detail=True)
+        folders = [path for path, info in found.items() if info["type"] == "directory"]
+        paths = {path for path in found if path not in folders}.union(*map(filesystem.find, folders))
+    root = filesystem._strip_protocol(base)  # noqa: SLF001 (fsspec has no other name for it)
+    names = {path: path.removeprefix(root).strip("/") for path in sorted(paths)}
+    listed = [
+        (path if path.startswith("/") else filesystem.unstrip_protocol(path), name)
+        for path, name in names.items()
+        if not any(part.startswith(("_", ".")) for part in name.split("/"))
+    ]
+    if not listed:
+        raise NotPublishedError(MISSING, hide_secrets(address), TODO_MISSING)
+    return listed
+
+
 def open_file(address: str, state: FileState, *, as_stream: bool = False) -> Any:  # noqa: ANN401 (fsspec has no types)
     filesystem = open_filesystem(address)
     options: dict[str, Any] = {"block_size": 0 if as_stream else RANGE_BYTES, "cache_type": "none"}

@@ -15,7 +15,7 @@ from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_l
 
 CALIBRATION_GROUPS = 10
 KEEP, RETRAIN, NO_LABELS = "keep", "retrain", "no labels"
-NESTED = ("groups", "calibration", "drift")  # not in months.csv
+NESTED = ("groups", "calibration", "drift", "unusual")  # not in months.csv
 
 
 def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:

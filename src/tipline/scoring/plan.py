@@ -60,6 +60,7 @@ class Block:
     key: str  # sha256 of the month's key
     model: str  # digest
     staged: str  # the folder of the month's finished parts
+    id_columns: tuple[str, ...]  # of the prepared month, written beside the predictions
 
     @property
     def name(self) -> str:
@@ -96,15 +97,17 @@ def name_staged_folder(month: str, key: Mapping[str, Any] | None) -> str:
     return f"{month_name(month)}.{files.hash_json(key)[:12]}"
 
 
-def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tuple[list[Month], dict[str, str]]:
-    """Find the months that are not published with this model and these prepared rows.
+def plan_months(
+    locations: Locations, months: Sequence[str], digest: str, id_columns: Sequence[str] = ()
+) -> tuple[list[Month], dict[str, str]]:
+    """Find the months that are not published with this model, these prepared rows and these columns beside them.
 
     Returns them with the parts that an earlier run has finished, and the reasons of months that cannot be scored.
     """
     planned, failed = [], {}
     for month in months:
         try:
-            key = compute_key(locations, month, digest)
+            key = compute_key(locations, month, digest, id_columns)
             if not is_published(locations.predictions, month, key):
                 check_replaceable(locations.predictions, month)
                 blocks, staged = list_blocks(locations, month, key), name_staged_folder(month, key)
@@ -115,7 +118,7 @@ def plan_months(locations: Locations, months: Sequence[str], digest: str) -> tup
     return planned, failed
 
 
-def compute_key(locations: Locations, month: str, digest: str) -> dict[str, Any]:
+def compute_key(locations: Locations, month: str, digest: str, id_columns: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the predictions of a month are made from: digests of rows and model, and the format.
 
     Raises a TiplineError if the month is not prepared, or if its file does not have the length in its manifest.
@@ -133,7 +136,8 @@ def compute_key(locations: Locations, month: str, digest: str) -> dict[str, Any]
     if size != expected:
         what = f"The prepared month has {size:,} bytes; its manifest says {expected:,}."
         raise TiplineError(what, locations.trips.address(f"{folder}/{PREPARED_FILE}"), todo)
-    return {"trips": sha256, "model": digest, "format": formats.PREDICTIONS}
+    ids = {"id_columns": [*id_columns]} if id_columns else {}
+    return {"trips": sha256, "model": digest, "format": formats.PREDICTIONS, **ids}
 
 
 def check_replaceable(predictions: Storage, month: str) -> None:
@@ -159,7 +163,9 @@ def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> lis
     trips, digest, staged = f"{month_name(month)}/{PREPARED_FILE}", files.hash_json(key), name_staged_folder(month, key)
     state = locations.trips.get_state(trips)
     return [
-        Block(locations, month, trips, state, group, rows, digest, key["model"], staged)
+        Block(
+            locations, month, trips, state, group, rows, digest, key["model"], staged, tuple(key.get("id_columns", ()))
+        )
         for group, rows in enumerate(locations.trips.count_group_rows(trips, state))
     ]
 

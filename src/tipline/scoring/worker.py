@@ -78,14 +78,17 @@ def score_block(block: Block) -> dict[str, Any]:
     """Write the part of a block, then its marker: key, state, name, rows, bytes, sha256, counts, seconds by phase."""
     model, seconds = get_worker_model(block.model), dict[str, float]()
     with time_phase(seconds, "read"):
-        batch = read_block(block, columns.list_needed_columns(model.spec))
+        batch = read_block(
+            block, columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())
+        )
     with time_phase(seconds, "score"):
         scores, derived = model.score_rows(batch)
     with time_phase(seconds, "count"):
         counts = Counts.from_rows(batch, model.spec, scores, derived, block.month)
     with time_phase(seconds, "write"):
         # Not `pa.array`, which imports pandas first.
-        data = encode_part(batch["row"], pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)]))
+        probability = pa.Array.from_buffers(pa.float32(), len(scores), [None, pa.py_buffer(scores)])
+        data = encode_part(batch["row"], probability, {name: batch[name] for name in block.id_columns})
         block.locations.staged.write(block.part, data)
     part = {"name": block.name, "rows": len(batch), "bytes": len(data), "sha256": files.hash_bytes(data)}
     marker = {"key": block.key, "state": block.state, **part, "counts": counts.to_json(), "seconds": seconds}
@@ -110,9 +113,10 @@ def read_block(block: Block, types: Mapping[str, pa.DataType]) -> pa.RecordBatch
     return batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema)
 
 
-def encode_part(rows: pa.Array, scores: pa.Array) -> pa.Buffer:
-    sink, table = pa.BufferOutputStream(), pa.table([rows, scores], schema=SCHEMA)
-    encoding = {"row": "DELTA_BINARY_PACKED", "probability": "PLAIN"}
+def encode_part(rows: pa.Array, scores: pa.Array, ids: Mapping[str, pa.Array]) -> pa.Buffer:
+    sink, schema = pa.BufferOutputStream(), pa.schema([*SCHEMA, *((name, pa.string()) for name in ids)])
+    table = pa.table([rows, scores, *ids.values()], schema=schema)
+    encoding = {"row": "DELTA_BINARY_PACKED", **dict.fromkeys(schema.names[1:], "PLAIN")}
     options = {"compression": "lz4", "use_dictionary": False, "column_encoding": encoding}
     pq.write_table(table, sink, row_group_size=len(scores) or 1, **options)
     return sink.getvalue()

@@ -1,12 +1,13 @@
 """monitor: measure how good the scores of each month were, from what scoring counted."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError
+from tipline.ingest import losses
 from tipline.monitoring import page, plots, verdict
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_folder
@@ -28,12 +29,15 @@ def run(settings: Settings, paths: Paths) -> None:
         {"month": name, "role": settings.sample.months.get(name, ""), **verdict.summarize_month(counts, spec)}
         for name, counts in read_counts(paths, names).items()
     ]
-    prepared = [read_preparation(paths, name) for name in names]
+    manifests = [files.read_json(paths.prepared(n) / files.MANIFEST, f"Run: dvc repro prepare@{n}") for n in names]
+    unusual = losses.find_unusual(manifests)
+    for month in months:
+        month["unusual"] = unusual.get(month["month"], [])
     with files.replace_folder(paths.monitoring, paths.staging / "reports") as folder:
         files.write_json(folder / "months.json", months)
         flat = [{name: month[name] for name in month if name not in verdict.NESTED} for month in months]
         files.write_csv(folder / "months.csv", flat)
-        files.write_csv(folder / "prepared.csv", prepared)
+        files.write_csv(folder / "prepared.csv", [format_preparation(manifest) for manifest in manifests])
         plots.plot_monitoring(folder / "monitoring.png", months)
         page.write_page(folder / "index.html", months, folder / "monitoring.png")
     for month in months:
@@ -57,9 +61,8 @@ def read_counts(paths: Paths, months: Iterable[str]) -> dict[str, Counts]:
     return counts
 
 
-def read_preparation(paths: Paths, month: str) -> dict[str, Any]:
+def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a month's row of prepared.csv; several counts in one cell are `name: count; ...`."""
-    manifest = files.read_json(paths.prepared(month) / files.MANIFEST, f"Run: dvc repro prepare@{month}")
     row = {name: manifest[name] for name in PREPARED_COLUMNS}
     for name, value in row.items():
         items = [f"{key}: {count}" for key, count in value.items()] if isinstance(value, dict) else value

@@ -6,7 +6,7 @@ import time
 from tipline import files
 from tipline.config import Settings
 from tipline.errors import format_count
-from tipline.ingest import prepare
+from tipline.ingest import losses, prepare
 from tipline.ingest.schema import format_names, load_schema
 from tipline.paths import Paths
 
@@ -17,12 +17,14 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
     """Prepare a month into data/trips/, unless the same bytes have been prepared with the same mapping."""
     started, folder = time.perf_counter(), paths.prepared(month)
     schema = load_schema(paths.root / settings.schema_)
-    path = prepare.find_published_file(paths.raw(month), month)
-    if prepare.is_prepared(folder, path, schema, month):
+    limits = settings.prepare
+    if manifest := prepare.find_prepared(folder, paths.raw(month), schema, month):
+        losses.check_losses(manifest, folder, schema, limits.max_quarantined, limits.accept)
         log.info("%s: kept; neither the published file nor the schema of its columns has changed", month)
         return
     with files.replace_folder(folder, paths.staging / "trips") as staged:
-        manifest = prepare.prepare_month(path, staged, schema, month)
+        manifest = prepare.prepare_month(paths.raw(month), staged, schema, month)
+        losses.check_losses(manifest, staged, schema, limits.max_quarantined, limits.accept)
     odd, outside = sum(manifest["out_of_range"].values()), manifest["outside_month"]
     parts = [
         format_count(manifest["rows_in"], "row"),
@@ -32,6 +34,8 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
     if outside:
         wrong = " (IS THIS THE FILE OF ANOTHER MONTH?)" if outside > manifest["rows_out"] / 2 else ""
         parts.append(f"{format_count(outside, 'pick-up')} outside the month{wrong}")
+    if month in limits.accept:
+        parts.append(f"accepted because of {limits.accept[month]!r}")
     parts += [
         f"{name.replace('_', ' ')}: {format_names(list(manifest[name]))}"
         for name in ("unknown_aliases", "unknown_columns")

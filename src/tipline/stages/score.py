@@ -43,7 +43,7 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
             paths.predictions.mkdir(parents=True, exist_ok=True)
             for name in plan.remove_unlisted_months(locations.predictions, settings.months):
                 log.info("%s: no longer in `months`, predictions removed", name)
-        months, failed = plan.plan_months(locations, settings.months, ref["digest"])
+        months, failed = plan.plan_months(locations, settings.months, ref["digest"], settings.score.id_columns)
         plan.remove_stale_staging(locations, months, failed)
         training = files.try_read_json(paths.champion / artifact.TRAINING) or {}
         failed |= score_months(settings, months, ref, contents, training)
