@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,31 +132,30 @@ class Storage:
         if self.is_local:
             shutil.rmtree(self.address(folder), ignore_errors=True)
 
-    def publish_folder(self, staged: Storage, source: str, folder: str) -> None:
-        """Move a finished folder from `staged` here, replacing the folder of that name.
+    def publish_folder(self, staged: Storage, source: str, folder: str, manifest: Mapping[str, Any]) -> None:
+        """Move a folder of finished parts from `staged` here, with its manifest, replacing the folder of that name.
 
-        A bucket cannot rename folders, so parts are copied, and the manifest, which says that a folder is published, is
-        written last. Readers that ignore it can see old parts beside new ones meanwhile. Another run may publish the
-        same parts at the same time: raises a FileNotFoundError if they are neither staged any more nor published.
+        A bucket cannot rename folders, so the parts are copied and the manifest, without which a folder is not
+        published, is written last. Meanwhile, readers that ignore it can see old parts beside new ones. Raises a
+        FileNotFoundError if the parts are not staged any more, unless another run has published the same ones.
         """
+        data = files.format_json(manifest).encode()
         if self.is_local:  # only between two renames neither the old month nor the new one is in place
+            staged.write(f"{source}/{files.MANIFEST}", data)
             files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
             return
         published = self.read_json(f"{folder}/{files.MANIFEST}")
-        manifest = staged.read_json(f"{source}/{files.MANIFEST}")
-        if not isinstance(manifest, dict):
-            raise FileNotFoundError(staged.address(source))
         if isinstance(published, dict) and published.get("key") != manifest["key"]:
             self.remove_files([f"{folder}/{files.MANIFEST}"])
         names = {part["name"]: part["sha256"] for part in manifest["parts"]}
         try:
             self._copy_files(staged, source, folder, list(names))
         except FileNotFoundError:
-            # The other run's manifest may be the one that was removed here, so it is written again.
+            # The other run's manifest may just have been removed above, so it is written again.
             if any(files.hash_bytes(self.read(f"{folder}/{name}") or b"") != names[name] for name in names):
                 raise
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
-        self.write(f"{folder}/{files.MANIFEST}", files.format_json(manifest).encode())
+        self.write(f"{folder}/{files.MANIFEST}", data)
 
     def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
         sources = [staged.address(f"{source}/{name}") for name in names]

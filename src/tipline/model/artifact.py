@@ -64,8 +64,8 @@ class Model:
         if self.use_compiled and self._has_derived and (linear := compiled.fold_pipeline(rest, is_derived=True)):
             return lambda batch, _: np.concatenate([p.copy() for _, p in compiled.compute_probabilities(batch, linear)])
         if self.use_compiled and (terms := compiled.list_tree_terms(rest)):
-            encode, classifier = compiled.encode_matrix, rest[-1]
-            return lambda batch, _: classifier.predict_proba(encode(batch, terms))[:, 1].astype(np.float64)
+            encode, classifier = partial(compiled.encode_matrix, terms=terms), rest[-1]
+            return lambda batch, _: classifier.predict_proba(encode(batch))[:, 1].astype(np.float64)
         return lambda _, get_frame: rest.predict_proba(get_frame())[:, 1].astype(np.float64)
 
     @property
@@ -135,7 +135,7 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
     for feature in features:
         values, kind = frame[feature["name"]], feature["kind"]
         if kind == "category":
-            # pandas has integers as floats where some are missing.
+            # Where one is missing, pandas has integers as floats; a number has the same name either way.
             is_number = values.dtype.kind in "iuf"
             plain = values.to_numpy(np.float64, na_value=np.nan) + 0.0 if is_number else values  # no -0.0
             array = pa.array(plain, from_pandas=True)  # in chunks, if pandas has it so

@@ -18,7 +18,7 @@ from tipline.model.pyfunc import apply_logistic
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-    # Writes what a column adds to the log-odds, or the code that trees get, of a slice of rows.
+    # Writes, for a slice of rows, what a column adds to the log-odds, or the code or number that trees get for it.
     Term = Callable[[slice, Floats], object]
 
 # Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
@@ -31,8 +31,8 @@ def fold_pipeline(pipeline: Pipeline, *, is_derived: bool = False) -> dict[str, 
     """Fold a fitted logistic regression behind the built-in preprocessing; return None for anything else.
 
     The log-odds are `intercept` plus, for each of `terms`, the value in a table, by category or hour (the last one for
-    values that are missing or unknown), or a slope times the clipped number, with the median for a missing one. Only in
-    derived columns are numbers text where they are categories, so that these have names.
+    values that are missing or unknown), or a slope times the clipped number, with the median for a missing one.
+    Categories that are numbers are folded only if the model is given derived columns, which have them as text.
     """
     if [*pipeline.named_steps] != ["preprocess", "classifier"] or type(pipeline[-1]).__name__ != "LogisticRegression":
         return None

@@ -25,7 +25,7 @@ def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
 
 
 def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> tuple[Model, int]:
-    """Load a model on the worker `where`; return it and how many float32 steps its golden rows are off, 0 or 1.
+    """Load a model on the machine `where`; return it and how many float32 steps its golden rows are off, 0 or 1.
 
     A compiled form that does not give their scores is not used. Raises TiplineError if the pipeline does not give them,
     either: this machine computes differently from the one that trained.
@@ -35,7 +35,7 @@ def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> t
         model = artifact.load_model(files, digest, use_compiled=False)
         steps = count_steps(model)
     if steps > 1:
-        what = f"This worker scores the golden rows differently from the machine that trained it ({steps} steps)."
+        what = f"The golden rows get other scores here than where the model was trained ({steps} float32 steps off)."
         todo = "Use the same processor type and library versions as in training, or train again where you score."
         raise TiplineError(what, where, todo)
     return model, steps

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 def apply_features(frame: pd.DataFrame, function: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """Call the user's function on a copy of the frame; infinite numbers become missing, and nullable ones doubles.
 
-    scikit-learn sees other values in nullable numbers if one is missing. Raises TypeError for a frame of other rows.
+    With a missing value among them, scikit-learn would take nullable numbers for objects, and encode them otherwise.
+    Raises TypeError unless the function returns a frame of the same rows.
     """
     result: Any = function(frame.copy(deep=False))
     if not isinstance(result, pd.DataFrame) or not result.index.equals(frame.index):
         raise TypeError("it has to return a DataFrame with the rows and the index of the one that it is given")
     numbers = {str(name): values for name, values in result.items() if pd.api.types.is_numeric_dtype(values)}
-    nullable = [name for name, one in numbers.items() if isinstance(one.dtype, pd.api.extensions.ExtensionDtype)]
-    doubles = {name: one.astype("float64") for name, one in numbers.items() if name in nullable or np.isinf(one).any()}
-    return result.assign(**{name: values.where(~np.isinf(values)) for name, values in doubles.items()})
+    doubles = {
+        name: values.astype("float64").replace([np.inf, -np.inf], np.nan)
+        for name, values in numbers.items()
+        if isinstance(values.dtype, pd.api.extensions.ExtensionDtype) or np.isinf(values).any()
+    }
+    return result.assign(**doubles)
 
 
 def hour_of_day(frame: pd.DataFrame) -> Matrix:

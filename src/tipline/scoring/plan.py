@@ -196,7 +196,7 @@ def is_published(predictions: Storage, month: str, key: Mapping[str, Any]) -> bo
 
 
 def publish_month(month: Month, made: Mapping[str, Any]) -> None:
-    """Publish a month, its manifest last; `made` are facts about this run that no later run compares.
+    """Publish a month; `made` are facts about this run that no later run compares.
 
     Raises a TiplineError if parts are missing or do not have the rows of the month.
     """
@@ -207,8 +207,7 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     sizes, is_whole = staged.list_sizes(month.staged), False
     if all(sizes.get(part["name"]) == part["bytes"] for part in parts):
         # Left by a worker that was killed while it wrote.
-        kept = {files.MANIFEST, *(part["name"] for part in parts)}
-        staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - kept)
+        staged.remove_files(f"{month.staged}/{name}" for name in sizes.keys() - {part["name"] for part in parts})
         seconds = {phase: round(sum(part["seconds"][phase] for part in parts), 3) for phase in PHASES}
         manifest = {
             "month": month.month,
@@ -218,9 +217,8 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
             "counts": Counts.merge(Counts.from_json(part["counts"]) for part in parts).to_json(),
             "made": {**made, "worker_seconds": seconds},
         }
-        staged.write(f"{month.staged}/{files.MANIFEST}", files.format_json(manifest).encode())
-        with contextlib.suppress(FileNotFoundError):  # the other run has just removed the parts
-            predictions.publish_folder(staged, month.staged, month_name(month.month))
+        with contextlib.suppress(FileNotFoundError):  # another run has just removed the parts
+            predictions.publish_folder(staged, month.staged, month_name(month.month), manifest)
             is_whole = True
     if not is_whole and not is_published(predictions, month.month, month.key):
         todo = "Run it again, with a place that this machine and all workers share (--to)."
