@@ -8,6 +8,7 @@ import pytest
 
 from tests import workbench
 from tipline.ingest import conform
+from tipline.ingest.schema import Column
 from tipline.ingest.target import check_target
 from tipline.paths import Paths
 
@@ -103,8 +104,9 @@ def test_deep_nesting_is_refused() -> None:
 def test_a_boolean_column_is_read_from_words_and_numbers(
     values: list[Any], expected: list[bool | None], unreadable: list[int]
 ) -> None:
+    column = Column(type="boolean", meaning="late", names={"first": ("late",)})
     for array in (pa.array(values), pa.array(values).dictionary_encode()):
-        found, refused = conform.cast_column(array, pa.bool_(), {""})
+        found, refused = conform.cast_column(array, column, [], {""})
         assert (found.to_pylist(), refused) == (expected, unreadable)
 
 

@@ -2,20 +2,18 @@
 
 import contextlib
 import math
-import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.arrays import Values
 from tipline.errors import TiplineError, shorten_text
-from tipline.ingest import times
-from tipline.ingest.columns import TIME, TYPES
-from tipline.ingest.readers import Batch, convert_to_json, decode_text, is_utf8
+from tipline.ingest import texts
+from tipline.ingest.columns import TYPES
+from tipline.ingest.readers import Batch, convert_to_json
 from tipline.ingest.schema import Column, Schema, is_text_type, normalize_name
 
 QUARANTINE = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
@@ -33,21 +31,6 @@ EXPECTED = {
     "category": (f"a word of at most {MAX_LETTERS} letters", "text; a whole number such as 1 or 1.0"),
     "identifier": ("text or a whole number", "text; a whole number"),
 }
-BOOLEANS = {"true": True, "t": True, "yes": True, "y": True, "1": True}
-BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "0": False}
-
-
-def format_alias(value: object, longest: int = MAX_LETTERS) -> str | None:
-    """Return a published value as text, "" for a missing one, None for what cannot be a word.
-
-    A whole number has the same text if nulls have made its column double.
-    """
-    if isinstance(value, bytes):
-        is_word = len(value) <= 4 * longest and is_utf8(value) and len(value.decode()) <= longest
-        return value.decode() if is_word else None
-    if isinstance(value, float):
-        return "" if math.isnan(value) else str(int(value) if value.is_integer() else value)
-    return "" if value is None else str(value)
 
 
 def find_indices(encoded: pa.DictionaryArray, codes: list[int]) -> list[int]:
@@ -106,25 +89,20 @@ class Conformer:
         return trips, quarantined
 
     def _cast(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
-        type_ = self.schema.columns[name].type
-        if type_ == "category":
+        """Return a column in its type, and the indices of values that cannot be read, null in it."""
+        column = self.schema.columns[name]
+        if column.type == "category":
             return self._encode(name, array)
-        if type_ == "identifier":
-            return cast_identifiers(array, self.nulls)
-        if type_ == "timestamp":
-            zone = self.schema.columns[name].zone
-            return cast_times(array, self.schema.list_formats(name), str(zone) if zone else None, self.nulls)
-        if type_ == "number" and self.schema.csv.decimal != "." and is_text_type(array.type):
+        if column.type in {"number", "integer"} and self.schema.csv.decimal != "." and is_text_type(array.type):
             array = pc.replace_substring(array, self.schema.csv.decimal, ".")
-        return cast_column(array, TYPES[type_], self.nulls)
+        return cast_column(array, column, self.schema.list_formats(name), self.nulls)
 
     def _encode(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
         """Encode a category by its distinct values: first the schema's values, then others as the month has them."""
         encoded = encode_values(array)
-        values, column, known = encoded.dictionary, self.schema.columns[name], self.aliases[name]
-        if is_text_type(values.type):  # as bytes, because Parquet may declare as text what is not UTF-8
-            values = values.cast(pa.large_binary())
-        aliases = [format_alias(value) for value in values.to_pylist()]
+        column, known = self.schema.columns[name], self.aliases[name]
+        words = texts.list_texts(encoded.dictionary)
+        aliases = [None if word is None or len(word) > MAX_LETTERS else word for word in words]
         known |= {
             alias: column.canonical(alias, self.nulls) for alias in aliases if alias is not None and alias not in known
         }
@@ -140,8 +118,8 @@ class Conformer:
         return pa.DictionaryArray.from_arrays(indices.take(encoded.indices), dictionary), unreadable
 
     def _quarantine(self, batch: Batch, reasons: Mapping[int, str]) -> pa.RecordBatch:
-        texts = zip(reasons, batch.format_rows(list(reasons)), strict=True)
-        found = [(int(batch.rows[index]), reasons[index], text) for index, text in texts]
+        published = zip(reasons, batch.format_rows(list(reasons)), strict=True)
+        found = [(int(batch.rows[index]), reasons[index], text) for index, text in published]
         found = sorted([*found, *batch.malformed])  # in the order of the file
         self.quarantined.update(reason for _, reason, _ in found)
         arrays = [pa.array([row[place] for row in found], type_) for place, type_ in enumerate(QUARANTINE.types)]
@@ -176,108 +154,69 @@ def count_outside(array: pa.Array, low: float, high: float) -> int:
     return int(np.count_nonzero(values < low) + np.count_nonzero(values > high))
 
 
-def cast_column(array: pa.Array, target: pa.DataType, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
-    """Cast an array to numbers or booleans; return it and the indices of values that cannot be read, null in it.
+def cast_column(
+    array: pa.Array, column: Column, forms: Sequence[str], nulls: Collection[str]
+) -> tuple[pa.Array, list[int]]:
+    """Cast an array to a column's type; return it and the indices of values that cannot be read, null in it.
 
-    A float's NaN counts as missing, because pandas writes it for null, and so do the texts `nulls`.
+    Arrow casts all at once; if it refuses a value, the different ones are read by their text.
     """
-    if pa.types.is_boolean(array.type) or not pa.types.is_boolean(target):  # Arrow reads 2 as true
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            if pa.types.is_dictionary(array.type):  # not decoded, because one long text may be in every row
-                return cast_values(array.dictionary, target).take(array.indices), []
-            return cast_values(array, target), []
+    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        values = cast_directly(array, column)
+        if column.type == "identifier":
+            values = pc.if_else(pc.is_in(pc.utf8_lower(values), pa.array(sorted(nulls))), None, values)
+        return values, []
     encoded = encode_values(array)
-    values, unreadable = parse_values(encoded.dictionary, target, nulls)
+    values, unreadable = read_values(texts.list_texts(encoded.dictionary), column, forms, nulls)
     return values.take(encoded.indices), find_indices(encoded, unreadable)
 
 
-def cast_identifiers(array: pa.Array, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
-    """Return texts and whole numbers as text without blanks around it, and the indices of other values."""
-    if not pa.types.is_dictionary(array.type):
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            values = array.cast(pa.large_binary()) if is_text_type(array.type) else cast_values(array, pa.int64())
-            texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
-            return pc.if_else(pc.is_in(pc.utf8_lower(texts), pa.array(sorted(nulls))), None, texts), []
-    encoded = encode_values(array)
-    values, unreadable = parse_words(encoded.dictionary, nulls, sys.maxsize)
-    return pa.array(values, pa.string()).take(encoded.indices), find_indices(encoded, unreadable)
+def cast_directly(array: pa.Array, column: Column) -> pa.Array:
+    """Cast an array as Arrow does; raise ArrowInvalid or ArrowNotImplementedError if it refuses a value.
+
+    A float's NaN counts as missing, because pandas writes it for null.
+    """
+    type_, target = array.type, TYPES[column.type]
+    is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_)
+    if pa.types.is_dictionary(type_):  # not decoded, because one long text may be in every row
+        return cast_directly(array.dictionary, column).take(array.indices)
+    if column.type == "timestamp" and not is_number:  # seconds or milliseconds; the schema says which
+        if pa.types.is_timestamp(type_) and type_.tz:
+            array = pc.local_timestamp(array.cast(pa.timestamp(type_.unit, str(column.zone))))
+        return pc.cast(array, options=pc.CastOptions(target, allow_time_truncate=True))
+    if column.type == "identifier" and is_text_type(type_):
+        return pc.utf8_trim_whitespace(array.cast(pa.large_binary()).cast(target))
+    if column.type == "boolean" and pa.types.is_boolean(type_):
+        return array
+    if column.type in {"timestamp", "boolean"} or (column.type == "identifier" and not is_number):
+        raise pa.ArrowInvalid("Arrow would read 2 as true, and round a long decimal")
+    if not pa.types.is_integer(type_):
+        array = array.cast(pa.float64())
+        # A sum is NaN if a value is, and faster than a look at each.
+        if math.isnan(pc.sum(array).as_py() or 0):
+            array = pc.if_else(pc.is_nan(array), None, array)
+    return array.cast(pa.int64()).cast(target) if column.type == "identifier" else array.cast(target)
+
+
+def read_values(
+    given: Sequence[str | None], column: Column, forms: Sequence[str], nulls: Collection[str]
+) -> tuple[pa.Array, list[int]]:
+    """Read values of a column by their text; return the indices of those that cannot be read, null in the array."""
+    words, target = [(text or "").strip() for text in given], TYPES[column.type]
+    if column.type == "timestamp":
+        values, is_read = texts.read_times(words, forms, str(column.zone) if column.zone else None)
+    elif column.type in {"number", "integer"}:
+        numbers, nulls = texts.read_numbers(words), {*nulls, "nan"}
+        is_read = ~np.isnan(numbers)
+        if column.type == "integer":
+            is_read &= (numbers >= -(2**31)) & (numbers < 2**31) & (np.trunc(numbers) == numbers)
+        values = pa.array(np.where(is_read, numbers, 0), mask=~is_read).cast(target)
+    else:
+        found = [texts.BOOLEANS.get(word.casefold()) if column.type == "boolean" else word or None for word in words]
+        values, is_read = pa.array(found, target), np.array([one is not None for one in found], np.bool_)
+    is_missing = np.array([text is not None and normalize_name(text) in nulls for text in given], np.bool_)
+    return pc.if_else(pa.array(is_read & ~is_missing), values, None), np.flatnonzero(~is_read & ~is_missing).tolist()
 
 
 def encode_values(array: pa.Array) -> pa.DictionaryArray:
     return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-
-
-def cast_values(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """Cast an array; raise if Arrow refuses a value."""
-    if not (pa.types.is_boolean(target) or pa.types.is_integer(array.type)):
-        array = array.cast(pa.float64())
-    # A sum is NaN if a value is, and faster than a look at each.
-    if pa.types.is_floating(array.type) and math.isnan(pc.sum(array).as_py() or 0):
-        array = pc.if_else(pc.is_nan(array), None, array)
-    return array.cast(target)
-
-
-def parse_values(values: pa.Array, target: pa.DataType, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
-    """Cast the values that the target can hold; return the indices of the rest, which are null."""
-    if pa.types.is_boolean(target):
-        words, unreadable = parse_words(values, nulls)
-        found = [word and BOOLEANS.get(word.casefold()) for word in words]
-        return pa.array(found, target), unreadable + [i for i, word in enumerate(words) if word and found[i] is None]
-    values, unreadable = parse_numbers(values, nulls) if is_text_type(values.type) else (values, [])
-    values = values.cast(pa.float64(), safe=False)
-    values = pc.if_else(pc.is_nan(values), None, values)  # NaN is not equal to itself
-    found = values.cast(target, safe=False)
-    fits = pc.equal(found.cast(values.type, safe=False), values).fill_null(fill_value=True)
-    refused = np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist()
-    return pc.if_else(fits, found, None), unreadable + refused
-
-
-def parse_words(
-    values: pa.Array, nulls: Collection[str], longest: int = MAX_LETTERS
-) -> tuple[list[str | None], list[int]]:
-    """Return values as text, None for missing ones and for those at the returned indices, which are no words."""
-    given = (values.cast(pa.large_binary()) if is_text_type(values.type) else values).to_pylist()
-    words = [format_alias(value, longest) for value in given]
-    known = [None if word is None or normalize_name(word) in nulls else word.strip() for word in words]
-    return known, [index for index, word in enumerate(words) if word is None]
-
-
-def parse_numbers(texts: pa.Array, nulls: Collection[str]) -> tuple[pa.Array, list[int]]:
-    """Parse texts as numbers, blanks around them removed; return the indices of those that are none."""
-    import pandas as pd  # noqa: PLC0415 (half a second, and most months do without)
-
-    words = decode_texts(texts)
-    found = pd.to_numeric(pd.Series(words, dtype="str").str.strip(), errors="coerce").to_numpy(np.float64)
-    return pa.array(found), find_unreadable(words, ~np.isnan(found), {*nulls, "nan"})
-
-
-def decode_texts(texts: pa.Array) -> list[str]:
-    """Return texts, "" for a missing one; Parquet may declare as text what is not UTF-8."""
-    return [decode_text(text or b"") for text in texts.cast(pa.large_binary()).to_pylist()]
-
-
-def find_unreadable(words: Sequence[str], is_read: Values, nulls: Collection[str]) -> list[int]:
-    """Return the indices of words that could not be read and do not stand for a missing value."""
-    return [index for index in np.flatnonzero(~is_read).tolist() if normalize_name(words[index]) not in nulls]
-
-
-def cast_times(
-    array: pa.Array, forms: Sequence[str], zone: str | None, nulls: Collection[str]
-) -> tuple[pa.Array, list[int]]:
-    """Convert an array to local times of `zone`; return them and the indices of values that cannot be read.
-
-    What is finer than microseconds is cut off.
-    """
-    cut = partial(pc.cast, options=pc.CastOptions(TIME, allow_time_truncate=True))
-    if pa.types.is_timestamp(array.type) and array.type.tz:
-        return cut(pc.local_timestamp(array.cast(pa.timestamp(array.type.unit, zone)))), []
-    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        if not any(test(array.type) for test in (pa.types.is_dictionary, pa.types.is_integer, pa.types.is_floating)):
-            return cut(array), []
-    encoded = encode_values(array)
-    given = encoded.dictionary
-    if pa.types.is_floating(given.type):  # as text, a float could have an exponent
-        given = pc.if_else(pc.is_finite(given), given, None).cast(pa.decimal128(38, 6))
-    texts = decode_texts(given if is_text_type(given.type) else given.cast(pa.string()))
-    found, is_read = times.read_times(texts, forms, zone)
-    return found.take(encoded.indices), find_indices(encoded, find_unreadable(texts, is_read, nulls))

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import yaml
 from pyarrow import types
 
-from tipline.ingest.conform import BOOLEANS
-from tipline.ingest.readers import CsvMonth, Month, decode_text, open_text
-from tipline.ingest.schema import Csv, normalize_name
-from tipline.ingest.times import read_times
+from tipline.ingest.readers import CsvMonth, Month, open_text
+from tipline.ingest.schema import READABLE, Csv, normalize_name
+from tipline.ingest.texts import BOOLEANS, list_texts, read_numbers, read_times
 
 DATES = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y")
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", ", %H:%M", "T%H:%M:%S")
@@ -30,6 +28,7 @@ IDENTIFIER = re.compile(r"(?:^|[^a-z])(?:id|key|uuid|guid|number|no|nr)$|[a-z]I[
 FEW_VALUES, MANY_VALUES = 50, 1000  # of a category
 HEAD_BYTES = 2**20
 MAX_INTEGER = 2**31 - 1
+UTC, ZONE = {"zone": "UTC"}, "the zone is the one whose local time the column gets, for example America/New_York"
 Guess = tuple[dict[str, Any], list[str]]  # keys of a column of the schema, and what is doubtful
 
 
@@ -38,7 +37,7 @@ def guess_column(texts: Sequence[str], decimal: str = ".") -> Guess:
     if texts and DATE.match(texts[0]):
         if read_times(texts, (), "UTC")[1].all():
             keys: dict[str, Any] = {"type": "timestamp"}
-            return (keys, []) if read_times(texts, (), None)[1].all() else add_zone(keys)
+            return (keys, []) if read_times(texts, (), None)[1].all() else (keys | UTC, [ZONE])
         # One text rules most forms out.
         forms = [form for form in FORMS if all(read_times(t, (form,), None)[1].all() for t in (texts[:1], texts))]
         if forms:
@@ -48,8 +47,8 @@ def guess_column(texts: Sequence[str], decimal: str = ".") -> Guess:
     if numbers:
         unit = next((unit for unit, (low, high) in EPOCHS.items() if all(low <= x < high for x in numbers)), None)
         if unit:
-            keys, doubts = add_zone({"type": "timestamp", "formats": [unit]})
-            return keys, [f"the numbers are {unit} since 1970, or else of the type number", *doubts]
+            doubt = f"the numbers are {unit} since 1970, or else of the type number"
+            return {"type": "timestamp", "formats": [unit], **UTC}, [doubt, ZONE]
         is_whole = all(re.fullmatch(r"\s*[-+]?\d+(\.0+)?\s*", text) for text in texts)
         return {"type": "integer" if is_whole and max(map(abs, numbers)) <= MAX_INTEGER else "number"}, []
     if {normalize_name(text) for text in texts} <= BOOLEANS.keys() - {"0", "1"}:
@@ -59,15 +58,8 @@ def guess_column(texts: Sequence[str], decimal: str = ".") -> Guess:
 
 def parse_numbers(texts: Sequence[str], decimal: str) -> list[float]:
     """Return texts as numbers; none if one of them is not finite or no number."""
-    plain = pd.Series([*texts], dtype="str").str.replace(decimal, ".", regex=False).str.strip()
-    numbers = pd.to_numeric(plain, errors="coerce").to_numpy(float)
+    numbers = read_numbers([text.replace(decimal, ".") for text in texts])
     return numbers.tolist() if np.isfinite(numbers).all() else []
-
-
-def add_zone(keys: dict[str, Any]) -> Guess:
-    return keys | {"zone": "UTC"}, [
-        "the zone is the one whose local time the column gets, for example America/New_York"
-    ]
 
 
 def guess_dialect(path: Path) -> tuple[Csv, list[str]]:
@@ -92,7 +84,7 @@ def draft_schema(path: Path, month: Month, first: str) -> str:
     """Return a schema file for a published month, of which `first` is the name, drafted from its first rows."""
     csv_, doubts = guess_dialect(path) if isinstance(month, CsvMonth) else (Csv(), [])
     batch = next(month.batches(month.schema.names, []), None)
-    rows = batch.values if batch else pa.RecordBatch.from_pylist([], month.schema)  # noqa: PD011 (of Arrow)
+    rows = batch.values if batch else pa.RecordBatch.from_pylist([], month.schema)
     nulls = {"", *map(normalize_name, csv_.null_values)}
     lines = [
         f"# Drafted by `tipline check --write` from the first {len(rows):,} rows of {path.name}. Look at each line,",
@@ -107,11 +99,11 @@ def draft_schema(path: Path, month: Month, first: str) -> str:
     ignored = []
     for field, values in zip(rows.schema, rows.columns, strict=True):
         keys.append(name_column(field.name, keys))
-        try:
-            column, doubts = draft_column(field, values, nulls, csv_.decimal)
-        except (pa.ArrowException, TypeError):  # nested values
+        type_ = field.type.value_type if types.is_dictionary(field.type) else field.type
+        if not any(test(type_) for tests, _ in READABLE.values() for test in [*tests, types.is_null]):
             ignored.append(field.name)
             continue
+        column, doubts = draft_column(field, values, nulls, csv_.decimal)
         described = {"type": column.pop("type"), "meaning": field.name, "names": {first: field.name}, **column}
         lines += [f"  # check: {doubt}" for doubt in doubts]
         lines += [f"  {line}" for line in format_yaml({keys[-1]: described})]
@@ -123,14 +115,11 @@ def draft_column(field: pa.Field, values: pa.Array, nulls: set[str], decimal: st
     type_ = field.type.value_type if types.is_dictionary(field.type) else field.type
     required = {} if values.null_count else {"required": True}
     if types.is_timestamp(type_) or types.is_date(type_):
-        keys, doubts = add_zone({"type": "timestamp"}) if getattr(type_, "tz", None) else ({"type": "timestamp"}, [])
-        return keys | required, doubts
+        is_zoned = getattr(type_, "tz", None) is not None
+        return {"type": "timestamp"} | (UTC if is_zoned else {}) | required, [ZONE] * is_zoned
     if types.is_boolean(type_):
         return {"type": "boolean"} | required, []
-    is_text = not (types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_))
-    given = values.cast(pa.large_binary() if is_text else pa.string()).cast(pa.large_binary()).to_pylist()
-    texts = [decode_text(text).strip() for text in given if text is not None]
-    texts = [text for text in texts if normalize_name(text) not in nulls]
+    texts = [text.strip() for text in list_texts(values) if text and normalize_name(text) not in nulls]
     counts = collections.Counter(texts)
     keys, doubts = guess_column([*counts], decimal)
     doubts = doubts if counts else ["all values are missing"]

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,18 @@ def check_losses(
     if lost == rows > 0 or (lost >= MIN_QUARANTINED and lost > max_quarantined * rows):
         problems.append(f"{lost:,} of {format_count(rows, 'row')} ({lost / rows:.1%}) cannot be read")
         problems += describe_losses(manifest, schema)
+    unknown = [(*text.split(": ", 1), count) for text, count in manifest["unknown_aliases"].items()]
     for name, column in schema.columns.items():
-        unknown = {
-            text.partition(": ")[2]: count
-            for text, count in manifest["unknown_aliases"].items()
-            if text.startswith(f"{name}: ")
-        }
-        if column.required and column.aliases and 2 * sum(unknown.values()) > manifest["rows_out"]:
-            example = shorten_text(max(unknown, key=lambda text: unknown[text]))
-            problems.append(
-                f"{sum(unknown.values()):,} values of {name} stand for none of {', '.join(column.aliases)}, such as "
-                f"{example!r}; in the schema, {name}: {{aliases: {{VALUE: [{example!r}]}}}}"
-            )
+        counts = Counter({alias: count for key, alias, count in unknown if key == name})
+        if column.required and column.aliases and 2 * counts.total() > manifest["rows_out"]:
+            example = shorten_text(counts.most_common(1)[0][0])
+            what = f"{counts.total():,} values of {name} stand for none of {', '.join(column.aliases)}, such as "
+            problems.append(f"{what}{example!r}; in the schema, {name}: {{aliases: {{VALUE: [{example!r}]}}}}")
     if problems and month not in accept:
         sample = pq.read_table(folder / QUARANTINE_FILE).slice(0, SHOWN_ROWS).to_pylist()
         problems += [f"row {row['row']:,}: {shorten_text(row['raw'])}" for row in sample]
         todo = "Correct the schema, which `tipline check` tries out, or the file; or take the month as it is, with "
-        todo += (
-            f"prepare.accept: {{{month}: REASON}} in params.yaml. `dvc repro --keep-going` prepares the other months."
-        )
+        todo += f"prepare.accept: {{{month}: REASON}} in params.yaml. `dvc repro --keep-going` does the other months."
         raise TiplineError("\n  ".join(["The month would lose too much.", *problems]), f"month {month}", todo)
 
 
@@ -64,9 +58,8 @@ def describe_losses(counts: Mapping[str, Any], schema: Schema) -> Iterator[str]:
             form = {name: keys} if keys["type"] != "category" else {"csv": {"null_values": [example]}}
             line = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]
             line += " if that word stands for a missing value" if "csv" in form else ""
-            text = (
-                f", for example {example!r}; accepted: {EXPECTED[schema.columns[name].type][1]}; in the schema, {line}"
-            )
+            accepted = EXPECTED[schema.columns[name].type][1]
+            text = f", for example {example!r}; accepted: {accepted}; in the schema, {line}"
         yield f"{reason}: {format_count(count, 'row')}{text}"
 
 
@@ -75,9 +68,8 @@ def find_unusual(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]
     shares = {manifest["month"]: measure_shares(manifest) for manifest in manifests}
     unusual: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for found in shares.values() for name in found):
-        limit = (
-            statistics.median(found.get(name, 0) for found in shares.values()) + UNUSUAL[name.partition(" values")[0]]
-        )
+        limit = UNUSUAL[name.partition(" values")[0]]
+        limit += statistics.median(found.get(name, 0) for found in shares.values())
         for month, found in shares.items():
             if found.get(name, 0) > limit:
                 unusual.setdefault(month, []).append(f"{found[name]:.1%} {name}")

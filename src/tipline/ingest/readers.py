@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from tipline.errors import TiplineError, shorten_text, summarize_exception
 from tipline.ingest.schema import Csv, is_text_type
+from tipline.ingest.texts import is_utf8
 
 MAGIC = b"PAR1"
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes of a file
@@ -48,14 +49,13 @@ class Batch:
     rows: Rows  # their numbers in the file, from 0
     values: pa.RecordBatch  # the requested columns as published
     malformed: Sequence[QuarantinedRow] = ()  # lines of the same block that cannot be split into fields
-    list_texts: Callable[[], list[bytes]] | None = None  # the rows as text, malformed ones too; None for Parquet
-    first: int = 0  # the row number of the first text
+    list_texts: Callable[[], list[str]] | None = None  # the rows as text; None for Parquet
 
     def format_rows(self, indices: Sequence[int]) -> list[str]:
         """Return the published text of rows; for Parquet, their values as JSON."""
         if self.list_texts is not None:
             texts = self.list_texts() if indices else []
-            return [decode_text(texts[self.rows[index] - self.first]) for index in indices]
+            return [texts[index] for index in indices]
         taken = self.values.take(pa.array(indices, pa.int64()))
         columns = [convert_to_json(column) for column in taken.columns]
         rows = (dict(zip(taken.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
@@ -151,18 +151,14 @@ class CsvMonth:
         with open_text(path, dialect.encoding) as file:
             head = file.read(MAX_HEADER_BYTES)
         self._start = end.end() if (end := LINE_END.search(head)) else len(head)
-        self.schema = self._read_header(head[: self._start])
-        self.schemas = [self.schema]
-
-    def _read_header(self, line: bytes) -> pa.Schema:
-        """Return the columns that the first line names, all of them text."""
+        line = head[: self._start]
         if len(line) >= MAX_HEADER_BYTES:
             raise pa.ArrowInvalid(f"its first line has {MAX_HEADER_BYTES:,} bytes or more, so it is not a CSV file")
         if not is_utf8(line):
-            raise pa.ArrowInvalid(f"its header is not {self.dialect.encoding.upper()}")
-        return pa.schema(
-            [(name, pa.string()) for name in self._split(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))]
-        )
+            raise pa.ArrowInvalid(f"its header is not {dialect.encoding.upper()}")
+        names = self._split(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
+        self.schema = pa.schema([(name, pa.string()) for name in names])
+        self.schemas = [self.schema]
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
         """Yield the columns `names` as text, block by block."""
@@ -170,10 +166,10 @@ class CsvMonth:
         indices = [self.schema.names.index(name) for name in names]
         for block in self._read_blocks():
             arrays, malformed = self._parse_block(block, indices)
-            count = len(arrays[0]) + len(malformed)
-            rows = np.delete(np.arange(self.rows, self.rows + count), [row - self.rows for row, _, _ in malformed])
+            count, lost = len(arrays[0]) + len(malformed), [row - self.rows for row, _, _ in malformed]
+            rows = np.delete(np.arange(self.rows, self.rows + count), lost)
             values = pa.RecordBatch.from_arrays(arrays, names=list(names))
-            yield Batch(rows, values, malformed, partial(self._list_texts, block), self.rows)
+            yield Batch(rows, values, malformed, partial(self._list_texts, block, lost))
             self.rows += count
 
     def _read_blocks(self) -> Iterator[bytes]:
@@ -213,7 +209,7 @@ class CsvMonth:
             arrays = self._parse_fields(block, expected, [*indices, *range(width, expected)])
             is_blank = all(surplus.null_count == len(surplus) for surplus in arrays[len(indices) :])
             # A stray quote could hide line ends; where there are some in fields, each row is looked at.
-            if is_blank and (not has_quotes or len(arrays[0]) == len(split_lines(block))):
+            if is_blank and (not has_quotes or len(arrays[0]) == sum(map(bool, LINE_END.split(block)))):
                 return arrays[: len(indices)], []
         good: list[list[str]] = []
         malformed: list[QuarantinedRow] = []
@@ -229,8 +225,9 @@ class CsvMonth:
     def _has_quotes(self, block: bytes) -> bool:
         return bool(self._quote) and self._quote in block
 
-    def _list_texts(self, block: bytes) -> list[bytes]:
-        return [text for text, _ in self._split_rows(block)] if self._has_quotes(block) else split_lines(block)
+    def _list_texts(self, block: bytes, lost: Collection[int]) -> list[str]:
+        """Return the text of the rows of a block, without those at the positions `lost`."""
+        return [decode_text(text) for row, (text, _) in enumerate(self._split_rows(block)) if row not in lost]
 
     def _split_rows(self, block: bytes) -> Iterator[tuple[bytes, list[str] | None]]:
         """Yield the text and the fields of each row; a row that is not UTF-8 has no fields, but None.
@@ -308,21 +305,8 @@ def decompress_head(head: bytes) -> bytes:
     return text
 
 
-def split_lines(block: bytes) -> list[bytes]:
-    """Split CSV into its lines, without their ends and without blank ones."""
-    return [line for line in LINE_END.split(block) if line]
-
-
 def decode_text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
-
-
-def is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class SplitMonth:
@@ -359,9 +343,7 @@ class SplitMonth:
                 ]
                 malformed = [(row + first, reason, text) for row, reason, text in batch.malformed]
                 columns = pa.RecordBatch.from_arrays(values, names=list(names))
-                yield replace(
-                    batch, rows=batch.rows + first, values=columns, malformed=malformed, first=batch.first + first
-                )
+                yield replace(batch, rows=batch.rows + first, values=columns, malformed=malformed)
             first += part.rows
 
 

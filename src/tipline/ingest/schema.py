@@ -42,10 +42,7 @@ READABLE: dict[str, tuple[list[Callable[[pa.DataType], bool]], str]] = {
     "boolean": ([pa.types.is_boolean, *NUMBERS], "true and false, 0 and 1 or text"),
 }
 DIRECTIVES = "YymbBdHIMSpf"  # of times in `formats`, as in strptime
-EPOCHS: dict[str, Literal["s", "ms"]] = {
-    "seconds": "s",
-    "milliseconds": "ms",
-}  # since 1970, in UTC, and their units in pandas
+EPOCHS: dict[str, Literal["s", "ms"]] = {"seconds": "s", "milliseconds": "ms"}  # since 1970, in UTC; units in pandas
 
 
 def normalize_name(text: str) -> str:
@@ -60,18 +57,12 @@ def wrap_name(value: object) -> object:
 def check_format(text: str) -> str:
     """Return a form of times; raise ValueError unless it is one of EPOCHS or names year, month and day."""
     names = re.findall("%(.?)", text)
-    repeated = len(names) > len({*names}) or {*"Yy"} <= {*names}
-    if text not in EPOCHS and (
-        repeated
-        or not {*names} <= {*DIRECTIVES}
-        or "d" not in names
-        or not {*"mbB"} & {*names}
-        or not {*"Yy"} & {*names}
-    ):
+    counts = [sum(names.count(name) for name in letters) for letters in ("Yy", "mbB", "d")]
+    is_form = counts == [1, 1, 1] and len(names) == len({*names}) and {*names} <= {*DIRECTIVES}
+    if text not in EPOCHS and not is_form:
         allowed = ", ".join(f"%{name}" for name in DIRECTIVES)
-        raise ValueError(
-            f"{text!r} is neither seconds nor milliseconds nor a form of {allowed} with year, month and day"
-        )
+        what = f"{text!r} is neither seconds nor milliseconds nor a form of {allowed} with year, month and day"
+        raise ValueError(what)
     return text
 
 

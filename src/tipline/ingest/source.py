@@ -38,9 +38,8 @@ def list_addresses(source: str, month: str, home: Path) -> list[tuple[str, str]]
     address = format_address(source, month, home)
     check_folder(source, address, home)
     is_local = address.startswith("/")  # a # or ? in a local path is part of the name
-    if (is_local and Path(address).is_dir()) or (
-        ("*" in address or source.endswith("/")) and not Path(address).is_file()
-    ):
+    is_file = is_local and Path(address).is_file()  # with a star in its name
+    if not is_file and ("*" in address or source.endswith("/") or (is_local and Path(address).is_dir())):
         from tipline.ingest import transfer  # noqa: PLC0415 (a quarter of a second)
 
         return transfer.list_files(address)

@@ -1,18 +1,58 @@
-"""Read times that are written as text or as numbers, in ISO 8601 or in forms that the schema names."""
+"""Read values by their text, whatever type they were published with."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import Values
+from tipline.arrays import Floats, Values
 from tipline.ingest.columns import TIME
-from tipline.ingest.schema import EPOCHS
+from tipline.ingest.schema import EPOCHS, is_text_type
+
+BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True)
+BOOLEANS |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False)
 
 ISO = "ISO8601"
 IS_ISO = r"\s*\d{4}-\d\d-\d\d(?!\d)"  # pandas would also take 2009 for a time
 HAS_ZONE = r":\d\d(?:\.\d+)? ?(?:Z|[-+]\d\d(?::?\d\d)?)\s*$"
+
+
+def list_texts(values: pa.Array) -> list[str | None]:
+    """Return values as text: "" for a missing one, None for bytes that are not UTF-8, which Parquet may call text.
+
+    A whole number has the same text if nulls have made its column double.
+    """
+    if is_text_type(values.type):
+        values = values.cast(pa.large_binary())
+    elif pa.types.is_temporal(values.type):  # Arrow's times reach further than Python's
+        values = values.cast(pa.string())
+    texts: list[str | None] = []
+    for value in values.to_pylist():
+        if isinstance(value, bytes):
+            texts.append(value.decode() if is_utf8(value) else None)
+        elif isinstance(value, float) and math.isfinite(value):
+            texts.append(str(int(value) if value.is_integer() else value))
+        else:
+            texts.append("" if value is None or value != value else str(value))  # noqa: PLR0124 (NaN)
+    return texts
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_numbers(texts: Sequence[str]) -> Floats:
+    """Return texts as doubles, NaN for what is no number."""
+    import pandas as pd  # noqa: PLC0415 (half a second, and most months do without)
+
+    numbers: Floats = pd.to_numeric(pd.Series([*texts], dtype="str").str.strip(), errors="coerce").to_numpy(np.float64)
+    return numbers
 
 
 def read_times(texts: Sequence[str], forms: Sequence[str], zone: str | None) -> tuple[pa.Array, Values]:
