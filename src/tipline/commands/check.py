@@ -41,8 +41,12 @@ def run(
         todo = "Name a path, https:// or s3:// address; for more than one month, with {month} in it."
         raise UsageError(f"{error}.", f"command line, {hide_secrets(source)}", todo) from None
     if write is not None:
-        yield from write_schema(Path(write), source, months[0])
-        schema = load_schema(Path(write))
+        if (path := Path(write)).exists():
+            raise UsageError("This file exists already.", write, "Name another one, or remove it.")
+        with open_preview(source, months[0], None) as (_, preview):
+            files.write_text(path, draft.draft_schema(preview, months[0]))
+        yield f"{write}: drafted; correct the lines below `check`, then name it under `schema` in params.yaml"
+        schema = load_schema(path)
     elif settings.settings is None:
         raise settings.problem or UsageError("There are no settings.", str(paths.params), "Correct the file.")
     else:
@@ -62,18 +66,6 @@ def run(
             yield from (f"{month}  {title}", f"  error    {error}")
     if failed:
         raise combine_failures(failed, len(months))
-
-
-def write_schema(path: Path, source: str, month: str) -> Iterator[str]:
-    """Draft a schema from the first rows of a month into a new file."""
-    if path.exists():
-        raise UsageError("This file exists already.", str(path), "Name another one, or remove it.")
-    with open_preview(source, month, None) as (_, preview):
-        text = draft.draft_schema(
-            readers.list_files(preview.path)[0] if preview.path.is_dir() else preview.path, preview, month
-        )
-    files.write_text(path, text)
-    yield f"{path}: drafted; correct the lines below `check`, then name it under `schema` in params.yaml"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import types
 
-from tipline.ingest.readers import CsvMonth, Month, open_text
+from tipline.ingest.readers import Month, is_parquet, list_files, open_text
 from tipline.ingest.schema import READABLE, Csv, normalize_name
 from tipline.ingest.texts import BOOLEANS, list_texts, read_numbers, read_times
 
@@ -80,9 +80,10 @@ def guess_dialect(path: Path) -> tuple[Csv, list[str]]:
     return Csv(delimiter=delimiter, encoding=encoding, decimal="," if commas > points else "."), doubts
 
 
-def draft_schema(path: Path, month: Month, first: str) -> str:
+def draft_schema(month: Month, first: str) -> str:
     """Return a schema file for a published month, of which `first` is the name, drafted from its first rows."""
-    csv_, doubts = guess_dialect(path) if isinstance(month, CsvMonth) else (Csv(), [])
+    path = list_files(month.path)[0] if month.path.is_dir() else month.path
+    csv_, doubts = (Csv(), []) if is_parquet(path) else guess_dialect(path)
     batch = next(month.batches(month.schema.names, []), None)
     rows = batch.values if batch else pa.RecordBatch.from_pylist([], month.schema)
     nulls = {"", *map(normalize_name, csv_.null_values)}
