@@ -384,9 +384,33 @@ def test_a_drafted_schema_reads_what_it_was_drafted_from(
     assert (code, "exists already" in printed) == (2, True)
 
 
+def test_a_draft_knows_words_for_missing_values_codes_long_numbers_and_folders(tmp_path: Path) -> None:
+    """Otherwise a number with NA becomes text, a code loses its zero, and two numbers become one."""
+    numbers = [decimal.Decimal(12345678901234567890), decimal.Decimal(12345678901234567891)]
+    columns = {"at": ["2025-01-01"] * 2, "price": ["1.5", "NA"], "zip": ["01234", "10115"], "order": numbers}
+    names = [f"region={region}/part.parquet" for region in ("north%20west", "south")]
+    for name in names:
+        (tmp_path / "month" / name).parent.mkdir(parents=True)
+        pq.write_table(pa.table(columns), tmp_path / "month" / name)
+    month = readers.open_month(tmp_path / "month", MONTH, Csv())
+    schema = Schema.model_validate(yaml.safe_load(draft.draft_schema(month, MONTH, names)))
+    types = ["timestamp", "number", "category", "identifier", "category"]
+    assert [column.type for column in schema.columns.values()] == types
+    assert [*schema.columns["zip"].aliases, *schema.columns["region"].aliases] == [
+        *columns["zip"],
+        "north west",
+        "south",
+    ]
+    assert [key for key, column in schema.columns.items() if not column.required] == ["price"]
+    manifest = prepare.prepare_month(tmp_path / "month", tmp_path, schema, MONTH)
+    prepared = pq.read_table(tmp_path / "trips.parquet", partitioning=None).to_pydict()
+    assert (manifest["quarantined"], prepared["price"]) == (0, [1.5, None] * 2)
+    assert prepared["order"] == [str(number) for number in numbers] * 2
+
+
 def test_three_hundred_columns_are_drafted(tmp_path: Path) -> None:
     frame = pd.DataFrame({f"measure {number}": [1.5, 2.5] for number in range(299)} | {"at": "2025-01-01"})
     frame.to_csv(tmp_path / "month.csv", index=False)
     month = readers.open_month(tmp_path / "month.csv", MONTH, Csv())
-    drafted = yaml.safe_load(draft.draft_schema(month, MONTH))
+    drafted = yaml.safe_load(draft.draft_schema(month, MONTH, ["month.csv"]))
     assert len(Schema.model_validate(drafted).columns) == 300

@@ -43,8 +43,8 @@ def run(
     if write is not None:
         if (path := Path(write)).exists():
             raise UsageError("This file exists already.", write, "Name another one, or remove it.")
-        with open_preview(source, months[0], None) as (_, preview):
-            files.write_text(path, draft.draft_schema(preview, months[0]))
+        with open_preview(source, months[0], None) as (_, names, preview):
+            files.write_text(path, draft.draft_schema(preview, months[0], names))
         yield f"{write}: drafted; correct the lines below `check`, then name it under `schema` in params.yaml"
         schema = load_schema(path)
     elif settings.settings is None:
@@ -54,7 +54,7 @@ def run(
     failed: dict[str, TiplineError] = {}
     for month in dict.fromkeys(months):
         try:
-            with open_preview(source, month, schema.csv) as (title, preview):
+            with open_preview(source, month, schema.csv) as (title, _, preview):
                 yield f"{month}  {title}"
                 yield from describe_month(preview, month, schema)
         except TiplineError as error:
@@ -69,10 +69,11 @@ def run(
 
 
 @contextlib.contextmanager
-def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tuple[str, readers.Month]]:
-    """Fetch the first rows of a month into a file of their own; yield what the month is, and the file, opened.
+def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tuple[str, list[str], readers.Month]]:
+    """Fetch the first rows of a month into a file of their own.
 
-    Without a dialect, that of a CSV file is guessed.
+    Yield what the month is, the names of its files, and the file with the first rows, opened. Without a dialect, that
+    of a CSV file is guessed.
     """
     listed = source.list_addresses(address, month, Path.cwd())
     location, name = listed[-1]  # of a month's days, the last ones say most about the form of dates
@@ -97,7 +98,11 @@ def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tupl
                 path.write_bytes(text[: text.rfind(b"\n") + 1] if len(head) == HEAD_BYTES else text)
             if len(listed) > 1:
                 title += f"; the last of {len(listed):,} files, {shorten_text(name)}"
-            yield title, readers.open_month(Path(folder), month, dialect or draft.guess_dialect(path)[0])
+            yield (
+                title,
+                [name for _, name in listed],
+                readers.open_month(Path(folder), month, dialect or draft.guess_dialect(path)[0]),
+            )
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and type(error) is not OSError:
                 raise  # of the connection; Arrow's own errors are of the general kind

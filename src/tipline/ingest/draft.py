@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import types
 
-from tipline.ingest.readers import Month, is_parquet, list_files, open_text
+from tipline.ingest.readers import Month, is_parquet, list_files, open_text, read_pairs
 from tipline.ingest.schema import READABLE, Csv, normalize_name
 from tipline.ingest.texts import BOOLEANS, list_texts, read_numbers, read_times
 
@@ -25,9 +25,10 @@ DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
 # Seconds or milliseconds since 1970, of a time between 2000 and 2100.
 EPOCHS = {"seconds": (946_684_800, 4_102_444_800), "milliseconds": (946_684_800_000, 4_102_444_800_000)}
 IDENTIFIER = re.compile(r"(?:^|[^a-z])(?:id|key|uuid|guid|number|no|nr)$|[a-z]I[dD]$", re.IGNORECASE)
+NULL_WORDS = {"na", "n/a", "#n/a", "none", "nil", "-", "--", "–", "—", "?"}  # noqa: RUF001 (dashes)
 FEW_VALUES, MANY_VALUES = 50, 1000  # of a category
 HEAD_BYTES = 2**20
-MAX_INTEGER = 2**31 - 1
+MAX_INTEGER, MAX_EXACT = 2**31 - 1, 2**53  # of a prepared integer; of whole numbers that a double tells apart
 UTC, ZONE = {"zone": "UTC"}, "the zone is the one whose local time the column gets, for example America/New_York"
 Guess = tuple[dict[str, Any], list[str]]  # keys of a column of the schema, and what is doubtful
 
@@ -43,14 +44,16 @@ def guess_column(texts: Sequence[str], decimal: str = ".") -> Guess:
         if forms:
             doubts = [f"the form may as well be {' or '.join(forms[1:])}"] if len(forms) > 1 else []
             return {"type": "timestamp", "formats": forms[:1]}, doubts
-    numbers = parse_numbers(texts, decimal)
-    if numbers:
+    has_codes = any(re.match(r"\s*0\d", text) for text in texts)  # 01234 would lose its zero
+    if numbers := [] if has_codes else parse_numbers(texts, decimal):
         unit = next((unit for unit, (low, high) in EPOCHS.items() if all(low <= x < high for x in numbers)), None)
         if unit:
             doubt = f"the numbers are {unit} since 1970, or else of the type number"
             return {"type": "timestamp", "formats": [unit], **UTC}, [doubt, ZONE]
-        is_whole = all(re.fullmatch(r"\s*[-+]?\d+(\.0+)?\s*", text) for text in texts)
-        return {"type": "integer" if is_whole and max(map(abs, numbers)) <= MAX_INTEGER else "number"}, []
+        largest, type_ = max(map(abs, numbers)), "number"
+        if all(re.fullmatch(r"\s*[-+]?\d+(\.0+)?\s*", text) for text in texts):
+            type_ = "integer" if largest <= MAX_INTEGER else "number" if largest < MAX_EXACT else "identifier"
+        return {"type": type_}, []
     if {normalize_name(text) for text in texts} <= BOOLEANS.keys() - {"0", "1"}:
         return {"type": "boolean"}, []
     return {"type": "category"}, []
@@ -80,12 +83,24 @@ def guess_dialect(path: Path) -> tuple[Csv, list[str]]:
     return Csv(delimiter=delimiter, encoding=encoding, decimal="," if commas > points else "."), doubts
 
 
-def draft_schema(month: Month, first: str) -> str:
-    """Return a schema file for a published month, of which `first` is the name, drafted from its first rows."""
+def draft_schema(month: Month, first: str, names: Sequence[str]) -> str:
+    """Return a schema file, drafted from the first rows of a month.
+
+    `first` is the name of the month, `names` are those of its files, whose folders may be columns.
+    """
     path = list_files(month.path)[0] if month.path.is_dir() else month.path
     csv_, doubts = (Csv(), []) if is_parquet(path) else guess_dialect(path)
     batch = next(month.batches(month.schema.names, []), None)
     rows = batch.values if batch else pa.RecordBatch.from_pylist([], month.schema)
+    folders = [read_pairs(Path(name)) for name in names]
+    columns = {
+        name: pa.array(sorted({pairs[name] for pairs in folders})) if name in folders[0] else values
+        for name, values in zip(rows.schema.names, rows.columns, strict=True)
+    }
+    given = {(text or "").strip() for values in columns.values() for text in list_texts(values)}
+    if words := sorted(text for text in given if normalize_name(text) in NULL_WORDS):
+        csv_ = csv_.model_copy(update={"null_values": (*csv_.null_values, *words)})
+        doubts.append(f"{' and '.join(words)} may be a value in a column; here it stands for a missing one")
     nulls = {"", *map(normalize_name, csv_.null_values)}
     lines = [
         f"# Drafted by `tipline check --write` from the first {len(rows):,} rows of {path.name}. Look at each line,",
@@ -98,7 +113,7 @@ def draft_schema(month: Month, first: str) -> str:
     lines += ["", "columns:"]
     keys: list[str] = []
     ignored = []
-    for field, values in zip(rows.schema, rows.columns, strict=True):
+    for field, values in zip(rows.schema, columns.values(), strict=True):
         keys.append(name_column(field.name, keys))
         type_ = field.type.value_type if types.is_dictionary(field.type) else field.type
         if not any(test(type_) for tests, _ in READABLE.values() for test in [*tests, types.is_null]):
@@ -130,8 +145,8 @@ def draft_column(field: pa.Field, values: pa.Array, nulls: set[str], decimal: st
         keys, numbers = {"type": "identifier"}, []
         doubts = [] if is_named else [f"{len(counts):,} different values in {len(texts):,} rows; a category has few"]
     elif keys["type"] == "category" and len(counts) <= FEW_VALUES:
-        values = {normalize_name(text): text for text in reversed(counts)}  # the first of texts that differ in case
-        keys["aliases"] = {text: [text] for text in reversed(values.values())}
+        words = {normalize_name(text): text for text in reversed(counts)}  # the first of texts that differ in case
+        keys["aliases"] = {text: [text] for text in reversed(words.values())}
     elif keys["type"] == "category":
         doubts = [f"{len(counts):,} different values in {len(texts):,} rows: category or identifier"]
     if numbers:
