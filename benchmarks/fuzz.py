@@ -27,7 +27,12 @@ def main() -> None:
         @settings(max_examples=count, phases=[Phase.generate, Phase.shrink], **options)  # type: ignore[arg-type]
         @given(data=months())
         def check_month(data: bytes) -> None:
-            faults = project.find_all_faults(data)
+            try:
+                faults = project.find_all_faults(data)
+            except EOFError:
+                failure.write_bytes(data)
+                printed = (project.paths.root / "printed").read_text(encoding="utf-8", errors="replace")
+                sys.exit(f"The process crashed or hung on {failure}:\n{printed[-5000:]}")
             is_prepared = any(project.paths.prepared("2009-01").glob("*"))
             outcomes["fault" if faults else "prepared" if is_prepared else "refused"] += 1
             if faults:
