@@ -140,17 +140,15 @@ def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except filelock.Timeout as error:
         if not wait:
             todo = "Wait for it to end, or stop it. What it has finished is kept."
             raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
         log.info("another process is %s, waiting for it to end (%s)", activity, path)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

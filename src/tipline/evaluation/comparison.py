@@ -1,6 +1,6 @@
 """Compare challenger and champion on the `test` months, beside the champion's baseline, and ask the gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from tipline.training import sampling
 ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
-HOURS = ("0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING)
+HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
 def compare_models(
@@ -35,7 +35,7 @@ def compare_models(
     """
     specs = {role: artifact.read_spec(of_model) for role, of_model in contents.items()}
     digests = {role: artifact.hash_artifact(of_model) for role, of_model in contents.items()}
-    months, limits, target = settings.sample.get_months("test"), settings.evaluate, settings.model.target
+    limits, target = settings.evaluate, settings.model.target
     types = {name: type_ for spec in specs.values() for name, type_ in columns.list_needed_columns(spec).items()}
     types |= dict.fromkeys(limits.segments, columns.CATEGORY)
     rows = sampling.read_role(settings, paths, "test", types)
@@ -65,19 +65,27 @@ def compare_models(
     elif obstacles:
         verdict = gate.build_verdict(obstacles)
     else:
-        groups = {name: baseline.group_rows(rows, [name]) for name in limits.segments}
-        groups["hour"] = group_hours(rows[time])
-        month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(rows[time])
-        challenger, champion, unit = (losses[name].astype(float) for name in (*ROLES, "baseline"))
-        judged = gate.Rows(months, month, day, champion - challenger, unit, labels, groups)
+        judged = build_gate_rows(settings, rows, time, losses)
         verdict = gate.decide_promotion(judged, made_on, limits.tolerance, limits.segment_tolerance)
     figures = {name: measure_scores(name, probabilities, losses, labels) for name in (*ROLES, "baseline")}
     words = describe_skills(figures, " and ".join(fitted["by"]))
-    report = {"months": months, "rows": len(labels), **figures, "verdict": words, "gate": verdict, "made": digests}
-    return report, scores, labels
+    report = {"months": settings.sample.get_months("test"), "rows": len(labels), **figures, "verdict": words}
+    return report | {"gate": verdict, "made": digests}, scores, labels
 
 
-def group_hours(times: pa.Array) -> tuple[Sequence[str], Codes]:
+def build_gate_rows(
+    settings: Settings, rows: pa.RecordBatch, time: str, losses: Mapping[str, Probabilities | Floats]
+) -> gate.Rows:
+    """Build what the gate judges on from the losses of both models and the baseline; `time` is a column."""
+    groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
+    groups["hour"] = group_hours(rows[time])
+    month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(rows[time])
+    challenger, champion, unit = (losses[name].astype(float) for name in (*ROLES, "baseline"))
+    labels, _ = metrics.read_labels(rows, settings.model.target)
+    return gate.Rows(settings.sample.get_months("test"), month, day, champion - challenger, unit, labels, groups)
+
+
+def group_hours(times: pa.Array) -> tuple[list[str], Codes]:
     return HOURS, (fill_nulls(pc.hour(times), 24) // 6).astype(np.int32)
 
 

@@ -112,9 +112,9 @@ class Counts:
         for i in range(0, len(scores), CHUNK_ROWS):
             chunk = slice(i, i + CHUNK_ROWS)
             score, label = scores[chunk], labels[chunk]
-            day = (times[chunk] - start) // DAY_MICROSECONDS
-            day[(day < 0) | (day >= len(days))] = len(days) - 1
-            cell = day * len(groups) + codes[chunk]
+            places = (times[chunk] - start) // DAY_MICROSECONDS
+            places[(places < 0) | (places >= len(days))] = len(days) - 1
+            cell = places * len(groups) + codes[chunk]
             bands += np.bincount(assign_band(score) * 2 + label, minlength=2 * BANDS)
             rows += np.bincount(cell * 2 + label, minlength=2 * cells)
             sums[0] += np.bincount(cell, score, cells)

@@ -240,15 +240,6 @@ def remove_stale_staging(locations: Locations, months: Sequence[Month], failed: 
             locations.staged.remove_folder(name)
 
 
-def remove_unlisted_months(predictions: Storage, months: Sequence[str]) -> list[str]:
-    """Remove the folders of months that are not in `months` any more; return their names."""
-    kept = {month_name(month) for month in months}
-    removed = [name for name in predictions.list_folders() if name.startswith("month=") and name not in kept]
-    for name in removed:
-        predictions.remove_folder(name)
-    return removed
-
-
 def explain_failure(block: Block, error: Exception) -> TiplineError:
     """Return an error that says which block failed and why."""
     if isinstance(error, TiplineError):

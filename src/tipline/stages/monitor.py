@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tipline import files
+from tipline import files, formats
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest import losses
@@ -50,14 +50,10 @@ def read_counts(paths: Paths, months: Iterable[str]) -> dict[str, Counts]:
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)
-        try:
-            model, counts[month] = manifest["key"]["model"], Counts.from_json(manifest["counts"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            what = "This manifest has no counts that this version of tipline can read."
-            raise TiplineError(what, str(path), TODO) from error
-        if model != digest:
-            what = f"{month} was scored by another model than the champion (digest {digest[:12]})."
+        if (manifest["key"]["model"], manifest["key"]["format"]) != (digest, formats.PREDICTIONS):
+            what = f"{month} was not scored by the champion (digest {digest[:12]}) and this version of tipline."
             raise TiplineError(what, str(path), TODO)
+        counts[month] = Counts.from_json(manifest["counts"])
     return counts
 
 

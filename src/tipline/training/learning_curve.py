@@ -76,7 +76,7 @@ def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
     largest = min(pool // 2, settings.max_rows or pool)
     if largest < settings.smallest:
         what = f"The largest sample to study has {largest:,} rows, fewer than `smallest`, {settings.smallest:,}."
-        todo = "Lower it or raise sample.rows; the largest sample studied is half of the sampled rows."
+        todo = "Lower it, or raise sample.rows or max_rows; the largest sample studied is half of the sampled rows."
         raise UsageError(what, f"{WHERE}.smallest", todo)
     return tuple(int(size) for size in np.unique(np.geomspace(settings.smallest, largest, settings.sizes).round()))
 
@@ -148,15 +148,14 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
     smaller = zip(study.sizes[:-1], upper[:-1].tolist(), strict=True)
     size, bound = next(((size, bound) for size, bound in smaller if bound < min_gain), (None, math.nan))
     limit = min(available, max_rows or available)
-    words = f"the {limit:,} rows that learning_curve.max_rows allows are used"
-    if limit == available:
-        words = f"all {limit:,} rows of the sample are used"
+    used = "all {:,} rows of the sample" if limit == available else "the {:,} rows that learning_curve.max_rows allows"
+    words = f"so {used.format(limit)} are used"
     if problem:
-        reason = f"{problem}, so {words}."
+        reason = f"{problem}, {words}."
     elif size is None:
         reason = (
             f"The curve has not levelled off: no smaller size is shown to be within {min_gain:g} skill points of "
-            f"{study.sizes[-1]:,} rows, so {words}. A larger sample would help."
+            f"{study.sizes[-1]:,} rows, {words}. A larger sample would help."
         )
     else:
         reason = (

@@ -95,18 +95,13 @@ def read_pool(samples: Sequence[Path]) -> pa.Table:
 
 
 def read_role(settings: Settings, paths: Paths, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
-    """Read the rows of a role's pool whose target is known. Columns of `types` that no month has are null.
+    """Read the rows of a role's pool whose target is known, as one batch. Columns of `types` that it lacks are null.
 
     Raises TiplineError if a sample is missing or no target is known.
     """
-    pool = add_missing_columns(read_pool(list_samples(settings, paths, role)), types)
-    return drop_unlabelled(pool, settings.model.target, role)
-
-
-def drop_unlabelled(pool: pa.Table, target: str, role: str) -> pa.RecordBatch:
-    """Return the rows whose target is known as one batch."""
-    known = parse_target(target).evaluate(pool.combine_chunks()).is_valid()
-    batches = pool.filter(known).combine_chunks().to_batches()
+    pool, target = read_pool(list_samples(settings, paths, role)), settings.model.target
+    pool = add_missing_columns(pool, types).combine_chunks()
+    batches = pool.filter(parse_target(target).evaluate(pool).is_valid()).combine_chunks().to_batches()
     if not batches:
         what = f"No sampled row of the `{role}` months has a label: a column of {target!r} is missing in each."
         raise TiplineError(what, "params.yaml, sample.months", f"Give the role {role} to other months.")
