@@ -38,7 +38,6 @@ def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of
 
 
 MONTH = argument("month", help="for example 2009-01")
-MONTHS = argument("months", nargs="+", metavar="month", help="for example 2009-01")
 OPTIONAL_MONTHS = argument("months", nargs="*", metavar="month", help="for example 2009-01; default: all of `months`")
 PREPARED = "prepared months, a path or s3://...; default: data/trips"
 TRIPS = argument("--trips", default="", metavar="LOCATION", help=PREPARED)
@@ -76,7 +75,7 @@ COMMANDS = {
         "commands.check:run",
         (
             argument("source", help="a path, https:// or s3://, with {month} in it"),
-            MONTHS,
+            argument("months", nargs="+", metavar="month", help="for example 2009-01"),
             argument("--write", metavar="SCHEMA", help="draft a schema from the first month into this new file"),
         ),
         accepts_invalid_settings=True,

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
@@ -48,7 +47,7 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get(ADDRESS)
     try:
-        with connect_remote(address) if address else start_local_cluster(n_workers or count_cpus()) as client:
+        with connect_remote(address) if address else start_local_cluster(n_workers) as client:
             yield client
     except (CancelledError, CommClosedError) as error:
         where, todo = address or "the local cluster", "Start it and run it again; finished parts are kept."
@@ -56,7 +55,7 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def start_local_cluster(n_workers: int) -> Iterator[Client]:
+def start_local_cluster(n_workers: int | None) -> Iterator[Client]:
     # dask's defaults, whatever the user has configured for other clusters.
     with dask.config.set(dask.config.merge(*dask.config.defaults) | LOCAL_CONFIG):
         with ignore_interrupts():
@@ -88,14 +87,6 @@ def ignore_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def count_cpus() -> int:
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a month's row of prepared.csv; several counts in one cell are `name: count; ...`."""
     row = {name: manifest[name] for name in PREPARED_COLUMNS}
     for name, value in row.items():
-        items = [f"{key}: {count}" for key, count in value.items()] if isinstance(value, dict) else value
-        row[name] = "; ".join(items) if isinstance(items, list) else value
+        if isinstance(value, dict):
+            row[name] = "; ".join(f"{key}: {count}" for key, count in value.items())
+        elif isinstance(value, list):
+            row[name] = "; ".join(value)
     return row
