@@ -78,10 +78,7 @@ def start_local_cluster(n_workers: int | None) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C during the block.
-
-    A terminal sends it to all processes. Workers that start meanwhile ignore it for good: the driver ends them.
-    """
+    """Ignore Ctrl-C, which a terminal sends to all processes. Workers that start in the block ignore it for good."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -143,12 +140,9 @@ def run_tasks(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> I
 
 
 def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield futures with their results or exceptions, as they finish, fetched in batches to spare the driver.
-
-    A future is released before its result is used: its block would be scored again if its worker died.
-    """
+    """Yield futures with their results or exceptions, as they finish, fetched in batches to spare the driver."""
     for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
         for future, result in batch:
             is_error = future.status == "error"
-            future.release()
+            future.release()  # its block would be scored again if its worker died
             yield future, result[1] if is_error else result

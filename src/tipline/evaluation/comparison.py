@@ -25,13 +25,13 @@ HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
 def compare_models(
-    settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], made_on: MadeOn
+    settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], tagged: MadeOn
 ) -> tuple[dict[str, Any], dict[str, Probabilities], Labels]:
     """Return the report on `challenger` and `champion`, given as files, their scores, and the labels of the rows.
 
-    `made_on` is that of `gate.decide_promotion`. The scores of a model that cannot score the rows are missing. The
-    baseline is the champion's: a challenger trained on fewer rows has a worse one, which would flatter its skill.
-    Raises TiplineError if a sample is missing or no target is known.
+    `tagged` has the months of models that tipline did not make, as `gate.decide_promotion` takes them. The scores of a
+    model that cannot score the rows are missing. The baseline is the champion's: a challenger trained on fewer rows has
+    a worse one, which would flatter its skill. Raises TiplineError if a sample is missing or no target is known.
     """
     specs = {role: artifact.read_spec(of_model) for role, of_model in contents.items()}
     digests = {role: artifact.hash_artifact(of_model) for role, of_model in contents.items()}
@@ -66,6 +66,7 @@ def compare_models(
         verdict = gate.build_verdict(obstacles)
     else:
         judged = build_gate_rows(settings, rows, time, losses)
+        made_on = {role: spec.get("months") or tagged.get(role) for role, spec in specs.items()}
         verdict = gate.decide_promotion(judged, made_on, limits.tolerance, limits.segment_tolerance)
     figures = {name: measure_scores(name, probabilities, losses, labels) for name in (*ROLES, "baseline")}
     words = describe_skills(figures, " and ".join(fitted["by"]))
@@ -95,10 +96,7 @@ def measure_scores(
     losses: Mapping[str, Probabilities | Floats],
     labels: Labels,
 ) -> dict[str, float | None]:
-    """Return the figures of one model or of the baseline.
-
-    They are None for a model that cannot score the rows, as is the AUC for rows of one class.
-    """
+    """Return the figures of one model or the baseline; without scores all are None, for rows of one class the AUC."""
     if name not in scores:
         return dict.fromkeys(("log_loss", "skill", "auc"))
     loss = float(losses[name].mean())

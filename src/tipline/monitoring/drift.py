@@ -54,10 +54,7 @@ def build_reference(
 
 
 def choose_edges(column: Values) -> list[float]:
-    """Return the values at which bins with about a tenth of the rows begin; the first bin begins at no value.
-
-    A value that a tenth of the rows or more have has a bin of its own.
-    """
+    """Return where bins with about a tenth of the rows begin, but the first; a value with a tenth has its own bin."""
     if not len(column):
         return []
     values, rows = np.unique(column, return_counts=True)

@@ -78,9 +78,8 @@ def score_block(block: Block) -> dict[str, Any]:
     """Write the part of a block, then its marker: key, state, name, rows, bytes, sha256, counts, seconds by phase."""
     model, seconds = get_worker_model(block.model), dict[str, float]()
     with time_phase(seconds, "read"):
-        batch = read_block(
-            block, columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())
-        )
+        types = columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())
+        batch = read_block(block, types)
     with time_phase(seconds, "score"):
         scores, derived = model.score_rows(batch)
     with time_phase(seconds, "count"):
