@@ -16,9 +16,6 @@ from tipline.errors import TiplineError
 
 __all__ = ["Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
 
-# distributed logs a page when a cluster starts and ends.
-logging.getLogger("distributed").setLevel(logging.WARNING)
-
 T = TypeVar("T")
 
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
