@@ -38,9 +38,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("months", [*FIRST, "20٢٤-01"], f"months: '20٢٤-01' {NOT_A_MONTH}"),
     ("months", [*FIRST, dt.date(2009, 4, 1)], f"months: '2009-04-01' {NOT_A_MONTH}"),
     ("months", [*FIRST, "2009-01"], "months: 2009-01 is listed twice"),
-    ("months", [], "months: has no month; add one per line, as `- 2009-01`"),
-    ("months", "2009-01", ("months: has to be a list with one month per line, as `- 2009-01`; "
-     "DVC cannot expand dvc.yaml without it")),
+    ("months", [], "months must not be empty"),
+    ("months", "2009-01", "months has to be a list with one value per line, as `- value`"),
     ("sample.months", give_roles("train", "validation") | {"2009-12": "test"},
      "sample.months: 2009-12 is not in the list `months`"),
     ("sample.months", give_roles("validation", "train", "test"),

@@ -30,7 +30,6 @@ class Command:
     text: str  # what it does, as `tipline --help` prints it
     function: str  # `module:function` below `tipline`; called with the settings, the paths and the arguments
     arguments: tuple[Argument, ...] = ()
-    accepts_invalid_settings: bool = False  # whether it gets `PartialSettings`, and so works with any params.yaml
 
 
 def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of `add_argument`)
@@ -61,9 +60,7 @@ COMMANDS = {
     "record": Command("log learning curve, evaluation and months to MLflow", "stages.record:run"),
     # Commands for people.
     "status": Command(
-        "show champion, challenger, unscored months and the last figures; check the project",
-        "commands.status:run",
-        accepts_invalid_settings=True,
+        "show champion, challenger, unscored months and the last figures; check the project", "commands.status:run"
     ),
     "month": Command(
         "add a published month to params.yaml, run `dvc repro`, print its verdict and what to commit",
@@ -78,7 +75,6 @@ COMMANDS = {
             argument("months", nargs="+", metavar="month", help="for example 2009-01"),
             argument("--write", metavar="SCHEMA", help="draft a schema from the first month into this new file"),
         ),
-        accepts_invalid_settings=True,
     ),
     "promote": Command(
         "make a version the champion if the gate lets it pass; the next `dvc repro` scores with it",
@@ -93,7 +89,6 @@ COMMANDS = {
         "make the previous champion the champion again; the next `dvc repro` scores with it",
         "commands.promote:roll_back",
         (argument("--reason", metavar="TEXT", help="why; recorded in MLflow"),),
-        accepts_invalid_settings=True,
     ),
     "compare": Command(
         "compare the scores of two versions on prepared months without writing predictions",
@@ -110,7 +105,6 @@ COMMANDS = {
         "check predictions against their manifests and the prepared months: hashes, sizes, rows",
         "commands.verify:run",
         (OPTIONAL_MONTHS, TRIPS, argument("--predictions", default="", metavar="LOCATION", help=PREDICTIONS)),
-        accepts_invalid_settings=True,
     ),
     "explain": Command(
         "trace one prediction: contributions, model, prepared row, published row, source",
@@ -118,6 +112,9 @@ COMMANDS = {
         (MONTH, argument("row", type=int, help="the number in the column `row` of the predictions")),
     ),
 }
+
+# These get `PartialSettings`, and so work with any params.yaml.
+ACCEPTING_INVALID_SETTINGS = {"status", "check", "rollback", "verify"}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -141,8 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tipline.paths import find_project  # noqa: PLC0415
 
     paths, command = find_project(), COMMANDS[arguments.command]
-    load = config.load_partial_settings if command.accepts_invalid_settings else config.load_settings
-    settings = load(paths.params)
+    is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS
+    settings = (config.load_partial_settings if is_partial else config.load_settings)(paths.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
     if "month" in given:
         given["month"] = config.parse_month(given["month"])

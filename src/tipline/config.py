@@ -54,16 +54,6 @@ def check_month(month: object) -> str:
     raise ValueError(f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on")
 
 
-def check_months(months: object) -> object:
-    """Raise ValueError for a `months` that is not a list; DVC cannot expand dvc.yaml without one."""
-    if not isinstance(months, list):
-        what = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
-        raise ValueError(what)  # noqa: TRY004 (pydantic turns a ValueError into its message)
-    if not months:
-        raise ValueError("has no month; add one per line, as `- 2009-01`")
-    return tuple(map(check_month, months))
-
-
 def check_source(source: str, *, needs_month: bool = True) -> None:
     """Raise ValueError for an address that months cannot be fetched from."""
     scheme = urlsplit(source).scheme
@@ -209,7 +199,7 @@ class Cluster(Section):
 class Settings(Section):
     """All of params.yaml."""
 
-    months: Annotated[tuple[Month, ...], PlainValidator(check_months), AfterValidator(check_distinct)]
+    months: Annotated[tuple[Month, ...], AfterValidator(check_distinct)] = Field(min_length=1)
     source: str
     schema_: str = Field(alias="schema", min_length=1)
     demo: Demo

@@ -73,6 +73,8 @@ def explain_problem(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"unknown key {location}" + (f", did you mean {near[0]}?" if near else "")
     if kind == "missing":
         return f"the key {location} is missing"
+    if kind == "tuple_type":
+        return f"{location} has to be a list with one value per line, as `- value`"
     if kind in {"too_short", "string_too_short"}:
         return f"{location} must not be empty"
     if message.startswith("Input should be "):

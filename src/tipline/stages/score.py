@@ -64,11 +64,7 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
 
 
 def score_months(
-    settings: Settings,
-    months: Sequence[Month],
-    digest: str,
-    contents: dict[str, bytes],
-    made: dict[str, Any],
+    settings: Settings, months: Sequence[Month], digest: str, contents: dict[str, bytes], made: dict[str, Any]
 ) -> dict[str, str]:
     """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
     by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]

@@ -8,21 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tipline.arrays import Values
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest.columns import add_missing_columns, encode_categories
 from tipline.ingest.target import parse_target
 from tipline.paths import ROLES, Paths
 
-Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
-Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
-
 KEY = "sample_key"  # column of a sample: the hash of each row
 MONTH = "sample_month"  # column of a pool: which of its months each row is from, as a code
 AVAILABLE = b"tipline.rows"  # in the metadata of a sample: the number of rows of its month
 
 
-def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
+def compute_keys(rows: Values, month: str, seed: int) -> Values:
     """Return uniform 64-bit hashes of row numbers, different ones for each row, month and seed.
 
     SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number, a
