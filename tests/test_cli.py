@@ -46,13 +46,6 @@ def test_neither_help_nor_settings_import_what_is_slow(call: str, slow: tuple[st
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["predict"])
-    assert ended.value.code == 2
-    assert "invalid choice: 'predict'" in capsys.readouterr().err
-
-
 def test_outside_a_project_the_message_says_where_to_go(run_cli: Run, tmp_path: Path) -> None:
     # The root, because a folder above the temporary one may be somebody's project.
     code, printed = run_cli(Path(tmp_path.anchor), "status")

@@ -22,9 +22,8 @@ def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -
         # As JSON, because strict Python input would refuse a list where a tuple is expected.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems = [dict(problem) for problem in error.errors()]
         # A list is also called too short if a value in it was refused.
-        found = [p for p in problems if not (p["type"] == "too_short" and p["input"])]
+        found = [dict(one) for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
         what = "; ".join(explain_problem(problem, model) for problem in found)
         what += "" if what.endswith("?") else "."
         raise UsageError(what, str(path), "Correct the file and run the command again.") from None
