@@ -49,19 +49,24 @@ class ModelPlugin(cluster.WorkerPlugin):
 def send_model(
     client: Client, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage] = ()
 ) -> Iterator[None]:
-    """Keep the model on all workers during the block.
+    """Keep the model on all workers, new ones included, during the block.
 
     Raises a TiplineError if a worker cannot load it, scores the golden rows differently, or cannot use a storage.
     """
     # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
     name = f"{PLUGIN}-{digest}-{files.create_token()}"
-    with cluster.register_plugin(client, ModelPlugin(contents, digest, storages), name):
+    try:
+        client.register_plugin(ModelPlugin(contents, digest, storages), name)
         states = client.run(lambda dask_worker: dask_worker.plugins[name].state).values()
         if not all(is_compiled for is_compiled, _ in states):
             log.warning("the compiled form of the model does not give its scores, so the pipeline is used")
         if any(steps for _, steps in states):
             log.warning("golden rows come out one float32 step off: other hardware or libraries than in training")
         yield
+    finally:
+        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
+            with contextlib.suppress(OSError):  # a worker has just died
+                client.unregister_worker_plugin(name)
 
 
 def get_worker_model(digest: str) -> Model:

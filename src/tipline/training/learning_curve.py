@@ -5,9 +5,11 @@ The pipeline is fitted on nested samples of several sizes, several times each, a
 
 import math
 import pickle
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,14 @@ from joblib import Parallel, delayed, parallel_config
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from tipline import cluster
 from tipline.arrays import Codes, Floats, Labels, Matrix
 from tipline.config import LearningCurve
 from tipline.errors import UsageError
 from tipline.evaluation.intervals import CONFIDENCE
 from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
-from tipline.model.pipeline import fit_pipeline
+from tipline.model.pipeline import BuiltPipeline, fit_pipeline
 from tipline.model.pyfunc import install_code
 
 Order = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -38,18 +38,7 @@ EXPONENTS = np.linspace(0.3, 1.5, 49)
 POINTS = 40
 MIN_SIZES = 4  # a power law has three parameters
 WHERE = "params.yaml, learning_curve"
-
-
-class CodePlugin(cluster.WorkerPlugin):
-    """Installs the code files of a model on each worker, before a task needs them."""
-
-    def __init__(self, code: Mapping[str, bytes]) -> None:
-        self.code = dict(code)
-
-    def setup(self, worker: cluster.Worker) -> None:
-        del worker
-        for name, data in self.code.items():
-            install_code(name, data)
+INSTALLING = threading.Lock()  # a worker may have several threads
 
 
 @dataclass(frozen=True)
@@ -94,18 +83,18 @@ def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list
 
 
 def run_study(
-    pipeline: Pipeline,
+    built: BuiltPipeline,
     frame: pd.DataFrame,
     labels: Labels,
     validation: Examples,
     sizes: Sequence[int],
     orders: Sequence[Order],
 ) -> Study:
-    """Fit the pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
+    """Fit a pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
     # As bytes, because the scheduler, which does not have the user's code, would unpickle a pipeline.
-    pickled = pickle.dumps(pipeline)
+    fit = partial(fit_and_score, pickle.dumps(built.pipeline), built.code)
     results = Parallel(n_jobs=-1)(
-        delayed(fit_and_score)(pickled, frame, labels, validation, order[:rows]) for rows in sizes for order in orders
+        delayed(fit)(frame, labels, validation, order[:rows]) for rows in sizes for order in orders
     )
     shape, (baseline, baseline_losses) = (len(sizes), len(orders)), measure_scores(validation.baseline, validation)
     figures = {name: np.reshape([one[name] for one, _ in results], shape) for name in results[0][0]}
@@ -114,9 +103,17 @@ def run_study(
 
 
 def fit_and_score(
-    pickled: bytes, frame: pd.DataFrame, labels: Labels, validation: Examples, rows: Order
+    pickled: bytes,
+    code: Mapping[str, bytes],
+    frame: pd.DataFrame,
+    labels: Labels,
+    validation: Examples,
+    rows: Order,
 ) -> tuple[dict[str, float], Floats]:
     """Fit a pickled pipeline on some rows of the pool; return its figures, with `fit_seconds`, and losses by day."""
+    with INSTALLING:
+        for name, data in code.items():
+            install_code(name, data)
     # The parts of an estimator are not tasks of their own: the cluster is busy with whole fits.
     with threadpool_limits(1), parallel_config("sequential"):
         started = time.perf_counter()
