@@ -67,7 +67,7 @@ class Sampler(threading.Thread):
         for process in processes:
             held = process.memory_info().rss
             total += held
-            if process.pid not in self.peaks and is_worker(process):
+            if process.pid not in self.peaks and "spawn_main" in " ".join(process.cmdline()):
                 self.workers.add(process.pid)
             self.peaks[process.pid] = max(held, self.peaks.get(process.pid, 0))
         self.together = max(total, self.together)
@@ -75,12 +75,6 @@ class Sampler(threading.Thread):
     @property
     def worker(self) -> int:
         return max((self.peaks[pid] for pid in self.workers or self.peaks), default=0)
-
-
-def is_worker(process: Any) -> bool:  # noqa: ANN401 (psutil carries no types)
-    """Whether a process is spawned or forked for work; the forked ones share the command line of what forks them."""
-    words = " ".join(process.cmdline())
-    return "spawn_main" in words or ("forkserver" in words and " ".join(process.parent().cmdline()) == words)
 
 
 def run(command: Sequence[str | Path], cwd: Path, env: Mapping[str, str] | None = None) -> Ran:

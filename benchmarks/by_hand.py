@@ -98,7 +98,7 @@ def floor(project: Path, folder: Path, months: list[str]) -> float:
         return run_tasks(client, *rest, **options)
 
     here.run_tasks = run_floor
-    found = paths.find_project(project)
+    found = paths.Paths(project)
     score.run(config.load_settings(found.params), found)
     return 0.0
 

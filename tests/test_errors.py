@@ -27,14 +27,6 @@ def test_shown_text_is_short_and_without_control_characters() -> None:
     assert errors.shorten_text("x" * 100) == "x" * errors.SHOWN_LETTERS + "…"
 
 
-def test_combined_failure_has_the_right_exit_code() -> None:
-    missing = errors.NotPublishedError("It is missing.", "2009-01", "Wait.")
-    broken = errors.TiplineError("It is broken.", "2009-02", "Fix it.")
-    assert errors.combine_failures({"2009-01": missing}, 1) is missing
-    assert errors.combine_failures({"2009-01": missing}, 2).exit_code == 5
-    assert errors.combine_failures({"2009-01": missing, "2009-02": broken}, 2).exit_code == 4
-
-
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +13,7 @@ from tests import samples, workbench
 from tipline import files
 from tipline.errors import TiplineError
 from tipline.evaluation import baseline, comparison, metrics
-from tipline.evaluation.comparison import ROLES, Comparison
+from tipline.evaluation.comparison import ROLES
 from tipline.model import artifact
 from tipline.paths import Paths
 from tipline.training import sampling
@@ -71,24 +70,9 @@ def test_figures_are_those_of_scikit_learn(project: Paths) -> None:
     assert [again[name] for name in (*ROLES, "baseline")] == [found[name] for name in (*ROLES, "baseline")]
 
 
-def compare_constant(
-    payments: list[str], tips: list[float], challenger: float, champion: float, **columns: pa.Array
-) -> Comparison:
-    """Compare models that give every row the same probability."""
-    values = {"payment_type": pa.array(payments).dictionary_encode(), "tip_amount": pa.array(tips, pa.float64())}
-    rule = {"by": ["payment_type"], "overall": 0.4, "rates": {"cash": 0.2, "credit": 0.8}}
-    scores = {
-        role: np.full(len(tips), score, np.float32) for role, score in zip(ROLES, (challenger, champion), strict=True)
-    }
-    return Comparison(pa.RecordBatch.from_pydict(values | columns), "tip_amount > 0", rule, scores)
-
-
 def test_hours_are_in_bands_of_six() -> None:
     hours = [0, 5, 6, 11, 12, 17, 18, 23]
-    times = pa.array([*(hour * 3_600_000_000 for hour in hours), None], pa.timestamp("us"))
-    month = pa.array(np.zeros(9, np.int32))
-    compared = compare_constant(["cash"] * 9, [0.0] * 9, 0.5, 0.5, pickup=times, sample_month=month)
-    names, codes = comparison.build_gate_rows(compared, "pickup", ["1970-01"], []).segments["hour"]
+    names, codes = comparison.group_hours(pa.array([*(hour * 3600 for hour in hours), None], pa.timestamp("s")))
     assert codes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
     assert names[4] == baseline.MISSING
 

@@ -56,10 +56,10 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(
 
 def test_json_comes_back_and_what_is_missing_or_broken_says_what_to_do(tmp_path: Path) -> None:
     path, value = tmp_path / "file.json", {"b": [1, 2.5, None], "a": "é"}
-    for text, what in ((None, "missing"), ("{", "not valid JSON")):
+    for text in ("", "{"):
         if text:
             path.write_text(text)
-        with pytest.raises(TiplineError, match=what) as raised:
+        with pytest.raises(TiplineError, match="is missing, or is not JSON") as raised:
             files.read_json(path, "Run: dvc repro")
         assert raised.value.parts[1:] == (str(path), "Run: dvc repro")
     files.write_json(path, value)

@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline
 from tests import workbench
 from tipline.config import LearningCurve
 from tipline.errors import UsageError
+from tipline.model.pipeline import BuiltPipeline
 from tipline.paths import Paths
 from tipline.training import learning_curve
 from tipline.training.learning_curve import Examples, Study, choose_rows
@@ -71,8 +72,8 @@ def run_small_study(sizes: tuple[int, ...], seed: int = 9) -> Study:
     pool, scored = create_examples(400, 0), create_examples(300, 2)
     orders = learning_curve.shuffle_rows(pool.labels, 3, sizes[0], seed)
     with joblib.parallel_config("sequential"):
-        model = Pipeline([("lr", LogisticRegression())])
-        return learning_curve.run_study(model, pool.frame, pool.labels, scored, sizes, orders)
+        built = BuiltPipeline(Pipeline([("lr", LogisticRegression())]), [], {})
+        return learning_curve.run_study(built, pool.frame, pool.labels, scored, sizes, orders)
 
 
 def test_figures_are_those_of_plain_scikit_learn_and_samples_nest() -> None:

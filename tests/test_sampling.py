@@ -60,21 +60,6 @@ def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
     assert whole.to_pylist() == parts.to_pylist()
 
 
-def test_no_more_than_two_samples_are_held_beside_a_row_group(
-    trips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pq.write_table(pq.read_table(trips), tmp_path / "parts", row_group_size=1000)
-    held, concat_tables = [], pa.concat_tables
-
-    def watch(tables: list[pa.Table]) -> pa.Table:
-        held.append(sum(map(len, tables)))
-        return concat_tables(tables)
-
-    monkeypatch.setattr(pa, "concat_tables", watch)
-    assert len(sampling.sample_month(tmp_path / "parts", MONTH, 100, 1)) == 100
-    assert max(held) == 200
-
-
 def test_a_month_without_rows_gives_an_empty_sample(trips: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_schema(trips).empty_table(), tmp_path / "trips.parquet")
     sample = sampling.sample_month(tmp_path / "trips.parquet", MONTH, 10, 1)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ RunCli = Callable[..., tuple[int, str]]
 MakeProject = Callable[..., Paths]
 
 MONTH = "2009-01"
-MONTHS = [f"2009-{month:02}" for month in range(1, 7)]
 CSV, NEW_CSV = b"a,b\n1,2\n" * 1000, b"a,b\n3,4\n" * 2000
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in, please</body></html>\n"
 
@@ -188,23 +186,6 @@ def test_a_file_that_is_no_month_is_refused_and_an_earlier_download_stays(
         assert read_data(paths) == kept
         shelf.status, shelf.files[f"/{name}"] = 200, PARQUET if name.endswith("parquet") else CSV
         assert run_cli(paths.root, "download", MONTH)[0] == 0
-
-
-@pytest.mark.parametrize("bad", [b"", PAGE], ids=["absent", "a page"])
-def test_a_month_that_fails_lets_the_others_finish(
-    run_cli: RunCli, make_project: MakeProject, shelf: servers.Shelf, caplog: pytest.LogCaptureFixture, bad: bytes
-) -> None:
-    good = {f"{month}.csv" for month in MONTHS if month not in {"2009-02", "2009-05"}}
-    shelf.files |= {f"/{name}": CSV for name in good}
-    shelf.files |= {"/2009-02.csv": bad} if bad else {}
-    meeting = threading.Barrier(4)
-    shelf.before.extend([lambda: meeting.wait(30)] * 4)  # four at a time
-    paths = make_project(source=shelf.address("/{month}.csv"))
-    code, printed = run_cli(paths.root, "download", *MONTHS, MONTHS[0])
-    assert code == (4 if bad else 5)
-    assert {path.name for path in paths.raw(MONTH).parent.glob("*/*")} == good
-    assert "2 of 6 months failed." in printed
-    assert sorted(message[:7] for message in caplog.messages if "to do:" in message) == ["2009-02", "2009-05"]
 
 
 @pytest.mark.parametrize("address", ["http://me:0ff1ce@{server}/a.csv?sig=0ff1ce", "http://me:0ff1ce@/a.csv"])

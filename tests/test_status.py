@@ -147,7 +147,7 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
 
 @pytest.mark.parametrize(
     ("months", "words"),
-    [("2009-01", "months: has to be a list with one month per line"), (["2009-13"], "'2009-13' is not a month")],
+    [("2009-01", "months has to be a list with one value per line"), (["2009-13"], "'2009-13' is not a month")],
 )
 def test_an_invalid_file_hides_nothing_else(complete: Paths, show_status: Any, months: Any, words: str) -> None:
     values = yaml.safe_load(complete.params.read_text())

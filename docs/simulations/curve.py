@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tipline.model.pipeline import BuiltPipeline
 from tipline.training import learning_curve
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ def one_study(case: Case, repeats: int, seed: int) -> learning_curve.Study:
     validation = learning_curve.Examples(pd.DataFrame(following), answers, day, rate)
     orders = learning_curve.shuffle_rows(labels, repeats, SIZES[0], seed)
     with joblib.parallel_config("sequential"):
-        return learning_curve.run_study(pipeline(), pd.DataFrame(inputs), labels, validation, SIZES, orders)
+        return learning_curve.run_study(
+            BuiltPipeline(pipeline(), [], {}), pd.DataFrame(inputs), labels, validation, SIZES, orders
+        )
 
 
 def on_own_rows(made: learning_curve.Study, seed: int) -> Matrix:

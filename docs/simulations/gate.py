@@ -92,12 +92,12 @@ def passes(rows: gate.Rows) -> bool:
 def passes_by(days: Codes, rows: gate.Rows) -> bool:
     """Ask the gate's interval with other blocks than the gate's."""
     gains, units = (np.bincount(days, weights).astype(float) for weights in (rows.gain, rows.baseline))
-    return Ratio.estimate(gains, units).lower() > -TOLERANCE
+    return Ratio.estimate(gains, units).bounds()[0] > -TOLERANCE
 
 
 def by_row(rows: gate.Rows) -> bool:
     """Take every row as independent."""
-    return Ratio.estimate(rows.gain, rows.baseline).lower() > -TOLERANCE
+    return Ratio.estimate(rows.gain, rows.baseline).bounds()[0] > -TOLERANCE
 
 
 def by_week(rows: gate.Rows) -> bool:
@@ -170,7 +170,7 @@ def vetoed_each(rows: gate.Rows) -> bool:
     units = np.full(len(rows.gain), rows.baseline.mean())
     names, codes = rows.segments["kind"]
     gains = (rows.estimate_gain(units, codes == code) for code in range(len(names)))
-    return any(isinstance(gain, Ratio) and gain.upper(CONFIDENCE) < -SEGMENT_TOLERANCE for gain in gains)
+    return any(isinstance(gain, Ratio) and gain.bounds(CONFIDENCE)[1] < -SEGMENT_TOLERANCE for gain in gains)
 
 
 def spoilt(by: float) -> Asked:

@@ -24,6 +24,7 @@ from tipline.evaluation import baseline, comparison, gate, metrics
 from tipline.evaluation.intervals import Ratio
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
+from tipline.ingest.target import parse_target
 from tipline.model import artifact, pipeline
 from tipline.paths import Paths
 from tipline.training import sampling
@@ -104,8 +105,9 @@ def project(folder: Path, months: Path) -> Paths:
 def pool(paths: Paths, spec: Mapping[str, Any], months: int) -> pa.RecordBatch:
     """The rows of the first months."""
     found = [paths.sample(ROLES.get(month, "test"), month) for month in MONTHS[:months]]
-    table = columns.add_missing_columns(sampling.read_pool(found), columns.list_needed_columns(spec))
-    return sampling.drop_unlabelled(table, spec["target"], "train")
+    table = columns.add_missing_columns(sampling.read_pool(found), columns.list_needed_columns(spec)).combine_chunks()
+    known = parse_target(spec["target"]).evaluate(table).is_valid()
+    return table.filter(known).combine_chunks().to_batches()[0]
 
 
 def rule(settings: config.Settings, rows: pa.RecordBatch) -> dict[str, Any]:
@@ -144,10 +146,10 @@ def line(
 ) -> list[str]:
     """What the months say of one pair."""
     pair = {"challenger": scores[challenger], "champion": scores[champion]}
-    compared = comparison.Comparison(rows, settings.model.target, spec["baseline"], pair)
-    judged = comparison.build_gate_rows(
-        compared, spec["time"], settings.sample.get_months("test"), settings.evaluate.segments
-    )
+    labels, _ = metrics.read_labels(rows, settings.model.target)
+    probabilities = pair | {"baseline": baseline.predict_baseline(rows, spec["baseline"])}
+    losses = {name: metrics.compute_log_loss(values, labels) for name, values in probabilities.items()}
+    judged = comparison.build_gate_rows(settings, rows, spec["time"], losses)
     judged = judged.select(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
     months = [judged.select(judged.month == month) for month in np.unique(judged.month)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import importlib
 import logging
 import os
+import pkgutil
 import signal
 import sys
 import traceback
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
 INTERRUPTED = 130
 
@@ -30,8 +30,6 @@ class Command:
     text: str  # what it does, as `tipline --help` prints it
     function: str  # `module:function` below `tipline`; called with the settings, the paths and the arguments
     arguments: tuple[Argument, ...] = ()
-    workers: str = ""  # the module that workers of a local cluster import while this process reads its settings
-    accepts_invalid_settings: bool = False  # whether it gets `PartialSettings`, and so works with any params.yaml
 
 
 def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of `add_argument`)
@@ -39,7 +37,6 @@ def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of
 
 
 MONTH = argument("month", help="for example 2009-01")
-MONTHS = argument("months", nargs="+", metavar="month", help="for example 2009-01")
 OPTIONAL_MONTHS = argument("months", nargs="*", metavar="month", help="for example 2009-01; default: all of `months`")
 PREPARED = "prepared months, a path or s3://...; default: data/trips"
 TRIPS = argument("--trips", default="", metavar="LOCATION", help=PREPARED)
@@ -47,14 +44,10 @@ VERSION = "a version number, or the id, name or DVC experiment of a run; default
 PREDICTIONS = "predictions, a path or s3://...; default: data/predictions"
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
-    "download": Command(
-        "fetch the published files of months, each whole or not at all", "stages.download:run_months", (MONTHS,)
-    ),
+    "download": Command("fetch the published file of a month, whole or not at all", "stages.download:run", (MONTH,)),
     "prepare": Command("convert a month to the schema", "stages.prepare:run", (MONTH,)),
     "sample": Command("draw the sample of a month that has a role", "stages.sample:run", (MONTH,)),
-    "learning_curve": Command(
-        "study how many rows the model needs", "stages.learning_curve:run", workers="training.learning_curve"
-    ),
+    "learning_curve": Command("study how many rows the model needs", "stages.learning_curve:run"),
     "train": Command("fit the model on the sample", "stages.train:run"),
     "register": Command("register the model in MLflow and follow the alias `champion`", "stages.register:run"),
     "evaluate": Command("compare challenger, champion and baseline on the test months", "stages.evaluate:run"),
@@ -62,15 +55,12 @@ COMMANDS = {
         "score every month with the champion on a dask cluster",
         "stages.score:run",
         (TRIPS, argument("--to", default="", metavar="LOCATION", help=PREDICTIONS)),
-        workers="scoring.worker",
     ),
     "monitor": Command("measure how good the scores of each month were", "stages.monitor:run"),
     "record": Command("log learning curve, evaluation and months to MLflow", "stages.record:run"),
     # Commands for people.
     "status": Command(
-        "show champion, challenger, unscored months and the last figures; check the project",
-        "commands.status:run",
-        accepts_invalid_settings=True,
+        "show champion, challenger, unscored months and the last figures; check the project", "commands.status:run"
     ),
     "month": Command(
         "add a published month to params.yaml, run `dvc repro`, print its verdict and what to commit",
@@ -82,10 +72,9 @@ COMMANDS = {
         "commands.check:run",
         (
             argument("source", help="a path, https:// or s3://, with {month} in it"),
-            MONTHS,
+            argument("months", nargs="+", metavar="month", help="for example 2009-01"),
             argument("--write", metavar="SCHEMA", help="draft a schema from the first month into this new file"),
         ),
-        accepts_invalid_settings=True,
     ),
     "promote": Command(
         "make a version the champion if the gate lets it pass; the next `dvc repro` scores with it",
@@ -100,7 +89,6 @@ COMMANDS = {
         "make the previous champion the champion again; the next `dvc repro` scores with it",
         "commands.promote:roll_back",
         (argument("--reason", metavar="TEXT", help="why; recorded in MLflow"),),
-        accepts_invalid_settings=True,
     ),
     "compare": Command(
         "compare the scores of two versions on prepared months without writing predictions",
@@ -112,13 +100,11 @@ COMMANDS = {
             argument("--largest", type=int, default=10, metavar="K", help="rows to list with the largest changes: 10"),
             TRIPS,
         ),
-        workers="commands.compare",
     ),
     "verify": Command(
         "check predictions against their manifests and the prepared months: hashes, sizes, rows",
         "commands.verify:run",
         (OPTIONAL_MONTHS, TRIPS, argument("--predictions", default="", metavar="LOCATION", help=PREDICTIONS)),
-        accepts_invalid_settings=True,
     ),
     "explain": Command(
         "trace one prediction: contributions, model, prepared row, published row, source",
@@ -126,6 +112,9 @@ COMMANDS = {
         (MONTH, argument("row", type=int, help="the number in the column `row` of the predictions")),
     ),
 }
+
+# These get `PartialSettings`, and so work with any params.yaml.
+ACCEPTING_INVALID_SETTINGS = {"status", "check", "rollback", "verify"}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -145,41 +134,26 @@ def create_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the settings, then run the subcommand."""
+    from tipline import config  # noqa: PLC0415
     from tipline.paths import find_project  # noqa: PLC0415
 
     paths, command = find_project(), COMMANDS[arguments.command]
-    if command.workers:
-        from tipline import processes  # noqa: PLC0415
-
-        processes.start_forkserver(f"tipline.{command.workers}")
-    from tipline import config  # noqa: PLC0415
-
-    load = config.load_partial_settings if command.accepts_invalid_settings else config.load_settings
-    settings = load(paths.params)
+    is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS
+    settings = (config.load_partial_settings if is_partial else config.load_settings)(paths.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
     if "month" in given:
         given["month"] = config.parse_month(given["month"])
     if "months" in given:
         given["months"] = [config.parse_month(month) for month in given["months"]]
     paths.recover_folders()
-    for line in import_function(command.function)(settings, paths, **given) or ():
+    # To collect garbage during imports and at exit takes half of the time of a short command.
+    atexit.register(gc.freeze)
+    gc.disable()
+    function = pkgutil.resolve_name(f"tipline.{command.function}")
+    gc.enable()
+    for line in function(settings, paths, **given) or ():
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-
-
-def import_function(path: str) -> Callable[..., Iterable[str] | None]:
-    """Import `module:function`. To collect garbage meanwhile and at exit takes half of the time of a short command."""
-    gc.disable()
-    module, _, function = path.partition(":")
-    found: Callable[..., Iterable[str] | None] = getattr(importlib.import_module(f"tipline.{module}"), function)
-    gc.enable()
-    atexit.register(gc.freeze)
-    return found
-
-
-def report_failure(arguments: argparse.Namespace, code: int, *lines: str) -> int:
-    sys.stderr.write(f"tipline {arguments.command}: " + "\n  ".join(lines) + "\n")
-    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,22 +166,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except TiplineError as error:
-        return report_failure(arguments, error.exit_code, str(error))
+        message, code = str(error), error.exit_code
     except KeyboardInterrupt:
         # A second Ctrl-C would end this process by the signal, without the exit code.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return report_failure(arguments, INTERRUPTED, "interrupted; what is finished is kept, run it again to resume")
+        message, code = "interrupted; what is finished is kept, run it again to resume", INTERRUPTED
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        todo = "to do: fix the cause and run the command again; no half-written file is left"
-        return report_failure(arguments, 1, str(error.strerror or error), f"where: {error.filename or 'unknown'}", todo)
+        where, todo = error.filename or "unknown", "Fix the cause and run it again; no half-written file is left."
+        message, code = str(TiplineError(f"{error.strerror or error}.", str(where), todo)), 1
     except Exception as error:
         if "TIPLINE_DEBUG" in os.environ:
             raise
-        todo = "to do: this is a defect of tipline; run it with TIPLINE_DEBUG=1 and report the output"
         origin = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"where: {origin.filename}:{origin.lineno}"
-        return report_failure(arguments, 1, f"{type(error).__name__}: {error}", where, todo)
-    return 0
+        todo = "This is a defect of tipline. Run it with TIPLINE_DEBUG=1 and report the output."
+        what, where = f"{type(error).__name__}: {error}", f"{origin.filename}:{origin.lineno}"
+        message, code = str(TiplineError(what, where, todo)), 1
+    else:
+        return 0
+    sys.stderr.write(f"tipline {arguments.command}: {message}\n")
+    return code

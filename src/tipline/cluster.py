@@ -3,30 +3,28 @@
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import dask
-import distributed.utils
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 
-from tipline import processes
 from tipline.errors import TiplineError
-from tipline.processes import ADDRESS
 
-__all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
-
-# distributed logs a page when a cluster starts and ends.
-logging.getLogger("distributed").setLevel(logging.WARNING)
+__all__ = ["Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
 
 T = TypeVar("T")
 
+ADDRESS = "DASK_SCHEDULER_ADDRESS"
 WAIT_SECONDS = 30
 LOCAL_CONFIG = {
-    # For spawned workers, and for a forkserver that has to be started again.
-    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in processes.ENVIRONMENT.items()},
+    # dask makes glibc return memory at once (64 KiB), so every temporary array is mapped and cleared again, which
+    # doubles the time of the arithmetic; blocks are bounded anyway.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 28,
     # The next block waits at each worker, which would be idle while the driver handles the last one.
     "distributed.scheduler.worker-saturation": 2.0,
     # Profiling looks at each worker's stack a hundred times a second.
@@ -44,44 +42,45 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
     # Failures come back as exceptions. Beside them distributed, and the event loop below it, log pages of tracebacks.
     for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if address := os.environ.get(ADDRESS):
-        with explain_lost_scheduler(address), connect_remote(address) as client:
+    address = os.environ.get(ADDRESS)
+    try:
+        with connect_remote(address) if address else start_local_cluster(n_workers) as client:
             yield client
-        return
+    except (CancelledError, CommClosedError) as error:
+        where, todo = address or "the local cluster", "Start it and run it again; finished parts are kept."
+        raise TiplineError("The dask scheduler is gone or does not answer any more.", where, todo) from error
+
+
+@contextlib.contextmanager
+def start_local_cluster(n_workers: int | None) -> Iterator[Client]:
     # dask's defaults, whatever the user has configured for other clusters.
-    config = {"distributed": dask.config.merge(*dask.config.defaults)["distributed"]} | LOCAL_CONFIG
-    if is_forked := processes.start_forkserver(__name__):
-        config |= {"distributed.worker.multiprocessing-method": "forkserver"}
-        # Otherwise dask would let the forkserver preload all that it can use, pandas among it.
-        vars(distributed.utils)["_forkserver_preload_set"] = True
-    with dask.config.set(config), explain_lost_scheduler("the local cluster"):
-        with processes.hold_interrupts(ignore=not is_forked):
-            cluster = start_local_cluster(n_workers or processes.count_cpus())
+    with dask.config.set(dask.config.merge(*dask.config.defaults) | LOCAL_CONFIG):
+        with ignore_interrupts():
+            cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
             client = Client(cluster)
         try:
             yield client
         finally:
             # A second Ctrl-C would cost ten seconds: dask waits for a cluster whose end is interrupted.
-            with processes.hold_interrupts(ignore=True):
+            with ignore_interrupts():
                 client.close()
                 cluster.close()
 
 
-def start_local_cluster(n_workers: int) -> LocalCluster:
+@contextlib.contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, which a terminal sends to all processes. Workers that start in the block ignore it for good."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            # The forkserver may be older than what the environment holds now, S3 keys for example.
-            env={**os.environ, **processes.ENVIRONMENT},
-            silence_logs=logging.CRITICAL,
-        )
-    except RuntimeError as error:
-        setting = f"dask's setting temporary-directory: {dask.config.get('temporary-directory')}"
-        todo = "Correct it in dask's configuration (DASK_TEMPORARY_DIRECTORY, ~/.config/dask), or start a cluster: "
-        raise TiplineError(f"{str(error).rstrip('.')}.", setting, f"{todo}docs/cluster.md.") from error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -99,27 +98,6 @@ def connect_remote(address: str) -> Iterator[Client]:
             todo = f"Start one: dask worker {address}"
             raise TiplineError("The dask scheduler has no workers.", address, todo) from error
         yield client
-
-
-@contextlib.contextmanager
-def explain_lost_scheduler(address: str) -> Iterator[None]:
-    try:
-        yield
-    except (CancelledError, CommClosedError) as error:
-        todo = "Start it and run it again; finished parts are kept."
-        raise TiplineError("The dask scheduler is gone or does not answer any more.", address, todo) from error
-
-
-@contextlib.contextmanager
-def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator[None]:
-    """Keep a plugin on all workers, new ones included, during the block."""
-    try:
-        client.register_plugin(plugin, name)
-        yield
-    finally:
-        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
-            with contextlib.suppress(OSError):  # a worker has just died
-                client.unregister_worker_plugin(name)
 
 
 def run_tasks(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> Iterator[tuple[T, Any]]:
@@ -147,12 +125,9 @@ def run_tasks(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> I
 
 
 def iterate_results(futures: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield futures with their results or exceptions, as they finish, fetched in batches to spare the driver.
-
-    A future is released before its result is used: its block would be scored again if its worker died.
-    """
+    """Yield futures with their results or exceptions, as they finish, fetched in batches to spare the driver."""
     for batch in as_completed(futures, with_results=True, raise_errors=False).batches():
         for future, result in batch:
             is_error = future.status == "error"
-            future.release()
+            future.release()  # its block would be scored again if its worker died
             yield future, result[1] if is_error else result

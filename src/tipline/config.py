@@ -54,16 +54,6 @@ def check_month(month: object) -> str:
     raise ValueError(f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on")
 
 
-def check_months(months: object) -> object:
-    """Raise ValueError for a `months` that is not a list; DVC cannot expand dvc.yaml without one."""
-    if not isinstance(months, list):
-        what = "has to be a list with one month per line, as `- 2009-01`; DVC cannot expand dvc.yaml without it"
-        raise ValueError(what)  # noqa: TRY004 (pydantic turns a ValueError into its message)
-    if not months:
-        raise ValueError("has no month; add one per line, as `- 2009-01`")
-    return tuple(map(check_month, months))
-
-
 def check_source(source: str, *, needs_month: bool = True) -> None:
     """Raise ValueError for an address that months cannot be fetched from."""
     scheme = urlsplit(source).scheme
@@ -159,12 +149,6 @@ class LearningCurve(Section):
     repeats: int = Field(ge=2, le=50)
     max_rows: int | None = Field(ge=1)
 
-    @model_validator(mode="after")
-    def _max_rows_hold_a_sample(self) -> LearningCurve:
-        if self.max_rows is not None and self.max_rows < self.smallest:
-            raise ValueError(f"max_rows: {self.max_rows:,} is less than `smallest`, {self.smallest:,}")
-        return self
-
 
 class Model(Section):
     """Target and features."""
@@ -215,7 +199,7 @@ class Cluster(Section):
 class Settings(Section):
     """All of params.yaml."""
 
-    months: Annotated[tuple[Month, ...], PlainValidator(check_months), AfterValidator(check_distinct)]
+    months: Annotated[tuple[Month, ...], AfterValidator(check_distinct)] = Field(min_length=1)
     source: str
     schema_: str = Field(alias="schema", min_length=1)
     demo: Demo
@@ -233,10 +217,6 @@ class Settings(Section):
         unlisted = sorted(set(self.sample.months) - set(self.months))
         if unlisted:
             raise ValueError(f"sample.months: {unlisted[0]} is not in the list `months`")
-        at_most = self.sample.rows * len(self.sample.get_months("train"))
-        if isinstance(self.train.rows, int) and self.train.rows > at_most:
-            what = f"train.rows: {self.train.rows:,} rows are requested, the sample has at most {at_most:,}"
-            raise ValueError(what)
         if self.source != "demo":
             check_source(self.source)
         if hide_secrets(self.source) != self.source:
@@ -276,12 +256,12 @@ def load_partial_settings(path: Path) -> PartialSettings:
     except UsageError:
         values = {}
     months, model = values.get("months"), values.get("model")
-    valid = []
+    valid = dict[str, None]()  # in order, each once
     for month in months if isinstance(months, list) else ():
         with contextlib.suppress(ValueError):
-            valid.append(check_month(month))
+            valid[check_month(month)] = None
     name = model.get("name") if isinstance(model, dict) else None
-    return PartialSettings(None, problem, tuple(dict.fromkeys(valid)), name if isinstance(name, str) else None)
+    return PartialSettings(None, problem, tuple(valid), name if isinstance(name, str) else None)
 
 
 def check_renamed_keys(values: Mapping[str, Any], path: Path) -> None:
@@ -317,22 +297,20 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
         raise UsageError(f"{error}.".replace("?.", "?"), f"{where}, model.target", todo) from None
     schema.check_features([name for name in model.hidden if name not in schema.columns], f"{where}, model.hidden")
     for name in model.columns:
-        if name in target.columns or name in model.hidden:
-            reason = (
-                "part of the target; as a feature it would give the answer away" if name in target.columns else "hidden"
-            )
+        reason = "hidden" if name in model.hidden else ""
+        if name in target.columns:
+            reason = "part of the target; as a feature it would give the answer away"
+        if reason:
             raise UsageError(f"{name} is {reason}.", f"{where}, model.columns", "Remove it from the list.")
-    identifiers = [name for name, column in schema.columns.items() if column.type == "identifier"]
-    for name in settings.score.id_columns:
-        if name not in identifiers:
-            todo = f"Use some of: {', '.join(identifiers)}." if identifiers else "Give a column the type identifier."
-            raise UsageError(f"{name} is not an identifier of the schema.", f"{where}, score.id_columns", todo)
-    known = [name for name, column in schema.columns.items() if column.type == "category"]
-    for key in ("baseline", "segments"):
-        for name in getattr(settings.evaluate, key):
-            if name not in known:
-                todo = f"Use one of: {', '.join(known)}."
-                raise UsageError(f"{name} is not a category of the schema.", f"{where}, evaluate.{key}", todo)
+    for key, kind, names in (
+        ("score.id_columns", "identifier", settings.score.id_columns),
+        ("evaluate.baseline", "category", settings.evaluate.baseline),
+        ("evaluate.segments", "category", settings.evaluate.segments),
+    ):
+        known = [name for name, column in schema.columns.items() if column.type == kind]
+        if wrong := [name for name in names if name not in known]:
+            todo = f"Use one of: {', '.join(known)}." if known else f"Give a column the type {kind}."
+            raise UsageError(f"The schema has no {kind} {wrong[0]!r}.", f"{where}, {key}", todo)
 
 
 def check_code(settings: Settings, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
 
 SHOWN_LETTERS = 60
 SECRETS = re.compile(
@@ -65,19 +64,6 @@ class ReportedCode(contextlib.AbstractContextManager[None]):
         if isinstance(error, Exception | SystemExit) and not isinstance(error, TiplineError):
             what = f"{self.name} failed: {type(error).__name__}: {summarize_exception(error)}."
             raise self.kind(what, self.where, self.todo) from error
-
-
-def combine_failures(failed: Mapping[str, TiplineError], requested: int) -> TiplineError:
-    """Return one error for the months that failed; the reason of each has been printed before.
-
-    If only one month was requested, this is its own error. The exit code says "not published" only if that is the
-    reason of every failure.
-    """
-    if requested == 1:
-        return next(iter(failed.values()))
-    kind = NotPublishedError if all(isinstance(e, NotPublishedError) for e in failed.values()) else MonthsFailedError
-    todo = "The reasons are printed above. The other months are done; run the command again for these."
-    return kind(f"{len(failed)} of {requested} months failed.", ", ".join(sorted(failed)), todo)
 
 
 def shorten_text(value: object, letters: int = SHOWN_LETTERS) -> str:

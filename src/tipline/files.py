@@ -140,17 +140,15 @@ def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except filelock.Timeout as error:
         if not wait:
             todo = "Wait for it to end, or stop it. What it has finished is kept."
             raise TiplineError(f"Another process is {activity}.", str(path), todo) from error
         log.info("another process is %s, waiting for it to end (%s)", activity, path)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -177,13 +175,10 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path, todo: str) -> Any:  # noqa: ANN401 (any JSON value)
-    """Read a JSON file that tipline wrote; if it is missing or is not JSON, `todo` says how to get it back."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TiplineError("A file that an earlier stage writes is missing.", str(path), todo) from error
-    except ValueError as error:
-        raise TiplineError(f"This file is not valid JSON: {error}.", str(path), todo) from error
+    """Read a JSON file that an earlier stage wrote; if it is missing or damaged, `todo` says how to get it back."""
+    if (value := try_read_json(path)) is None:
+        raise TiplineError("A file that an earlier stage writes is missing, or is not JSON.", str(path), todo)
+    return value
 
 
 def try_read_json(path: Path) -> Any:  # noqa: ANN401 (any JSON value)

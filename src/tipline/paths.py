@@ -80,9 +80,9 @@ def month_name(month: str) -> str:
     return f"month={month}"
 
 
-def find_project(start: Path | None = None) -> Paths:
-    """Find the project that `start` (default: the working directory) lies in; raise UsageError if there is none."""
-    here = (start or Path.cwd()).resolve()
+def find_project() -> Paths:
+    """Find the project that the working directory lies in; raise UsageError if there is none."""
+    here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
             return Paths(folder)

@@ -22,9 +22,8 @@ def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -
         # As JSON, because strict Python input would refuse a list where a tuple is expected.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems = [dict(problem) for problem in error.errors()]
         # A list is also called too short if a value in it was refused.
-        found = [p for p in problems if not (p["type"] == "too_short" and p["input"])]
+        found = [dict(one) for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
         what = "; ".join(explain_problem(problem, model) for problem in found)
         what += "" if what.endswith("?") else "."
         raise UsageError(what, str(path), "Correct the file and run the command again.") from None
@@ -73,6 +72,8 @@ def explain_problem(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"unknown key {location}" + (f", did you mean {near[0]}?" if near else "")
     if kind == "missing":
         return f"the key {location} is missing"
+    if kind == "tuple_type":
+        return f"{location} has to be a list with one value per line, as `- value`"
     if kind in {"too_short", "string_too_short"}:
         return f"{location} must not be empty"
     if message.startswith("Input should be "):

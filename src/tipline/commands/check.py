@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from tipline import config, files
 from tipline.config import PartialSettings
 from tipline.errors import (
+    MonthsFailedError,
     NotPublishedError,
     TiplineError,
     UsageError,
-    combine_failures,
     format_count,
     hide_secrets,
     shorten_text,
@@ -65,7 +65,9 @@ def run(
             title = next((title for kind, title in titles if isinstance(error, kind)), "cannot be prepared")
             yield from (f"{month}  {title}", f"  error    {error}")
     if failed:
-        raise combine_failures(failed, len(months))
+        is_missing = all(isinstance(error, NotPublishedError) for error in failed.values())
+        what, todo = f"{len(failed)} of {len(months)} months failed.", "The reasons are printed above."
+        raise (NotPublishedError if is_missing else MonthsFailedError)(what, ", ".join(failed), todo)
 
 
 @contextlib.contextmanager

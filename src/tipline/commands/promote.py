@@ -79,8 +79,7 @@ def ask_gate(
         versions = {"challenger": chosen, "champion": model_versions.adopt_version(client, settings, paths, now)}
         contents = {"challenger": files, "champion": model_versions.read_files(versions["champion"])}
         tagged = {role: model_versions.get_months(version) for role, version in versions.items()}
-        made_on = {role: artifact.read_spec(one).get("months") or tagged[role] for role, one in contents.items()}
-        verdict = comparison.compare_models(settings, paths, contents, made_on)[0]["gate"]
+        verdict = comparison.compare_models(settings, paths, contents, tagged)[0]["gate"]
     except (*comparison.FAILURES, OSError) as error:
         verdict = gate.build_verdict([f"it cannot judge: {join_lines(error)}"])
     words = str(verdict["words"])

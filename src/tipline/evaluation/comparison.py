@@ -1,6 +1,6 @@
 """Compare challenger and champion on the `test` months, beside the champion's baseline, and ask the gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import roc_auc_score
 
-from tipline.arrays import Floats, Labels, Probabilities, fill_nulls
+from tipline.arrays import Codes, Floats, Labels, Probabilities, fill_nulls
 from tipline.config import Settings
 from tipline.errors import TiplineError, join_lines
-from tipline.evaluation import baseline as rule
-from tipline.evaluation import gate, metrics
+from tipline.evaluation import baseline, gate, metrics
 from tipline.evaluation.gate import MadeOn
 from tipline.ingest import columns
 from tipline.model import artifact, golden_rows
@@ -22,100 +21,87 @@ from tipline.training import sampling
 ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
-HOURS = ("0 to 5", "6 to 11", "12 to 17", "18 to 23", rule.MISSING)
-
-
-class Comparison:
-    """The scores of `challenger` and `champion` on the same prepared rows, whose target is known.
-
-    `scores` lacks a model that cannot score the rows. The baseline is the champion's: a challenger trained on fewer
-    rows has a worse one, which would flatter its skill.
-    """
-
-    def __init__(
-        self, rows: pa.RecordBatch, target: str, baseline: Mapping[str, Any], scores: Mapping[str, Probabilities]
-    ) -> None:
-        self.rows, self.by, self.scores = rows, baseline["by"], scores
-        self.labels: Labels = metrics.read_labels(rows, target)[0]
-        self.probabilities: dict[str, Probabilities | Floats] = {
-            **scores,
-            "baseline": rule.predict_baseline(rows, baseline),
-        }
-        self.losses = {name: metrics.compute_log_loss(one, self.labels) for name, one in self.probabilities.items()}
+HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
 def compare_models(
-    settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], made_on: MadeOn
-) -> tuple[dict[str, Any], Comparison]:
-    """Return the report on `challenger` and `champion`, given as files, and what it is made from.
+    settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], tagged: MadeOn
+) -> tuple[dict[str, Any], dict[str, Probabilities], Labels]:
+    """Return the report on `challenger` and `champion`, given as files, their scores, and the labels of the rows.
 
-    `made_on` is that of `gate.decide_promotion`. Raises TiplineError if a sample is missing or no target is known.
+    `tagged` has the months of models that tipline did not make, as `gate.decide_promotion` takes them. The scores of a
+    model that cannot score the rows are missing. The baseline is the champion's: a challenger trained on fewer rows has
+    a worse one, which would flatter its skill. Raises TiplineError if a sample is missing or no target is known.
     """
     specs = {role: artifact.read_spec(of_model) for role, of_model in contents.items()}
-    months, limits = settings.sample.get_months("test"), settings.evaluate
+    digests = {role: artifact.hash_artifact(of_model) for role, of_model in contents.items()}
+    limits, target = settings.evaluate, settings.model.target
     types = {name: type_ for spec in specs.values() for name, type_ in columns.list_needed_columns(spec).items()}
     types |= dict.fromkeys(limits.segments, columns.CATEGORY)
-    rows, target = sampling.read_role(settings, paths, "test", types), settings.model.target
-    digests = {role: artifact.hash_artifact(of_model) for role, of_model in contents.items()}
-    time = next((spec["time"] for spec in specs.values() if "time" in spec), "")
-    scores, obstacles = {}, []
+    rows = sampling.read_role(settings, paths, "test", types)
+    labels, _ = metrics.read_labels(rows, target)
+    scores, obstacles = dict[str, Probabilities](), []
     for role, spec in specs.items():
         if spec["target"] != target:
             obstacles.append(f"the {role} predicts {spec['target']}, not {target}")
-        result = score_rows(contents[role], digests[role], rows)
-        if isinstance(result, str):
-            obstacles.append(f"the {role} cannot score these rows: {result}")
+        try:
+            model, _ = golden_rows.load_checked_model(contents[role], digests[role], "this machine")
+            found = model.probabilities(rows)
+        except FAILURES as error:
+            obstacles.append(f"the {role} cannot score these rows: {join_lines(error)}")
+            continue
+        if np.isfinite(found).all():
+            scores[role] = found
         else:
-            scores[role] = result
+            obstacles.append(f"the {role} cannot score these rows: some of its scores are not finite")
+    time = next((spec["time"] for spec in specs.values() if "time" in spec), "")
     if not time:
         obstacles.append("neither model says which column is the time")
-    compared = Comparison(rows, target, specs["champion"]["baseline"], scores)
+    fitted = specs["champion"]["baseline"]
+    probabilities: dict[str, Probabilities | Floats] = {**scores, "baseline": baseline.predict_baseline(rows, fitted)}
+    losses = {name: metrics.compute_log_loss(values, labels) for name, values in probabilities.items()}
     if digests["challenger"] == digests["champion"]:
         verdict = gate.build_verdict([SAME]) | {"words": SAME}
     elif obstacles:
         verdict = gate.build_verdict(obstacles)
     else:
-        gate_rows = build_gate_rows(compared, time, months, limits.segments)
-        verdict = gate.decide_promotion(gate_rows, made_on, limits.tolerance, limits.segment_tolerance)
-    return {"months": months, **build_report(compared), "gate": verdict, "made": digests}, compared
+        judged = build_gate_rows(settings, rows, time, losses)
+        made_on = {role: spec.get("months") or tagged.get(role) for role, spec in specs.items()}
+        verdict = gate.decide_promotion(judged, made_on, limits.tolerance, limits.segment_tolerance)
+    figures = {name: measure_scores(name, probabilities, losses, labels) for name in (*ROLES, "baseline")}
+    words = describe_skills(figures, " and ".join(fitted["by"]))
+    report = {"months": settings.sample.get_months("test"), "rows": len(labels), **figures, "verdict": words}
+    return report | {"gate": verdict, "made": digests}, scores, labels
 
 
-def score_rows(contents: Mapping[str, bytes], digest: str, rows: pa.RecordBatch) -> Probabilities | str:
-    """Return a model's scores of the rows, or why it cannot score them."""
-    try:
-        scores = golden_rows.load_checked_model(contents, digest, "this machine")[0].probabilities(rows)
-    except FAILURES as error:
-        return join_lines(error)
-    return scores if np.isfinite(scores).all() else "some of its scores are not finite"
+def build_gate_rows(
+    settings: Settings, rows: pa.RecordBatch, time: str, losses: Mapping[str, Probabilities | Floats]
+) -> gate.Rows:
+    """Build what the gate judges on from the losses of both models and the baseline; `time` is a column."""
+    groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
+    groups["hour"] = group_hours(rows[time])
+    month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(rows[time])
+    challenger, champion, unit = (losses[name].astype(float) for name in (*ROLES, "baseline"))
+    labels, _ = metrics.read_labels(rows, settings.model.target)
+    return gate.Rows(settings.sample.get_months("test"), month, day, champion - challenger, unit, labels, groups)
 
 
-def build_gate_rows(compared: Comparison, time: str, months: Sequence[str], segments: Sequence[str]) -> gate.Rows:
-    """Build what the gate judges on; `time` and `segments` are columns."""
-    rows, times = compared.rows, compared.rows[time]
-    challenger, champion, baseline = (compared.losses[name].astype(float) for name in (*ROLES, "baseline"))
-    hours = (fill_nulls(pc.hour(times), 24) // 6).astype(np.int32)
-    groups = {name: rule.group_rows(rows, [name]) for name in segments} | {"hour": (HOURS, hours)}
-    month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(times)
-    return gate.Rows(months, month, day, champion - challenger, baseline, compared.labels, groups)
+def group_hours(times: pa.Array) -> tuple[list[str], Codes]:
+    return HOURS, (fill_nulls(pc.hour(times), 24) // 6).astype(np.int32)
 
 
-def build_report(compared: Comparison) -> dict[str, Any]:
-    """Return the figures of both models and of the champion's baseline, and what they say.
-
-    The figures of a model that cannot score the rows are None, as is the AUC for rows of one class.
-    """
-    labels, losses = compared.labels, compared.losses
-    unit = float(losses["baseline"].mean())
-    figures: dict[str, dict[str, float | None]] = {}
-    for name in (*ROLES, "baseline"):
-        figures[name] = dict.fromkeys(("log_loss", "skill", "auc"))
-        if name in losses:
-            loss, auc = float(losses[name].mean()), None
-            if 0 < labels.mean() < 1:
-                auc = float(roc_auc_score(labels, compared.probabilities[name]))
-            figures[name] = {"log_loss": loss, "skill": metrics.compute_skill(loss, unit), "auc": auc}
-    verdict = describe_skills(figures, " and ".join(compared.by))
-    return {"rows": len(labels), **figures, "verdict": verdict}
+def measure_scores(
+    name: str,
+    scores: Mapping[str, Probabilities | Floats],
+    losses: Mapping[str, Probabilities | Floats],
+    labels: Labels,
+) -> dict[str, float | None]:
+    """Return the figures of one model or the baseline; without scores all are None, for rows of one class the AUC."""
+    if name not in scores:
+        return dict.fromkeys(("log_loss", "skill", "auc"))
+    loss = float(losses[name].mean())
+    auc = float(roc_auc_score(labels, scores[name])) if 0 < labels.mean() < 1 else None
+    return {"log_loss": loss, "skill": metrics.compute_skill(loss, float(losses["baseline"].mean())), "auc": auc}
 
 
 def describe_skills(figures: Mapping[str, Mapping[str, float | None]], by: str) -> str:

@@ -101,7 +101,7 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
     gain = kept.estimate_gain(kept.baseline, np.ones(len(kept.gain), bool))
     if isinstance(gain, str):
         return build_verdict([gain], months, dropped)
-    lower, segments = gain.lower(), judge_segments(kept, segment_tolerance)
+    (lower, upper), segments = gain.bounds(), judge_segments(kept, segment_tolerance)
     if not lower > -tolerance:
         reasons.append(
             f"its gain over the champion may be as low as {lower:+.4f}, which is not above {-tolerance:+.4f}"
@@ -112,7 +112,7 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
         names = ", ".join(f"{one['column']} {one['value']} (gain below {one['upper']:+.4f})" for one in worst)
         more = f" and {len(worse) - len(worst)} more" if len(worse) > len(worst) else ""
         reasons.append(f"it is worse on {format_count(len(worse), 'segment')}: {names}{more}")
-    bounds = {"value": gain.value, "lower": lower, "upper": gain.upper(), "error": gain.error}
+    bounds = {"value": gain.value, "lower": lower, "upper": upper, "error": gain.error}
     figures = {
         "gain": {**bounds, "blocks": gain.blocks, "by": kept.by},
         "power": gain.power(tolerance),
@@ -158,7 +158,7 @@ def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
         if isinstance(gain, str):
             segment["why"] = gain
             continue
-        lower, upper = gain.lower(confidence), gain.upper(confidence)
+        lower, upper = gain.bounds(confidence)
         segment |= {"gain": gain.value, "lower": lower, "upper": upper, "veto": upper < -tolerance}
     return [segment for segment, _ in segments]
 

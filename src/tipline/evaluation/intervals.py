@@ -40,17 +40,14 @@ class Ratio:
         residuals = np.asarray(numerators) - value * np.asarray(denominators)
         return cls(value, math.sqrt(blocks / (blocks - 1) * float(residuals @ residuals)) / total, blocks)
 
-    def lower(self, confidence: float = CONFIDENCE) -> float:
-        """Return the one-sided lower bound, or NaN."""
-        return self.value - float(student.ppf(confidence, self.blocks - 1)) * self.error
+    def bounds(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Return the one-sided lower bound and the one-sided upper bound, or NaN."""
+        width = float(student.ppf(confidence, self.blocks - 1)) * self.error
+        return self.value - width, self.value + width
 
-    def upper(self, confidence: float = CONFIDENCE) -> float:
-        """Return the one-sided upper bound, or NaN."""
-        return self.value + float(student.ppf(confidence, self.blocks - 1)) * self.error
-
-    def power(self, margin: float, confidence: float = CONFIDENCE) -> float:
+    def power(self, margin: float) -> float:
         """Return how often the lower bound would exceed -margin if the true ratio were 0, given this error."""
         if self.error == 0:
             return float(margin > 0)
         freedom = self.blocks - 1
-        return float(nct.sf(student.ppf(confidence, freedom), freedom, margin / self.error))
+        return float(nct.sf(student.ppf(CONFIDENCE, freedom), freedom, margin / self.error))

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import Codes, Floats, Labels, Matrix, Probabilities, fill_nulls, hour_of_day, view_values
+from tipline.arrays import Codes, Floats, Probabilities, fill_nulls, hour_of_day, view_values
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
-from tipline.evaluation.metrics import Counted, Times
+from tipline.evaluation.metrics import Counted
 
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -107,10 +107,22 @@ class Counts:
         if not known.all():
             counts.bands[:, 2] = np.bincount(assign_band(scores[~known]), minlength=BANDS)
             labels, scores, codes, times = labels[known], scores[known], codes[known], times[known]
-        counts.bands[:, :2], rows, sums = tally_rows(scores, labels, (codes, len(groups)), (times, start, len(days)))
-        for cell in np.flatnonzero(rows.sum(axis=1)).tolist():
-            day, group = divmod(cell, len(groups))
-            (no, yes), (probability, loss) = rows[cell].tolist(), sums[:, cell].tolist()
+        cells = len(days) * len(groups)  # a cell is a group on a day
+        bands, rows, sums = np.zeros(2 * BANDS, np.int64), np.zeros(2 * cells, np.int64), np.zeros((2, cells))
+        for i in range(0, len(scores), CHUNK_ROWS):
+            chunk = slice(i, i + CHUNK_ROWS)
+            score, label = scores[chunk], labels[chunk]
+            places = (times[chunk] - start) // DAY_MICROSECONDS
+            places[(places < 0) | (places >= len(days))] = len(days) - 1
+            cell = places * len(groups) + codes[chunk]
+            bands += np.bincount(assign_band(score) * 2 + label, minlength=2 * BANDS)
+            rows += np.bincount(cell * 2 + label, minlength=2 * cells)
+            sums[0] += np.bincount(cell, score, cells)
+            sums[1] += np.bincount(cell, metrics.compute_log_loss(score, label), cells)
+        counts.bands[:, :2] = bands.reshape(BANDS, 2)
+        for i in np.flatnonzero(rows.reshape(cells, 2).sum(axis=1)).tolist():
+            day, group = divmod(i, len(groups))
+            (no, yes), (probability, loss) = rows[2 * i : 2 * i + 2].tolist(), sums[:, i].tolist()
             counts.days.setdefault(days[day], {})[groups[group]] = Sums(no + yes, yes, probability, loss)
         features = spec["reference"]["features"] if "reference" in spec else {}
         counts.histograms = {name: count_column(columns[name], bins) for name, bins in features.items()}
@@ -178,29 +190,6 @@ class Counts:
 def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -> float:
     """Return the sum of the baseline's log-losses over the rows of the groups."""
     return sum(sum_group_loss(baseline, name, sums.rows, sums.positive) for name, sums in groups.items())
-
-
-def tally_rows(
-    scores: Probabilities, labels: Labels, groups: tuple[Codes, int], times: tuple[Times, int, int]
-) -> tuple[Counted, Counted, Matrix]:
-    """Return rows by band and label, rows by cell and label, and sums of scores and log-losses by cell.
-
-    A cell is a group on a day: day * number of groups + group. Times outside of the days belong to the last one.
-    """
-    (codes, n_groups), (microseconds, start, n_days) = groups, times
-    cells = n_days * n_groups
-    bands, rows, sums = np.zeros(2 * BANDS, np.int64), np.zeros(2 * cells, np.int64), np.zeros((2, cells))
-    for first in range(0, len(scores), CHUNK_ROWS):
-        chunk = slice(first, first + CHUNK_ROWS)
-        score, label = scores[chunk], labels[chunk]
-        days = (microseconds[chunk] - start) // DAY_MICROSECONDS
-        days[(days < 0) | (days >= n_days)] = n_days - 1
-        cell = days * n_groups + codes[chunk]
-        bands += np.bincount(assign_band(score) * 2 + label, minlength=2 * BANDS)
-        rows += np.bincount(cell * 2 + label, minlength=2 * cells)
-        for i, values in enumerate((score, metrics.compute_log_loss(score, label))):
-            sums[i] += np.bincount(cell, weights=values, minlength=cells)
-    return bands.reshape(BANDS, 2), rows.reshape(cells, 2), sums
 
 
 def assign_band(probabilities: Probabilities) -> Codes:

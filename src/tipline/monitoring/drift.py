@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import Codes, Floats, Probabilities
+from tipline.arrays import Codes, Floats, Probabilities, Values
 from tipline.evaluation import metrics
 from tipline.evaluation.intervals import MIN_DAYS
 from tipline.monitoring import counts
@@ -43,29 +43,26 @@ def build_reference(
             bins["values"] = sorted(set(column.drop_null().unique().to_pylist()))
         elif bins["kind"] == "number":
             values = counts.read_numbers(column)
-            bins["edges"] = choose_edges(*np.unique(values[np.isfinite(values)], return_counts=True))
+            bins["edges"] = choose_edges(values[np.isfinite(values)])
         codes, size = counts.assign_bins(column, bins)
         features[feature["name"]] = bins | count_by_day(codes, days, size + 1)
     bands = counts.assign_band(scores)
-    edges = choose_edges(*np.unique(bands, return_counts=True))
+    edges = choose_edges(bands)
     codes = np.searchsorted(edges, bands, side="right").astype(np.int32)
     score = {"edges": edges, **count_by_day(codes, days, len(edges) + 1)}
     return {"rows": len(rows), "days": int(days.max()) + 1, "features": features, "score": score}
 
 
-def choose_edges(values: np.ndarray[Any, Any], rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[float]:
-    """Return the values at which bins with about a tenth of the rows begin; the first bin begins at no value.
-
-    `values` are in order, `rows` say how many rows have each. A value with a tenth or more has a bin of its own.
-    """
-    if not len(values):
+def choose_edges(column: Values) -> list[float]:
+    """Return where bins with about a tenth of the rows begin, but the first; a value with a tenth has its own bin."""
+    if not len(column):
         return []
+    values, rows = np.unique(column, return_counts=True)
     ends = np.searchsorted(np.cumsum(rows), np.arange(1, BINS) / BINS * rows.sum())
     heavy = np.flatnonzero(rows * BINS >= rows.sum())
     # Beside the values, so that those of a month which are rounded otherwise stay in their bins.
     margin = np.maximum(MARGIN * np.abs(values), np.finfo(float).tiny)
-    after = [*ends, *heavy]
-    edges: list[float] = np.unique([*(values - margin)[heavy], *(values + margin)[after]]).tolist()
+    edges: list[float] = np.unique([*(values - margin)[heavy], *(values + margin)[[*ends, *heavy]]]).tolist()
     return edges
 
 

@@ -115,9 +115,9 @@ def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[s
 def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
     """Draw positive rates, skill with bounds and AUC over the months with their roles, and each month's calibration."""
     places, calibrated = range(len(months)), [month for month in months if month["calibration"]][-CALIBRATION_MONTHS:]
-    lines = -(-len(calibrated) // 6)
+    lines = max(-(-len(calibrated) // 6), 1)
     with create_picture(path, 6.5 + 1.8 * lines) as figure:
-        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.5, 1.8 * lines or 0.1])[:, 0]
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.5, 1.8 * lines])[:, 0]
         rates, skill, auc = upper.subplots(3, 1, sharex=True)
         rates.plot(places, get_column(months, "positive_rate"), "x--", color=ORANGE, label="observed")
         rates.plot(places, get_column(months, "mean_probability"), "o-", color=BLUE, label="expected (mean score)")
@@ -133,11 +133,8 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         step = -(-len(months) // MONTH_LABELS)
         auc.set_xticks(places[::step], labels[::step], rotation=45 if len(months) > 12 else 0)  # noqa: PLR2004
         format_percent(rates.yaxis, skill.yaxis)
-        panels = lower.subplots(lines, 6, squeeze=False).ravel() if lines else []
-        if lines:
-            lower.supxlabel(
-                "Calibration: observed positive rate (vertical) by mean score (horizontal)", fontsize="medium"
-            )
+        lower.supxlabel("Calibration: observed positive rate (vertical) by mean score (horizontal)", fontsize="medium")
+        panels = lower.subplots(lines, 6, squeeze=False).ravel()
         for axes, month in zip(panels, calibrated, strict=False):
             draw_calibration(axes, month["calibration"], "challenger")
             axes.set(title=month["month"], xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 1], yticks=[0, 1])

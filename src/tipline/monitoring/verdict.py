@@ -48,8 +48,8 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         ("excess_positive", Ratio.estimate(excess, rows), total.rows),
     ):
         known = month[name] is not None and month["days"] >= MIN_DAYS and not math.isnan(ratio.error)
-        month[f"{name}_low"] = ratio.lower() * scale if known else None
-        month[f"{name}_high"] = ratio.upper() * scale if known else None
+        bounds = [bound * scale if known else None for bound in ratio.bounds()]
+        month[f"{name}_low"], month[f"{name}_high"] = bounds
     judged = {**drifts["features"], "score": drifts["score"]} if drifts else {}
     month["drifted"] = "; ".join(name for name, one in judged.items() if one["flagged"])
     month["groups"] = {name: summarize_group(name, sums, baseline) for name, sums in sorted(groups.items())}
@@ -73,10 +73,10 @@ def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, S
 def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one of the baseline's groups; under MIN_ROWS rows its skill is None."""
     rows, positive, probability, loss = sums
-    skill = (
-        compute_skill(loss / rows, sum_group_loss(baseline, name, rows, positive) / rows) if rows >= MIN_ROWS else None
-    )
     means = {"positive_rate": positive / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
+    skill = None
+    if rows >= MIN_ROWS:
+        skill = compute_skill(loss / rows, sum_group_loss(baseline, name, rows, positive) / rows)
     return {"rows": rows, **means, "skill": skill}
 
 

@@ -100,10 +100,7 @@ def name_staged_folder(month: str, key: Mapping[str, Any] | None) -> str:
 def plan_months(
     locations: Locations, months: Sequence[str], digest: str, id_columns: Sequence[str] = ()
 ) -> tuple[list[Month], dict[str, str]]:
-    """Find the months that are not published with this model, these prepared rows and these columns beside them.
-
-    Returns them with the parts that an earlier run has finished, and the reasons of months that cannot be scored.
-    """
+    """Return the months that are not published with this key, and the reasons of months that cannot be scored."""
     planned, failed = [], {}
     for month in months:
         try:
@@ -149,10 +146,7 @@ def check_replaceable(predictions: Storage, month: str) -> None:
 
 
 def refuse_old_months(storage: Storage, todo: str) -> None:
-    """Refuse months of tipline 0.1, whose manifests had other names, also with an underscore in front.
-
-    One look is enough: it wrote all months of a folder, and this version adds none to them.
-    """
+    """Refuse months of tipline 0.1, whose manifests had other names. It wrote all months of a folder or none."""
     months = [name for name in storage.list_folders() if name.startswith("month=")]
     names = storage.list_sizes(months[0]) if months else {}
     if any(name.startswith("_") and name.endswith(".json") and name != files.MANIFEST for name in names):
@@ -171,10 +165,7 @@ def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> lis
 
 
 def find_finished_parts(storage: Storage, staged: str, blocks: Sequence[Block]) -> dict[Block, dict[str, Any]]:
-    """Return the markers of parts that an earlier run has finished from the same key.
-
-    The prepared file must not have been replaced since, so that no month is made from two states of it.
-    """
+    """Return the markers of parts that an earlier run has finished from the same key and state of the file."""
     sizes, done = storage.list_sizes(staged), {}
     for block in blocks:
         marker = storage.read_json(block.marker) if block.name in sizes else None
@@ -238,15 +229,6 @@ def remove_stale_staging(locations: Locations, months: Sequence[Month], failed: 
         key = manifest.get("key") if isinstance(manifest, dict) else None
         if name.startswith(name_staged_folder(month, key)) or locations.staged.is_abandoned(name):
             locations.staged.remove_folder(name)
-
-
-def remove_unlisted_months(predictions: Storage, months: Sequence[str]) -> list[str]:
-    """Remove the folders of months that are not in `months` any more; return their names."""
-    kept = {month_name(month) for month in months}
-    removed = [name for name in predictions.list_folders() if name.startswith("month=") and name not in kept]
-    for name in removed:
-        predictions.remove_folder(name)
-    return removed
 
 
 def explain_failure(block: Block, error: Exception) -> TiplineError:

@@ -49,19 +49,24 @@ class ModelPlugin(cluster.WorkerPlugin):
 def send_model(
     client: Client, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage] = ()
 ) -> Iterator[None]:
-    """Keep the model on all workers during the block.
+    """Keep the model on all workers, new ones included, during the block.
 
     Raises a TiplineError if a worker cannot load it, scores the golden rows differently, or cannot use a storage.
     """
     # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
     name = f"{PLUGIN}-{digest}-{files.create_token()}"
-    with cluster.register_plugin(client, ModelPlugin(contents, digest, storages), name):
+    try:
+        client.register_plugin(ModelPlugin(contents, digest, storages), name)
         states = client.run(lambda dask_worker: dask_worker.plugins[name].state).values()
         if not all(is_compiled for is_compiled, _ in states):
             log.warning("the compiled form of the model does not give its scores, so the pipeline is used")
         if any(steps for _, steps in states):
             log.warning("golden rows come out one float32 step off: other hardware or libraries than in training")
         yield
+    finally:
+        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
+            with contextlib.suppress(OSError):  # a worker has just died
+                client.unregister_worker_plugin(name)
 
 
 def get_worker_model(digest: str) -> Model:
@@ -78,9 +83,8 @@ def score_block(block: Block) -> dict[str, Any]:
     """Write the part of a block, then its marker: key, state, name, rows, bytes, sha256, counts, seconds by phase."""
     model, seconds = get_worker_model(block.model), dict[str, float]()
     with time_phase(seconds, "read"):
-        batch = read_block(
-            block, columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())
-        )
+        types = columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())
+        batch = read_block(block, types)
     with time_phase(seconds, "score"):
         scores, derived = model.score_rows(batch)
     with time_phase(seconds, "count"):

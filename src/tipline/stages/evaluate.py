@@ -20,14 +20,12 @@ def run(settings: Settings, paths: Paths) -> None:
     ref = files.try_read_json(paths.champion_ref) or {}
     if ref:
         artifact.check_digest(contents["champion"], ref["digest"])
-    made_on = {role: artifact.read_spec(of_model).get("months") for role, of_model in contents.items()}
-    if made_on["champion"] is None:  # a model that tipline did not make; `register` reads its months from MLflow
-        made_on["champion"] = ref.get("months")
-    report, compared = comparison.compare_models(settings, paths, contents, made_on)
+    tagged = {"champion": ref.get("months")}  # `register` reads them from MLflow
+    report, scores, labels = comparison.compare_models(settings, paths, contents, tagged)
     figures, gain = report["challenger"], report["gate"]["gain"]
     numbers = {name: figures[name] for name in ("log_loss", "skill", "auc")}
     numbers |= {"baseline_log_loss": report["baseline"]["log_loss"], "gain_over_champion": gain and gain["value"]}
     files.write_json(paths.evaluation, report)
     files.write_json(paths.metrics, numbers)
-    plots.plot_evaluation(paths.evaluation.with_suffix(".png"), report, compared.scores, compared.labels)
+    plots.plot_evaluation(paths.evaluation.with_suffix(".png"), report, scores, labels)
     log.info("%s\n%s", report["verdict"], report["gate"]["words"])

@@ -38,13 +38,11 @@ def run(settings: Settings, paths: Paths) -> None:
     orders = learning_curve.shuffle_rows(labels, curve.repeats, curve.smallest, settings.sample.seed)
     built = build_pipeline(settings, schema, paths.root, frame)
     try_pipeline(built, frame, labels)
-    plugin = learning_curve.CodePlugin(built.code)
     with (
-        cluster.connect_client(settings.cluster.n_workers) as client,
-        cluster.register_plugin(client, plugin, f"tipline-code-{files.create_token()}"),
+        cluster.connect_client(settings.cluster.n_workers),
         joblib.parallel_config("dask", scatter=[frame, labels, validation]),
     ):
-        study = learning_curve.run_study(built.pipeline, frame, labels, validation, sizes, orders)
+        study = learning_curve.run_study(built, frame, labels, validation, sizes, orders)
     samples = sampling.list_samples(settings, paths, "train")
     available = sum(int(pq.read_metadata(path).metadata[sampling.AVAILABLE]) for path in samples)
     decision = {

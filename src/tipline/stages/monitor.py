@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tipline import files
+from tipline import files, formats
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest import losses
@@ -50,14 +50,10 @@ def read_counts(paths: Paths, months: Iterable[str]) -> dict[str, Counts]:
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)
-        try:
-            model, counts[month] = manifest["key"]["model"], Counts.from_json(manifest["counts"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            what = "This manifest has no counts that this version of tipline can read."
-            raise TiplineError(what, str(path), TODO) from error
-        if model != digest:
-            what = f"{month} was scored by another model than the champion (digest {digest[:12]})."
+        if (manifest["key"]["model"], manifest["key"]["format"]) != (digest, formats.PREDICTIONS):
+            what = f"{month} was not scored by the champion (digest {digest[:12]}) and this version of tipline."
             raise TiplineError(what, str(path), TODO)
+        counts[month] = Counts.from_json(manifest["counts"])
     return counts
 
 
@@ -65,6 +61,8 @@ def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a month's row of prepared.csv; several counts in one cell are `name: count; ...`."""
     row = {name: manifest[name] for name in PREPARED_COLUMNS}
     for name, value in row.items():
-        items = [f"{key}: {count}" for key, count in value.items()] if isinstance(value, dict) else value
-        row[name] = "; ".join(items) if isinstance(items, list) else value
+        if isinstance(value, dict):
+            row[name] = "; ".join(f"{key}: {count}" for key, count in value.items())
+        elif isinstance(value, list):
+            row[name] = "; ".join(value)
     return row

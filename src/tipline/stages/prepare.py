@@ -26,11 +26,8 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
         manifest = prepare.prepare_month(paths.raw(month), staged, schema, month)
         losses.check_losses(manifest, staged, schema, limits.max_quarantined, limits.accept)
     odd, outside = sum(manifest["out_of_range"].values()), manifest["outside_month"]
-    parts = [
-        format_count(manifest["rows_in"], "row"),
-        f"{manifest['quarantined']:,} quarantined",
-        f"{format_count(odd, 'value')} out of range",
-    ]
+    parts = [format_count(manifest["rows_in"], "row"), f"{manifest['quarantined']:,} quarantined"]
+    parts.append(f"{format_count(odd, 'value')} out of range")
     if outside:
         wrong = " (IS THIS THE FILE OF ANOTHER MONTH?)" if outside > manifest["rows_out"] / 2 else ""
         parts.append(f"{format_count(outside, 'pick-up')} outside the month{wrong}")

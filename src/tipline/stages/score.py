@@ -4,7 +4,7 @@ import contextlib
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,7 +15,7 @@ from tipline import cluster, files, git
 from tipline.config import Settings
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.model import artifact
-from tipline.paths import Paths
+from tipline.paths import Paths, month_name
 from tipline.scoring import plan, worker
 from tipline.scoring.plan import Month
 
@@ -41,12 +41,21 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         locations.trips.check_access()
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
-            for name in plan.remove_unlisted_months(locations.predictions, settings.months):
-                log.info("%s: no longer in `months`, predictions removed", name)
+            listed = {month_name(month) for month in settings.months}
+            for name in locations.predictions.list_folders():
+                if name.startswith("month=") and name not in listed:
+                    locations.predictions.remove_folder(name)
+                    log.info("%s: no longer in `months`, predictions removed", name)
         months, failed = plan.plan_months(locations, settings.months, ref["digest"], settings.score.id_columns)
         plan.remove_stale_staging(locations, months, failed)
         training = files.try_read_json(paths.champion / artifact.TRAINING) or {}
-        failed |= score_months(settings, months, ref, contents, training)
+        libraries = {}
+        for name in dict.fromkeys((*training.get("libraries", ()), *LIBRARIES)):
+            with contextlib.suppress(PackageNotFoundError):  # a compiled model does without some
+                libraries[name] = version(name)
+        made = {name: ref[name] for name in ("name", "version", "run")}
+        made |= {"git": git.get_revision(), "python": platform.python_version(), "libraries": libraries}
+        failed |= score_months(settings, months, ref["digest"], contents, made)
     if failed:
         what = f"{len(failed)} of {len(settings.months)} months failed: "
         what += "; ".join(f"{month}: {reason}" for month, reason in failed.items())
@@ -55,19 +64,14 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
 
 
 def score_months(
-    settings: Settings,
-    months: Sequence[Month],
-    ref: Mapping[str, Any],
-    contents: dict[str, bytes],
-    training: Mapping[str, Any],
+    settings: Settings, months: Sequence[Month], digest: str, contents: dict[str, bytes], made: dict[str, Any]
 ) -> dict[str, str]:
     """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
     by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]
     names, rows = ", ".join(by_name) or "nothing to do", sum(block.rows for block in blocks)
-    log.info("scoring with %s version %s: %s (%s)", ref["name"], ref["version"], names, format_count(rows, "row"))
+    log.info("scoring with %s version %s: %s (%s)", made["name"], made["version"], names, format_count(rows, "row"))
     if kept := sum(part["rows"] for month in months for part in month.done.values()):
         log.info("%s of a run that did not end are kept", format_count(kept, "row"))
-    made = {name: ref[name] for name in ("name", "version", "run")} | describe_environment(training)
     failed, started = dict[str, str](), time.perf_counter()
 
     def publish_month(month: Month) -> None:
@@ -85,7 +89,7 @@ def score_months(
     storages = [blocks[0].locations.trips, blocks[0].locations.staged]
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
-        worker.send_model(client, contents, ref["digest"], storages),
+        worker.send_model(client, contents, digest, storages),
         logging_redirect_tqdm(),
         tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
@@ -101,12 +105,3 @@ def score_months(
         scored = sum(block.rows for block in blocks if block in by_name[block.month].done)
         log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - started)
     return failed
-
-
-def describe_environment(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe code and libraries, those of the model's training.json among them, for the manifests."""
-    libraries = {}
-    for name in dict.fromkeys((*training.get("libraries", ()), *LIBRARIES)):
-        with contextlib.suppress(PackageNotFoundError):  # a compiled model does without some
-            libraries[name] = version(name)
-    return {"git": git.get_revision(), "python": platform.python_version(), "libraries": libraries}

@@ -5,9 +5,11 @@ The pipeline is fitted on nested samples of several sizes, several times each, a
 
 import math
 import pickle
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,14 @@ from joblib import Parallel, delayed, parallel_config
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from tipline import cluster
 from tipline.arrays import Codes, Floats, Labels, Matrix
 from tipline.config import LearningCurve
 from tipline.errors import UsageError
 from tipline.evaluation.intervals import CONFIDENCE
 from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
-from tipline.model.pipeline import fit_pipeline
+from tipline.model.pipeline import BuiltPipeline, fit_pipeline
 from tipline.model.pyfunc import install_code
 
 Order = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -38,18 +38,7 @@ EXPONENTS = np.linspace(0.3, 1.5, 49)
 POINTS = 40
 MIN_SIZES = 4  # a power law has three parameters
 WHERE = "params.yaml, learning_curve"
-
-
-class CodePlugin(cluster.WorkerPlugin):
-    """Installs the code files of a model on each worker, before a task needs them."""
-
-    def __init__(self, code: Mapping[str, bytes]) -> None:
-        self.code = dict(code)
-
-    def setup(self, worker: cluster.Worker) -> None:
-        del worker
-        for name, data in self.code.items():
-            install_code(name, data)
+INSTALLING = threading.Lock()  # a worker may have several threads
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
     largest = min(pool // 2, settings.max_rows or pool)
     if largest < settings.smallest:
         what = f"The largest sample to study has {largest:,} rows, fewer than `smallest`, {settings.smallest:,}."
-        todo = "Lower it or raise sample.rows; the largest sample studied is half of the sampled rows."
+        todo = "Lower it, or raise sample.rows or max_rows; the largest sample studied is half of the sampled rows."
         raise UsageError(what, f"{WHERE}.smallest", todo)
     return tuple(int(size) for size in np.unique(np.geomspace(settings.smallest, largest, settings.sizes).round()))
 
@@ -94,18 +83,18 @@ def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list
 
 
 def run_study(
-    pipeline: Pipeline,
+    built: BuiltPipeline,
     frame: pd.DataFrame,
     labels: Labels,
     validation: Examples,
     sizes: Sequence[int],
     orders: Sequence[Order],
 ) -> Study:
-    """Fit the pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
+    """Fit a pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
     # As bytes, because the scheduler, which does not have the user's code, would unpickle a pipeline.
-    pickled = pickle.dumps(pipeline)
+    fit = partial(fit_and_score, pickle.dumps(built.pipeline), built.code)
     results = Parallel(n_jobs=-1)(
-        delayed(fit_and_score)(pickled, frame, labels, validation, order[:rows]) for rows in sizes for order in orders
+        delayed(fit)(frame, labels, validation, order[:rows]) for rows in sizes for order in orders
     )
     shape, (baseline, baseline_losses) = (len(sizes), len(orders)), measure_scores(validation.baseline, validation)
     figures = {name: np.reshape([one[name] for one, _ in results], shape) for name in results[0][0]}
@@ -114,9 +103,17 @@ def run_study(
 
 
 def fit_and_score(
-    pickled: bytes, frame: pd.DataFrame, labels: Labels, validation: Examples, rows: Order
+    pickled: bytes,
+    code: Mapping[str, bytes],
+    frame: pd.DataFrame,
+    labels: Labels,
+    validation: Examples,
+    rows: Order,
 ) -> tuple[dict[str, float], Floats]:
     """Fit a pickled pipeline on some rows of the pool; return its figures, with `fit_seconds`, and losses by day."""
+    with INSTALLING:
+        for name, data in code.items():
+            install_code(name, data)
     # The parts of an estimator are not tasks of their own: the cluster is busy with whole fits.
     with threadpool_limits(1), parallel_config("sequential"):
         started = time.perf_counter()
@@ -148,15 +145,14 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
     smaller = zip(study.sizes[:-1], upper[:-1].tolist(), strict=True)
     size, bound = next(((size, bound) for size, bound in smaller if bound < min_gain), (None, math.nan))
     limit = min(available, max_rows or available)
-    words = f"the {limit:,} rows that learning_curve.max_rows allows are used"
-    if limit == available:
-        words = f"all {limit:,} rows of the sample are used"
+    used = "all {:,} rows of the sample" if limit == available else "the {:,} rows that learning_curve.max_rows allows"
+    words = f"so {used.format(limit)} are used"
     if problem:
-        reason = f"{problem}, so {words}."
+        reason = f"{problem}, {words}."
     elif size is None:
         reason = (
             f"The curve has not levelled off: no smaller size is shown to be within {min_gain:g} skill points of "
-            f"{study.sizes[-1]:,} rows, so {words}. A larger sample would help."
+            f"{study.sizes[-1]:,} rows, {words}. A larger sample would help."
         )
     else:
         reason = (

@@ -8,21 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tipline.arrays import Values
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest.columns import add_missing_columns, encode_categories
 from tipline.ingest.target import parse_target
 from tipline.paths import ROLES, Paths
 
-Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
-Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
-
 KEY = "sample_key"  # column of a sample: the hash of each row
 MONTH = "sample_month"  # column of a pool: which of its months each row is from, as a code
 AVAILABLE = b"tipline.rows"  # in the metadata of a sample: the number of rows of its month
 
 
-def compute_keys(rows: Numbers, month: str, seed: int) -> Keys:
+def compute_keys(rows: Values, month: str, seed: int) -> Values:
     """Return uniform 64-bit hashes of row numbers, different ones for each row, month and seed.
 
     SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators") of the row number, a
@@ -95,18 +93,13 @@ def read_pool(samples: Sequence[Path]) -> pa.Table:
 
 
 def read_role(settings: Settings, paths: Paths, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
-    """Read the rows of a role's pool whose target is known. Columns of `types` that no month has are null.
+    """Read the rows of a role's pool whose target is known, as one batch. Columns of `types` that it lacks are null.
 
     Raises TiplineError if a sample is missing or no target is known.
     """
-    pool = add_missing_columns(read_pool(list_samples(settings, paths, role)), types)
-    return drop_unlabelled(pool, settings.model.target, role)
-
-
-def drop_unlabelled(pool: pa.Table, target: str, role: str) -> pa.RecordBatch:
-    """Return the rows whose target is known as one batch."""
-    known = parse_target(target).evaluate(pool.combine_chunks()).is_valid()
-    batches = pool.filter(known).combine_chunks().to_batches()
+    pool, target = read_pool(list_samples(settings, paths, role)), settings.model.target
+    pool = add_missing_columns(pool, types).combine_chunks()
+    batches = pool.filter(parse_target(target).evaluate(pool).is_valid()).combine_chunks().to_batches()
     if not batches:
         what = f"No sampled row of the `{role}` months has a label: a column of {target!r} is missing in each."
         raise TiplineError(what, "params.yaml, sample.months", f"Give the role {role} to other months.")
