@@ -87,7 +87,7 @@ def test_an_interruption_says_that_what_is_finished_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run", interrupted)
-    with cluster.ignore_interrupts():
+    with processes.ignore_interrupts():
         code, printed = run_cli(make_project().root, "score")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second one waits for the code, too
     assert code == 130

@@ -300,6 +300,6 @@ def test_a_local_cluster_ignores_dask_settings_and_needs_no_sched_getaffinity(
 
 def test_an_interrupt_is_ignored_during_the_block_only() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with cluster.ignore_interrupts():
+    with processes.ignore_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -113,6 +113,12 @@ COMMANDS = {
     ),
 }
 
+# What workers of a local cluster import while this process reads its settings.
+PRELOADED = {
+    "learning_curve": "tipline.training.learning_curve",
+    "score": "tipline.scoring.worker",
+    "compare": "tipline.commands.compare",
+}
 # These get `PartialSettings`, and so work with any params.yaml.
 ACCEPTING_INVALID_SETTINGS = {"status", "check", "rollback", "verify"}
 
@@ -134,10 +140,15 @@ def create_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the settings, then run the subcommand."""
-    from tipline import config  # noqa: PLC0415
     from tipline.paths import find_project  # noqa: PLC0415
 
     paths, command = find_project(), COMMANDS[arguments.command]
+    if module := PRELOADED.get(arguments.command):
+        from tipline import processes  # noqa: PLC0415
+
+        processes.start_forkserver(module)
+    from tipline import config  # noqa: PLC0415
+
     is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS
     settings = (config.load_partial_settings if is_partial else config.load_settings)(paths.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}

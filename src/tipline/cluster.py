@@ -3,28 +3,27 @@
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 import dask
+import distributed.utils
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 
+from tipline import processes
 from tipline.errors import TiplineError
+from tipline.processes import ADDRESS
 
-__all__ = ["Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
+__all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
 
 T = TypeVar("T")
 
-ADDRESS = "DASK_SCHEDULER_ADDRESS"
 WAIT_SECONDS = 30
 LOCAL_CONFIG = {
-    # dask makes glibc return memory at once (64 KiB), so every temporary array is mapped and cleared again, which
-    # doubles the time of the arithmetic; blocks are bounded anyway.
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 28,
+    # For spawned workers, and for a forkserver that has to be started again.
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in processes.ENVIRONMENT.items()},
     # The next block waits at each worker, which would be idle while the driver handles the last one.
     "distributed.scheduler.worker-saturation": 2.0,
     # Profiling looks at each worker's stack a hundred times a second.
@@ -54,13 +53,20 @@ def connect_client(n_workers: int | None) -> Iterator[Client]:
 @contextlib.contextmanager
 def start_local_cluster(n_workers: int | None) -> Iterator[Client]:
     # dask's defaults, whatever the user has configured for other clusters.
-    with dask.config.set(dask.config.merge(*dask.config.defaults) | LOCAL_CONFIG):
-        with ignore_interrupts():
+    config = dask.config.merge(*dask.config.defaults) | LOCAL_CONFIG
+    if processes.start_forkserver(__name__):
+        config |= {"distributed.worker.multiprocessing-method": "forkserver"}
+        # Otherwise dask would let the forkserver preload all that it can use, pandas among it.
+        vars(distributed.utils)["_forkserver_preload_set"] = True
+    with dask.config.set(config):
+        with processes.ignore_interrupts():
             cluster = LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
+                # The forkserver may be older than what the environment holds now, S3 keys for example.
+                env={**os.environ, **processes.ENVIRONMENT},
                 silence_logs=logging.CRITICAL,
             )
             client = Client(cluster)
@@ -68,19 +74,9 @@ def start_local_cluster(n_workers: int | None) -> Iterator[Client]:
             yield client
         finally:
             # A second Ctrl-C would cost ten seconds: dask waits for a cluster whose end is interrupted.
-            with ignore_interrupts():
+            with processes.ignore_interrupts():
                 client.close()
                 cluster.close()
-
-
-@contextlib.contextmanager
-def ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, which a terminal sends to all processes. Workers that start in the block ignore it for good."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
