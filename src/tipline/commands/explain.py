@@ -102,7 +102,7 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
     values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}
-    start, added = (0.0, {}) if model.is_external else explanation.compute_contributions(model, batch)
+    start, added = explanation.compute_contributions(model, batch)
     lines = {"start": f"{start:+.6f}"} if added else {}
     for name, value in values.items():
         shown = "missing" if pd.isna(value) else str(value)
