@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     "no_classifier": ({}, ("not a scikit-learn classifier", "train.estimator", "predict_proba")),
     "leave": ({}, ("leave failed: SystemExit: 0", "train.estimator", "Correct the function")),
     "broken": ({}, ("broken failed: KeyError: 'no such key'", "train.estimator", "Correct the function")),
-    "hist_gradient_boosting": ({"max_lea": 1}, ("cannot.*'max_lea'", "train.params", "Did you mean max_leaf_nodes?")),
+    "hist_gradient_boosting": ({"max_lea": 1}, ("cannot.*'max_lea'", "train.params", ", max_leaf_nodes, ")),
 }
 
 

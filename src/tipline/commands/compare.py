@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WHERE = "command line"
 MEANS = ["mean_a", "mean_b", "mean_difference", "mean_absolute_difference", "crossed_share"]
+Models: TypeAlias = dict[str, dict[str, bytes]]  # their files by digest
 FORMATS = dict.fromkeys(("rows", "crossed_up", "crossed_down"), "{:,}".format)
 
 
@@ -58,10 +59,10 @@ def run(
     if not blocks:
         yield "The months have no rows: there is nothing to compare."
         return
-    sums, changes = zip(*compare_blocks(settings, blocks, models, threshold, largest), strict=True)
-    table = summarize_blocks(sums)
+    results = compare_blocks(settings, blocks, models, threshold, largest)
+    table = summarize_blocks([sums for sums, _ in results])
     *rows, summary = table.to_dict("records")
-    changed = pd.concat(changes, ignore_index=True)
+    changed: Any = pd.concat([changes for _, changes in results], ignore_index=True)
     changed = changed.loc[changed["difference"].abs().nlargest(largest).index]  # the first of equal ones
     path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
     files.write_json(path, {"a": a, "b": b, "threshold": threshold, "months": rows, "all": summary})
@@ -70,13 +71,11 @@ def run(
     yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
 
 
-def fetch_versions(
-    settings: Settings, paths: Paths, names: Iterable[str]
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, bytes]]]:
+def fetch_versions(settings: Settings, paths: Paths, names: Iterable[str]) -> tuple[list[dict[str, Any]], Models]:
     """Return what the report says about each version, and the models' files by digest."""
     from tipline.registry import model_versions, store  # noqa: PLC0415 (MLflow, see above)
 
-    model, about, models = settings.model.name, list[dict[str, Any]](), dict[str, dict[str, bytes]]()
+    model, about, models = settings.model.name, list[dict[str, Any]](), Models()
     with store.connect_store(paths) as client:
         for name in names:
             version = model_versions.get_champion(client, model) if name == model_versions.CHAMPION else None
@@ -98,13 +97,9 @@ def fetch_versions(
 
 
 def compare_blocks(
-    settings: Settings,
-    blocks: Sequence[plan.Block],
-    models: Mapping[str, Mapping[str, bytes]],
-    threshold: float,
-    count: int,
-) -> list[Any]:
-    """Compare two models, given as files by digest, on the workers; return the results in the order of the blocks."""
+    settings: Settings, blocks: Sequence[plan.Block], models: Models, threshold: float, count: int
+) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Call `compare_block` on the workers; return the results in the order of the blocks."""
     specs = [artifact.read_spec(contents) for contents in models.values()]
     types = {name: type_ for spec in specs for name, type_ in columns.list_input_columns(spec).items()}
     compare = partial(compare_block, digests=list(models), types=types, threshold=threshold, count=count)

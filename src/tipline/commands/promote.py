@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from typing import Any
 
 from tipline.config import PartialSettings, Settings
 from tipline.errors import GateRefusedError, UsageError, join_lines
@@ -40,7 +40,13 @@ def run(
         words = "There was no other champion."
         if now:
             champion.record_external_change(client, now)
-            words = ask_gate(client, settings, paths, chosen, contents, now, force)
+            verdict = ask_gate(client, settings, paths, chosen, now)
+            words = str(verdict["words"])
+            if not verdict["promote"] and force is None:
+                where = f"{model_versions.format_version(chosen)} against the champion, version {now.version}"
+                todo = f'Keep the champion, or overrule the gate: tipline promote {chosen.version} --force "reason"'
+                raise GateRefusedError(words, where, todo)
+            log.info("%s%s", words, "" if verdict["promote"] else f" It is promoted because of --force: {force}")
         elif force is None:
             champion.check_first_champion(client, paths, name, model_versions.get_digest(chosen))
         chosen = model_versions.tag_version(client, chosen, {model_versions.VERDICT: words})
@@ -62,34 +68,17 @@ def find_version(client: Client, paths: Paths, name: str, wanted: str | None) ->
     raise UsageError(what, "MLflow's registry", "Run: dvc repro register")
 
 
-def ask_gate(
-    client: Client,
-    settings: Settings,
-    paths: Paths,
-    chosen: Version,
-    files: Mapping[str, bytes],
-    now: Version,
-    force: str | None,
-) -> str:
-    """Return the gate's verdict; raise GateRefusedError for a version that neither passes nor is forced.
-
-    Whatever keeps the champion from being compared is a reason to refuse.
-    """
+def ask_gate(client: Client, settings: Settings, paths: Paths, chosen: Version, now: Version) -> dict[str, Any]:
+    """Return the gate's verdict. Whatever keeps the champion from being compared is a reason to refuse."""
     try:
         versions = {"challenger": chosen, "champion": model_versions.adopt_version(client, settings, paths, now)}
-        contents = {"challenger": files, "champion": model_versions.read_files(versions["champion"])}
+        contents = {role: model_versions.read_files(version) for role, version in versions.items()}
         tagged = {role: model_versions.get_months(version) for role, version in versions.items()}
         made_on = {role: artifact.read_spec(one).get("months") or tagged[role] for role, one in contents.items()}
-        verdict = comparison.compare_models(settings, paths, contents, made_on)[0]["gate"]
+        verdict: dict[str, Any] = comparison.compare_models(settings, paths, contents, made_on)[0]["gate"]
     except (*comparison.FAILURES, OSError) as error:
-        verdict = gate.build_verdict([f"it cannot judge: {join_lines(error)}"])
-    words = str(verdict["words"])
-    if not verdict["promote"] and force is None:
-        where = f"{model_versions.format_version(chosen)} against the champion, version {now.version}"
-        todo = f'Keep the champion, or overrule the gate: tipline promote {chosen.version} --force "reason"'
-        raise GateRefusedError(words, where, todo)
-    log.info("%s%s", words, "" if verdict["promote"] else f" It is promoted because of --force: {force}")
-    return words
+        return gate.build_verdict([f"it cannot judge: {join_lines(error)}"])
+    return verdict
 
 
 def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
     from tipline.config import Settings
 
-# The format of model.json. Models of tipline 0.1 have none.
-FORMAT = 5
-# Facts about the training, kept beside the model; not part of its digest.
-TRAINING = loader.TRAINING
+FORMAT = 5  # of model.json; models of tipline 0.1 have none
+TRAINING = loader.TRAINING  # facts about the training, kept beside the model; not part of its digest
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
 BATCH_ROWS = 2**17  # of a frame
 

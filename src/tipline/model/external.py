@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 FOLDER = "mlflow"
 # MLflow's types by those of the schema. Whole numbers are doubles, because an integer cannot be missing in pandas.
+SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",)}
 NUMBERS = ("double", "float")
-SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS}
-SCHEMA_TYPES |= {"integer": NUMBERS, "boolean": NUMBERS}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
 
 
@@ -76,7 +75,7 @@ def find_objection(name: str, type_: str, schema: Schema, hidden: Collection[str
         return f"{name} is known only after the outcome"
     if name in hidden:
         return f"{name} is part of the target or hidden"
-    accepted = SCHEMA_TYPES[column.type]
+    accepted = SCHEMA_TYPES.get(column.type, NUMBERS)
     return None if type_ in accepted else f"{name} is declared {type_}, it has to be {accepted[0]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tipline.ingest.schema import Schema
 from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
-from tipline.model.estimators import ESTIMATORS, TODO, WHERE, UserFile, create_classifier
+from tipline.model.estimators import ESTIMATORS, TODO, WHERE, create_classifier, load_functions
 
 NO_VALUE = "(no value in the sample)"
 KINDS = ("category", "hour", "number")
@@ -69,21 +68,22 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     the user's; and the classifier. Raises UsageError if a function, the estimator or one of its parameters is unknown,
     or the user's code fails.
     """
-    model, code = settings.model, UserFile.load(root / settings.model.code)
+    model, code = settings.model, root / settings.model.code
+    functions = load_functions(code)
     files, steps = {TRANSFORMERS.name: TRANSFORMERS.read_bytes()}, []
-    is_own = settings.train.estimator in code.functions and settings.train.estimator not in ESTIMATORS
+    is_own = settings.train.estimator in functions and settings.train.estimator not in ESTIMATORS
     if model.features:
-        if model.features not in code.functions:
+        if model.features not in functions:
             what = f"{model.features} is no function of {code.name} once the file has run; a decorator may replace it."
             raise UsageError(what, "params.yaml, model.features", "Define it with `def`, under this name.")
-        step = create_step("apply_features", function=code.functions[model.features])
+        step = create_step("apply_features", function=functions[model.features])
         with ReportedCode(model.features, "params.yaml, model.features", TODO):
             frame = step.transform(frame)
         steps.append(("features", step))
     if model.features or is_own:
-        files[code.name] = code.data
+        files[code.name] = code.read_bytes()
     features = describe_columns(frame, model)
-    classifier = create_classifier(settings.train, code)
+    classifier = create_classifier(settings.train, functions)
     if not is_own:
         steps.append(("preprocess", build_preprocessing(classifier, features, frame, settings, schema)))
     return BuiltPipeline(Pipeline([*steps, ("classifier", classifier)]), features, files)
@@ -121,8 +121,7 @@ def describe_columns(frame: pd.DataFrame, model: ModelSettings) -> list[dict[str
         features.append({"name": str(name), "kind": kind})
     known = [feature["name"] for feature in features if feature["kind"] == "category"]
     for name in sorted(set(model.categories) - set(known)):
-        near = difflib.get_close_matches(name, known, 1, 0.4)
-        todo = f"Did you mean {near[0]}?" if near else "Remove it, or make the column a category."
+        todo = f"Use some of: {', '.join(known) or 'none'}; or make the column a category."
         raise UsageError(f"{name} has values here but is not a category.", "params.yaml, model.categories", todo)
     return features
 

@@ -178,7 +178,9 @@ def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Pat
             raise TiplineError(what, where, todo) from error
         loader.remove_leftovers(root)
         logged = loader.read_files(root, where)
-        loader.check_registered(logged, version.tags.get(loader.FILES), where)
+        if version.tags.get(loader.FILES) not in {None, loader.hash_files(logged)}:
+            what = "The files of this version are not those that were registered. They were not loaded."
+            raise TiplineError(what, where, loader.TODO)
         external_spec = json.loads(version.tags.get(runs.EXTERNAL_SPEC, "{}"))
         if store.DIGEST in version.tags and not external_spec:
             loader.check_own_model(logged, where)
