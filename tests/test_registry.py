@@ -236,16 +236,6 @@ def test_damaged_files_in_the_registry_are_refused(project: Paths, damage: str) 
     assert workbench.read_tree(project.champion) == before
 
 
-def test_a_version_that_is_no_model_is_refused(project: Paths, run_cli: RunCli) -> None:
-    before = workbench.read_tree(project.champion)
-    number = str(client(project).create_model_version(NAME, source=(project.root / "mlartifacts").as_uri()).version)
-    code, printed = run_cli(project.root, "promote", number)
-    assert (code, get_champion(project), f"version {number}" in printed) == (2, 1, True)
-    client(project).set_registered_model_alias(NAME, "champion", number)
-    assert run_cli(project.root, "register")[0] == 2
-    assert workbench.read_tree(project.champion) == before
-
-
 @pytest.fixture
 def thief() -> Iterator[servers.Shelf]:
     """A server that is not MLflow's, and keeps what it is asked for."""
@@ -457,7 +447,7 @@ def test_artifacts_are_in_the_project_and_follow_it(
 # ---- record ----
 
 
-def test_record_creates_each_run_once(scored_project: Paths) -> None:
+def test_record_creates_each_run_once_and_one_for_the_learning_curve(scored_project: Paths) -> None:
     workbench.run(scored_project, "register", "record")
     expected = {"train": 1, "learning_curve": 1, "evaluate": 1, "monitor": len(workbench.MONTHS)}
     assert {name: len(list_runs(scored_project, name)) for name in expected} == expected
@@ -468,11 +458,7 @@ def test_record_creates_each_run_once(scored_project: Paths) -> None:
     files.write_json(report, decision)
     workbench.run(scored_project, "record")
     assert {name: len(list_runs(scored_project, name)) for name in expected} == expected
-
-
-def test_the_learning_curve_is_one_run_with_the_sizes_as_steps(scored_project: Paths) -> None:
-    workbench.run(scored_project, "register", "record")
-    decision = workbench.read_json(scored_project.learning_curve.with_suffix(".json"))
+    # The sizes are the steps of one run.
     (run,) = list_runs(scored_project, "learning_curve")
     assert run.data.params["rows"] == str(decision["rows"])
     baseline = decision["baseline"]["log_loss"]

@@ -40,11 +40,7 @@ def run(
     largest: int = 10,
     trips: str = "",
 ) -> Iterator[str]:
-    """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines.
-
-    It has means, the rows with one score above `threshold` and the other not, and the `largest` largest differences.
-    Raises TiplineError if a month cannot be scored.
-    """
+    """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines."""
     if not (0 <= threshold < 1 and largest >= 1):
         raise UsageError("A number is out of range.", WHERE, "--threshold: 0 to below 1; --largest: 1 or more.")
     (a, b), models = fetch_versions(settings, paths, versions)
@@ -56,18 +52,12 @@ def run(
     for month in sorted(set(months or settings.months)):
         found = plan.list_blocks(locations, month, plan.compute_key(locations, month, a["digest"]))
         blocks += [block for block in found if block.rows]
-    if not blocks:
-        yield "The months have no rows: there is nothing to compare."
-        return
-    results = compare_blocks(settings, blocks, models, threshold, largest)
-    table = summarize_blocks([sums for sums, _ in results])
+    table, changes = compare_blocks(settings, blocks, models, threshold, largest)
     *rows, summary = table.to_dict("records")
-    changed: Any = pd.concat([changes for _, changes in results], ignore_index=True)
-    changed = changed.loc[changed["difference"].abs().nlargest(largest).index]  # the first of equal ones
     path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
     files.write_json(path, {"a": a, "b": b, "threshold": threshold, "months": rows, "all": summary})
-    files.write_csv(path.with_suffix(".csv"), changed.to_dict("records"))
-    yield from [*format_table(table), "largest changes:", *format_table(changed.fillna("-"))]
+    files.write_csv(path.with_suffix(".csv"), changes.to_dict("records"))
+    yield from [*format_table(table), "largest changes:", *format_table(changes.fillna("-"))]
     yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
 
 
@@ -98,8 +88,8 @@ def fetch_versions(settings: Settings, paths: Paths, names: Iterable[str]) -> tu
 
 def compare_blocks(
     settings: Settings, blocks: Sequence[plan.Block], models: Models, threshold: float, count: int
-) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Call `compare_block` on the workers; return the results in the order of the blocks."""
+) -> tuple[pd.DataFrame, Any]:
+    """Score blocks with both models on the workers; return the report's table, the sum of all last, and the changes."""
     specs = [artifact.read_spec(contents) for contents in models.values()]
     types = {name: type_ for spec in specs for name, type_ in columns.list_input_columns(spec).items()}
     compare = partial(compare_block, digests=list(models), types=types, threshold=threshold, count=count)
@@ -116,7 +106,14 @@ def compare_blocks(
                 raise plan.explain_failure(block, result)
             bar.update(block.rows)
             results[block] = result
-    return [results[block] for block in blocks]  # sums of floats depend on the order
+    sums, changes = zip(*(results[block] for block in blocks), strict=True)  # sums of floats depend on the order
+    table = pd.DataFrame(sums)
+    groups = pd.concat([table, table.assign(month="all")]).groupby("month")  # sorted: letters after digits
+    table = groups.sum().assign(largest_difference=groups["largest_difference"].max())
+    table[MEANS] = table[MEANS].div(table["rows"], axis=0)
+    changed = pd.concat(changes, ignore_index=True)
+    largest = changed["difference"].abs().nlargest(count).index  # the first of equal ones
+    return table.reset_index(), changed.loc[largest]
 
 
 def compare_block(
@@ -134,15 +131,6 @@ def compare_block(
     scores = {"score_a": a[found], "score_b": b[found], "difference": (b - a)[found]}
     changes = pd.DataFrame({"month": block.month, "row": rows.pop("row"), **scores}).join(rows)
     return {"month": block.month, **sums}, changes
-
-
-def summarize_blocks(sums: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return what the report shows of each month, and of all of them last, from the sums of the blocks."""
-    blocks = pd.DataFrame(sums)
-    groups = pd.concat([blocks, blocks.assign(month="all")]).groupby("month")  # sorted: letters after digits
-    table = groups.sum().assign(largest_difference=groups["largest_difference"].max())
-    table[MEANS] = table[MEANS].div(table["rows"], axis=0)
-    return table.reset_index()
 
 
 def format_table(table: pd.DataFrame) -> list[str]:

@@ -20,10 +20,7 @@ from tipline.paths import Paths, month_folder
 
 
 def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
-    """Yield the lines: prediction, contributions, model, prepared row, published row, source.
-
-    Raises UsageError if the month has no prediction for the row; for a quarantined row, with the reason.
-    """
+    """Yield the lines: prediction, contributions, model, prepared row, published row, source."""
     if month not in settings.months or not 0 <= row < 2**62:
         what = "The month is not in `months`, or the row number is out of range."
         raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")

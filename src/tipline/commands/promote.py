@@ -82,10 +82,7 @@ def ask_gate(client: Client, settings: Settings, paths: Paths, chosen: Version, 
 
 
 def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
-    """Make the previous champion the champion again, without asking the gate.
-
-    Raises UsageError if there is no champion, if there was none before it, or if the registry has lost that one.
-    """
+    """Make the previous champion the champion again, without asking the gate."""
     name = settings.model_name
     if name is None:
         raise settings.problem or UsageError("model.name is missing.", str(paths.params), "Add it.")
@@ -95,14 +92,13 @@ def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None
         if now is None:
             raise UsageError(f"{name} has no champion.", where, "Run: dvc repro register")
         champion.record_external_change(client, now)
-        changes = champion.list_changes(client, name)
-        previous = champion.find_previous_champion(changes, now.tags.get(store.DIGEST))
-        if previous is None:
-            raise UsageError(f"MLflow's history has no champion before version {now.version}.", where, todo)
-        version = model_versions.find_version(client, name, previous.digest or "")
+        previous = champion.find_previous_champion(champion.list_changes(client, name), now.tags.get(store.DIGEST))
+        version = model_versions.find_version(client, name, previous.digest) if previous else None
         if version is None:
-            lost = f"version {previous.version} (digest {(previous.digest or '')[:12]})"
-            what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."
+            before = f"champion before version {now.version}"
+            what = f"MLflow's history has no {before}."
+            if previous:
+                what = f"MLflow's registry has lost the {before}: version {previous.version}."
             raise UsageError(what, where, todo)
         model_versions.read_files(version)  # only files of the registered digest may score
         champion.change_champion(client, version, "rollback", reason)

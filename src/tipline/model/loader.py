@@ -23,7 +23,6 @@ from tipline.model import pyfunc
 
 FILES = "tipline.files"  # the tag of runs and versions that holds the digest of all logged files
 MODEL = "MLmodel"
-# MLflow writes this file, with the name and number of a version, into what it downloads and into its own store.
 MLFLOW_NOTE = "registered_model_meta"
 COMPILED = "__pycache__"
 FLAVOR = "python_function"

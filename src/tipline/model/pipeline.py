@@ -42,10 +42,7 @@ class BuiltPipeline:
 
 
 def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
-    """Return what model.json holds before the fit; of the baseline, only its columns.
-
-    The gate does not judge the model on any of the months that it is made on.
-    """
+    """Return what model.json holds before the fit; of the baseline, only its columns."""
     sized = settings.train.rows == "auto" or settings.train.calibration
     return {
         "format": FORMAT,
@@ -65,8 +62,7 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     """Build the unfitted pipeline for the columns and categories of a frame of training rows.
 
     Its steps are the user's function, if `model.features` names one; the preprocessing, unless the whole estimator is
-    the user's; and the classifier. Raises UsageError if a function, the estimator or one of its parameters is unknown,
-    or the user's code fails.
+    the user's; and the classifier.
     """
     model, code = settings.model, root / settings.model.code
     functions = load_functions(code)
@@ -166,20 +162,14 @@ def build_preprocessing(
 
 
 def list_levels(values: pd.Series[Any], listed: Sequence[str] | None) -> np.ndarray[Any, Any]:
-    """Return the categories of a column, in order: those listed in params.yaml, or those of the rows.
-
-    A missing value is none of them, so it is treated as an unseen one.
-    """
+    """Return the categories of a column, in order. A missing value is none of them, so it counts as an unseen one."""
     if pd.api.types.is_numeric_dtype(values):
         return np.array(sorted(values.dropna().unique().tolist()) or [np.inf])  # an encoder needs one at least
     return np.array(listed or sorted(values.dropna().unique().tolist()) or [NO_VALUE], object)
 
 
 def fit_pipeline(pipeline: Pipeline, frame: pd.DataFrame, labels: Labels, *, must_converge: bool = True) -> Pipeline:
-    """Fit a pipeline in place on a frame of training rows, with one BLAS thread: equal rows give equal bytes.
-
-    Raises UsageError if the estimator refuses the parameters or the rows, TiplineError if the solver does not converge.
-    """
+    """Fit a pipeline in place on a frame of training rows, with one BLAS thread: equal rows give equal bytes."""
     report = ReportedCode("The fit", f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.")
     with report, threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
