@@ -107,17 +107,14 @@ def test_a_change_that_could_not_be_recorded_is_recorded_by_the_next_register(
 @pytest.mark.parametrize(
     ("steps", "digest", "previous"),
     [
-        ("", "a", None),
         ("first a", "a", None),
         ("first a, promote b", "b", "a"),
-        ("first a, promote b", "a", None),
         ("first a, promote b, rollback a", "a", None),
         ("first a, promote b, rollback a, promote b", "b", "a"),
         ("first a, promote b, rollback a, promote b, rollback a, promote b", "b", "a"),
         ("first a, promote b, promote c, rollback b", "b", "a"),
         ("first a, promote b, promote c, rollback b, rollback a", "a", None),
         ("first a, promote b, promote a", "a", "b"),
-        ("first a, external b, promote b", "b", "a"),
         ("first a, promote b", None, "b"),
     ],
 )

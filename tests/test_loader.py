@@ -230,7 +230,6 @@ REFUSED: list[tuple[str, Change, str, bool]] = [
     (ANY, write("model.pkl", PICKLED, **PICKLE_LOADER), "names the loader mlflow.pyfunc.model", RUNS),
     (ANY, write("model.pkl", PICKLED, **CODE_LOADER), "model_code_path: None", RUNS),
     (ANY, write("data/weights.bin", pickle.dumps(Intruder(), 0)), "data/weights.bin may be a pickle", False),
-    (ANY, write("weights.bin", pack("a/data.pkl", PICKLED)), "weights.bin may be a pickle", False),
     (ANY, write("code/numpy.py", LEAVE_TRACE, code="code"), "modules of its own", False),
     (ANY, write(artifacts=OUTSIDE), "../../../../mlflow.db", False),
     (ANY, write(data="/etc"), "/etc", False),

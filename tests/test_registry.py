@@ -1,6 +1,5 @@
 """A model is one run and one version, whatever happened to the registry; the alias says which version scores."""
 
-import json
 import os
 import shutil
 import sqlite3
@@ -21,7 +20,7 @@ from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
 from tipline.paths import Paths
-from tipline.registry import champion, model_card, model_versions, runs, store
+from tipline.registry import champion, model_card, model_versions, store
 
 RunCli = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
@@ -118,23 +117,6 @@ def test_the_training_run_shows_the_training(trained_project: Paths, monkeypatch
     assert [file.path for file in client(trained_project).list_artifacts(run.info.run_id)] == ["learning_curve.png"]
 
 
-def test_the_model_has_signature_example_and_pinned_requirements(project: Paths) -> None:
-    uri = f"models:/{NAME}/1"
-    signature = mlflow.models.get_model_info(uri).signature
-    types = {column.name: column.type.name for column in signature.inputs}
-    assert types == dict.fromkeys(workbench.load_settings(project).model.columns, "double") | {
-        **dict.fromkeys(["vendor", "payment_type"], "string"),
-        "pickup_datetime": "datetime",
-    }
-    assert [(column.name, column.type.name) for column in signature.outputs] == [("probability", "float")]
-    root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    example = json.loads((root / "input_example.json").read_text())
-    assert (example["columns"], len(example["data"])) == (list(types), 5)
-    pinned = [line.split("==")[0] for line in (root / "requirements.txt").read_text().split()]
-    assert pinned == list(runs.REQUIREMENTS)
-    assert not list(project.challenger.rglob("__pycache__"))
-
-
 def test_equal_models_share_a_version_and_another_model_leaves_the_champion(project: Paths) -> None:
     before = read_ref(project)
     workbench.run(project, "train", "register")
@@ -210,12 +192,6 @@ def test_a_pinned_version_scores_whatever_the_alias_says(project: Paths) -> None
     with pytest.raises(UsageError, match=r"no version 3\. Versions: 2, 1.*\n  where: params.yaml, score.model"):
         workbench.run(project, "register")
     assert artifact.read_digest(project.champion) == second
-
-
-def test_changed_files_in_models_champion_are_fetched_again(project: Paths) -> None:
-    (project.champion / workbench.CODE).write_text("changed")
-    workbench.run(project, "register")
-    assert artifact.read_digest(project.champion) == read_ref(project)["digest"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "lost"])
