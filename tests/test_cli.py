@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tipline import cli, cluster
+from tipline import cli, processes
 from tipline.paths import Paths
 
 Run = Callable[..., tuple[int, str]]

@@ -1,7 +1,6 @@
 """`compare`: two versions are compared over all rows, with the same report on any workers."""
 
 import csv
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -137,11 +136,3 @@ def test_mistakes_are_usage_errors(project: Paths, run_cli: Run, arguments: tupl
     assert code == 2
     assert message in printed
     assert "to do: " in printed
-
-
-def test_a_damaged_month_is_refused(project: Paths, run_cli: Run, tmp_path: Path) -> None:
-    shutil.copytree(project.root / "data" / "trips", tmp_path / "trips")
-    for damage, words in ((lambda path: os.truncate(path, 50_000), "50,000 bytes"), (Path.unlink, "0 bytes")):
-        damage(tmp_path / "trips" / "month=2009-02" / "trips.parquet")
-        code, printed = run_cli(project.root, "compare", "1", "2", "--trips", str(tmp_path / "trips"))
-        assert (code, words in printed) == (1, True), printed

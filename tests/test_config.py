@@ -49,6 +49,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("sample.months", give_roles("train", "holdout", "test"),
      "sample.months.2009-02 has to be 'train', 'validation' or 'test', not \"holdout\""),
     ("train.rows", "all", "train.rows: 'all' is neither 'auto' nor a positive whole number"),
+    ("train.rows", 99_999, "train.rows: 99,999 rows are requested, the sample has at most 3,000"),
     ("train.estimator", "logistic_regresion", "There is no 'logistic_regresion'. Did you mean logistic_regression?"),
     ("train.estimator", "no estimator", "There is no 'no estimator'. Use logistic_regression"),
     ("model.features", "add_feature", "There is no 'add_feature'. Did you mean add_features?"),
@@ -84,6 +85,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("demo.rows", True, "demo.rows has to be a valid integer, not true"),
     ("demo.rows", 10**9, "demo.rows has to be less than or equal to 50000000, not 1000000000"),
     ("learning_curve.min_gain", 1, "learning_curve.min_gain has to be less than 1, not 1"),
+    ("learning_curve.max_rows", 100, "learning_curve: max_rows: 100 is less than `smallest`, 200"),
     ("cluster.n_workers", 0, "cluster.n_workers has to be greater than or equal to 1, not 0"),
 ]  # fmt: skip
 

@@ -136,6 +136,5 @@ def test_boosting_uses_one_thread_unless_told_otherwise(
     trained_project: Paths, params: dict[str, Any], threads: int
 ) -> None:
     workbench.change_settings(trained_project, train={"estimator": "xgboost.XGBClassifier", "params": params})
-    code = estimators.UserFile.load(trained_project.root / "features.py")
-    classifier = estimators.create_classifier(workbench.load_settings(trained_project).train, code)
+    classifier = estimators.create_classifier(workbench.load_settings(trained_project).train, {})
     assert (classifier.n_jobs, classifier.random_state) == (threads, 0)

@@ -1,6 +1,5 @@
 """DVC's experiments in MLflow's one store: a run and its model for each, versions only in the workspace itself."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -105,18 +104,6 @@ def test_an_applied_experiment_is_brought_from_the_cache_and_scored_once(life: d
     assert story.repros["applied"].stages == ["register", "evaluate", "score", "monitor", "record"]
     assert life["applied"].versions == life["promote"].versions
     stories.assert_complete(story.root)
-
-
-def test_show_and_the_diffs_tell_the_experiments_apart(life: dict[str, Seen], story: Story) -> None:
-    del life
-    shown = json.loads(stories.dvc(story, "exp", "show", "--json"))
-    experiments = {found["name"]: found["revs"][0]["data"] for state in shown for found in state["experiments"] or []}
-    rows = {name: data["params"]["params.yaml"]["data"]["train"]["rows"] for name, data in experiments.items()}
-    assert rows == QUEUED | {"warm": QUEUED["hot"], "cool": QUEUED["cold"]}
-    changed = json.loads(stories.dvc(story, "params", "diff", "--json", "cold", "hot"))
-    assert changed == {"params.yaml": {"train.rows": {"old": 500, "new": 700, "diff": 200}}}
-    metrics = json.loads(stories.dvc(story, "metrics", "diff", "--json", "cold", "hot"))
-    assert metrics["reports/metrics.json"]["skill"]["diff"]
 
 
 def test_nothing_of_mlflow_is_left_where_experiments_ran(life: dict[str, Seen], story: Story) -> None:

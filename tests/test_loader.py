@@ -217,14 +217,11 @@ THEN, OWN, ANY = "changed then", "tipline's", "somebody's"
 RUNS = True  # MLflow alone would run it
 REFUSED: list[tuple[str, Change, str, bool]] = [
     (THEN, change_code(loader.WRAPPER), CHANGED, RUNS),
-    (THEN, change_code(CODE), CHANGED, RUNS),
     (THEN, change_loader, CHANGED, RUNS),
     (THEN, write("added.txt"), CHANGED, False),
-    (THEN, lambda folder: (folder / "conda.yaml").unlink(), CHANGED, False),
     (OWN, write("weights.json", PICKLED), "weights.json may be a pickle", False),
     (OWN, write("notes.txt"), "tipline's models have no file notes.txt", False),
     (OWN, write("artifacts/code/a.py"), "tipline's models have no file artifacts/code/a.py", False),
-    (OWN, write("code.py"), "tipline's models have no file code.py", False),
     (OWN, write("requirements.txt", pack("a", b"")), "requirements.txt is not a readable skops file", False),
     (OWN, intruder, UNTRUSTED, False),
     (OWN, functools.partial(intruder, linear=None), UNTRUSTED, RUNS),
@@ -233,8 +230,6 @@ REFUSED: list[tuple[str, Change, str, bool]] = [
     (ANY, write("model.pkl", PICKLED, **PICKLE_LOADER), "names the loader mlflow.pyfunc.model", RUNS),
     (ANY, write("model.pkl", PICKLED, **CODE_LOADER), "model_code_path: None", RUNS),
     (ANY, write("data/weights.bin", pickle.dumps(Intruder(), 0)), "data/weights.bin may be a pickle", False),
-    (ANY, write("scaler.joblib", "who knows"), "scaler.joblib may be a pickle", False),
-    (ANY, write("weights.bin", pack("a/data.pkl", PICKLED)), "weights.bin may be a pickle", False),
     (ANY, write("code/numpy.py", LEAVE_TRACE, code="code"), "modules of its own", False),
     (ANY, write(artifacts=OUTSIDE), "../../../../mlflow.db", False),
     (ANY, write(data="/etc"), "/etc", False),

@@ -182,17 +182,6 @@ def test_a_version_has_a_card_whose_links_lead_to_its_runs(shown: Shown) -> None
         shown.go(f"models/{NAME}/versions/1", "Months scored")
 
 
-def test_the_months_are_runs_whose_skill_is_drawn(shown: Shown) -> None:
-    months = shown.runs("monitor")
-    shown.go(f"experiments/{months[0].info.experiment_id}/runs?compareRunsMode=CHART", "2024-01")
-    for month in workbench.MONTHS:
-        assert f"{month}, version 1" in shown.text()
-    shown.page.get_by_placeholder("Search metric charts").fill("^skill")
-    shown.page.get_by_text("skill_low", exact=True).first.wait_for()
-    shown.page.locator(".barlayer .point").first.wait_for()
-    assert shown.page.locator(".barlayer").first.locator(".point").count() == len(workbench.MONTHS)
-
-
 def version_row(shown: Shown, number: int) -> Locator:
     """The row of a version in the model's list."""
     return shown.page.get_by_role("row").filter(has=shown.page.get_by_text(f"Version {number}", exact=True))

@@ -20,7 +20,7 @@ from tests import workbench
 from tipline.errors import UsageError
 from tipline.ingest.columns import CATEGORY
 from tipline.ingest.schema import load_schema
-from tipline.model import artifact, compiled, golden_rows, persistence, pipeline, pyfunc, transformers
+from tipline.model import artifact, compiled, golden_rows, persistence, pipeline, pyfunc
 
 Fit = Callable[..., artifact.Model]
 
@@ -256,27 +256,6 @@ def test_an_unseen_value_counts_as_a_missing_one(loaded: artifact.Model) -> None
     a, b, c = (pyfunc.predict_rows(loaded.estimator, loaded.spec, frame) for frame in (hidden, unseen, trips))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
-
-
-@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_hours_are_those_of_the_day(unit: Any) -> None:
-    hours = {
-        "2009-01-01T00:59:59": 0,
-        "2009-01-01T05:59:59.999999999": 5,
-        "2009-01-31T23:59:59": 23,
-        "1970-01-01T00:00:00": 0,
-        "1969-12-31T23:59:59": 23,
-        "1900-02-28T13:30:00": 13,
-    }
-    column = pa.array([*(np.datetime64(time, unit) for time in hours), None], pa.timestamp(unit))
-    expected, out = [*hours.values(), 24.0], np.empty(len(column))
-    for part in (column, column.drop_null()):
-        values = out[: len(part)]
-        term = {"name": "time", "kind": "hours", "table": [float(hour) for hour in range(25)]}
-        compiled.create_term(part, term)(slice(0, len(part)), values)
-        assert values.tolist() == expected[: len(part)]
-    frame = pd.DataFrame({"time": column.to_pandas()})
-    np.testing.assert_array_equal(transformers.hour_of_day(frame)[:, 0], [*hours.values(), np.nan])
 
 
 def test_trees_get_codes_hours_and_numbers_as_they_are(fit: Fit) -> None:

@@ -5,20 +5,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from sklearn.compose import ColumnTransformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
 
 from tests import workbench
 from tests.conftest import forget_store
-from tests.test_registry import NAME, client, get_champion, list_changes, read_ref, train_another
+from tests.test_external import SIGNATURE, add_version, fitted
+from tests.test_registry import NAME, client, get_champion, list_changes, train_another
 from tipline.commands import promote
 from tipline.errors import UsageError
 from tipline.paths import Paths
@@ -148,28 +141,6 @@ def test_what_cannot_be_read_is_a_refusal_that_can_be_overruled(project: Paths, 
     assert (code, get_champion(project)) == (0, 2), printed
 
 
-@pytest.mark.parametrize("arguments", [("2",), ("2", "--force", "whatever is in it")])
-def test_changed_files_are_refused_whatever_the_verdict(
-    project: Paths, run_cli: RunCli, arguments: tuple[str, ...]
-) -> None:
-    for path in (project.root / "mlartifacts").rglob("estimator.skops"):
-        path.write_bytes(path.read_bytes() + b"x")
-    code, printed = run_cli(project.root, "promote", *arguments)
-    assert (code, get_champion(project)) == (1, 1), printed
-    assert "not those that were registered" in printed
-
-
-def test_the_verdict_is_shown_where_models_are_compared(project: Paths) -> None:
-    workbench.run(project, "evaluate", "record")
-    report = workbench.read_json(project.evaluation)
-    version = client(project).get_model_version(NAME, "2")
-    run = client(project).get_run(version.run_id).data
-    assert version.tags[model_versions.VERDICT] == report["gate"]["words"]
-    assert report["gate"]["words"] in version.description
-    assert report["gate"]["words"] in run.tags["mlflow.note.content"]
-    assert read_ref(project)["version"] == 1
-
-
 def test_an_empty_registry_says_what_to_run(trained_project: Paths) -> None:
     for number in (None, "1"):
         with pytest.raises(UsageError, match="dvc repro register"):
@@ -204,34 +175,13 @@ def test_code_that_the_project_does_not_have_is_shown_and_has_to_be_trusted(
     assert (project.champion / "features.py").read_text() == CODE
 
 
-def register_external(paths: Paths) -> str:
-    """Register a scikit-learn model as a colleague would who does not know tipline; return its number."""
-    trips = workbench.read_prepared(paths, "2009-01")
-    one_hot = ColumnTransformer([("payment", OneHotEncoder(handle_unknown="ignore"), ["payment_type"])])
-    frame = trips.select(["payment_type"]).to_pandas().astype("str")
-    model = make_pipeline(one_hot, LogisticRegression()).fit(frame, trips["tip_amount"].to_numpy() > 0)
-    signature = ModelSignature(
-        Schema([ColSpec(DataType.string, "payment_type")]), Schema([TensorSpec(np.dtype("float64"), (-1, 2))])
-    )
-    with mlflow.start_run(experiment_id=client(paths).create_experiment("other", (paths.root / "other").as_uri())):
-        logged = mlflow.sklearn.log_model(
-            model,
-            name="model",
-            signature=signature,
-            serialization_format="skops",
-            skops_trusted_types=["numpy.dtype"],
-            pip_requirements=["scikit-learn"],
-            pyfunc_predict_fn="predict_proba",
-        )
-    return str(mlflow.register_model(logged.model_uri, NAME).version)
-
-
 def test_an_external_version_passes_once_its_months_are_known_and_without_a_challenger(
     project: Paths, run_cli: RunCli
 ) -> None:
     promote.run(workbench.load_settings(project), project, "2", "test")  # the one that is much worse
     shutil.rmtree(project.challenger)
-    number = register_external(project)
+    model = fitted(project)
+    number = str(add_version(project, model, SIGNATURE, pyfunc_predict_fn="predict_proba"))
     for months, words in ((None, "tipline.months"), ("2009-13", "'2009-13' is not a month"), ("2009-03", "2009-03")):
         if months:
             client(project).set_model_version_tag(NAME, number, "tipline.months", months)

@@ -17,7 +17,7 @@ import pytest
 from distributed import Client
 
 from tests import workbench
-from tipline import cluster, files, formats
+from tipline import cluster, files, formats, processes
 from tipline.errors import TiplineError
 from tipline.model import artifact
 from tipline.paths import Paths

@@ -6,18 +6,18 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import mlflow
 import pytest
 import yaml
 
 from tests import servers, workbench
-from tests.conftest import ROOT
+from tests.test_registry import client as connect
+from tests.test_registry import train_another
 from tipline import files
 from tipline.commands import promote
 from tipline.errors import GateRefusedError
 from tipline.model import artifact, pyfunc
 from tipline.paths import Paths
-from tipline.registry import model_versions, store
+from tipline.registry import model_versions
 
 Run = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
@@ -48,17 +48,6 @@ def show_status(run_cli: Run) -> Callable[[Paths], Printed]:
         return Printed(code, dict(pairs), [text for name, text in pairs if name == "wrong"], output)
 
     return run
-
-
-def connect(paths: Paths) -> mlflow.MlflowClient:
-    mlflow.set_tracking_uri(store.get_store_address(paths))
-    mlflow.set_registry_uri(store.get_store_address(paths))
-    return mlflow.MlflowClient()
-
-
-def train(paths: Paths, c: float) -> None:
-    workbench.change_settings(paths, train={"params": {"C": c}})
-    workbench.run(paths, "train")
 
 
 def set_gate(paths: Paths, **values: Any) -> None:
@@ -112,7 +101,7 @@ def test_all_is_done_and_then_months_are_to_be_scored(complete: Paths, show_stat
 
 def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete: Paths, show_status: Any) -> None:
     """Neither the champion nor, if a version is pinned, any version is to be promoted."""
-    train(complete, 0.01)
+    train_another(complete, 0.01)
     printed = show_status(complete)
     assert printed.lines["challenger"].startswith("not registered: ")
     assert printed.lines["next"] == "dvc repro (reports are missing or out of date)"
@@ -133,7 +122,7 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
     assert show_status(complete).lines["next"] == "nothing"
     # The newest version need not be the challenger, and the report need not be about the champion of now.
     promote.run(workbench.load_settings(complete), complete, "1", "test")
-    train(complete, 1.0)
+    train_another(complete, 1.0)
     workbench.run(complete, "register", "evaluate")
     assert len(model_versions.list_versions(connect(complete), NAME)) == 2
     for promotes in (False, True):
@@ -204,14 +193,3 @@ def test_a_month_that_lost_more_than_the_others_is_wrong_unless_it_is_accepted(
     assert wrong.endswith(f"% filled values of extra. Fix: tipline check data/raw/{MONTH} {MONTH}")
     workbench.change_settings(complete, prepare={"accept": {MONTH: "the meter was broken"}})
     assert not show_status(complete).wrong
-
-
-def test_a_merge_conflict_in_the_lock_file(complete: Paths, show_status: Any) -> None:
-    lock, text = complete.root / "dvc.lock", (ROOT / "dvc.lock").read_text()
-    lock.write_text(text)
-    assert not show_status(complete).wrong
-    lock.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n")
-    printed = show_status(complete)
-    fix = "git checkout --ours dvc.lock && dvc repro"
-    assert printed.wrong == [f"dvc.lock has the markers of a merge conflict. Fix: {fix}"]
-    assert printed.lines["next"] == fix

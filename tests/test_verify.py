@@ -41,11 +41,6 @@ def flip_bit(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-def drop_part(paths: Paths) -> None:
-    get_file(paths, PART).unlink()
-    change_manifest(paths, parts=[part for part in list_parts(paths) if part["name"] != PART])
-
-
 def move_row(paths: Paths) -> None:
     """Count a row in another part, so that only the prepared month tells."""
     first, second, *rest = list_parts(paths)
@@ -103,7 +98,6 @@ def test_neither_model_nor_valid_settings_are_needed(scored_project: Paths, run_
         (lambda paths: flip_bit(get_file(paths, PART), 4), "sha256 is not the one in the manifest", PART),
         (lambda paths: get_file(paths, PART).write_bytes(b""), "has 0 of ", PART),
         (lambda paths: get_file(paths, PART).unlink(), "The part is missing.", PART),
-        (drop_part, ODD, files.MANIFEST),
         (move_row, "do not have the rows of the prepared month", files.MANIFEST),
         (lambda paths: get_file(paths, "year=9").mkdir(), "The manifest does not list this", "year=9"),
         (lambda paths: change_manifest(paths, rows=4999), ODD, files.MANIFEST),

@@ -149,6 +149,12 @@ class LearningCurve(Section):
     repeats: int = Field(ge=2, le=50)
     max_rows: int | None = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _max_rows_hold_a_sample(self) -> LearningCurve:
+        if self.max_rows is not None and self.max_rows < self.smallest:
+            raise ValueError(f"max_rows: {self.max_rows:,} is less than `smallest`, {self.smallest:,}")
+        return self
+
 
 class Model(Section):
     """Target and features."""
@@ -217,6 +223,9 @@ class Settings(Section):
         unlisted = sorted(set(self.sample.months) - set(self.months))
         if unlisted:
             raise ValueError(f"sample.months: {unlisted[0]} is not in the list `months`")
+        rows, most = self.train.rows, self.sample.rows * len(self.sample.get_months("train"))
+        if isinstance(rows, int) and rows > most:
+            raise ValueError(f"train.rows: {rows:,} rows are requested, the sample has at most {most:,}")
         if self.source != "demo":
             check_source(self.source)
         if hide_secrets(self.source) != self.source:

@@ -1,16 +1,17 @@
 """`tipline compare`: compare the scores of two versions on prepared months, without writing predictions.
 
-Each row group is read once and scored with both models on the dask workers. They import this module, and MLflow and
-pandas take seconds to import, so functions that need these import them.
+Each row group is read once and scored with both models on the dask workers. They import this module, and MLflow takes
+seconds to import, so `fetch_versions` imports it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from tipline.config import Settings
 
 WHERE = "command line"
-MEANS = ("mean_a", "mean_b", "mean_difference", "mean_absolute_difference")
+MEANS = ["mean_a", "mean_b", "mean_difference", "mean_absolute_difference", "crossed_share"]
+Models: TypeAlias = dict[str, dict[str, bytes]]  # their files by digest
+FORMATS = dict.fromkeys(("rows", "crossed_up", "crossed_down"), "{:,}".format)
 
 
 def run(
@@ -37,11 +40,7 @@ def run(
     largest: int = 10,
     trips: str = "",
 ) -> Iterator[str]:
-    """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines.
-
-    It has means, the rows with one score above `threshold` and the other not, and the `largest` largest differences.
-    Raises TiplineError if a month cannot be scored.
-    """
+    """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines."""
     if not (0 <= threshold < 1 and largest >= 1):
         raise UsageError("A number is out of range.", WHERE, "--threshold: 0 to below 1; --largest: 1 or more.")
     (a, b), models = fetch_versions(settings, paths, versions)
@@ -56,25 +55,20 @@ def run(
     if not blocks:
         yield "The months have no rows: there is nothing to compare."
         return
-    results = compare_blocks(settings, blocks, models, threshold, largest)
-    *rows, summary = summarize_blocks([sums for sums, _ in results])
-    changes = [row for _, rows in results for row in rows]
-    changes.sort(key=lambda row: (-abs(row["difference"]), row["month"], row["row"]))
+    table, changes = compare_blocks(settings, blocks, models, threshold, largest)
+    *rows, summary = table.to_dict("records")
     path = paths.root / "reports" / "compare" / f"{a['version']}-{b['version']}.json"
     files.write_json(path, {"a": a, "b": b, "threshold": threshold, "months": rows, "all": summary})
-    files.write_csv(path.with_suffix(".csv"), changes[:largest])
-    shown = [{**row, "row": str(row["row"])} for row in changes[:largest]]  # to be copied: no separators
-    yield from [*format_table([*rows, summary]), "largest changes:", *format_table(shown)]
+    files.write_csv(path.with_suffix(".csv"), changes.to_dict("records"))
+    yield from [*format_table(table), "largest changes:", *format_table(changes.fillna("-"))]
     yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
 
 
-def fetch_versions(
-    settings: Settings, paths: Paths, names: Iterable[str]
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, bytes]]]:
+def fetch_versions(settings: Settings, paths: Paths, names: Iterable[str]) -> tuple[list[dict[str, Any]], Models]:
     """Return what the report says about each version, and the models' files by digest."""
-    from tipline.registry import model_versions, store  # noqa: PLC0415 (see above)
+    from tipline.registry import model_versions, store  # noqa: PLC0415 (MLflow, see above)
 
-    model, about, models = settings.model.name, list[dict[str, Any]](), dict[str, dict[str, bytes]]()
+    model, about, models = settings.model.name, list[dict[str, Any]](), Models()
     with store.connect_store(paths) as client:
         for name in names:
             version = model_versions.get_champion(client, model) if name == model_versions.CHAMPION else None
@@ -96,13 +90,9 @@ def fetch_versions(
 
 
 def compare_blocks(
-    settings: Settings,
-    blocks: Sequence[plan.Block],
-    models: Mapping[str, Mapping[str, bytes]],
-    threshold: float,
-    count: int,
-) -> list[Any]:
-    """Compare two models, given as files by digest, on the workers; return the results in the order of the blocks."""
+    settings: Settings, blocks: Sequence[plan.Block], models: Models, threshold: float, count: int
+) -> tuple[pd.DataFrame, Any]:
+    """Score blocks with both models on the workers; return the report's table, the sum of all last, and the changes."""
     specs = [artifact.read_spec(contents) for contents in models.values()]
     types = {name: type_ for spec in specs for name, type_ in columns.list_input_columns(spec).items()}
     compare = partial(compare_block, digests=list(models), types=types, threshold=threshold, count=count)
@@ -119,46 +109,32 @@ def compare_blocks(
                 raise plan.explain_failure(block, result)
             bar.update(block.rows)
             results[block] = result
-    return [results[block] for block in blocks]  # sums of floats depend on the order
+    sums, changes = zip(*(results[block] for block in blocks), strict=True)  # sums of floats depend on the order
+    table = pd.DataFrame(sums)
+    groups = pd.concat([table, table.assign(month="all")]).groupby("month")  # sorted: letters after digits
+    table = groups.sum().assign(largest_difference=groups["largest_difference"].max())
+    table[MEANS] = table[MEANS].div(table["rows"], axis=0)
+    changed = pd.concat(changes, ignore_index=True)
+    largest = changed["difference"].abs().nlargest(count).index  # the first of equal ones
+    return table.reset_index(), changed.loc[largest]
 
 
 def compare_block(
     block: plan.Block, digests: Sequence[str], types: Mapping[str, pa.DataType], threshold: float, count: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Score a row group with both models, on a worker; return sums, and the rows with the largest differences."""
     batch = worker.read_block(block, types)
     a, b = (worker.get_worker_model(digest).probabilities(batch).astype(np.float64) for digest in digests)
-    sizes, rows = np.abs(b - a), batch["row"].to_numpy()
-    up, down = (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
-    sums = {name: values.sum() for name, values in zip(MEANS, (a, b, b - a, sizes), strict=True)}
-    sums |= {"largest_difference": sizes.max(), "crossed_up": up.sum(), "crossed_down": down.sum()}
-    sums["crossed_share"] = sums["crossed_up"] + sums["crossed_down"]
-    count = min(count, len(a))
-    found = np.flatnonzero(sizes >= np.partition(sizes, -count)[-count])  # to sort all rows would take much longer
-    found = found[np.lexsort((rows[found], -sizes[found]))[:count]]
-    numbers = {"row": rows, "score_a": a, "score_b": b, "difference": b - a}
-    changes = [
-        {"month": block.month, **{name: values[index].item() for name, values in numbers.items()}, **features}
-        for index, features in zip(found, batch.drop_columns(["row"]).take(pa.array(found)).to_pylist(), strict=True)
-    ]
-    return {"month": block.month, "rows": len(a), **sums}, changes
+    sizes, up, down = np.abs(b - a), (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
+    sums = {"rows": len(a), "mean_a": a.sum(), "mean_b": b.sum(), "mean_difference": (b - a).sum()}
+    sums |= {"mean_absolute_difference": sizes.sum(), "largest_difference": sizes.max()}
+    sums |= {"crossed_up": up.sum(), "crossed_down": down.sum(), "crossed_share": (up | down).sum()}
+    found = pd.Series(sizes).nlargest(count).index  # the first of equal ones
+    rows = pd.DataFrame(batch.take(pa.array(found)).to_pylist(), dtype=object)
+    scores = {"score_a": a[found], "score_b": b[found], "difference": (b - a)[found]}
+    changes = pd.DataFrame({"month": block.month, "row": rows.pop("row"), **scores}).join(rows)
+    return {"month": block.month, **sums}, changes
 
 
-def summarize_blocks(sums: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return what the report shows of each month, and of all of them last, from the sums of the blocks."""
-    import pandas as pd  # noqa: PLC0415 (see above)
-
-    blocks = pd.DataFrame(sums)
-    groups = pd.concat([blocks, blocks.assign(month="all")]).groupby("month")  # sorted: letters after digits
-    table = groups.sum().assign(largest_difference=groups["largest_difference"].max())
-    for name in (*MEANS, "crossed_share"):
-        table[name] /= table["rows"]
-    return table.reset_index().to_dict("records")
-
-
-def format_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    import pandas as pd  # noqa: PLC0415 (see above)
-
-    forms = {float: "{:.4f}", int: "{:,}", type(None): "-"}
-    text = [{name: forms.get(type(value), "{}").format(value) for name, value in row.items()} for row in rows]
-    return pd.DataFrame(text).to_string(index=False).splitlines()
+def format_table(table: pd.DataFrame) -> list[str]:
+    return table.to_string(index=False, float_format="{:.4f}".format, formatters=FORMATS).splitlines()

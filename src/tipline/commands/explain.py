@@ -20,10 +20,7 @@ from tipline.paths import Paths, month_folder
 
 
 def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
-    """Yield the lines: prediction, contributions, model, prepared row, published row, source.
-
-    Raises UsageError if the month has no prediction for the row; for a quarantined row, with the reason.
-    """
+    """Yield the lines: prediction, contributions, model, prepared row, published row, source."""
     if month not in settings.months or not 0 <= row < 2**62:
         what = "The month is not in `months`, or the row number is out of range."
         raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")
@@ -102,7 +99,7 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
     values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}
-    start, added = (0.0, {}) if model.is_external else explanation.compute_contributions(model, batch)
+    start, added = explanation.compute_contributions(model, batch)
     lines = {"start": f"{start:+.6f}"} if added else {}
     for name, value in values.items():
         shown = "missing" if pd.isna(value) else str(value)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tipline import files, git
+from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, format_count
 from tipline.ingest import source
@@ -22,15 +22,9 @@ from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
-COMMITTED = ("params.yaml", "dvc.lock")
-
 
 def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
-    """Add a month to params.yaml, run `dvc repro`, and yield the lines to print.
-
-    Resumes a month that is already listed; safe to run again. Raises NotPublishedError if the source does not have the
-    month; then nothing is changed.
-    """
+    """Add a month to params.yaml unless it is listed, run `dvc repro`, and yield the lines to print."""
     if not paths.raw_manifest(month).is_file():
         source.check_published(settings.source, month, paths.workspace)
     if month in settings.months:
@@ -43,14 +37,12 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
         raise TiplineError("`dvc repro` failed.", f"month {month}", todo)
     months = files.read_json(paths.monitoring / "months.json", "Run: dvc repro monitor")
     yield from format_month(next(one for one in months if one["month"] == month))
-    yield from list_next_commands(paths.root, month)
+    yield from ("to commit:", "  git add params.yaml dvc.lock", f'  git commit -m "Score {month}"')
+    yield from ("to share, if there are remotes:", "  git push", "  dvc push")
 
 
 def insert_month(text: str, month: str, where: str) -> str:
-    """Insert a line after the last earlier month in the text of params.yaml, and change nothing else.
-
-    Raises UsageError if `months` is not a list with one month per line.
-    """
+    """Insert a line after the last earlier month in the text of params.yaml, and change nothing else."""
     values = yaml.safe_load(text)
     months = values["months"]
     place = max((number for number, other in enumerate(months, 1) if other < month), default=0)
@@ -113,13 +105,3 @@ def format_month(month: dict[str, Any]) -> list[str]:
         f"last month  {month['month']}: {', '.join([format_count(month['rows'], 'row'), *figures])}",
         f"verdict     {month['verdict']}: {month['reason']}",
     ]
-
-
-def list_next_commands(root: Path, month: str) -> Iterator[str]:
-    changed = git.list_uncommitted(root, COMMITTED)
-    if changed:
-        yield from ("to commit:", f"  git add {' '.join(changed)}", f'  git commit -m "Score {month}"')
-    if git.run_git("remote", root=root):
-        yield "  git push"
-    if any("remote =" in path.read_text(encoding="utf-8") for path in (root / ".dvc").glob("config*")):
-        yield "  dvc push"

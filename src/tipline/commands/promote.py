@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from typing import Any
 
 from tipline.config import PartialSettings, Settings
 from tipline.errors import GateRefusedError, UsageError, join_lines
@@ -40,7 +40,13 @@ def run(
         words = "There was no other champion."
         if now:
             champion.record_external_change(client, now)
-            words = ask_gate(client, settings, paths, chosen, contents, now, force)
+            verdict = ask_gate(client, settings, paths, chosen, now)
+            words = str(verdict["words"])
+            if not verdict["promote"] and force is None:
+                where = f"{model_versions.format_version(chosen)} against the champion, version {now.version}"
+                todo = f'Keep the champion, or overrule the gate: tipline promote {chosen.version} --force "reason"'
+                raise GateRefusedError(words, where, todo)
+            log.info("%s%s", words, "" if verdict["promote"] else f" It is promoted because of --force: {force}")
         elif force is None:
             champion.check_first_champion(client, paths, name, model_versions.get_digest(chosen))
         chosen = model_versions.tag_version(client, chosen, {model_versions.VERDICT: words})
@@ -62,40 +68,20 @@ def find_version(client: Client, paths: Paths, name: str, wanted: str | None) ->
     raise UsageError(what, "MLflow's registry", "Run: dvc repro register")
 
 
-def ask_gate(
-    client: Client,
-    settings: Settings,
-    paths: Paths,
-    chosen: Version,
-    files: Mapping[str, bytes],
-    now: Version,
-    force: str | None,
-) -> str:
-    """Return the gate's verdict; raise GateRefusedError for a version that neither passes nor is forced.
-
-    Whatever keeps the champion from being compared is a reason to refuse.
-    """
+def ask_gate(client: Client, settings: Settings, paths: Paths, chosen: Version, now: Version) -> dict[str, Any]:
+    """Return the gate's verdict. Whatever keeps the champion from being compared is a reason to refuse."""
     try:
         versions = {"challenger": chosen, "champion": model_versions.adopt_version(client, settings, paths, now)}
-        contents = {"challenger": files, "champion": model_versions.read_files(versions["champion"])}
+        contents = {role: model_versions.read_files(version) for role, version in versions.items()}
         tagged = {role: model_versions.get_months(version) for role, version in versions.items()}
-        verdict = comparison.compare_models(settings, paths, contents, tagged)[0]["gate"]
+        verdict: dict[str, Any] = comparison.compare_models(settings, paths, contents, tagged)[0]["gate"]
     except (*comparison.FAILURES, OSError) as error:
-        verdict = gate.build_verdict([f"it cannot judge: {join_lines(error)}"])
-    words = str(verdict["words"])
-    if not verdict["promote"] and force is None:
-        where = f"{model_versions.format_version(chosen)} against the champion, version {now.version}"
-        todo = f'Keep the champion, or overrule the gate: tipline promote {chosen.version} --force "reason"'
-        raise GateRefusedError(words, where, todo)
-    log.info("%s%s", words, "" if verdict["promote"] else f" It is promoted because of --force: {force}")
-    return words
+        return gate.build_verdict([f"it cannot judge: {join_lines(error)}"])
+    return verdict
 
 
 def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
-    """Make the previous champion the champion again, without asking the gate.
-
-    Raises UsageError if there is no champion, if there was none before it, or if the registry has lost that one.
-    """
+    """Make the previous champion the champion again, without asking the gate."""
     name = settings.model_name
     if name is None:
         raise settings.problem or UsageError("model.name is missing.", str(paths.params), "Add it.")
@@ -105,14 +91,13 @@ def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None
         if now is None:
             raise UsageError(f"{name} has no champion.", where, "Run: dvc repro register")
         champion.record_external_change(client, now)
-        changes = champion.list_changes(client, name)
-        previous = champion.find_previous_champion(changes, now.tags.get(store.DIGEST))
-        if previous is None:
-            raise UsageError(f"MLflow's history has no champion before version {now.version}.", where, todo)
-        version = model_versions.find_version(client, name, previous.digest or "")
+        previous = champion.find_previous_champion(champion.list_changes(client, name), now.tags.get(store.DIGEST))
+        version = model_versions.find_version(client, name, previous.digest) if previous else None
         if version is None:
-            lost = f"version {previous.version} (digest {(previous.digest or '')[:12]})"
-            what = f"MLflow's registry has lost the champion before version {now.version}: {lost}."
+            before = f"champion before version {now.version}"
+            what = f"MLflow's history has no {before}."
+            if previous:
+                what = f"MLflow's registry has lost the {before}: version {previous.version}."
             raise UsageError(what, where, todo)
         model_versions.read_files(version)  # only files of the registered digest may score
         champion.change_champion(client, version, "rollback", reason)

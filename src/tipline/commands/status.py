@@ -1,11 +1,10 @@
 """`tipline status`: show where the project stands and check it. Each finding names the command that fixes it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tipline import files, formats, validation
+from tipline import files, formats
 from tipline.commands.month import format_month
 from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
@@ -51,7 +50,7 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     yield f"evaluation  {report['verdict'] if report else 'none yet'}"
     yield from [f"gate        {report['gate']['words']}"] if report else []
     yield from format_month(months[-1]) if months else ["last month  none yet"]
-    yield f"next        {findings[0][1] if findings else advise_next(settings, models, unscored, report, months)}"
+    yield f"next        {findings[0][1] if findings else advise_next(settings, paths, models, unscored)}"
     yield f"checks      {format_count(len(findings), 'problem') if findings else 'all passed'}"
     yield from (f"wrong       {problem}. Fix: {fix}" for problem, fix in findings)
     if findings:
@@ -94,15 +93,10 @@ def describe_challenger(models: Models, folder: Path) -> str:
     return f"{version}: {training['name']}"
 
 
-def advise_next(
-    settings: PartialSettings,
-    models: Models,
-    unscored: Sequence[str],
-    report: Mapping[str, Any] | None,
-    months: Sequence[Mapping[str, Any]] | None,
-) -> str:
+def advise_next(settings: PartialSettings, paths: Paths, models: Models, unscored: Sequence[str]) -> str:
     """Advise what to type next, if no check found anything."""
     version, ref = models.champion, models.ref
+    report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     if ref is None or version is None or models.challenger_digest is None:
         return "dvc repro"
     is_pinned = settings.settings is not None and settings.settings.score.model != model_versions.CHAMPION
@@ -121,18 +115,15 @@ def advise_next(
 
 
 def check_project(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
-    """Check params.yaml, dvc.lock, MLflow and models/champion/; yield each problem and the command that fixes it."""
+    """Check params.yaml, MLflow, prepared months and models/champion/; yield each problem and its fix."""
     for error in (settings.problem, models.problem):
         if error:
             what, where, todo = error.parts
             yield f"{what.removesuffix('.')} ({where})", todo
-    if (lock := paths.root / "dvc.lock").is_file() and validation.has_conflict(lock):
-        yield "dvc.lock has the markers of a merge conflict", "git checkout --ours dvc.lock && dvc repro"
     accepted = settings.settings.prepare.accept if settings.settings else ()
-    found = [files.try_read_json(paths.prepared(month) / files.MANIFEST) for month in settings.months]
-    for month, shares in losses.find_unusual(
-        [one for one in found if one and one.get("format") == formats.PREPARED]
-    ).items():
+    found = [files.try_read_json(paths.prepared(month) / files.MANIFEST) or {} for month in settings.months]
+    prepared = [manifest for manifest in found if manifest.get("format") == formats.PREPARED]
+    for month, shares in losses.find_unusual(prepared).items():
         if month not in accepted:
             yield f"{month} has {', '.join(shares)}", f"tipline check data/raw/{month} {month}"
     if models.ref and artifact.try_read_digest(paths.champion) != models.ref["digest"]:

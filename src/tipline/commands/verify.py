@@ -16,10 +16,7 @@ from tipline.storage import Storage, open_storage
 def run(
     settings: PartialSettings, paths: Paths, months: Sequence[str] = (), trips: str = "", predictions: str = ""
 ) -> Iterator[str]:
-    """Check published months; yield a line about each, followed by its problems. Raises at the end if there are any.
-
-    If params.yaml is so broken that it has no months, all published months are checked.
-    """
+    """Check months, by default all; yield a line about each, then its problems. Raises at the end if there are any."""
     locations = plan.Locations.resolve(paths, trips, predictions)
     published = [name.removeprefix("month=") for name in locations.predictions.list_folders() if "month=" in name]
     requested = list(dict.fromkeys(months or settings.months or published))

@@ -25,19 +25,16 @@ if TYPE_CHECKING:
 
     from tipline.config import Settings
 
-# The format of model.json. Models of tipline 0.1 have none.
-FORMAT = 5
-# Facts about the training, kept beside the model; not part of its digest.
-TRAINING = loader.TRAINING
+FORMAT = 5  # of model.json; models of tipline 0.1 have none
+TRAINING = loader.TRAINING  # facts about the training, kept beside the model; not part of its digest
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
 BATCH_ROWS = 2**17  # of a frame
 
 
 class Model:
-    """A loaded model, from its files; the caller has checked their digest. It may be one that tipline did not make.
+    """A loaded model, from its files, whose digest was checked. It may be one that tipline did not make.
 
-    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one. Raises a
-    TiplineError, here or while it scores, if the code of the model fails.
+    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one.
     """
 
     def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True) -> None:
@@ -135,7 +132,7 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
     for feature in features:
         values, kind = frame[feature["name"]], feature["kind"]
         if kind == "category":
-            # Where one is missing, pandas has integers as floats; a number has the same name either way.
+            # pandas holds integers as floats if one is missing; a number has the same name either way.
             is_number = values.dtype.kind in "iuf"
             plain = values.to_numpy(np.float64, na_value=np.nan) + 0.0 if is_number else values  # no -0.0
             array = pa.array(plain, from_pandas=True)  # in chunks, if pandas has it so
@@ -184,11 +181,12 @@ def try_read_digest(folder: Path) -> str | None:
         return None
 
 
-def check_digest(files: Mapping[str, bytes], expected: str) -> None:
+def check_digest(files: Mapping[str, bytes], expected: str, where: str = "") -> None:
     """Raise TiplineError if the model's files do not have the digest that was registered."""
     if hash_artifact(files) != expected:
         what = "The model's files are not those that were registered: their digest differs."
-        raise TiplineError(what, f"digest {expected[:12]}", "Run: dvc repro register")
+        todo = "Run: dvc repro register, or promote another version: tipline promote VERSION"
+        raise TiplineError(what, where or f"digest {expected[:12]}", todo)
 
 
 def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -203,10 +201,7 @@ def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def load_model(files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True) -> Model:
-    """Load a model, with the code that it carries.
-
-    Raises TiplineError if the files do not have the digest `expected` or may not be loaded; nothing of them has run.
-    """
+    """Load a model with its code; before any of it runs, refuse another digest and files that may not be loaded."""
     check_digest(files, expected)
     spec = read_spec(files)
     if external.is_external(files):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +27,24 @@ WHERE = "params.yaml, train"
 TODO = "Correct the function or its parameters."
 
 
-@dataclass(frozen=True)
-class UserFile:
-    """The user's code file, `model.code`, imported as a model carries it."""
-
-    name: str
-    data: bytes
-    functions: Mapping[str, Any]  # the functions and classes that it defines
-
-    @classmethod
-    def load(cls, path: Path) -> UserFile:
-        """Import the file; raise UsageError if that fails."""
-        data = path.read_bytes()
-        with ReportedCode(path.name, "params.yaml, model.code", TODO):
-            module = pyfunc.install_code(path.name, data)
-        values = vars(module).items()
-        own = {name: value for name, value in values if getattr(value, "__module__", "") == module.__name__}
-        return cls(path.name, data, own)
+def load_functions(path: Path) -> dict[str, Any]:
+    """Import the user's code file as a model carries it; return the functions and classes that it defines."""
+    with ReportedCode(path.name, "params.yaml, model.code", TODO):
+        module = pyfunc.install_code(path.name, path.read_bytes())
+    values = vars(module).items()
+    return {name: value for name, value in values if getattr(value, "__module__", "") == module.__name__}
 
 
-def create_classifier(train: Train, code: UserFile) -> Any:  # noqa: ANN401 (whatever the user's function returns)
-    """Create the estimator that `train` names, with its parameters and the seed."""
-    factory = ESTIMATORS.get(train.estimator) or code.functions.get(train.estimator) or import_class(train.estimator)
+def create_classifier(train: Train, functions: Mapping[str, Any]) -> Any:  # noqa: ANN401 (of any package)
+    """Create the estimator that `train` names, with its parameters and the seed; `functions` are the user's."""
+    factory = ESTIMATORS.get(train.estimator) or functions.get(train.estimator) or import_class(train.estimator)
     params = {**DEFAULTS.get(train.estimator, {}), **train.params}
-    check_parameters(train.estimator, factory, params)
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        todo = f"It has: {', '.join(sorted(signature.parameters))}."
+        raise UsageError(f"{train.estimator} cannot be called: {error}.", f"{WHERE}.params", todo) from error
     with ReportedCode(train.estimator, f"{WHERE}.estimator", TODO):
         classifier = factory(**params)
     # On the class, because a stack has it only once it is fitted.
@@ -93,15 +85,3 @@ def import_class(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"There is no estimator {name!r}.", f"{WHERE}.estimator", f"Use {ESTIMATOR_FORMS}.")
     return found  # type: ignore[no-any-return]
-
-
-def check_parameters(name: str, factory: Callable[..., Any], params: Mapping[str, Any]) -> None:
-    """Refuse parameters that an estimator does not take, and name the nearest that it does take."""
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**params)
-    except TypeError as error:
-        known, unknown = sorted(signature.parameters), [key for key in params if key not in signature.parameters]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
-        todo = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
-        raise UsageError(f"{name} cannot be called: {error}.", f"{WHERE}.params", todo) from error

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 FOLDER = "mlflow"
 # MLflow's types by those of the schema. Whole numbers are doubles, because an integer cannot be missing in pandas.
+SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",)}
 NUMBERS = ("double", "float")
-SCHEMA_TYPES = {"category": ("string",), "timestamp": ("datetime",), "number": NUMBERS}
-SCHEMA_TYPES |= {"integer": NUMBERS, "boolean": NUMBERS}
 TODO = "Log it with a signature of schema columns as string, datetime or double and probabilities as its output."
 
 
@@ -50,10 +49,7 @@ def check_files(files: Mapping[str, bytes], where: str) -> None:
 
 
 def read_inputs(folder: Path, schema: Schema, hidden: Collection[str], where: str) -> list[dict[str, str]]:
-    """Read the columns that the model in a folder takes, already inspected by `loader`, from its signature.
-
-    Raises UsageError with every reason if there is no signature, or one that prepared rows cannot fill.
-    """
+    """Read from its signature which columns a model takes; refuse a signature that prepared rows cannot fill."""
     from mlflow.models import Model  # noqa: PLC0415 (MLflow takes seconds, and our own models do without)
 
     signature = Model.load(str(folder)).signature
@@ -76,16 +72,12 @@ def find_objection(name: str, type_: str, schema: Schema, hidden: Collection[str
         return f"{name} is known only after the outcome"
     if name in hidden:
         return f"{name} is part of the target or hidden"
-    accepted = SCHEMA_TYPES[column.type]
+    accepted = SCHEMA_TYPES.get(column.type, NUMBERS)
     return None if type_ in accepted else f"{name} is declared {type_}, it has to be {accepted[0]}"
 
 
 def load_predict(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> Callable[[pd.DataFrame], Floats]:
-    """Load a model through MLflow, and return the function from a frame to the probability of each row.
-
-    The caller has checked the files. Raises TiplineError if MLflow cannot load them here; the function raises it if the
-    model does not return one probability per row.
-    """
+    """Load a model, whose files were checked, through MLflow; return the function from a frame to the probabilities."""
     from mlflow.pyfunc import load_model  # noqa: PLC0415 (see above)
 
     where, folder = spec["name"], Path(tempfile.mkdtemp(prefix="tipline-model-"))
@@ -125,7 +117,4 @@ def extract_scores(given: Any) -> Floats | None:  # noqa: ANN401 (whatever the m
     values = np.asarray(given)
     if values.shape[1:] in {(1,), (2,)}:
         values = values[:, -1]
-    if values.ndim != 1 or values.dtype.kind != "f":
-        return None
-    scores: Floats = values.astype(np.float64)
-    return scores
+    return values.astype(np.float64) if values.ndim == 1 and values.dtype.kind == "f" else None

@@ -21,16 +21,15 @@ from tipline.errors import TiplineError, UsageError, shorten_text
 from tipline.files import hash_bytes, hash_json
 from tipline.model import pyfunc
 
-# The tag of runs and versions that holds the digest of all logged files.
-FILES = "tipline.files"
+FILES = "tipline.files"  # the tag of runs and versions that holds the digest of all logged files
 MODEL = "MLmodel"
-# MLflow writes this file, with the name and number of a version, into what it downloads and into its own store.
 MLFLOW_NOTE = "registered_model_meta"
 COMPILED = "__pycache__"
 FLAVOR = "python_function"
 WRAPPER = "pyfunc.py"
 TRAINING = "training.json"
 ARTIFACTS = "artifacts/"
+CODE = re.compile(rf"{ARTIFACTS}([^/]+\.py)")
 NEEDED = {WRAPPER, *(f"{ARTIFACTS}{name}" for name in (pyfunc.ESTIMATOR, pyfunc.SPEC, TRAINING))}
 OWN_FILES = {MODEL, *NEEDED, "conda.yaml", "python_env.yaml", "requirements.txt"}
 OWN_FILES |= {"input_example.json", "serving_input_example.json"}
@@ -91,27 +90,15 @@ def hash_files(logged: Mapping[str, bytes]) -> str:
     return hash_json({name: hash_bytes(data) for name, data in logged.items()})
 
 
-def check_registered(logged: Mapping[str, bytes], expected: str | None, where: str) -> None:
-    """Compare the files with the digest in the version's tag, which versions registered without tipline do not have."""
-    if expected is not None and hash_files(logged) != expected:
-        what = "The files of this version are not those that were registered. They were not loaded."
-        raise TiplineError(what, where, TODO)
-
-
 def check_own_model(logged: Mapping[str, bytes], where: str) -> None:
     """Refuse a model of tipline's, as MLflow logged it, that could run other code or has other files."""
-    code = {name.removeprefix(ARTIFACTS): data for name, data in logged.items() if is_code(name)}
+    code = {found[1]: data for name, data in logged.items() if (found := CODE.fullmatch(name))}
     check_external_model(logged, where, code, logged.get(f"{ARTIFACTS}{pyfunc.SPEC}", b"{}"))
-    extra = sorted(name for name in set(logged) - OWN_FILES if not is_code(name))
+    extra = sorted(name for name in set(logged) - OWN_FILES if not CODE.fullmatch(name))
     missing = sorted(NEEDED - set(logged))
     if extra or missing:
         reason = f"it has no {missing[0]}" if missing else f"tipline's models have no file {shorten_text(extra[0])}"
         raise refuse_model(reason, where)
-
-
-def is_code(name: str) -> bool:
-    """Whether a logged file is a code file of a model that tipline made."""
-    return name.startswith(ARTIFACTS) and name.endswith(".py") and "/" not in name.removeprefix(ARTIFACTS)
 
 
 def check_external_model(

@@ -63,11 +63,7 @@ def list_packages(dump: bytes) -> set[str]:
 
 
 def try_pipeline(built: BuiltPipeline, frame: pd.DataFrame, labels: Labels) -> None:
-    """Fit on few rows, save, and load in another process, so that what cannot work is refused before the long study.
-
-    Raises UsageError if the estimator cannot be saved, cannot be loaded where only installed packages are importable,
-    or scores differently then, and if the user's function is not row by row. Too few rows are no reason.
-    """
+    """Fit on few rows, save, and load in another process, so that what cannot work is refused before the long study."""
     chosen = np.concatenate([np.flatnonzero(labels == label)[: TRIAL_ROWS // 2] for label in (False, True)])
     rows, wanted = frame.iloc[chosen], labels[chosen]
     if "features" in built.pipeline.named_steps:

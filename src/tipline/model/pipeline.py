@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tipline.ingest.schema import Schema
 from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
-from tipline.model.estimators import ESTIMATORS, TODO, WHERE, UserFile, create_classifier
+from tipline.model.estimators import ESTIMATORS, TODO, WHERE, create_classifier, load_functions
 
 NO_VALUE = "(no value in the sample)"
 KINDS = ("category", "hour", "number")
@@ -43,10 +42,7 @@ class BuiltPipeline:
 
 
 def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
-    """Return what model.json holds before the fit; of the baseline, only its columns.
-
-    The gate does not judge the model on any of the months that it is made on.
-    """
+    """Return what model.json holds before the fit; of the baseline, only its columns."""
     sized = settings.train.rows == "auto" or settings.train.calibration
     return {
         "format": FORMAT,
@@ -66,24 +62,24 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     """Build the unfitted pipeline for the columns and categories of a frame of training rows.
 
     Its steps are the user's function, if `model.features` names one; the preprocessing, unless the whole estimator is
-    the user's; and the classifier. Raises UsageError if a function, the estimator or one of its parameters is unknown,
-    or the user's code fails.
+    the user's; and the classifier.
     """
-    model, code = settings.model, UserFile.load(root / settings.model.code)
+    model, code = settings.model, root / settings.model.code
+    functions = load_functions(code)
     files, steps = {TRANSFORMERS.name: TRANSFORMERS.read_bytes()}, []
-    is_own = settings.train.estimator in code.functions and settings.train.estimator not in ESTIMATORS
+    is_own = settings.train.estimator in functions and settings.train.estimator not in ESTIMATORS
     if model.features:
-        if model.features not in code.functions:
+        if model.features not in functions:
             what = f"{model.features} is no function of {code.name} once the file has run; a decorator may replace it."
             raise UsageError(what, "params.yaml, model.features", "Define it with `def`, under this name.")
-        step = create_step("apply_features", function=code.functions[model.features])
+        step = create_step("apply_features", function=functions[model.features])
         with ReportedCode(model.features, "params.yaml, model.features", TODO):
             frame = step.transform(frame)
         steps.append(("features", step))
     if model.features or is_own:
-        files[code.name] = code.data
+        files[code.name] = code.read_bytes()
     features = describe_columns(frame, model)
-    classifier = create_classifier(settings.train, code)
+    classifier = create_classifier(settings.train, functions)
     if not is_own:
         steps.append(("preprocess", build_preprocessing(classifier, features, frame, settings, schema)))
     return BuiltPipeline(Pipeline([*steps, ("classifier", classifier)]), features, files)
@@ -121,8 +117,7 @@ def describe_columns(frame: pd.DataFrame, model: ModelSettings) -> list[dict[str
         features.append({"name": str(name), "kind": kind})
     known = [feature["name"] for feature in features if feature["kind"] == "category"]
     for name in sorted(set(model.categories) - set(known)):
-        near = difflib.get_close_matches(name, known, 1, 0.4)
-        todo = f"Did you mean {near[0]}?" if near else "Remove it, or make the column a category."
+        todo = f"Use some of: {', '.join(known) or 'none'}; or make the column a category."
         raise UsageError(f"{name} has values here but is not a category.", "params.yaml, model.categories", todo)
     return features
 
@@ -167,20 +162,14 @@ def build_preprocessing(
 
 
 def list_levels(values: pd.Series[Any], listed: Sequence[str] | None) -> np.ndarray[Any, Any]:
-    """Return the categories of a column, in order: those listed in params.yaml, or those of the rows.
-
-    A missing value is none of them, so it is treated as an unseen one.
-    """
+    """Return the categories of a column, in order. A missing value is none of them, so it counts as an unseen one."""
     if pd.api.types.is_numeric_dtype(values):
         return np.array(sorted(values.dropna().unique().tolist()) or [np.inf])  # an encoder needs one at least
     return np.array(listed or sorted(values.dropna().unique().tolist()) or [NO_VALUE], object)
 
 
 def fit_pipeline(pipeline: Pipeline, frame: pd.DataFrame, labels: Labels, *, must_converge: bool = True) -> Pipeline:
-    """Fit a pipeline in place on a frame of training rows, with one BLAS thread: equal rows give equal bytes.
-
-    Raises UsageError if the estimator refuses the parameters or the rows, TiplineError if the solver does not converge.
-    """
+    """Fit a pipeline in place on a frame of training rows, with one BLAS thread: equal rows give equal bytes."""
     report = ReportedCode("The fit", f"{WHERE}, on {len(labels):,} rows", "Correct train.params or the sample.")
     with report, threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

@@ -41,8 +41,7 @@ FUNCTIONS = {
     "scipy._lib.array_api_compat.numpy._aliases.asarray",
     "sklearn.utils.validation.check_array",
 }
-# How far a probability is kept from 0 and 1, so that its log-odds are finite.
-EDGE = 2.0**-53
+EDGE = 2.0**-53  # how far a probability is kept from 0 and 1, so that its log-odds are finite
 # The pandas type of a column, by its type in the schema. A number may be missing, so none is an integer.
 DTYPES = {"category": "str", "timestamp": "datetime64[us]"}
 
@@ -107,13 +106,9 @@ def load_estimator(files: Mapping[str, bytes]) -> Pipeline:
     """Import the code files of a model, then load its pipeline; skops refuses what is not trusted."""
     import skops.io  # noqa: PLC0415 (see above)
 
-    dump, code = files[ESTIMATOR], list_code(files)
-    for name, data in code.items():
-        install_code(name, data)
-    untrusted = list_untrusted_types(dump, code)
-    return skops.io.loads(
-        dump, trusted=[name for name in skops.io.get_untrusted_types(data=dump) if name not in untrusted]
-    )
+    modules = [install_code(name, data).__name__ for name, data in list_code(files).items()]
+    types = skops.io.get_untrusted_types(data=files[ESTIMATOR])
+    return skops.io.loads(files[ESTIMATOR], trusted=[name for name in types if is_trusted(name, modules)])
 
 
 def normalize_frame(frame: pd.DataFrame, inputs: Iterable[Mapping[str, str]]) -> pd.DataFrame:

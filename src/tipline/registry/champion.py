@@ -12,7 +12,6 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
@@ -22,7 +21,7 @@ from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError, hide_secrets, shorten_text
 from tipline.model import artifact
-from tipline.paths import Paths, month_folder
+from tipline.paths import Paths
 from tipline.registry import model_versions, runs, store
 from tipline.registry.store import Client, Version
 
@@ -35,10 +34,8 @@ Ref: TypeAlias = dict[str, Any]
 
 
 class Champion(BaseModel):
-    """A version that was champion; `digest` is None for one that tipline never adopted."""
-
     version: int
-    digest: str | None
+    digest: str
 
 
 class Change(BaseModel, populate_by_name=True):
@@ -72,10 +69,7 @@ def change_champion(client: Client, version: Version, how: str, reason: str | No
 
 
 def record_external_change(client: Client, version: Version) -> None:
-    """Record that a version is champion, unless the history ends with it or this user may not write.
-
-    A version without a digest was never adopted. It cannot score, so it is not recorded.
-    """
+    """Record a champion, unless the history ends with it, it was never adopted, or this user may not write."""
     changes, digest = list_changes(client, version.name), version.tags.get(store.DIGEST)
     if digest and (not changes or changes[-1].after.digest != digest):
         with store.skip_if_forbidden():
@@ -87,14 +81,14 @@ def record_change(client: Client, version: Version, how: str, reason: str | None
     if how != "external":
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
             by = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    texts = {"reason": reason, "verdict": version.tags.get(model_versions.VERDICT)}
-    changes = list_changes(client, version.name)
+    verdict, changes = version.tags.get(model_versions.VERDICT), list_changes(client, version.name)
     change = Change(
         before=changes[-1].after if changes else None,
-        after=Champion(version=int(version.version), digest=version.tags.get(store.DIGEST)),
+        after=Champion(version=int(version.version), digest=version.tags[store.DIGEST]),
         how=how,
         by=by,
-        **{name: text and shorten_text(text, TEXT_LETTERS) for name, text in texts.items()},
+        reason=reason and shorten_text(reason, TEXT_LETTERS),
+        verdict=verdict and shorten_text(verdict, TEXT_LETTERS),
     )
     key = f"{TAG}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
     client.set_registered_model_tag(version.name, key, change.model_dump_json(by_alias=True))
@@ -121,10 +115,7 @@ def find_previous_champion(changes: Sequence[Change], digest: str | None) -> Cha
 
 
 def find_champion(client: Client, paths: Paths, name: str) -> Version | None:
-    """Return the champion; give a registry that has lost it the last one back; None if nothing has it any more.
-
-    The last champion is the one at the end of the history, or without a history the one in models/champion/.
-    """
+    """Return the champion; a registry that has lost it gets the last one of its history or models/champion/ back."""
     if version := model_versions.get_champion(client, name):
         return version
     changes, ref = list_changes(client, name), files.try_read_json(paths.champion_ref)
@@ -171,8 +162,8 @@ def check_first_champion(client: Client, paths: Paths, name: str, digest: str) -
         return  # `model.name` was changed: what is left belongs to the other name
     signs = {"MLflow's history ends with it": changes[-1].after.digest if changes else None}
     signs["models/champion/ref.json names it"] = ref["digest"] if ref else None
-    for path in sorted(paths.predictions.glob(f"month=*/{files.MANIFEST}")):
-        signs[f"it has scored {path.parent.name} in data/predictions"] = read_scored_digest(path)
+    for month, scored in read_scored_digests(paths).items():
+        signs[f"it has scored month={month} in data/predictions"] = scored
     locked, is_elsewhere = read_locked_champion(paths)
     if is_elsewhere or store.get_database_path(paths) != paths.workspace / store.DATABASE:
         signs["dvc.lock names it"] = locked
@@ -219,24 +210,19 @@ def update_champion_folder(paths: Paths, version: Version | None, challenger: Re
     ref = describe_version(version) if version else (now if now and is_kept else challenger) | {"version": None}
     if digest != ref["digest"]:
         with files.replace_folder(paths.champion, paths.staging / "models") as folder:
-            if version is None or ref["digest"] == challenger["digest"]:
-                for name in (*artifact.list_files(paths.challenger), artifact.TRAINING):
-                    shutil.copyfile(paths.challenger / name, folder / name)
-            else:
-                with model_versions.open_files(version) as fetched:
-                    shutil.copytree(fetched, folder, dirs_exist_ok=True)
+            is_here = version is None or ref["digest"] == challenger["digest"]
+            with contextlib.nullcontext(paths.challenger) if is_here else model_versions.open_files(version) as source:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
             files.write_json(folder / paths.champion_ref.name, ref)
     elif now != ref:
         files.write_json(paths.champion_ref, ref)
     return ref
 
 
-def read_scored_digest(manifest: Path) -> str | None:
-    digest: str | None = (files.try_read_json(manifest) or {}).get("key", {}).get("model")
-    return digest
-
-
-def list_scored_months(paths: Paths, months: Sequence[str], digest: str | None) -> list[str]:
-    """Return the months whose predictions are those of a model."""
-    manifests = ((month, month_folder(paths.predictions, month) / files.MANIFEST) for month in months)
-    return [month for month, path in manifests if digest and read_scored_digest(path) == digest]
+def read_scored_digests(paths: Paths) -> dict[str, str | None]:
+    """Return, by month in data/predictions, the digest of the model that scored it."""
+    manifests = sorted(paths.predictions.glob(f"month=*/{files.MANIFEST}"))
+    return {
+        path.parent.name.removeprefix("month="): (files.try_read_json(path) or {}).get("key", {}).get("model")
+        for path in manifests
+    }

@@ -52,10 +52,7 @@ def find_entry(client: Client, paths: Paths, name: str, role: str) -> ModelEntry
 def describe_model(
     client: Client, settings: Settings, paths: Paths, entry: ModelEntry, links: Mapping[str, str]
 ) -> None:
-    """Bring a model's training run and version up to date; an experiment's copy leaves versions alone.
-
-    `links` are links to the runs of the evaluation and, by month, of the months.
-    """
+    """Bring a model's run and version up to date; `links` are links to the runs of the evaluation and of the months."""
     report, run, version = files.read_json(paths.evaluation, runs.TODO), entry.run, entry.version
     verdict = version.tags.get(model_versions.VERDICT) if version else None  # the champion keeps that of its promotion
     if entry.role == "challenger":
@@ -83,7 +80,7 @@ def render_card(settings: Settings, paths: Paths, entry: ModelEntry, **values: A
     """Return the card of a model; `values` are passed to the template beside those that are read here."""
     folder, schema = getattr(paths, entry.role), load_schema(paths.root / settings.schema_)
     spec = files.read_json(folder / pyfunc.SPEC, runs.TODO)
-    scored = champion.list_scored_months(paths, settings.months, entry.digest)
+    scored = champion.read_scored_digests(paths)
     months = files.read_json(paths.monitoring / "months.json", runs.TODO)
     loader = PackageLoader("tipline.registry", ".")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701 (Markdown)
@@ -94,7 +91,7 @@ def render_card(settings: Settings, paths: Paths, entry: ModelEntry, **values: A
         spec=spec,
         training=files.try_read_json(folder / artifact.TRAINING) or {},
         baseline=" and ".join(spec["baseline"]["by"]),
-        months=[month for month in months if month["month"] in scored],
+        months=[month for month in months if scored.get(month["month"]) == entry.digest],
         source=hide_secrets(settings.source),
         meanings={name: schema.columns[name].meaning for name in spec["target_columns"] if name in schema.columns},
         tags=entry.run.data.tags if entry.run else {},

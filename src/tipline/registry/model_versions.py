@@ -115,11 +115,7 @@ def tag_version(client: Client, version: Version, tags: Mapping[str, str]) -> Ve
 def adopt_version(
     client: Client, settings: Settings, paths: Paths, version: Version, *, trust_code: bool = False
 ) -> Version:
-    """Return a version that has a digest; check one that tipline did not register, and tag it with what scoring needs.
-
-    With `trust_code`, its files may hold pickles. Raises UsageError if its signature does not take prepared columns,
-    TiplineError if its files are refused.
-    """
+    """Return a version with a digest; check one that tipline did not register, and tag it with what scoring needs."""
     if store.DIGEST in version.tags:
         return version
     for run in runs.list_training_runs(client):
@@ -159,10 +155,9 @@ def check_known_code(paths: Paths, contents: Mapping[str, bytes], version: Versi
 
 @contextlib.contextmanager
 def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Path]:
-    """Yield a folder with the files of a version as MLflow logged them.
+    """Yield a folder with the files of a version as MLflow logged them; refuse code that should not run.
 
-    A version that was promoted with `--trust-code` is compared with its digest alone, by the callers. Raises
-    TiplineError if they cannot be downloaded, were changed, or could run code that they should not.
+    A version that was promoted with `--trust-code` is compared with its digest alone, by the callers.
     """
     where, uri = format_version(version), f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory(prefix="tipline-") as scratch:
@@ -178,7 +173,9 @@ def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Pat
             raise TiplineError(what, where, todo) from error
         loader.remove_leftovers(root)
         logged = loader.read_files(root, where)
-        loader.check_registered(logged, version.tags.get(loader.FILES), where)
+        if version.tags.get(loader.FILES) not in {None, loader.hash_files(logged)}:
+            what = "The files of this version are not those that were registered. They were not loaded."
+            raise TiplineError(what, where, loader.TODO)
         external_spec = json.loads(version.tags.get(runs.EXTERNAL_SPEC, "{}"))
         if store.DIGEST in version.tags and not external_spec:
             loader.check_own_model(logged, where)
@@ -210,9 +207,7 @@ def open_files(version: Version) -> Iterator[Path]:
             folder = root.parent / "adopted"
             shutil.copytree(root, folder / external.FOLDER)
             (folder / pyfunc.SPEC).write_text(spec, encoding="utf-8")
-        if artifact.read_digest(folder) != get_digest(version):
-            what = "The registry's files of this version are not those that were registered."
-            raise TiplineError(what, format_version(version), "Promote another version: tipline promote VERSION")
+        artifact.check_digest(artifact.read_artifact(folder), get_digest(version), format_version(version))
         yield folder
 
 

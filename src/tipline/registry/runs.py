@@ -144,8 +144,8 @@ def find_training_run(client: Client, wanted: str) -> Run:
     ]
     if len(matches) != 1:
         what = f"{len(matches)} runs with a model are called {wanted!r}."
-        ids = f" The ids of these: {', '.join(run.info.run_id for run in matches)}" if matches else ""
-        todo = f"Name a version number, or a run by its id, its name or its DVC experiment (mlflow ui).{ids}"
+        ids = ", ".join(run.info.run_id for run in matches) or "none"
+        todo = f"Name a version, or a run by its id, name or DVC experiment (mlflow ui). The ids of these: {ids}"
         raise UsageError(what, f"MLflow's experiment {store.PREFIX}train", todo)
     return matches[0]
 

@@ -73,16 +73,13 @@ def get_database_path(paths: Paths) -> Path | None:
 
 @contextlib.contextmanager
 def connect_store(paths: Paths) -> Iterator[Client]:
-    """Yield a client of the store; create its database first if that is missing.
-
-    Raises TiplineError, also for the block, if the store cannot be reached or refuses something.
-    """
+    """Yield a client of the store, whose database is created first; report what goes wrong in the block."""
     address = get_store_address(paths)
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
-    with translate_errors(address):
+    try:
         if database := get_database_path(paths):
             if is_missing(database):
                 create_database(paths, database)
@@ -90,6 +87,14 @@ def connect_store(paths: Paths) -> Iterator[Client]:
                 check_database(connection, database)
                 follow_move(connection, database.parent, paths.workspace)
         yield Client()
+    except ModuleNotFoundError as error:
+        what = f"MLflow's store needs the module {error.name}, which is missing."
+        todo = f"Install the package that has {error.name}, or name another store in MLFLOW_TRACKING_URI."
+        raise TiplineError(what, hide_secrets(address), todo) from error
+    except (MlflowException, requests.RequestException, SQLAlchemyError, sqlite3.Error) as error:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        what, todo = explain_error(error, address)
+        raise TiplineError(what, hide_secrets(address) + (f", as user {user}" if user else ""), todo) from error
 
 
 @contextlib.contextmanager
@@ -107,10 +112,7 @@ def is_missing(database: Path) -> bool:
 
 
 def create_database(paths: Paths, database: Path) -> None:
-    """Create MLflow's tables in a file beside the database and rename it.
-
-    The creation takes seconds. Whatever ends it halfway leaves a file that MLflow never accepts again.
-    """
+    """Create MLflow's tables in another file and rename it; one whose creation was cut off would never be accepted."""
     with lock_store(paths):
         for abandoned in database.parent.glob(f".{database.name}.*.tmp*"):
             abandoned.unlink()
@@ -121,9 +123,8 @@ def create_database(paths: Paths, database: Path) -> None:
 
 def check_database(connection: sqlite3.Connection, database: Path) -> None:
     """Raise TiplineError for a database whose creation was cut off: it has tables and not one experiment."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    queries = [f"SELECT 1 FROM {table} LIMIT 1" for table in tables & {"experiments", "registered_models"}]  # noqa: S608
-    if queries and not any(connection.execute(query).fetchone() for query in queries):
+    table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
+    if table and not connection.execute("SELECT 1 FROM experiments").fetchone():
         what = "The creation of MLflow's database was interrupted; the file holds no runs and cannot be used."
         todo = "Unless another program is creating it right now, delete this file and run the command again."
         raise TiplineError(what, str(database), todo)
@@ -157,21 +158,6 @@ def check_artifact_host(address: str, where: str) -> None:
 
 
 # ---- errors of the client, distinguished by error code, HTTP status and exception type ----
-
-
-@contextlib.contextmanager
-def translate_errors(address: str) -> Iterator[None]:
-    """Raise TiplineError for what goes wrong in the block at the store of this address."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        what = f"MLflow's store needs the module {error.name}, which is missing."
-        todo = f"Install the package that has {error.name}, or name another store in MLFLOW_TRACKING_URI."
-        raise TiplineError(what, hide_secrets(address), todo) from error
-    except (MlflowException, requests.RequestException, SQLAlchemyError, sqlite3.Error) as error:
-        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-        what, todo = explain_error(error, address)
-        raise TiplineError(what, hide_secrets(address) + (f", as user {user}" if user else ""), todo) from error
 
 
 @contextlib.contextmanager
@@ -231,10 +217,7 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
 
 
 def find_model(client: Client, name: str) -> entities.model_registry.RegisteredModel | None:
-    """Return a registered model with its tags and aliases, or None.
-
-    By a search, because a server with users answers a question for a model that does not exist as if it were forbidden.
-    """
+    """Return a registered model, or None. It is searched for: a server with users forbids to get a missing one."""
     return next(iter(client.search_registered_models(f"name = '{name}'")), None)
 
 

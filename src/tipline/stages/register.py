@@ -28,7 +28,8 @@ def run(settings: Settings, paths: Paths) -> None:
         now = champion.update_champion_folder(paths, version, challenger)
     log.info("challenger: %s %s; champion: %s", settings.model.name, format_ref(challenger), format_ref(now))
     if before and before["digest"] != now["digest"]:
-        months = ", ".join(champion.list_scored_months(paths, settings.months, before["digest"]))
+        scored = champion.read_scored_digests(paths)
+        months = ", ".join(month for month in settings.months if scored.get(month) == before["digest"])
         old, new = (f"{format_ref(ref)} ({ref['digest'][:8]})" for ref in (before, now))
         again = f"; {months}, scored by the old one, will be scored again" if months else ""
         log.info("the champion moved from %s to %s%s", old, new, again)
