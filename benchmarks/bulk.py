@@ -168,6 +168,10 @@ class Project:
             self.settings(train={"params": params})
         self.tipline("sample", self.months[0])
         self.tipline("train")
+        self.make_champion()
+
+    def make_champion(self) -> None:
+        """Make the challenger the champion, without a registry."""
         models = self.root / "models"
         # Not written over: the files may be DVC's, with another name in its cache.
         shutil.rmtree(models / "champion", ignore_errors=True)
