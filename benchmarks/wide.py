@@ -110,7 +110,14 @@ def main() -> None:
     (project.root / "server").mkdir()
     with gateway(project.root / "server") as server:
         server.make("wide").put(str(project.root / "data" / "trips"), "wide/trips", recursive=True)
-        command = [TOOLS / "tipline", "score", "--trips", "s3://wide/trips", "--to", "s3://wide/predictions"]
+        command: list[str | Path] = [
+            TOOLS / "tipline",
+            "score",
+            "--trips",
+            "s3://wide/trips",
+            "--to",
+            "s3://wide/predictions",
+        ]
         ran = run(command, project.root, KEYS | {"AWS_ENDPOINT_URL": f"http://{server.place}"})
         print_step("score, S3", ran, rows, 0)
     hours = scored.seconds * 2 / LARGE_CORES / rows * LARGE_ROWS / 3600
