@@ -58,11 +58,7 @@ def take_smallest(table: pa.Table, count: int) -> pa.Table:
 
 
 def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
-    """Remove samples of months that do not have the role of their folder any more, and what a killed run left there.
-
-    DVC keeps the output of a month that is removed from `sample.months`. Stages that depend on the folder of a role
-    would then see other files than in a clone.
-    """
+    """Remove samples of months that lost their role, which DVC keeps and a clone does not have, and temporary files."""
     for role in ROLES:
         listed = {paths.sample(role, month) for month in settings.sample.get_months(role)}
         for path in paths.sample(role, "").parent.glob("*"):
@@ -81,10 +77,7 @@ def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
 
 
 def read_pool(samples: Sequence[Path]) -> pa.Table:
-    """Read the samples of several months, named by month, as one that nests: ordered by key, ties by month.
-
-    Its column `sample_month` has the position of each row's month in order of time.
-    """
+    """Read samples, named by month, as one that nests: ordered by key, ties by month; `sample_month` counts months."""
     tables = [pq.read_table(path) for path in sorted(samples)]
     for code, table in enumerate(tables):
         tables[code] = table.append_column(MONTH, pa.array(np.full(len(table), code, np.int32)))
