@@ -97,9 +97,8 @@ class Conformer:
         column, known = self.schema.columns[name], self.aliases[name]
         words = texts.list_texts(encoded.dictionary)
         aliases = [None if word is None or len(word) > MAX_LETTERS else word for word in words]
-        known |= {
-            alias: column.canonical(alias, self.nulls) for alias in aliases if alias is not None and alias not in known
-        }
+        new = [alias for alias in aliases if alias is not None and alias not in known]
+        known |= {alias: column.canonical(alias, self.nulls) for alias in new}
         if len(known) > MAX_VALUES:
             what = f"A category has more than {MAX_VALUES:,} different values; the schema expects a few words."
             where = f"column {self.names[name]}, month {self.month}"

@@ -200,7 +200,7 @@ def describe_version(version: Version) -> Ref:
 
 
 def update_champion_folder(paths: Paths, version: Version | None, challenger: Ref) -> Ref:
-    """Bring models/champion/ up to date with a version, or else with what is there or the challenger; return its ref."""
+    """Bring models/champion/ up to date with a version, else with what is there or the challenger; return its ref."""
     now, digest = files.try_read_json(paths.champion_ref), artifact.try_read_digest(paths.champion)
     is_kept = now and (now["name"], now["digest"]) == (challenger["name"], digest)
     ref = describe_version(version) if version else (now if now and is_kept else challenger) | {"version": None}

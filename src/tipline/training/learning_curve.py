@@ -228,9 +228,8 @@ def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
 def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     """Fit a power law to the skill on the `validation` rows, and extend it to `available` rows.
 
-    The result has limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses), and
-    lists rows, skill, low and high (90% interval). It is None if the study has too few sizes, repeats or days, or the
-    baseline leaves nothing to gain.
+    Among the results, `limit` is the skill with infinitely many rows, and `misses` counts sizes whose interval the law
+    misses. Returns None with too few sizes, repeats or days, or nothing to gain.
     """
     mean, draws = bootstrap_skill(study, study.losses)
     if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
