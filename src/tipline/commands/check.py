@@ -1,6 +1,7 @@
 """`tipline check`: show how the months of a source would be read, from their first rows; draft a schema from them."""
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tipline.ingest.conform import Conformer
 from tipline.ingest.schema import Csv, Schema, format_names, load_schema
 from tipline.paths import Paths
 
-ROWS, HEAD_BYTES = 1000, 2**19  # of a Parquet file; of a CSV file
+ROWS, HEAD_BYTES = 1000, 2**19
 
 
 def run(
@@ -103,8 +104,11 @@ def describe_month(preview: readers.Month, month: str, schema: Schema) -> Iterat
     batch = next(preview.batches(names, names), None)
     yield f"  era      {match.era}: {schema.eras[match.era]}"
     if batch is not None:
+        malformed = [row for row in batch.malformed if row[0] < ROWS]
+        rows = batch.rows[: ROWS - len(malformed)]
+        batch = dataclasses.replace(batch, rows=rows, values=batch.values.slice(0, len(rows)), malformed=malformed)
         trips = conformer.conform(batch)[0]
-        position = {int(row): index for index, row in enumerate(batch.rows)}
+        position = {int(row): index for index, row in enumerate(rows)}
         for key, name in match.names.items():
             column, example = schema.columns[key], "no value"
             if len(found := trips.filter(trips[key].is_valid())):
@@ -113,7 +117,7 @@ def describe_month(preview: readers.Month, month: str, schema: Schema) -> Iterat
                 prepared = readers.convert_to_json(found[key].slice(0, 1))[0]
                 example = f"{shorten_text(published)!r} -> {shorten_text(prepared)}"
             yield f"  {key:24} {column.type:10} {name}, {shorten_text(match.types[key])}: {example}"
-        count = format_count(len(batch.rows) + len(batch.malformed), "row")
+        count = format_count(len(rows) + len(malformed), "row")
         yield f"  quarantined  {conformer.quarantined.total():,} of the first {count}"
         counts = {"quarantined_by_reason": conformer.quarantined, "examples": conformer.examples}
         yield from (f"    {line}" for line in losses.describe_losses(counts, schema))
