@@ -53,7 +53,7 @@ def test_a_month_of_csv_is_shown_with_what_cannot_be_read(check: Run, tmp_path: 
     title = re.match(r"2009-01  CSV, [\d,]+ bytes, about ([\d,]+) rows\n", printed)
     assert title
     assert int(title[1].replace(",", "")) == pytest.approx(21_242, rel=0.02)
-    assert re.fullmatch(r"0 of the first \d,\d{3} rows", read_fact(printed, "2009-01", "quarantined"))
+    assert read_fact(printed, "2009-01", "quarantined") == "0 of the first 1,000 rows"
     lines = [factory.line(Fare_Amt="7,70"), factory.line(Trip_Pickup_DateTime="31/01/2009 1:02:03 PM"), factory.line()]
     code, printed = check(factory.write_csv(tmp_path / "2009-03.csv", [*lines, *lines[1:2]]), "2009-03")
     assert (code, read_fact(printed, "2009-03", "quarantined")) == (0, "3 of the first 4 rows")
