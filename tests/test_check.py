@@ -100,7 +100,7 @@ def test_only_the_first_rows_of_a_remote_month_are_fetched_and_a_server_without_
         code, printed = check(shelf.address("/{month}"), "2009-01", MONTH)
     assert code == 4
     assert re.search(r"about (49|50),\d\d\d rows", printed)
-    assert f"{MONTH}  cannot be previewed" in printed
+    assert f"{MONTH}  The server sends whole files only" in printed
 
 
 def test_each_month_is_shown_by_itself_and_the_exit_code_is_for_all(check: Run, tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_each_month_is_shown_by_itself_and_the_exit_code_is_for_all(check: Run, 
     pq.write_table(table.drop_columns(["payment_type"]), tmp_path / "m" / "2024-02")
     code, printed = check(source, MONTH, "2024-02", "2024-03")
     assert code == 4
-    for line in (f"{MONTH}  Parquet", "2024-02  cannot be prepared", "2024-03  not published"):
+    for line in (f"{MONTH}  Parquet", "2024-02  The month lacks columns", "2024-03  The source does not have"):
         assert line in printed
     assert "payment_type (as Payment_Type)" in printed
-    assert [check(source, *months)[0] for months in ((MONTH, "2024-03"), ("2024-02",))] == [5, 1]
+    assert [check(source, month)[0] for month in ("2024-02", "2024-03")] == [1, 5]
     assert not (tmp_path / "project" / "data").exists()
 
 

@@ -270,9 +270,11 @@ def test_a_driver_killed_at_any_moment_leaves_whole_months_and_is_resumed(
 
 
 @pytest.mark.parametrize("models", ["equal", "different"])
-def test_two_clones_that_score_to_one_place_both_end_well(
-    template: Template, project: Paths, tmp_path: Path, models: str
+def test_two_clones_that_score_to_one_place_both_end_well_also_without_a_forkserver(
+    template: Template, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: str
 ) -> None:
+    (folder := tmp_path / ("long-" * 20)).mkdir()  # too long for the name of the forkserver's socket
+    monkeypatch.setenv("TMPDIR", str(folder))
     (tmp_path / "clone").mkdir()
     clone, place = workbench.copy_project(template.paths, tmp_path / "clone"), tmp_path / "place"
     template.second.install(project, SLOW)
@@ -299,7 +301,8 @@ def test_killed_workers_change_nothing(template: Template, project: Paths) -> No
     with start_scoring(project) as run:
         workbench.wait_for(lambda: len(list_markers(project.staging)) > 5)
         children = psutil.Process(run.process.pid).children()
-        first, second = (child for child in children if "spawn_main" in " ".join(child.cmdline()))
+        (server,) = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+        first, second = server.children()
         first.kill()
         workbench.wait_for(lambda: len(list_markers(project.staging)) > 30)
         second.kill()

@@ -281,7 +281,8 @@ def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
             for batch in super().batches(*arguments):
                 yield readers.Batch(batch.rows[:-1], batch.values.slice(0, len(batch.rows) - 1))
 
-    month = LossyMonth(factory.write_2009(tmp_path / "month.parquet", {}, {}, {}))
+    path = factory.write_2009(tmp_path / "month.parquet", {}, {}, {})
+    month = readers.Month(path, [LossyMonth(path)])
     conformer = Conformer(SCHEMA, SCHEMA.match(month.schema, "here").names, MONTH)
     with pytest.raises(TiplineError, match="3 rows were published, 2 prepared and 0 quarantined"):
         prepare.write_month(conformer, month, tmp_path)

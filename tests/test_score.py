@@ -253,9 +253,11 @@ def test_a_scheduler_without_workers_is_named(tmp_path: Path, monkeypatch: pytes
     assert caught.value.parts[1] == address
 
 
+@pytest.mark.parametrize("can_fork", [True, False])
 def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_import_no_pandas(
-    scored_template: Paths, tmp_path: Path
+    *, can_fork: bool, scored_template: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processes, "CAN_FORK", can_fork)
     locations = plan.Locations.resolve(scored_template, to=str(tmp_path))
     contents = artifact.read_artifact(scored_template.champion)
     digest, here = artifact.hash_artifact(contents), psutil.Process()
@@ -274,7 +276,7 @@ def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_impo
     listening = [found.laddr.ip for found in connections if found.status == psutil.CONN_LISTEN]
     assert len(listening) >= 3  # scheduler, its dashboard, worker
     assert set(listening) == {"127.0.0.1"}
-    # The resource tracker stays; it is a child of this process.
+    # The resource tracker and the forkserver stay; they are children of this process.
     assert not [process for process in started if process.is_running() and process.ppid() != here.pid]
 
 

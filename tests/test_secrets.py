@@ -52,7 +52,7 @@ def project(
     (folder / "netrc").write_text(f"machine 127.0.0.1 login me password np{WORD}\n")
     (folder / "netrc").chmod(0o600)
     create_repository(paths)
-    commands = [f"download {' '.join(MONTHS)}", *EVERYTHING.split(",")]
+    commands = [*(f"download {month}" for month in MONTHS), *EVERYTHING.split(",")]
     with forget_store():  # that of an earlier test
         return paths, "\n".join(run(paths, *command.split()) for command in commands)
 

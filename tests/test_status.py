@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests import servers, workbench
+from tests.conftest import ROOT
 from tests.test_registry import client as connect
 from tests.test_registry import train_another
 from tipline import files
@@ -193,3 +194,14 @@ def test_a_month_that_lost_more_than_the_others_is_wrong_unless_it_is_accepted(
     assert wrong.endswith(f"% filled values of extra. Fix: tipline check data/raw/{MONTH} {MONTH}")
     workbench.change_settings(complete, prepare={"accept": {MONTH: "the meter was broken"}})
     assert not show_status(complete).wrong
+
+
+def test_a_merge_conflict_in_the_lock_file(complete: Paths, show_status: Any) -> None:
+    lock, text = complete.root / "dvc.lock", (ROOT / "dvc.lock").read_text()
+    lock.write_text(text)
+    assert not show_status(complete).wrong
+    lock.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n")
+    printed = show_status(complete)
+    fix = "git checkout --ours dvc.lock && dvc repro"
+    assert printed.wrong == [f"dvc.lock has the markers of a merge conflict. Fix: {fix}"]
+    assert printed.lines["next"] == fix

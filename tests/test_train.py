@@ -50,7 +50,7 @@ def test_auto_takes_the_learning_curves_size_and_a_number_needs_none(trained_pro
         ({"params": {"max_iter": 1}}, 1, "did not converge"),
         ({"params": {"C": -1}}, 2, "'C' parameter"),
         ({"estimator": "random_forest"}, 2, "train.estimator"),
-        ({"rows": 3001}, 2, "3,001 training rows are requested"),
+        ({"rows": 3001}, 2, "3,001 rows are requested"),
         ({"calibration": "sigmoid"}, 2, "All 3,000 rows to calibrate on have the label False."),
     ],
 )

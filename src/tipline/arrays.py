@@ -10,6 +10,7 @@ Codes = np.ndarray[tuple[int], np.dtype[np.int32]]
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 Labels = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 Values = np.ndarray[tuple[int], Any]
 
 HOUR_MICROSECONDS = 3_600_000_000

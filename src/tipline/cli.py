@@ -44,7 +44,7 @@ VERSION = "a version number, or the id, name or DVC experiment of a run; default
 PREDICTIONS = "predictions, a path or s3://...; default: data/predictions"
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
-    "download": Command("fetch the published file of a month, whole or not at all", "stages.download:run", (MONTH,)),
+    "download": Command("fetch the published files of a month, all or none", "stages.download:run", (MONTH,)),
     "prepare": Command("convert a month to the schema", "stages.prepare:run", (MONTH,)),
     "sample": Command("draw the sample of a month that has a role", "stages.sample:run", (MONTH,)),
     "learning_curve": Command("study how many rows the model needs", "stages.learning_curve:run"),

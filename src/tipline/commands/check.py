@@ -11,15 +11,7 @@ import pyarrow.parquet as pq
 
 from tipline import config, files
 from tipline.config import PartialSettings
-from tipline.errors import (
-    MonthsFailedError,
-    NotPublishedError,
-    TiplineError,
-    UsageError,
-    format_count,
-    hide_secrets,
-    shorten_text,
-)
+from tipline.errors import MonthsFailedError, TiplineError, UsageError, format_count, hide_secrets, shorten_text
 from tipline.ingest import draft, losses, readers, source, transfer
 from tipline.ingest.conform import Conformer
 from tipline.ingest.schema import Csv, Schema, format_names, load_schema
@@ -51,7 +43,7 @@ def run(
         raise settings.problem or UsageError("There are no settings.", str(paths.params), "Correct the file.")
     else:
         schema = load_schema(paths.root / settings.settings.schema_)
-    failed: dict[str, TiplineError] = {}
+    failed: list[str] = []
     for month in dict.fromkeys(months):
         try:
             with open_preview(source, month, schema.csv) as (title, _, preview):
@@ -60,22 +52,18 @@ def run(
         except TiplineError as error:
             if len(months) == 1:
                 raise
-            failed[month] = error
-            titles = ((NotPublishedError, "not published"), (transfer.NoRangeError, "cannot be previewed"))
-            title = next((title for kind, title in titles if isinstance(error, kind)), "cannot be prepared")
-            yield from (f"{month}  {title}", f"  error    {error}")
+            failed.append(month)
+            yield f"{month}  {error}"
     if failed:
-        is_missing = all(isinstance(error, NotPublishedError) for error in failed.values())
         what, todo = f"{len(failed)} of {len(months)} months failed.", "The reasons are printed above."
-        raise (NotPublishedError if is_missing else MonthsFailedError)(what, ", ".join(failed), todo)
+        raise MonthsFailedError(what, ", ".join(failed), todo)
 
 
 @contextlib.contextmanager
 def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tuple[str, list[str], readers.Month]]:
-    """Fetch the first rows of a month into a file of their own.
+    """Fetch the first rows of a month into a file; yield a title, the names of the month's files, and that file.
 
-    Yield what the month is, the names of its files, and the file with the first rows, opened. Without a dialect, that
-    of a CSV file is guessed.
+    Without a dialect, that of a CSV file is guessed.
     """
     listed = source.list_addresses(address, month, Path.cwd())
     location, name = listed[-1]  # of a month's days, the last ones say most about the form of dates
@@ -100,11 +88,8 @@ def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tupl
                 path.write_bytes(text[: text.rfind(b"\n") + 1] if len(head) == HEAD_BYTES else text)
             if len(listed) > 1:
                 title += f"; the last of {len(listed):,} files, {shorten_text(name)}"
-            yield (
-                title,
-                [name for _, name in listed],
-                readers.open_month(Path(folder), month, dialect or draft.guess_dialect(path)[0]),
-            )
+            preview = readers.open_month(Path(folder), month, dialect or draft.guess_dialect(path)[0])
+            yield title, [name for _, name in listed], preview
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and type(error) is not OSError:
                 raise  # of the connection; Arrow's own errors are of the general kind
@@ -128,17 +113,15 @@ def describe_month(preview: readers.Month, month: str, schema: Schema) -> Iterat
             column, example = schema.columns[key], "no value"
             if len(found := trips.filter(trips[key].is_valid())):
                 index = position[found["row"][0].as_py()]
-                published, prepared = (
-                    readers.convert_to_json(values)[0]
-                    for values in (batch.values[name].slice(index, 1), found[key].slice(0, 1))
-                )
+                published = readers.convert_to_json(batch.values[name].slice(index, 1))[0]
+                prepared = readers.convert_to_json(found[key].slice(0, 1))[0]
                 example = f"{shorten_text(published)!r} -> {shorten_text(prepared)}"
             yield f"  {key:24} {column.type:10} {name}, {shorten_text(match.types[key])}: {example}"
-        count = len(rows) + len(malformed)
-        yield f"  quarantined  {conformer.quarantined.total():,} of the first {format_count(count, 'row')}"
+        count = format_count(len(rows) + len(malformed), "row")
+        yield f"  quarantined  {conformer.quarantined.total():,} of the first {count}"
         counts = {"quarantined_by_reason": conformer.quarantined, "examples": conformer.examples}
         yield from (f"    {line}" for line in losses.describe_losses(counts, schema))
-        unknown = [f"{shorten_text(name)} ({count:,})" for name, count in conformer.unknown_aliases.most_common()]
-        yield from [f"  unknown  {format_names(unknown)}"] if unknown else []
+        if unknown := [f"{name} ({count:,})" for name, count in conformer.unknown_aliases.most_common()]:
+            yield f"  unknown  {format_names(unknown)}"
     yield f"  ignored  {format_names(match.unknown) or '-'}"
     yield f"  absent   {', '.join(key for key in schema.columns if key not in match.names) or '-'}"

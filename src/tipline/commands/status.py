@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tipline import files, formats
+from tipline import files, formats, validation
 from tipline.commands.month import format_month
 from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
@@ -115,11 +115,13 @@ def advise_next(settings: PartialSettings, paths: Paths, models: Models, unscore
 
 
 def check_project(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
-    """Check params.yaml, MLflow, prepared months and models/champion/; yield each problem and its fix."""
+    """Check params.yaml, dvc.lock, MLflow, prepared months and models/champion/; yield each problem and its fix."""
     for error in (settings.problem, models.problem):
         if error:
             what, where, todo = error.parts
             yield f"{what.removesuffix('.')} ({where})", todo
+    if (lock := paths.root / "dvc.lock").is_file() and validation.has_conflict(lock):
+        yield "dvc.lock has the markers of a merge conflict", "git checkout --ours dvc.lock && dvc repro"
     accepted = settings.settings.prepare.accept if settings.settings else ()
     found = [files.try_read_json(paths.prepared(month) / files.MANIFEST) or {} for month in settings.months]
     prepared = [manifest for manifest in found if manifest.get("format") == formats.PREPARED]

@@ -41,19 +41,18 @@ def run(
 def check_month(locations: plan.Locations, month: str) -> tuple[str, list[TiplineError]]:
     predictions, folder, summary = locations.predictions, month_name(month), ""
     data, where = predictions.read(f"{folder}/{files.MANIFEST}"), predictions.address(folder)
-    manifest = read_manifest(data, month)
-    if manifest is None:
-        found = {files.MANIFEST: "This is not a manifest of this month and version of tipline whose numbers add up."}
-    else:
-        found = list_differences(predictions, folder, manifest["parts"])
-        summary = f"{format_count(manifest['rows'], 'row')}, {format_count(len(manifest['parts']), 'part')}, whole"
     todo = f"Remove {where} and score the month again: dvc repro score"
-    problems = [TiplineError(what, f"{where}/{name}", todo) for name, what in sorted(found.items())]
-    try:
-        if manifest is not None:
+    if manifest := read_manifest(data, month):
+        found = list_differences(predictions, folder, manifest["parts"])
+        problems = [TiplineError(what, f"{where}/{name}", todo) for name, what in sorted(found.items())]
+        try:
             check_prepared(locations, month, manifest, todo)
-    except TiplineError as error:
-        problems.append(error)
+        except TiplineError as error:
+            problems.append(error)
+        summary = f"{format_count(manifest['rows'], 'row')}, {format_count(len(manifest['parts']), 'part')}, whole"
+    else:
+        what = "This is not a manifest of this month and version of tipline whose numbers add up."
+        problems = [TiplineError(what, f"{where}/{files.MANIFEST}", todo)]
     if problems and predictions.read(f"{folder}/{files.MANIFEST}") != data:
         what = "The month was published again while it was checked."
         problems = [TiplineError(what, where, "Run the command again.")]

@@ -21,10 +21,7 @@ QUARANTINE = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("raw", pa
 MAX_VALUES, MAX_LETTERS = 10_000, 200
 # By type: what a value is not if it cannot be read, and the forms that are accepted.
 EXPECTED = {
-    "timestamp": (
-        "a time",
-        "2009-01-31 23:59:59, also with T, fractions and, if the column has a zone, Z or an offset",
-    ),
+    "timestamp": ("a time", "2009-01-31 23:59:59, also with T, fractions and, in a column with a zone, Z or an offset"),
     "number": ("a number", "12.5, -3, 1e3"),
     "integer": ("a whole number", "12, -3, 12.0; less than 2**31"),
     "boolean": ("true or false", "true, t, yes, y, 1; false, f, no, n, 0"),
@@ -43,10 +40,7 @@ def find_indices(encoded: pa.DictionaryArray, codes: list[int]) -> list[int]:
 
 
 class Conformer:
-    """Convert the batches of a month to the schema, and count what is unusual.
-
-    `names` has the published name of each column that the month has, from `Schema.match`.
-    """
+    """Convert the batches of a month to the schema, and count what is unusual; `names` are those of `Schema.match`."""
 
     def __init__(self, schema: Schema, names: Mapping[str, str], month: str) -> None:
         self.schema, self.names, self.month = schema, dict(names), month
@@ -103,9 +97,8 @@ class Conformer:
         column, known = self.schema.columns[name], self.aliases[name]
         words = texts.list_texts(encoded.dictionary)
         aliases = [None if word is None or len(word) > MAX_LETTERS else word for word in words]
-        known |= {
-            alias: column.canonical(alias, self.nulls) for alias in aliases if alias is not None and alias not in known
-        }
+        new = [alias for alias in aliases if alias is not None and alias not in known]
+        known |= {alias: column.canonical(alias, self.nulls) for alias in new}
         if len(known) > MAX_VALUES:
             what = f"A category has more than {MAX_VALUES:,} different values; the schema expects a few words."
             where = f"column {self.names[name]}, month {self.month}"

@@ -84,10 +84,7 @@ def guess_dialect(path: Path) -> tuple[Csv, list[str]]:
 
 
 def draft_schema(month: Month, first: str, names: Sequence[str]) -> str:
-    """Return a schema file, drafted from the first rows of a month.
-
-    `first` is the name of the month, `names` are those of its files, whose folders may be columns.
-    """
+    """Draft a schema file from the first rows of the month `first`; folders in the `names` of its files are columns."""
     path = list_files(month.path)[0] if month.path.is_dir() else month.path
     csv_, doubts = (Csv(), []) if is_parquet(path) else guess_dialect(path)
     batch = next(month.batches(month.schema.names, []), None)
@@ -150,19 +147,11 @@ def draft_column(field: pa.Field, values: pa.Array, nulls: set[str], decimal: st
     elif keys["type"] == "category":
         doubts = [f"{len(counts):,} different values in {len(texts):,} rows: category or identifier"]
     if numbers:
-        keys["range"] = [round_outward(min(numbers), up=False), round_outward(max(numbers), up=True)]
+        limit = 10 ** math.ceil(math.log10(max(1, *map(abs, numbers))))
+        keys["range"] = [-limit if min(numbers) < 0 else 0, limit]
         if keys["type"] == "integer" and len(counts) <= FEW_VALUES // 5:
             doubts = [f"if its values ({', '.join(sorted(counts))}) are codes, the type is category"]
     return keys | ({"required": True} if len(texts) == len(values) > 0 else {}), doubts
-
-
-def round_outward(number: float, *, up: bool) -> float:
-    """Return a round number beyond this one: 0, or 1, 2 or 5 times a power of ten."""
-    if number == 0 or (number > 0) != up:
-        return 0 if number >= 0 or up else -round_outward(-number, up=True)
-    power = 10.0 ** math.floor(math.log10(abs(number)))
-    size = next(step * power for step in (1, 2, 5, 10) if step * power >= abs(number) * (1 - 1e-12))
-    return (size if up else -size) if size % 1 else int(size if up else -size)
 
 
 def name_column(name: str, taken: Sequence[str]) -> str:

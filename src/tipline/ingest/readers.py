@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tipline.arrays import Rows
 from tipline.errors import TiplineError, shorten_text, summarize_exception
 from tipline.ingest.schema import Csv, is_text_type
 from tipline.ingest.texts import is_utf8
@@ -38,7 +39,6 @@ MAX_REPEATED_BYTES = 200  # published times have 19
 RAGGED, NOT_UTF8 = "number of fields is not the header's", "not UTF-8"
 LINE_END = re.compile(rb"\r\n|\r|\n")
 
-Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 QuarantinedRow = tuple[int, str, str]  # row number, reason, published text
 
 
@@ -63,16 +63,14 @@ class Batch:
 
 
 def convert_to_json(array: pa.Array) -> list[Any]:
-    """Convert values to what JSON can hold; cut long text.
-
-    Arrow's times reach further than Python's, and Parquet may declare as text what is not UTF-8.
-    """
+    """Convert values to what JSON can hold; cut long text, which need not be UTF-8 in Parquet."""
     if pa.types.is_dictionary(array.type):
         values = convert_to_json(array.dictionary)
         return [None if index is None else values[index] for index in array.indices.to_pylist()]
     if is_text_type(array.type):
         texts = pc.binary_slice(array.cast(pa.large_binary()), 0, MAX_RAW_BYTES).to_pylist()
         return [None if text is None else decode_text(text) for text in texts]
+    # Arrow's times reach further than Python's.
     return list((array.cast(pa.string()) if pa.types.is_temporal(array.type) else array).to_pylist())
 
 
@@ -81,16 +79,12 @@ class ParquetMonth:
         self.path = path
         with pq.ParquetFile(path) as file:
             self.schema, self.rows = file.schema_arrow, file.metadata.num_rows
-        self.schemas = [self.schema]
         size = path.stat().st_size
         if self.rows > MIN_ROW_LIMIT + MAX_ROWS_PER_BYTE * size:
             raise pa.ArrowInvalid(f"the footer says {self.rows:,} rows, in {size:,} bytes")
 
     def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
-        """Yield the columns `names`, at most BATCH_ROWS rows at a time, however large the row groups are.
-
-        Text columns among `categories` stay dictionary-encoded: decoding them takes longer than everything else.
-        """
+        """Yield the columns `names`, at most BATCH_ROWS rows at a time, however large the row groups are."""
         first = 0
         with self._open(self._choose_encoded(names, categories)) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
@@ -105,10 +99,10 @@ class ParquetMonth:
         return pq.ParquetFile(self.path, read_dictionary=encoded, buffer_size=BUFFER_BYTES)
 
     def _choose_encoded(self, names: Sequence[str], categories: Sequence[str]) -> list[str]:
-        """Choose the text columns to read dictionary-encoded.
+        """Choose the text columns to read dictionary-encoded: decoding takes longer than everything else.
 
-        These are the categories, and text views, for which Arrow has few functions: all text columns if there is a long
-        text, which may be in every row, and none if Arrow cannot read the encoding this way.
+        These are categories, and text views, for which Arrow has few functions; all of them if there is a long text,
+        which may be in every row; and none if Arrow cannot read them this way.
         """
         texts = [name for name in names if is_text_type(self.schema.field(name).type)]
         views = [name for name in texts if pa.types.is_string_view(self.schema.field(name).type)]
@@ -158,11 +152,9 @@ class CsvMonth:
             raise pa.ArrowInvalid(f"its header is not {dialect.encoding.upper()}")
         names = self._split(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
         self.schema = pa.schema([(name, pa.string()) for name in names])
-        self.schemas = [self.schema]
 
-    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:
+    def batches(self, names: Sequence[str], categories: Sequence[str]) -> Iterator[Batch]:  # noqa: ARG002 (of Parquet)
         """Yield the columns `names` as text, block by block."""
-        del categories  # they matter for Parquet alone
         indices = [self.schema.names.index(name) for name in names]
         for block in self._read_blocks():
             arrays, malformed = self._parse_block(block, indices)
@@ -202,11 +194,12 @@ class CsvMonth:
 
     def _parse_block(self, block: bytes, indices: Sequence[int]) -> tuple[list[pa.Array], list[QuarantinedRow]]:
         """Return the fields at `indices` and the malformed lines; line by line only if Arrow refuses the block."""
-        width, first, has_quotes = len(self.schema), re.search(rb"[^\r\n]+", block), self._has_quotes(block)
+        width, first = len(self.schema), re.search(rb"[^\r\n]+", block)
+        has_quotes = bool(self._quote) and self._quote in block
         with contextlib.suppress(pa.ArrowInvalid, UnicodeDecodeError, csv.Error):
             count = len(self._split(first.group())) if first else width
             expected = count if width <= count <= width + MAX_SURPLUS_FIELDS else width
-            arrays = self._parse_fields(block, expected, [*indices, *range(width, expected)])
+            arrays = self._parse_fields(block, expected, [*indices, *range(width, expected)], has_quotes=has_quotes)
             is_blank = all(surplus.null_count == len(surplus) for surplus in arrays[len(indices) :])
             # A stray quote could hide line ends; where there are some in fields, each row is looked at.
             if is_blank and (not has_quotes or len(arrays[0]) == sum(map(bool, LINE_END.split(block)))):
@@ -221,9 +214,6 @@ class CsvMonth:
             else:
                 good.append(fields)
         return [pa.array([fields[index] or None for fields in good], pa.string()) for index in indices], malformed
-
-    def _has_quotes(self, block: bytes) -> bool:
-        return bool(self._quote) and self._quote in block
 
     def _list_texts(self, block: bytes, lost: Collection[int]) -> list[str]:
         """Return the text of the rows of a block, without those at the positions `lost`."""
@@ -260,9 +250,9 @@ class CsvMonth:
             raise csv.Error("its first line is blank")
         return rows[0]
 
-    def _parse_fields(self, data: bytes, width: int, indices: Sequence[int]) -> list[pa.Array]:
+    def _parse_fields(self, data: bytes, width: int, indices: Sequence[int], *, has_quotes: bool) -> list[pa.Array]:
         """Return the fields at `indices` as text, blank ones as null; raise if a row does not have `width` fields."""
-        names, has_quotes = [str(index) for index in range(width)], self._has_quotes(data)
+        names = [str(index) for index in range(width)]
         table = pyarrow.csv.read_csv(
             pa.BufferReader(data),
             # One block, because a line must not be longer than a block.
@@ -309,23 +299,23 @@ def decode_text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
 
 
-class SplitMonth:
-    """A month in several files, read in the order of their names; folders such as region=EU are columns, too."""
+class Month:
+    """A month, one file or several in the order of their names; folders such as region=EU are columns, too."""
 
-    def __init__(self, folder: Path, parts: Sequence[ParquetMonth | CsvMonth]) -> None:
-        self.path, self.parts = folder, parts
-        self.folders = [read_pairs(part.path.relative_to(folder)) for part in parts]
-        names = [sorted([*part.schema.names, *pairs]) for part, pairs in zip(parts, self.folders, strict=True)]
-        for part, found in zip(parts, names, strict=True):
-            if found != names[0]:
-                both = " and ".join(str(one.path.relative_to(folder)) for one in (parts[0], part))
-                other = ", ".join(sorted({*found} ^ {*names[0]})) or "one of them twice"
-                raise pa.ArrowInvalid(f"the columns of {both} differ: {shorten_text(other)}")
+    def __init__(self, path: Path, parts: Sequence[ParquetMonth | CsvMonth]) -> None:
+        self.parts, self.folders = parts, [read_pairs(part.path.relative_to(path)) for part in parts]
+        self.path = path if len(parts) > 1 or any(self.folders) else parts[0].path
         self.schemas = [
             pa.schema([*part.schema, *((name, pa.string()) for name in pairs)])
             for part, pairs in zip(parts, self.folders, strict=True)
         ]
         self.schema = self.schemas[0]
+        first, *names = (sorted(schema.names) for schema in self.schemas)
+        for part, found in zip(parts[1:], names, strict=True):
+            if found != first:
+                both = " and ".join(str(one.path.relative_to(path)) for one in (parts[0], part))
+                other = ", ".join(sorted({*found} ^ {*first})) or "one of them twice"
+                raise pa.ArrowInvalid(f"the columns of {both} differ: {shorten_text(other)}")
 
     @property
     def rows(self) -> int:
@@ -353,9 +343,6 @@ def read_pairs(path: Path) -> dict[str, str]:
     return {key: unquote(value) for key, _, value in pairs}
 
 
-Month = ParquetMonth | CsvMonth | SplitMonth
-
-
 def list_files(folder: Path) -> list[Path]:
     """List the published files of a downloaded month, in the order in which their rows are numbered."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
@@ -366,19 +353,15 @@ def open_month(path: Path, month: str, dialect: Csv) -> Month:
     paths = list_files(path) if path.is_dir() else [path]
     if not paths:
         raise TiplineError("The month has no published file.", str(path), f"Run: dvc repro -f download@{month}")
-    parts = [open_file(one, month, dialect) for one in paths]
+    parts: list[ParquetMonth | CsvMonth] = []
     try:
-        is_split = len(parts) > 1 or any(read_pairs(one.relative_to(path)) for one in paths if path.is_dir())
-        return SplitMonth(path, parts) if is_split else parts[0]
-    except pa.ArrowException as error:
-        raise explain_damage(error, path.name, month) from error
-
-
-def open_file(path: Path, month: str, dialect: Csv) -> ParquetMonth | CsvMonth:
-    try:
-        return ParquetMonth(path) if is_parquet(path) else CsvMonth(path, dialect)
+        for one in paths:
+            name = one.name
+            parts.append(ParquetMonth(one) if is_parquet(one) else CsvMonth(one, dialect))
+        name = path.name
+        return Month(path, parts)
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise explain_damage(error, path.name, month) from error
+        raise explain_damage(error, name, month) from error
 
 
 def is_parquet(path: Path) -> bool:

@@ -211,7 +211,10 @@ class Schema(BaseModel):
         Raises TiplineError if a required column is missing, two columns have the same meaning, or a type cannot be
         read; the message shows the value that `get_example` returns for the column's name.
         """
-        names = list_names(published, where)
+        names = list(published.names)
+        if len(names) + sum(map(len, names)) > MAX_HEADER_LETTERS:
+            what = f"The month's {len(names):,} columns have names of {sum(map(len, names)):,} letters in all."
+            raise TiplineError(what, where, CHECK_FILE)
         keys = {name: key for key, column in self.columns.items() for name in column.eras}
         fields: dict[str, pa.Field] = {}
         for field in published:
@@ -259,11 +262,7 @@ class Schema(BaseModel):
         return (*self.columns[key].formats, *self.csv.timestamp_formats)
 
     def describe_mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-        """Return the part of the schema that matters to a month with these columns and aliases.
-
-        A month is out of date if the digest of this changes. Additions for other months, and columns that the month
-        lacks, do not change it.
-        """
+        """Return the part of the schema that a month with these columns and aliases depends on, and nothing else."""
         return {"csv": self.csv.model_dump(exclude_defaults=True)} | {
             f"columns.{key}": {
                 "name": name,
@@ -291,18 +290,6 @@ class Schema(BaseModel):
             if name not in usable:
                 what = f"{name} is known only after the outcome: as a feature, it would give the answer away."
                 raise UsageError(what, where, "Remove it from the list.")
-
-
-def list_names(published: pa.Schema, where: str) -> list[str]:
-    """List the names of a published month; refuse names that no month has."""
-    try:
-        names = list(published.names)
-    except UnicodeDecodeError as error:
-        raise TiplineError("The name of a column is not UTF-8.", where, CHECK_FILE) from error
-    if len(names) + sum(map(len, names)) > MAX_HEADER_LETTERS:
-        what = f"The month's {len(names):,} columns have names of {sum(map(len, names)):,} letters in all."
-        raise TiplineError(what, where, CHECK_FILE)
-    return names
 
 
 def format_names(names: Sequence[str]) -> str:

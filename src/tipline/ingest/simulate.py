@@ -86,10 +86,7 @@ def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
 
 
 def get_published_schema(month: str) -> pa.Schema:
-    """Return names, order and types of the Parquet file that the TLC publishes for `month`.
-
-    Raises NotPublishedError if the simulation does not have it.
-    """
+    """Return the schema of the TLC's Parquet file; raise NotPublishedError for a month that is not simulated."""
     if month < "2009" or month.startswith("2010"):
         what = "The simulation has the months of 2009, and those from 2011 on."
         raise NotPublishedError(what, month, "Remove the month from `months` in params.yaml, or change `source` there.")

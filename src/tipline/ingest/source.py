@@ -31,10 +31,7 @@ def format_address(source: str, month: str, home: Path) -> str:
 
 
 def list_addresses(source: str, month: str, home: Path) -> list[tuple[str, str]]:
-    """List the files of a month: their addresses, and their names in its folder.
-
-    They are several if the address has a `*` or is a folder. Errors are those of `fetch_month`.
-    """
+    """List addresses and names of a month's files; they are several if the address has a `*` or is a folder."""
     address = format_address(source, month, home)
     check_folder(source, address, home)
     is_local = address.startswith("/")  # a # or ? in a local path is part of the name
@@ -51,10 +48,9 @@ def fetch_month(
 ) -> dict[str, Any]:
     """Write the published files of a month to `folder` and return its manifest: address, name, bytes, sha256.
 
-    Of several files, the manifest has a list, `files`. A file from a server has under `upstream` the size and version
-    that the server states. `demo` has rows and seed of a simulated month. The bytes are collected in `part`, on the
-    file system of `folder`; the next run resumes from it. Raises NotPublishedError if the source has no such month,
-    TiplineError if it fails or a file is neither Parquet nor CSV.
+    Of several files, it has a list, `files`; of a server's, `upstream` has the size and version that are stated there.
+    `demo` has rows and seed of a simulated month. The next run resumes from `part`, on the file system of `folder`.
+    Raises NotPublishedError if the source has no such month, TiplineError if it fails or has something else.
     """
     if source == "demo":
         name = f"yellow_tripdata_{month}.parquet"
@@ -80,12 +76,11 @@ def fetch_month(
 def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Path) -> bool:
     """Whether `folder` holds what its manifest says and the server still states the same files, sizes and versions.
 
-    Simulated and local months, and months of servers that state no version, are fetched again. Errors are those of
-    `fetch_month`.
+    Simulated and local months, and months of servers that state no version, are fetched again.
     """
-    known = files.try_read_json(manifest)
-    described = {one.get("name"): one for one in known.get("files", [known])} if isinstance(known, dict) else {}
-    if not described or not all((one.get("upstream") or {}).get("version") for one in described.values()):
+    known = files.try_read_json(manifest) or {}
+    described = {one.get("name"): one for one in known.get("files", [known])}
+    if not all((one.get("upstream") or {}).get("version") for one in described.values()):
         return False
     from tipline.ingest import transfer  # noqa: PLC0415
 

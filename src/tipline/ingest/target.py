@@ -18,25 +18,11 @@ import pyarrow.compute as pc
 from tipline.errors import shorten_text
 from tipline.ingest.columns import TYPES
 
-OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Gt: pc.greater,
-    ast.GtE: pc.greater_equal,
-    ast.Lt: pc.less,
-    ast.LtE: pc.less_equal,
-    ast.Eq: pc.equal,
-    ast.NotEq: pc.not_equal,
-    ast.Add: pc.add,
-    ast.Sub: pc.subtract,
-    ast.Mult: pc.multiply,
-    ast.Div: pc.divide,
-    ast.And: pc.and_,
-    ast.BitAnd: pc.and_,
-    ast.Or: pc.or_,
-    ast.BitOr: pc.or_,
-    ast.Not: pc.invert,
-    ast.Invert: pc.invert,
-    ast.USub: pc.negate,
-}
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {ast.Eq: pc.equal, ast.NotEq: pc.not_equal}
+OPERATORS |= {ast.Gt: pc.greater, ast.GtE: pc.greater_equal, ast.Lt: pc.less, ast.LtE: pc.less_equal}
+OPERATORS |= {ast.Add: pc.add, ast.Sub: pc.subtract, ast.Mult: pc.multiply, ast.Div: pc.divide, ast.USub: pc.negate}
+OPERATORS |= {ast.And: pc.and_, ast.BitAnd: pc.and_, ast.Or: pc.or_, ast.BitOr: pc.or_}
+OPERATORS |= {ast.Not: pc.invert, ast.Invert: pc.invert}
 
 
 @dataclass(frozen=True)

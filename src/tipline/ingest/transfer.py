@@ -60,10 +60,7 @@ def fetch_state(address: str) -> FileState:
 
 @contextlib.contextmanager
 def open_preview(address: str) -> Iterator[tuple[FileState, Any]]:
-    """Open a file of which only the bytes that are read are fetched; errors as for `download_file`.
-
-    Raises NoRangeError if the block needs more than the beginning and the server sends whole files only.
-    """
+    """Open a file of which only the bytes that are read are fetched; NoRangeError if the server cannot do that."""
     state = fetch_state(address)
     with explain_errors(address), open_file(address, state) as file:
         yield state, file
@@ -72,9 +69,8 @@ def open_preview(address: str) -> Iterator[tuple[FileState, Any]]:
 def download_file(address: str, part: Path, label: str) -> FileState:
     """Download a file to `part`; resume an earlier download if the source still states the same version.
 
-    An interrupt or a failure of the network keeps the part for the next run, a full disk removes it. `label` is shown
-    with the progress. Raises NotPublishedError if the source does not have the file, TiplineError if it cannot be
-    reached, refuses, or sends something else than it states.
+    An interrupt or a failure of the network keeps the part for the next run, a full disk removes it. Raises
+    NotPublishedError if the source does not have the file, TiplineError if it fails or sends something else.
     """
     download = functools.partial(download_rest, address, part, label)
     try:
@@ -189,8 +185,7 @@ def request_state(address: str) -> FileState:
 def list_files(address: str) -> list[tuple[str, str]]:
     """List the files below a folder, or those that an address with `*` names, without those of a system.
 
-    Returns their addresses, and their names below the folder that the address begins with, sorted. Raises a
-    NotPublishedError if there are none.
+    Returns addresses and names below the fixed part, sorted; raises NotPublishedError if there are none.
     """
     filesystem, base = open_filesystem(address), address.partition("*")[0]
     base = base if base == address else base.rpartition("/")[0]

@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import Codes, Floats, Probabilities, fill_nulls, hour_of_day, view_values
+from tipline.arrays import Codes, Floats, Probabilities, Rows, fill_nulls, hour_of_day, view_values
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
 from tipline.evaluation.metrics import Counted
-
-Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 BANDS = 1000
 DAY_MICROSECONDS = 86_400_000_000

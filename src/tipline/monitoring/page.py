@@ -12,14 +12,12 @@ from tipline import files
 from tipline.monitoring.verdict import KEEP, NO_LABELS, RETRAIN
 
 SYMBOLS = {KEEP: "✓", RETRAIN: "✗", NO_LABELS: "?"}
-UNKNOWN = "\N{EN DASH}"
 
 
 def write_page(path: Path, months: Sequence[Mapping[str, Any]], picture: Path) -> None:
     """Write the page of these months (`verdict.summarize_month` with `month` and `role`), and their picture in it."""
-    environment = Environment(
-        loader=PackageLoader("tipline.monitoring", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = PackageLoader("tipline.monitoring", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["number"] = format_number
     text = environment.get_template("page.html").render(
         months=months,
@@ -34,4 +32,4 @@ def write_page(path: Path, months: Sequence[Mapping[str, Any]], picture: Path) -
 
 
 def format_number(value: float | None, form: str) -> str:
-    return UNKNOWN if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")
+    return "\N{EN DASH}" if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")

@@ -18,14 +18,8 @@ from tipline.monitoring.counts import BANDS, assign_band
 from tipline.monitoring.verdict import compute_calibration
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"
-STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlelocation": "left",
-    "axes.titlesize": "medium",
-}
+STYLE: dict[Any, Any] = {"axes.grid": True, "axes.titlelocation": "left", "axes.titlesize": "medium"}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25}
 COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
 MONTH_LABELS = 24
 CALIBRATION_MONTHS = 12  # the last months are drawn; months.json has all

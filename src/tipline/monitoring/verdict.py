@@ -81,10 +81,9 @@ def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
-    """Return predicted and observed positive rates of up to ten groups of rows, by score.
+    """Return predicted and observed positive rates of up to ten groups of rows, by score, each the middle of its band.
 
-    A score counts as the middle of its band. The groups have about the same sum of p (1 - p), so that their rates are
-    about equally certain; with equally many rows each, most groups would have almost no positive rows.
+    The groups have about the same sum of p (1 - p): of groups of equally many rows, most would have few positive ones.
     """
     middles, rows = (np.arange(BANDS) + 0.5) / BANDS, bands[:, :2].sum(axis=1)
     variance = rows * middles * (1 - middles)

@@ -135,8 +135,7 @@ def find_champion(client: Client, paths: Paths, name: str) -> Version | None:
 def resolve_champion(client: Client, settings: Settings, paths: Paths, digest: str) -> Version | None:
     """Return the version to score with: the pinned one, the champion, or if there never was one the challenger.
 
-    `digest` is the challenger's. Returns None in an experiment's copy, and for a user without write access, if nothing
-    is registered yet.
+    `digest` is the challenger's. Returns None if nothing is registered yet and this user or copy must not.
     """
     name, wanted = settings.model.name, settings.score.model
     if isinstance(wanted, int):
@@ -201,10 +200,7 @@ def describe_version(version: Version) -> Ref:
 
 
 def update_champion_folder(paths: Paths, version: Version | None, challenger: Ref) -> Ref:
-    """Bring models/champion/ up to date: the model's files if they differ, ref.json if it differs; return that.
-
-    Without a version, the champion is the one whose files are here, or the challenger.
-    """
+    """Bring models/champion/ up to date with a version, else with what is there or the challenger; return its ref."""
     now, digest = files.try_read_json(paths.champion_ref), artifact.try_read_digest(paths.champion)
     is_kept = now and (now["name"], now["digest"]) == (challenger["name"], digest)
     ref = describe_version(version) if version else (now if now and is_kept else challenger) | {"version": None}

@@ -190,14 +190,12 @@ def collect_test_metrics(report: Mapping[str, Any], role: str) -> dict[str, floa
     return {f"test.{name}": report[role][name] for name in FIGURES} | baseline
 
 
-def describe_months(settings: Settings, paths: Paths, link: str) -> dict[str, Record]:
+def describe_months(paths: Paths, link: str) -> dict[str, Record]:
     """Return the record of each scored month; a month that another model scores is another run."""
     # Not the manifest's version: in another registry the same model has another number.
     version, records = files.read_json(paths.champion_ref, TODO)["version"], {}
     for figures in files.read_json(paths.monitoring / "months.json", TODO):
         month = figures["month"]
-        if month not in settings.months:
-            continue
         key = files.read_json(month_folder(paths.predictions, month) / files.MANIFEST, TODO)["key"]
         drift = {**figures["drift"]["features"], "score": figures["drift"]["score"]} if figures["drift"] else {}
         metrics = {name: value for name, value in figures.items() if isinstance(value, (int, float))}

@@ -21,7 +21,7 @@ def run(settings: Settings, paths: Paths) -> None:
     with store.connect_store(paths) as client, store.lock_store(paths), store.skip_if_forbidden(NO_ACCESS):
         find, name = model_card.find_entry, settings.model.name
         entries = {role: find(client, paths, name, role) for role in ("challenger", "champion")}
-        months = runs.describe_months(settings, paths, entries["champion"].link)
+        months = runs.describe_months(paths, entries["champion"].link)
         evaluation = runs.describe_evaluation(settings, paths, {role: entry.link for role, entry in entries.items()})
         runs.ensure_runs(client, paths, "learning_curve", runs.describe_curve(settings, paths))
         shown = runs.ensure_runs(client, paths, "evaluate", evaluation)

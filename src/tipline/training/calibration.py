@@ -19,12 +19,10 @@ WRONG_ORDER = "Set it to null, and see auc in reports/learning_curve.csv for wha
 
 
 def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[str, Any]:
-    """Fit the correction that `pyfunc.apply_calibration` applies.
+    """Fit the correction that `pyfunc.apply_calibration` applies, on rows that the model was not fitted on.
 
-    `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). The rows must not be
-    those that the model was fitted on. The result has `method`, and either `slope` and `intercept` of the log-odds or
-    the points `x` and `y`, linear in between. Raises UsageError for rows that cannot calibrate, and TiplineError if the
-    model ranks them the wrong way round.
+    `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). Raises UsageError for
+    rows that cannot calibrate, and TiplineError if the model ranks them the wrong way round.
     """
     rows, positive = len(labels), int(labels.sum())
     todo = "Set it to null, raise sample.rows, or give the role validation to other months."

@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from tipline.arrays import Codes, Floats, Labels, Matrix
+from tipline.arrays import Codes, Floats, Labels, Matrix, Rows
 from tipline.config import LearningCurve
 from tipline.errors import UsageError
 from tipline.evaluation.intervals import CONFIDENCE
@@ -28,7 +28,6 @@ from tipline.evaluation.metrics import NEXT_TO_NOTHING, compute_log_loss
 from tipline.model.pipeline import BuiltPipeline, fit_pipeline
 from tipline.model.pyfunc import install_code
 
-Order = np.ndarray[tuple[int], np.dtype[np.int64]]
 Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
 
 DRAWS = 2000
@@ -70,7 +69,7 @@ def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
     return tuple(int(size) for size in np.unique(np.geomspace(settings.smallest, largest, settings.sizes).round()))
 
 
-def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list[Order]:
+def shuffle_rows(labels: Labels, repeats: int, smallest: int, seed: int) -> list[Rows]:
     """Return a random order of the rows for each repeat. Its first n rows are a sample of size n, so samples nest."""
     generator = np.random.default_rng(seed)
     orders = [generator.permutation(len(labels)) for _ in range(repeats)]
@@ -88,7 +87,7 @@ def run_study(
     labels: Labels,
     validation: Examples,
     sizes: Sequence[int],
-    orders: Sequence[Order],
+    orders: Sequence[Rows],
 ) -> Study:
     """Fit a pipeline on the first rows of each order of the pool, for each size, on joblib's current backend."""
     # As bytes, because the scheduler, which does not have the user's code, would unpickle a pipeline.
@@ -103,12 +102,7 @@ def run_study(
 
 
 def fit_and_score(
-    pickled: bytes,
-    code: Mapping[str, bytes],
-    frame: pd.DataFrame,
-    labels: Labels,
-    validation: Examples,
-    rows: Order,
+    pickled: bytes, code: Mapping[str, bytes], frame: pd.DataFrame, labels: Labels, validation: Examples, rows: Rows
 ) -> tuple[dict[str, float], Floats]:
     """Fit a pickled pipeline on some rows of the pool; return its figures, with `fit_seconds`, and losses by day."""
     with INSTALLING:
@@ -234,9 +228,8 @@ def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
 def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     """Fit a power law to the skill on the `validation` rows, and extend it to `available` rows.
 
-    The result has limit (skill with infinitely many rows), exponent, misses (sizes whose interval the law misses), and
-    lists rows, skill, low and high (90% interval). It is None if the study has too few sizes, repeats or days, or the
-    baseline leaves nothing to gain.
+    Among the results, `limit` is the skill with infinitely many rows, and `misses` counts sizes whose interval the law
+    misses. Returns None with too few sizes, repeats or days, or nothing to gain.
     """
     mean, draws = bootstrap_skill(study, study.losses)
     if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():

@@ -37,9 +37,8 @@ def compute_keys(rows: Values, month: str, seed: int) -> Values:
 def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
     """Return the rows of a prepared month with the smallest keys, ordered by key.
 
-    The first n of them are the sample of size n, so a larger sample contains the smaller. A month with fewer rows is
-    returned whole. Reads one row group at a time and holds at most three samples. The table has the prepared columns
-    and `sample_key` (uint64), and in the metadata of its schema the number of rows of the month.
+    The first n of them are the sample of size n. Reads one row group at a time and holds at most three samples. The
+    table has the prepared columns, `sample_key` (uint64), and in its schema's metadata the number of rows of the month.
     """
     with pq.ParquetFile(trips) as file:
         sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
@@ -58,11 +57,7 @@ def take_smallest(table: pa.Table, count: int) -> pa.Table:
 
 
 def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
-    """Remove samples of months that do not have the role of their folder any more, and what a killed run left there.
-
-    DVC keeps the output of a month that is removed from `sample.months`. Stages that depend on the folder of a role
-    would then see other files than in a clone.
-    """
+    """Remove samples of months that lost their role, which DVC keeps and a clone does not have, and temporary files."""
     for role in ROLES:
         listed = {paths.sample(role, month) for month in settings.sample.get_months(role)}
         for path in paths.sample(role, "").parent.glob("*"):
@@ -81,10 +76,7 @@ def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
 
 
 def read_pool(samples: Sequence[Path]) -> pa.Table:
-    """Read the samples of several months, named by month, as one that nests: ordered by key, ties by month.
-
-    Its column `sample_month` has the position of each row's month in order of time.
-    """
+    """Read samples, named by month, as one that nests: ordered by key, ties by month; `sample_month` counts months."""
     tables = [pq.read_table(path) for path in sorted(samples)]
     for code, table in enumerate(tables):
         tables[code] = table.append_column(MONTH, pa.array(np.full(len(table), code, np.int32)))
@@ -93,10 +85,7 @@ def read_pool(samples: Sequence[Path]) -> pa.Table:
 
 
 def read_role(settings: Settings, paths: Paths, role: str, types: Mapping[str, pa.DataType]) -> pa.RecordBatch:
-    """Read the rows of a role's pool whose target is known, as one batch. Columns of `types` that it lacks are null.
-
-    Raises TiplineError if a sample is missing or no target is known.
-    """
+    """Read the rows of a role whose target is known, as one batch; columns of `types` that it lacks are null."""
     pool, target = read_pool(list_samples(settings, paths, role)), settings.model.target
     pool = add_missing_columns(pool, types).combine_chunks()
     batches = pool.filter(parse_target(target).evaluate(pool).is_valid()).combine_chunks().to_batches()
