@@ -193,8 +193,10 @@ def test_columns_are_encoded_for_trees_as_the_pipeline_does(
     assert terms is not None
     encoded = compiled.encode_matrix(model.score_rows(trips)[1], terms)
     np.testing.assert_array_equal(encoded, model.estimator["preprocess"].transform(model.derive_frame(trips)))
-    plain = artifact.Model(model._files, use_compiled=False)
-    assert model.probabilities(trips).tobytes() == plain.probabilities(trips).tobytes()
+    plain, fast = artifact.Model(model._files, use_compiled=False), artifact.Model(model._files, rows=10**9)
+    assert (fast.form, model.form, plain.form) == artifact.FORMS
+    expected = plain.probabilities(trips).tobytes()
+    assert expected == model.probabilities(trips).tobytes() == fast.probabilities(trips).tobytes()
     assert compiled.list_tree_terms(fit(columns, "logistic_regression", CODE, **settings).estimator) is None
 
 

@@ -21,10 +21,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 
 from tests.test_pipeline import ALL, fit_model
 from tests.test_pipeline import rows as draw_trips
-from tipline import cluster
+from tipline import cluster, files
 from tipline.errors import TiplineError
 from tipline.model import artifact, golden_rows, pyfunc, trees
-from tipline.scoring import worker
+from tipline.paths import Paths, month_folder
+from tipline.scoring import preload, worker
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 ROWS, MANY = 400, 10**9
@@ -223,6 +224,24 @@ def test_all_workers_use_the_form_that_works_on_all(
     (message,) = caplog.messages
     assert message.startswith("numba failed: ModuleNotFoundError")
     assert message.endswith("so the model's own predict_proba is used")
+
+
+@pytest.mark.parametrize("rows", [5_000_000, 1_000_000])
+def test_the_forkserver_loads_a_champion_with_kernels_if_rows_are_many(
+    boosted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    paths = Paths(tmp_path)
+    paths.champion.mkdir(parents=True)
+    for name, data in boosted.items():
+        (paths.champion / name).write_bytes(data)
+    files.write_json(paths.champion_ref, {"digest": artifact.hash_artifact(boosted)})
+    for month, other in (("2009-01", "another model"), ("2009-02", artifact.hash_artifact(boosted))):
+        files.write_json(paths.prepared(month) / files.MANIFEST, {"rows_out": rows})
+        files.write_json(month_folder(paths.predictions, month) / files.MANIFEST, {"key": {"model": other}})
+    checked: list[str] = []
+    monkeypatch.setattr(golden_rows, "count_steps", lambda model: checked.append(model.form))
+    preload.load_champion(paths)
+    assert checked == (["kernels"] if rows > preload.MIN_ROWS else [])
 
 
 READ_ONLY = """

@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> None:
         from tipline import processes  # noqa: PLC0415
 
         processes.set_kernel_cache(paths.root / "data" / ".numba")
-        processes.start_forkserver(f"tipline.{command.workers}", "tipline.scoring.preload")
+        processes.start_forkserver(f"tipline.{command.workers}")
     from tipline import config  # noqa: PLC0415
 
     load = config.load_partial_settings if command.accepts_invalid_settings else config.load_settings

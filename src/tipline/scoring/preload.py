@@ -11,7 +11,7 @@ from tipline.errors import TiplineError
 from tipline.model import artifact, golden_rows, pyfunc
 from tipline.paths import Paths, find_project
 
-MIN_ROWS = 1_000_000
+MIN_ROWS = 2_000_000
 
 
 def load_champion(paths: Paths) -> None:
@@ -21,7 +21,7 @@ def load_champion(paths: Paths) -> None:
     for path in (paths.root / "data" / "trips").glob(f"month=*/{files.MANIFEST}"):
         scored = files.try_read_json(paths.predictions / path.parent.name / files.MANIFEST)
         if not scored or scored["key"]["model"] != digest:
-            rows += files.try_read_json(path)["rows"]
+            rows += files.try_read_json(path)["rows_out"]
     if rows >= MIN_ROWS and pyfunc.ESTIMATOR in contents and not spec["linear"]:
         model = artifact.load_model(contents, digest, rows=rows // processes.count_cpus())
         if model.form == artifact.KERNELS:  # nothing else may run here: threads of OpenMP do not survive a fork
