@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 # Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
 CHUNK_ROWS = 2**15
-# As many leaves, rows times trees, take longer to add up without numba than numba takes to start in a worker.
-KERNEL_LEAVES = 100_000_000
-# What the parts of the built-in preprocessing for trees consist of.
+# Without numba, a worker takes longer to add up as many leaves (rows times trees) than numba takes to start: a second.
+KERNEL_LEAVES = 50_000_000
+# The parts of the built-in preprocessing for trees, and their classes.
 TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "numbers": "FunctionTransformer"}
 
 

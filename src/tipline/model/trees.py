@@ -23,20 +23,11 @@ Interval = tuple[Array, Array]
 Column = Callable[[slice, Floats], object]  # writes the values of a slice of rows
 AddLeaves = Callable[[Array, Array], None]  # adds the leaves of rows with these codes to their sums
 
-# A row goes left if its value is at most the threshold or, where `set` is not negative, if it is in that set of
-# categories; `missing_left` says where it goes without a value, or with one that is no category.
-NODE = np.dtype(
-    [
-        ("column", "i4"),
-        ("left", "i4"),  # -1: a leaf
-        ("right", "i4"),
-        ("threshold", "f8"),
-        ("missing_left", "?"),
-        ("zero_missing", "?"),  # whether a value near zero is a missing one
-        ("set", "i4"),
-        ("leaf", "f8"),
-    ]
-)
+# A node. A row goes left if its value is at most the threshold or, where `set` is not negative, if it is in that set of
+# categories; `missing_left` says where it goes without a value, or with one that is no category. `zero_missing` says
+# whether a value near zero is a missing one. `left` is -1 for a leaf.
+NODE = np.dtype("i4, i4, i4, i4, f8, f8, ?, ?")
+NODE.names = ("column", "left", "right", "set", "threshold", "leaf", "missing_left", "zero_missing")
 NEAR_ZERO = float(np.float32(1e-35))  # what LightGBM takes for zero
 ABSENT, ZERO = 0, 1  # how LightGBM handles missing values of a node: as zeros, or zeros as missing ones
 
@@ -128,7 +119,7 @@ def read_lightgbm_tree(table: Mapping[str, str]) -> Array:
     is_category, default_left, missing = kinds % 2 == 1, kinds // 2 % 2 == 1, kinds // 4
     threshold = np.array(table["threshold"].split(), float)
     nodes["set"] = np.where(is_category, threshold, -1)
-    # What is near zero counts as zero, and missing values do, unless zero or NaN stands for them.
+    # Values near zero count as zero. So do missing ones, unless zero or NaN stands for them.
     threshold[(threshold >= 0) & (threshold < NEAR_ZERO)] = NEAR_ZERO
     threshold[(threshold < 0) & (threshold >= -NEAR_ZERO)] = np.nextafter(-NEAR_ZERO, -1)
     nodes["threshold"], nodes["zero_missing"] = threshold, (missing == ZERO) & ~is_category
@@ -184,10 +175,9 @@ def unpack_bits(words: Array) -> Array:
 
 
 class TreeScorer:
-    """Scores rows with an ensemble.
+    """Scores rows with an ensemble; `use_bits` overrides the choice between the two ways.
 
-    Raises ValueError if it has more columns, thresholds or sets than there is room for. `use_bits` overrides the
-    choice between the two ways.
+    Raises ValueError if the trees have more columns, thresholds or sets than there is room for.
     """
 
     def __init__(self, ensemble: Ensemble, *, use_bits: bool | None = None) -> None:

@@ -94,7 +94,7 @@ class Month:
         return [block for block in self.blocks if block not in self.done]
 
     def choose_form(self, form: str) -> Month:
-        """Return the month as it is scored with a form of the model, without the parts that another form has scored."""
+        """Return the month with the blocks and finished parts of one form of the model."""
         if form == self.form:
             return self
         staged = name_staged_folder(self.month, self.key, form)
