@@ -39,8 +39,11 @@ def time_tipline(project: Path) -> float:
     return max(float(json.loads(path.read_text())["made"]["seconds"]) for path in manifests)
 
 
-def predict_blocks(project: Path, blocks: list[tuple[Path, int]], ready: Barrier) -> float:
-    """Read some row groups as DataFrames, wait for the other processes, return the seconds of predict_proba."""
+def predict_blocks(project: Path, blocks: list[tuple[Path, int]], ready: Barrier, is_encoded: bool) -> float:  # noqa: FBT001
+    """Read some row groups as DataFrames, wait for the other processes, return the seconds of predict_proba.
+
+    With `is_encoded`, the rows are ready matrices: without the time of the preprocessing.
+    """
     from tipline.ingest.columns import encode_categories, list_input_columns  # noqa: PLC0415
     from tipline.model import artifact  # noqa: PLC0415
 
@@ -49,22 +52,25 @@ def predict_blocks(project: Path, blocks: list[tuple[Path, int]], ready: Barrier
     for path, group in blocks:
         table = encode_categories(pq.ParquetFile(path).read_row_group(group, names)).combine_chunks()
         frames += [artifact.read_frame(batch, model.spec["inputs"]) for batch in table.to_batches()]
+    steps = [model.estimator[:-1].transform, model.estimator[-1].predict_proba]
+    encode, predict = steps if is_encoded else (lambda frame: frame, model.estimator.predict_proba)
+    ranges = [(frame, start) for frame in frames for start in range(0, len(frame), artifact.BATCH_ROWS)]
+    parts = [encode(frame.iloc[start : start + artifact.BATCH_ROWS]) for frame, start in ranges]
     ready.wait()
     started = time.perf_counter()
-    for frame in frames:
-        for start in range(0, len(frame), artifact.BATCH_ROWS):
-            model.estimator.predict_proba(frame.iloc[start : start + artifact.BATCH_ROWS])
+    for part in parts:
+        predict(part)
     return time.perf_counter() - started
 
 
-def time_predict_proba(project: Path) -> float:
+def time_predict_proba(project: Path, *, is_encoded: bool = False) -> float:
     """Return the seconds of the slowest of as many processes."""
     months = sorted((project / "data" / "trips").glob("month=*/trips.parquet"))
     blocks = [(path, group) for path in months for group in range(pq.ParquetFile(path).num_row_groups)]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(WORKERS) as pool:
         ready: Any = manager.Barrier(WORKERS)
-        parts = [(project, blocks[n::WORKERS], ready) for n in range(WORKERS)]
+        parts = [(project, blocks[n::WORKERS], ready, is_encoded) for n in range(WORKERS)]
         return max(pool.starmap(predict_blocks, parts, chunksize=1))
 
 

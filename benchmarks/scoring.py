@@ -48,6 +48,15 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "LightGBM": {"estimator": "lightgbm.LGBMClassifier", "params": {"num_leaves": 7}},
     "linear": {"estimator": "logistic_regression"},
 }
+# Ensembles of 100 trees, on the columns of the repository's params.yaml.
+ENSEMBLES: dict[str, dict[str, Any]] = {
+    "HistGradientBoosting": {"estimator": "hist_gradient_boosting", "params": {"max_leaf_nodes": 31}},
+    "LightGBM, 31 leaves": {"estimator": "lightgbm.LGBMClassifier", "params": {"num_leaves": 31}},
+    "XGBoost, depth 6": {"estimator": "xgboost.XGBClassifier", "params": {"max_depth": 6}},
+}
+# 0.8 of what the kernels alone have to reach (8, 3 and 2 times); see trees.py.
+TARGETS = dict(zip(ENSEMBLES, (6.4, 2.4, 1.6), strict=True))
+MATRICES = ", predict_proba on matrices"
 
 Told = dict[str, Any]
 
@@ -87,6 +96,10 @@ RATIOS = [
         "LightGBM, predict_proba",
         0.9,
     ),
+    *(
+        Ratio(f"{name}, against predict_proba on matrices", name, f"{name}{MATRICES}", TARGETS[name])
+        for name in ENSEMBLES
+    ),
     Ratio("a linear model on them, against predict_proba", "linear, derived columns", "linear, predict_proba", 0.9),
     Ratio("two workers, against one", "tipline score", "tipline score, 1 worker", 1.8),
     Ratio("12 months, speed against 3 months", "12 months", "3 months", None),
@@ -102,8 +115,10 @@ class Bench:
         self.folder = Path(options.folder)
         months = tuple(MONTHS[: options.months])
         self.main = Project(self.folder / "main", months, options.rows, {})
-        boosted = {"estimator": "hist_gradient_boosting", "params": {}}
-        self.boosted = Project(self.folder / "boosted", months[:1], options.boosted_rows, boosted)
+        self.ensembles = {
+            name: Project(self.folder / train["estimator"], months[:1], options.boosted_rows, train)
+            for name, train in ENSEMBLES.items()
+        }
         self.derived = {
             name: Project(self.folder / name, months[:1], options.boosted_rows, train, DERIVED)
             for name, train in ESTIMATORS.items()
@@ -125,12 +140,11 @@ class Bench:
 
     def make_all(self) -> None:
         self.main.make(self.options.one_group)
-        self.boosted.make()
-        for project in self.derived.values():
+        for project in (*self.ensembles.values(), *self.derived.values()):
             project.make()
         script("the_post.py", "fit", self.main, self.folder, {})
         for project in self.linked.values():
-            project.link(self.main, self.boosted)
+            project.link(self.main, next(iter(self.ensembles.values())))
         if self.options.large:
             one = Project(self.folder / "one", self.large.months[:1], self.large.rows, {})
             one.make()
@@ -146,8 +160,13 @@ class Bench:
             Case("tipline prepare + score", rows, self.prepare_and_score),
             Case("seed", rows, partial(self.seed, "seed", "predict")),
             Case("seed, its columns", rows, partial(self.seed, "seed, its columns", "predict-selected")),
-            Case("tipline score, boosted", self.options.boosted_rows, partial(self.score, self.boosted)),
         ]
+        for name, project in self.ensembles.items():
+            predict = partial(self.predict_proba, project, is_encoded=True)
+            alone += [
+                Case(name, self.options.boosted_rows, partial(self.score, project)),
+                Case(name + MATRICES, self.options.boosted_rows, predict),
+            ]
         for name, project in self.derived.items():
             alone += [
                 Case(f"{name}, derived columns", self.options.boosted_rows, partial(self.score, project)),
@@ -190,9 +209,9 @@ class Bench:
         told = figures(project.tipline("score"), project.steady(), project)
         return told | {"phases": project.phases()}
 
-    def predict_proba(self, project: Project) -> Told:
-        """`predict_proba` on ready frames; their reading and the processes' starts are left out."""
-        told = dict.fromkeys(("seconds", "bytes")) | {"steady": time_predict_proba(project.root)}
+    def predict_proba(self, project: Project, *, is_encoded: bool = False) -> Told:
+        """`predict_proba` on ready frames or matrices; their reading and the processes' starts are left out."""
+        told = dict.fromkeys(("seconds", "bytes")) | {"steady": time_predict_proba(project.root, is_encoded=is_encoded)}
         return told | {"MiB a worker": 0, "MiB together": 0}
 
     def floor(self) -> Told:
@@ -466,7 +485,7 @@ NOTES = [
 
 
 def heading(options: argparse.Namespace) -> list[str]:
-    names = ("dask", "pandas", "pyarrow", "scikit-learn", "numpy")
+    names = ("dask", "pandas", "pyarrow", "scikit-learn", "lightgbm", "xgboost-cpu", "numba", "numpy")
     groups = "one row group a published month" if options.one_group else "published months as the demo writes them"
     measured = f"{options.months} months of {options.rows:,} rows ({groups}), {options.rounds} rounds, medians"
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
@@ -491,7 +510,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--rows", type=int, default=14_000_000, help="rows a month")
     told.add_argument("--months", type=int, default=3, help="full months")
     told.add_argument("--rounds", type=int, default=3)
-    told.add_argument("--boosted-rows", type=int, default=4_000_000, help="rows for hist_gradient_boosting")
+    told.add_argument("--boosted-rows", type=int, default=4_000_000, help="rows for ensembles of trees")
     told.add_argument("--folder", help="where to work, and what is kept; default: a temporary folder")
     told.add_argument("--libs", help="folder with duckdb and polars")
     told.add_argument("--large", action="store_true", help="12 months of 14.2 million rows, too")

@@ -193,9 +193,14 @@ def test_columns_are_encoded_for_trees_as_the_pipeline_does(
     assert terms is not None
     encoded = compiled.encode_matrix(model.score_rows(trips)[1], terms)
     np.testing.assert_array_equal(encoded, model.estimator["preprocess"].transform(model.derive_frame(trips)))
-    plain = artifact.Model(model._files, use_compiled=False)
-    assert model.probabilities(trips).tobytes() == plain.probabilities(trips).tobytes()
+    plain, fast = artifact.Model(model._files, use_compiled=False), artifact.Model(model._files, rows=10**9)
+    assert (fast.form, model.form, plain.form) == artifact.FORMS
+    expected = plain.probabilities(trips).tobytes()
+    assert expected == model.probabilities(trips).tobytes() == fast.probabilities(trips).tobytes()
     assert compiled.list_tree_terms(fit(columns, "logistic_regression", CODE, **settings).estimator) is None
+
+
+WRONG = "of the model does not give its scores"
 
 
 def test_a_compiled_form_that_is_wrong_is_not_used(fit: Fit) -> None:
@@ -203,14 +208,14 @@ def test_a_compiled_form_that_is_wrong_is_not_used(fit: Fit) -> None:
     files = dict(model._files)
     spec = golden_rows.add_golden_rows(artifact.Model(files, use_compiled=False), rows(100, 3))
 
-    def load() -> tuple[artifact.Model, int]:
+    def load() -> tuple[artifact.Model, int, str]:
         changed = files | {pyfunc.SPEC: json.dumps(spec).encode()}
         return golden_rows.load_checked_model(changed, artifact.hash_artifact(changed), "here")
 
     assert load()[0].linear is not None
     spec["linear"]["intercept"] += 1e-3
-    model, steps = load()
-    assert (model.linear, steps) == (None, 0)
+    model, *found = load()
+    assert (model.linear, model.form, found) == (None, "pipeline", [0, f"the compiled form {WRONG}"])
 
 
 def test_row_has_the_same_score_in_any_batch(loaded: artifact.Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,7 @@ def test_the_manifest_says_what_was_made_from_what(scored_template: Paths) -> No
     assert (manifest["month"], manifest["rows"]) == (month, 5000)
     trips, made = files.hash_file(paths.prepared_file(month)), manifest["made"]
     assert manifest["key"] == {"trips": trips, "model": ref["digest"], "format": formats.PREDICTIONS}
+    assert manifest["form"] == "compiled"
     assert all(made[name] == ref[name] for name in ("name", "version", "run"))
     trained = workbench.read_json(scored_template.champion / artifact.TRAINING)["libraries"]
     assert set(made["libraries"]) == {*trained, *score.LIBRARIES}

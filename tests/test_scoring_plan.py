@@ -36,7 +36,7 @@ def plan_months(paths: Paths, model: str = MODEL) -> list[plan.Month]:
     """Plan the month; there is none if it is published."""
     planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], model)
     assert not failed
-    return planned
+    return [month.choose_form("compiled") for month in planned]
 
 
 def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
@@ -45,7 +45,13 @@ def score_block(block: plan.Block, rows: int | None = None) -> dict[str, Any]:
     numbers = pa.array(range(sum(GROUPS[: block.row_group]), sum(GROUPS[: block.row_group]) + count), pa.int64())
     data = worker.encode_part(numbers, pa.array([0.5] * count, pa.float32()), {})
     part = {"name": block.name, "rows": count, "bytes": len(data), "sha256": files.hash_bytes(data)}
-    marker = {"key": block.key, "state": block.state, **part, "counts": Counts(count, count / 2).to_json()}
+    marker = {
+        "key": block.key,
+        "form": block.form,
+        "state": block.state,
+        **part,
+        "counts": Counts(count, count / 2).to_json(),
+    }
     marker["seconds"] = dict.fromkeys(plan.PHASES, 0.25)
     block.locations.staged.write(block.part, data)
     block.locations.staged.write(block.marker, json.dumps(marker).encode())
@@ -58,6 +64,22 @@ def publish_month(paths: Paths) -> dict[str, Any]:
     plan.publish_month(month, {"version": 1})
     manifest: dict[str, Any] = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
     return manifest
+
+
+def test_parts_of_another_form_of_the_model_are_scored_again(paths: Paths) -> None:
+    (month,) = plan_months(paths)
+    for block in month.choose_form("kernels").open[:2]:
+        score_block(block)
+    ((again,), _) = plan.plan_months(plan.Locations.resolve(paths), [MONTH], MODEL)
+    assert (again.form, len(again.done)) == ("kernels", 2)
+    assert again.choose_form("kernels") is again
+    other = again.choose_form("compiled")
+    assert not other.done
+    other.done |= {block: score_block(block) for block in other.open}
+    plan.publish_month(other, {})
+    manifest = json.loads((paths.predictions / f"month={MONTH}" / files.MANIFEST).read_text())
+    assert manifest["form"] == "compiled"
+    assert not plan_months(paths)  # whatever the form of a later run
 
 
 @pytest.mark.parametrize("change", ["nothing", "format", "a longer part"])

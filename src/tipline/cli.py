@@ -115,9 +115,9 @@ COMMANDS = {
 
 # What workers of a local cluster import while this process reads its settings.
 PRELOADED = {
-    "learning_curve": "tipline.training.learning_curve",
-    "score": "tipline.scoring.worker",
-    "compare": "tipline.commands.compare",
+    "learning_curve": ["tipline.training.learning_curve"],
+    "score": ["tipline.scoring.worker", "tipline.scoring.preload"],
+    "compare": ["tipline.commands.compare"],
 }
 # These get `PartialSettings`, and so work with any params.yaml.
 ACCEPTING_INVALID_SETTINGS = {"status", "check", "rollback", "verify"}
@@ -143,10 +143,11 @@ def run(arguments: argparse.Namespace) -> None:
     from tipline.paths import find_project  # noqa: PLC0415
 
     paths, command = find_project(), COMMANDS[arguments.command]
-    if module := PRELOADED.get(arguments.command):
+    if modules := PRELOADED.get(arguments.command):
         from tipline import processes  # noqa: PLC0415
 
-        processes.start_forkserver(module)
+        processes.set_kernel_cache(paths.root / "data" / ".numba")
+        processes.start_forkserver(*modules)
     from tipline import config  # noqa: PLC0415
 
     is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS

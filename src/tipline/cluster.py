@@ -96,6 +96,18 @@ def connect_remote(address: str) -> Iterator[Client]:
         yield client
 
 
+@contextlib.contextmanager
+def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator[None]:
+    """Keep a plugin on all workers, new ones included, during the block."""
+    try:
+        client.register_plugin(plugin, name)
+        yield
+    finally:
+        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
+            with contextlib.suppress(OSError):  # a worker has just died
+                client.unregister_worker_plugin(name)
+
+
 def run_tasks(client: Client, task: Callable[[T], Any], items: Sequence[T]) -> Iterator[tuple[T, Any]]:
     """Run a task for each item on the workers; yield items with results or exceptions, as they come.
 

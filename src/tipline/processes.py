@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
+from pathlib import Path
 
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
 # macOS has fork, but it is not safe there without exec: workers are spawned.
@@ -21,15 +22,15 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 )
 
 
-def start_forkserver(module: str) -> bool:
-    """Start the forkserver, which imports dask and a module, unless it runs already; return whether there is one.
+def start_forkserver(*modules: str) -> bool:
+    """Start the forkserver, which imports dask and modules, unless it runs already; return whether there is one.
 
     There is none if the environment names a scheduler, or if its socket has no place: the temporary folder is full, or
     its path is too long for the name of a socket.
     """
     if not CAN_FORK or os.environ.get(ADDRESS):
         return False
-    forkserver.set_forkserver_preload(["distributed", module])
+    forkserver.set_forkserver_preload(["distributed", *modules])
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
     try:
@@ -41,6 +42,12 @@ def start_forkserver(module: str) -> bool:
         os.environ.clear()
         os.environ.update(before)
     return True
+
+
+def set_kernel_cache(folder: Path) -> None:
+    """Let numba keep compiled kernels in a folder if it cannot keep them beside their source; workers inherit this."""
+    if not os.access(Path(__file__).parent / "model", os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
 
 
 @contextlib.contextmanager

@@ -145,7 +145,8 @@ class Storage:
             files.swap_folder(Path(staged.address(source)), Path(self.address(folder)))
             return
         published = self.read_json(f"{folder}/{files.MANIFEST}")
-        if isinstance(published, dict) and published.get("key") != manifest["key"]:
+        made_from = {name: manifest.get(name) for name in ("key", "form")}
+        if isinstance(published, dict) and any(published.get(name) != made_from[name] for name in made_from):
             self.remove_files([f"{folder}/{files.MANIFEST}"])
         names = {part["name"]: part["sha256"] for part in manifest["parts"]}
         try:

@@ -100,8 +100,8 @@ def compare_blocks(
     results, rows = dict[plan.Block, Any](), sum(block.rows for block in blocks)
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
-        worker.send_model(client, of_a, a),
-        worker.send_model(client, of_b, b),
+        worker.send_model(client, of_a, a, rows=rows),
+        worker.send_model(client, of_b, b, rows=rows),
         tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
         for block, result in cluster.run_tasks(client, compare, blocks):

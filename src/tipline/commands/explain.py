@@ -45,7 +45,7 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     training = (files.try_read_json(folder / artifact.TRAINING) if folder else None) or {}
     why = {"unknown": "the model has been replaced in this project; to score the month with the champion: dvc repro"}
     if folder:
-        model, _ = golden_rows.load_checked_model(artifact.read_artifact(folder), digest, "this machine")
+        model, *_ = golden_rows.load_checked_model(artifact.read_artifact(folder), digest, "this machine")
         why = explain_score(model, trip, stored)
     yield from format_section("why (log-odds)", why)
     params = training.get("params")

@@ -45,7 +45,7 @@ def compare_models(
         if spec["target"] != target:
             obstacles.append(f"the {role} predicts {spec['target']}, not {target}")
         try:
-            model, _ = golden_rows.load_checked_model(contents[role], digests[role], "this machine")
+            model, *_ = golden_rows.load_checked_model(contents[role], digests[role], "this machine")
             found = model.probabilities(rows)
         except FAILURES as error:
             obstacles.append(f"the {role} cannot score these rows: {join_lines(error)}")

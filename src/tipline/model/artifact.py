@@ -29,20 +29,24 @@ FORMAT = 5  # of model.json; models of tipline 0.1 have none
 TRAINING = loader.TRAINING  # facts about the training, kept beside the model; not part of its digest
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
 BATCH_ROWS = 2**17  # of a frame
+# What scores a model, the fastest first: kernels for trees, the rest of `compiled`, predict_proba of the pipeline.
+FORMS = KERNELS, COMPILED, PIPELINE = "kernels", "compiled", "pipeline"
 
 
 class Model:
     """A loaded model, from its files, whose digest was checked. It may be one that tipline did not make.
 
-    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one.
+    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one, with kernels if
+    it is to score so many `rows` that they pay; `form` says how.
     """
 
-    def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True) -> None:
-        self.use_compiled = use_compiled
+    def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True, rows: int = 0) -> None:
+        self.use_compiled, self.rows = use_compiled, rows
         self.spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
         self.linear: dict[str, Any] | None = self.spec.get("linear") if use_compiled else None
         self.is_external = external.is_external(files)
         self._files = files
+        self.form = COMPILED
         if self.linear is None:
             self._predict  # noqa: B018 (loaded now, not with the first rows)
 
@@ -55,14 +59,20 @@ class Model:
     def _predict(self) -> Callable[[pa.RecordBatch, Callable[[], pd.DataFrame]], Floats]:
         """The function from the columns that the preprocessing sees, for Arrow or for pandas, to probabilities."""
         if self.is_external:
-            predict = external.load_predict(self._files, self.spec)
+            predict, self.form = external.load_predict(self._files, self.spec), PIPELINE
             return lambda _, get_frame: predict(get_frame())
         rest = self.estimator[1:] if self._has_features else self.estimator
         if self.use_compiled and self._has_derived and (linear := compiled.fold_pipeline(rest, is_derived=True)):
             return lambda batch, _: np.concatenate([p.copy() for _, p in compiled.compute_probabilities(batch, linear)])
         if self.use_compiled and (terms := compiled.list_tree_terms(rest)):
             encode, classifier = partial(compiled.encode_matrix, terms=terms), rest[-1]
+            with ReportedCode("numba", "the kernels for trees", "Install it, or report this.", TiplineError):
+                scorer = compiled.create_scorer(classifier, terms, self.rows)
+            if scorer:
+                self.form = KERNELS
+                return lambda batch, _: scorer(batch)
             return lambda batch, _: classifier.predict_proba(encode(batch))[:, 1].astype(np.float64)
+        self.form = PIPELINE
         return lambda _, get_frame: rest.predict_proba(get_frame())[:, 1].astype(np.float64)
 
     @property
@@ -200,8 +210,11 @@ def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
     return spec
 
 
-def load_model(files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True) -> Model:
-    """Load a model with its code; before any of it runs, refuse another digest and files that may not be loaded."""
+def load_model(files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True, rows: int = 0) -> Model:
+    """Load a model with its code, to score about as many rows.
+
+    Before any of it runs, refuse another digest and files that may not be loaded.
+    """
     check_digest(files, expected)
     spec = read_spec(files)
     if external.is_external(files):
@@ -210,7 +223,7 @@ def load_model(files: Mapping[str, bytes], expected: str, *, use_compiled: bool 
     elif not (use_compiled and spec["linear"]):
         code = pyfunc.list_code(files)
         loader.check_skops(pyfunc.ESTIMATOR, files[pyfunc.ESTIMATOR], f"digest {expected[:12]}", code)
-    return Model(files, use_compiled=use_compiled)
+    return Model(files, use_compiled=use_compiled, rows=rows)
 
 
 def format_title(settings: Settings, rows: int) -> str:

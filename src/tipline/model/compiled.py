@@ -1,7 +1,8 @@
 """Faster forms of pipelines with the built-in preprocessing. The pipeline stays the model.
 
 A logistic regression is folded into one table or one slope per column; it needs neither scikit-learn nor pandas. For
-trees, Arrow encodes the columns. Scoring uses these forms only if they give the pipeline's scores of the golden rows.
+trees, Arrow encodes the columns and, where many rows are to be scored, kernels that numba compiles add up the leaves.
+Scoring uses these forms only if they give the pipeline's scores of the golden rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tipline.arrays import Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
+from tipline.model import trees
 from tipline.model.pyfunc import apply_logistic
 
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 
     # Writes, for a slice of rows, what a column adds to the log-odds, or the code or number that trees get for it.
     Term = Callable[[slice, Floats], object]
+    Scorer = Callable[[pa.RecordBatch], Floats]
 
 # Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
 CHUNK_ROWS = 2**15
-# What the parts of the built-in preprocessing for trees consist of.
+# Without numba, a worker takes longer to add up as many leaves (rows times trees) than numba takes to start: a second.
+KERNEL_LEAVES = 50_000_000
+# The parts of the built-in preprocessing for trees, and their classes.
 TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "numbers": "FunctionTransformer"}
 
 
@@ -131,3 +136,15 @@ def encode_matrix(batch: pa.RecordBatch, terms: Sequence[Mapping[str, Any]]) -> 
     for index, term in enumerate(terms):
         create_term(batch[term["name"]], term)(slice(None), matrix[:, index])
     return matrix
+
+
+def create_scorer(classifier: Any, terms: Sequence[Mapping[str, Any]], rows: int) -> Scorer | None:  # noqa: ANN401
+    """Return a function from a batch to probabilities for a classifier behind `terms`, if numba's start pays.
+
+    It is worth it for many `rows`, on one worker, and ensembles of trees in a known form; None for anything else.
+    """
+    ensemble = trees.convert_classifier(classifier) if rows else None
+    if ensemble is None or rows * len(ensemble.trees) < KERNEL_LEAVES:
+        return None
+    scorer = trees.TreeScorer(ensemble)
+    return lambda batch: scorer.score_columns([create_term(batch[term["name"]], term) for term in terms], len(batch))

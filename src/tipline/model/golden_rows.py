@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from tipline.errors import TiplineError
+from tipline.errors import TiplineError, join_lines
 from tipline.ingest.columns import CATEGORY, TIME, list_input_columns
 from tipline.model import artifact
-from tipline.model.artifact import Model
+from tipline.model.artifact import FORMS, KERNELS, PIPELINE, Model
 
 ROWS = 32
 KEY = "golden_rows"
@@ -24,19 +24,36 @@ def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
     return {**model.spec, KEY: {"rows": rows, "scores": model.probabilities(read_rows(rows, model)).tolist()}}
 
 
-def load_checked_model(files: Mapping[str, bytes], digest: str, where: str) -> tuple[Model, int]:
-    """Load a model on the machine `where`; return it and how many float32 steps its golden rows are off, 0 or 1.
+def load_checked_model(
+    files: Mapping[str, bytes], digest: str, where: str, forms: Sequence[str] = FORMS, rows: int = 0
+) -> tuple[Model, int, str]:
+    """Load a model on the machine `where`, in the first of some forms that works there, to score about `rows` rows.
 
-    A compiled form that does not give their scores is not used. Raises TiplineError if the pipeline does not give them,
-    either: this machine computes differently from the one that trained.
+    Returns it, how many float32 steps its golden rows are off, 0 or 1, and why a faster form is not used. Raises
+    TiplineError if the pipeline does not give their scores, either: this machine computes differently from the one that
+    trained.
     """
-    for use_compiled in (True, False):
-        model = artifact.load_model(files, digest, use_compiled=use_compiled)
-        if (steps := count_steps(model)) <= 1:
-            return model, steps
-    what = f"The golden rows get other scores here than where the model was trained ({steps} float32 steps off)."
-    todo = "Use the same processor type and library versions as in training, or train again where you score."
-    raise TiplineError(what, where, todo)
+    reason = ""
+    for form in forms:
+        if form == KERNELS and not rows:
+            continue
+        try:
+            options = {"rows": rows if form == KERNELS else 0}
+            model = artifact.load_model(files, digest, use_compiled=form != PIPELINE, **options)
+            steps = count_steps(model)
+        except TiplineError as error:
+            if form != KERNELS:
+                raise
+            reason = join_lines(error.parts[0]).rstrip(".")
+            continue
+        if steps <= 1:
+            break
+        reason = reason or f"the {form} form of the model does not give its scores"
+    if steps > 1:
+        what = f"The golden rows get other scores here than where the model was trained ({steps} float32 steps off)."
+        todo = "Use the same processor type and library versions as in training, or train again where you score."
+        raise TiplineError(what, where, todo)
+    return model, steps, reason
 
 
 def count_steps(model: Model) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +61,7 @@ class Block:
     model: str  # digest
     staged: str  # the folder of the month's finished parts
     id_columns: tuple[str, ...]  # of the prepared month, written beside the predictions
+    form: str  # of the model, the same for all workers; see `artifact.FORMS`
 
     @property
     def name(self) -> str:
@@ -85,31 +86,43 @@ class Month:
     key: dict[str, Any]
     staged: str  # the folder of its finished parts
     blocks: list[Block]
+    form: str = ""  # of the model that scores it, empty while it is not decided
     done: dict[Block, dict[str, Any]] = field(default_factory=dict)  # the markers of finished parts
 
     @property
     def open(self) -> list[Block]:
         return [block for block in self.blocks if block not in self.done]
 
+    def choose_form(self, form: str) -> Month:
+        """Return the month with the blocks and finished parts of one form of the model."""
+        if form == self.form:
+            return self
+        staged = name_staged_folder(self.month, self.key, form)
+        blocks = [replace(block, staged=staged, form=form) for block in self.blocks]
+        done = find_finished_parts(self.locations.staged, staged, blocks)
+        return Month(self.locations, self.month, self.key, staged, blocks, form, done)
 
-def name_staged_folder(month: str, key: Mapping[str, Any] | None) -> str:
-    """Name the folder of a month's parts. Runs with equal keys share it, because they write equal parts."""
-    return f"{month_name(month)}.{files.hash_json(key)[:12]}"
+
+def name_staged_folder(month: str, key: Mapping[str, Any] | None, form: str = "") -> str:
+    """Name the folder of a month's parts. Runs with equal keys and forms share it, because they write equal parts."""
+    return f"{month_name(month)}.{files.hash_json(key)[:12]}{form and '-'}{form}"
 
 
 def plan_months(
     locations: Locations, months: Sequence[str], digest: str, id_columns: Sequence[str] = ()
 ) -> tuple[list[Month], dict[str, str]]:
     """Return the months that are not published with this key, and the reasons of months that cannot be scored."""
-    planned, failed = [], {}
+    planned, failed, folders = [], {}, locations.staged.list_folders()
     for month in months:
         try:
             key = compute_key(locations, month, digest, id_columns)
             if not is_published(locations.predictions, month, key):
                 check_replaceable(locations.predictions, month)
-                blocks, staged = list_blocks(locations, month, key), name_staged_folder(month, key)
-                done = find_finished_parts(locations.staged, staged, blocks)
-                planned.append(Month(locations, month, key, staged, blocks, done))
+                staged = name_staged_folder(month, key)
+                undecided = Month(locations, month, key, staged, list_blocks(locations, month, key))
+                forms = [name.removeprefix(f"{staged}-") for name in folders if name.startswith(f"{staged}-")]
+                started = [undecided.choose_form(form) for form in forms if not form.endswith(MARKERS)]
+                planned.append(max([undecided, *started], key=lambda month: len(month.done)))
         except TiplineError as error:
             failed[month] = join_lines(error)
     return planned, failed
@@ -155,11 +168,9 @@ def refuse_old_months(storage: Storage, todo: str) -> None:
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
     trips, digest, staged = f"{month_name(month)}/{PREPARED_FILE}", files.hash_json(key), name_staged_folder(month, key)
-    state = locations.trips.get_state(trips)
+    state, ids = locations.trips.get_state(trips), tuple(key.get("id_columns", ()))
     return [
-        Block(
-            locations, month, trips, state, group, rows, digest, key["model"], staged, tuple(key.get("id_columns", ()))
-        )
+        Block(locations, month, trips, state, group, rows, digest, key["model"], staged, ids, "")
         for group, rows in enumerate(locations.trips.count_group_rows(trips, state))
     ]
 
@@ -169,7 +180,8 @@ def find_finished_parts(storage: Storage, staged: str, blocks: Sequence[Block]) 
     sizes, done = storage.list_sizes(staged), {}
     for block in blocks:
         marker = storage.read_json(block.marker) if block.name in sizes else None
-        if marker and (marker["key"], marker["state"]) == (block.key, block.state):
+        made_from = (block.key, block.form, block.state)
+        if marker and (marker["key"], marker.get("form"), marker["state"]) == made_from:
             data = storage.read(block.part) or b""
             if (len(data), files.hash_bytes(data)) == (marker["bytes"], marker["sha256"]):
                 done[block] = marker
@@ -203,6 +215,7 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
         manifest = {
             "month": month.month,
             "key": month.key,
+            "form": month.form,
             "rows": rows,
             "parts": [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in parts],
             "counts": Counts.merge(Counts.from_json(part["counts"]) for part in parts).to_json(),

@@ -15,7 +15,7 @@ from tipline.cluster import Client, Worker
 from tipline.errors import TiplineError
 from tipline.ingest import columns
 from tipline.model import golden_rows
-from tipline.model.artifact import Model
+from tipline.model.artifact import COMPILED, FORMS, Model
 from tipline.monitoring.counts import Counts
 from tipline.scoring.plan import SCHEMA, Block
 from tipline.storage import Storage
@@ -28,60 +28,82 @@ PLUGIN = "tipline-model"
 class ModelPlugin(cluster.WorkerPlugin):
     """Brings the model to each worker and checks that it can score, also after a worker's restart."""
 
-    def __init__(self, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage]) -> None:
+    def __init__(
+        self,
+        contents: Mapping[str, bytes],
+        digest: str,
+        storages: Sequence[Storage],
+        forms: Sequence[str] = FORMS,
+        rows: int = 0,
+    ) -> None:
         self.contents, self.digest, self.storages = dict(contents), digest, storages
+        self.forms, self.rows = forms, rows
         self.model: Model | None = None
-        self.state: tuple[bool, int] | None = None  # whether the compiled form is used, and `steps` of the golden rows
+        self.state: tuple[str, int, str] | None = None  # the model's form, and the rest of load_checked_model
 
     def setup(self, worker: Worker) -> None:
         """Check the digest, load the model, score the golden rows, look at the storage; errors reach the driver."""
-        model, steps = golden_rows.load_checked_model(self.contents, self.digest, worker.address)
+        model, steps, reason = golden_rows.load_checked_model(
+            self.contents, self.digest, worker.address, self.forms, self.rows
+        )
         for storage in self.storages:
             try:
                 storage.check_access()
             except TiplineError as error:
                 what, where, todo = error.parts
                 raise TiplineError(what, f"{where}, from the worker at {worker.address}", todo) from error
-        self.model, self.state = model, (model.use_compiled, steps)
+        self.model, self.state = model, (model.form, steps, reason)
 
 
 @contextlib.contextmanager
 def send_model(
-    client: Client, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage] = ()
-) -> Iterator[None]:
-    """Keep the model on all workers, new ones included, during the block.
+    client: Client, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage] = (), rows: int = 0
+) -> Iterator[str]:
+    """Keep the model on all workers during the block, which score `rows` rows together; yield the form that they use.
 
-    Raises a TiplineError if a worker cannot load it, scores the golden rows differently, or cannot use a storage.
+    It is the fastest that works on all of them, so that no month holds scores of two forms. Raises a TiplineError if a
+    worker cannot load the model, scores the golden rows differently, or cannot use a storage.
     """
-    # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
-    name = f"{PLUGIN}-{digest}-{files.create_token()}"
-    try:
-        client.register_plugin(ModelPlugin(contents, digest, storages), name)
-        states = client.run(lambda dask_worker: dask_worker.plugins[name].state).values()
-        if not all(is_compiled for is_compiled, _ in states):
-            log.warning("the compiled form of the model does not give its scores, so the pipeline is used")
-        if any(steps for _, steps in states):
-            log.warning("golden rows come out one float32 step off: other hardware or libraries than in training")
-        yield
-    finally:
-        if client.cluster is None and client.status == "running":  # neither a local cluster, nor a lost one
-            with contextlib.suppress(OSError):  # a worker has just died
-                client.unregister_worker_plugin(name)
+    forms: Sequence[str] = FORMS
+    per_worker = rows // max(1, len(client.nthreads()))
+    while True:
+        # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
+        name = f"{PLUGIN}-{digest}-{files.create_token()}"
+        with cluster.register_plugin(client, ModelPlugin(contents, digest, storages, forms, per_worker), name):
+            states = client.run(lambda dask_worker, name=name: dask_worker.plugins[name].state).values()
+            form = max((form for form, _, _ in states), key=FORMS.index, default=COMPILED)
+            reasons = sorted({reason for _, _, reason in states if reason})
+            for reason in reasons:
+                log.warning("%s, so the model's own predict_proba is used", reason)
+            if not reasons:
+                if any(steps for _, steps, _ in states):
+                    log.warning(
+                        "golden rows come out one float32 step off: other hardware or libraries than in training"
+                    )
+                yield form
+                return
+        # Sent again, so that all workers, also those that are still to come, use the form that works on all of these.
+        forms = FORMS[FORMS.index(form) :]
 
 
-def get_worker_model(digest: str) -> Model:
-    """Return the model of this digest on the worker that runs the task."""
+def get_worker_model(digest: str, form: str = "") -> Model:
+    """Return the model of this digest, in this form if one is given, on the worker that runs the task."""
     worker = cluster.get_worker()
-    for name, plugin in list(worker.plugins.items()):
-        if name.startswith(f"{PLUGIN}-{digest}") and (model := cast("ModelPlugin", plugin).model):
+    plugins = [plugin for name, plugin in list(worker.plugins.items()) if name.startswith(f"{PLUGIN}-{digest}")]
+    models = [model for plugin in plugins if (model := cast("ModelPlugin", plugin).model)]
+    for model in models:
+        if form in ("", model.form):
             return model
+    if models:
+        what = f"This worker joined the run late and cannot score with the form of the others ({form})."
+        raise TiplineError(what, worker.address, "Run it again: all workers then use the same form.")
     todo = "Run it again; the log of that worker says why, if it could not load the model."
     raise TiplineError("A worker does not have the model.", worker.address, todo)
 
 
 def score_block(block: Block) -> dict[str, Any]:
     """Write the part of a block, then its marker: key, state, name, rows, bytes, sha256, counts, seconds by phase."""
-    model, seconds = get_worker_model(block.model), dict[str, float]()
+    model, seconds = get_worker_model(block.model, block.form), dict[str, float]()
     with time_phase(seconds, "read"):
         types = columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())
         batch = read_block(block, types)
@@ -95,7 +117,8 @@ def score_block(block: Block) -> dict[str, Any]:
         data = encode_part(batch["row"], probability, {name: batch[name] for name in block.id_columns})
         block.locations.staged.write(block.part, data)
     part = {"name": block.name, "rows": len(batch), "bytes": len(data), "sha256": files.hash_bytes(data)}
-    marker = {"key": block.key, "state": block.state, **part, "counts": counts.to_json(), "seconds": seconds}
+    made_from = {"key": block.key, "form": block.form, "state": block.state}
+    marker = {**made_from, **part, "counts": counts.to_json(), "seconds": seconds}
     block.locations.staged.write(block.marker, json.dumps(marker).encode())
     return marker
 

@@ -89,10 +89,12 @@ def score_months(
     storages = [blocks[0].locations.trips, blocks[0].locations.staged]
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
-        worker.send_model(client, contents, digest, storages),
+        worker.send_model(client, contents, digest, storages, rows) as form,
         logging_redirect_tqdm(),
         tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
+        by_name |= {month.month: month.choose_form(form) for month in months if month.open}
+        blocks = [block for month in by_name.values() for block in month.open]
         started = time.perf_counter()
         for block, result in cluster.run_tasks(client, worker.score_block, blocks):
             if isinstance(result, Exception):
