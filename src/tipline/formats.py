@@ -4,5 +4,6 @@
 """
 
 DOWNLOAD = 1  # data/raw: the published files and their manifests
-PREPARED = 3  # data/trips: prepared months and their manifests
-PREDICTIONS = 5  # data/predictions: parts, counts and manifests
+PREPARED = 4  # data/trips: prepared months and their manifests
+PREDICTIONS = 6  # data/predictions: parts and manifests
+COUNTS = 1  # of scored rows, in the manifests of predictions and in data/counts

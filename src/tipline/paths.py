@@ -60,6 +60,10 @@ class Paths:
     def prepared_file(self, month: str) -> Path:
         return self.prepared(month) / "trips.parquet"
 
+    def counts(self, month: str) -> Path:
+        """The counts of a scored month whose labels have changed since."""
+        return self.root / "data" / "counts" / f"{month}.json"
+
     def sample(self, role: str, month: str) -> Path:
         """The sample of a month, in the order in which samples nest."""
         return self.root / "data" / "sample" / role / f"{month}.parquet"

@@ -49,8 +49,10 @@ def run(
         yield f"Both are the same model ({a['digest'][:12]}): there is nothing to compare."
         return
     locations, blocks = plan.Locations.resolve(paths, trips), list[plan.Block]()
+    spec = artifact.read_spec(models[a["digest"]])
     for month in sorted(set(months or settings.months)):
-        found = plan.list_blocks(locations, month, plan.compute_key(locations, month, a["digest"]))
+        prepared = plan.read_prepared(locations.trips, month)
+        found = plan.list_blocks(locations, month, plan.compute_key(prepared, a["digest"], spec))
         blocks += [block for block in found if block.rows]
     if not blocks:
         yield "The months have no rows: there is nothing to compare."

@@ -36,7 +36,7 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
         "file": (month_folder(paths.predictions, month) / part["name"]).relative_to(paths.root),
         "sha256": part["sha256"],
         "scored by git revision": made["git"],
-        "prepared month's sha256": manifest["key"]["trips"],
+        "columns' digest": files.hash_json(manifest["key"]["columns"]),
         "libraries": ", ".join(f"{name} {version}" for name, version in made["libraries"].items()),
     }
     yield from format_section("prediction", prediction)

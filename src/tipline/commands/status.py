@@ -9,7 +9,7 @@ from tipline.commands.month import format_month
 from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
 from tipline.ingest import losses
-from tipline.model import artifact
+from tipline.model import artifact, pyfunc
 from tipline.paths import Paths
 from tipline.registry import champion, model_versions, store
 from tipline.scoring import plan
@@ -37,8 +37,10 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     models = read_models(settings, paths)
     digest = models.ref["digest"] if models.ref else ""
     ids = settings.settings.score.id_columns if settings.settings else ()
-    planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest, ids)
-    unscored = sorted({*(month.month for month in planned), *failed})
+    unscored, spec = list(settings.months), files.try_read_json(paths.champion / pyfunc.SPEC)
+    if spec:
+        planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest, spec, ids)
+        unscored = sorted({*(month.month for month in planned), *failed})
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     findings = list(check_project(settings, paths, models))
     yield f"project     {paths.root}"

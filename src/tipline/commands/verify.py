@@ -89,13 +89,16 @@ def list_differences(predictions: Storage, folder: str, parts: Sequence[Mapping[
 
 def check_prepared(locations: plan.Locations, month: str, manifest: Mapping[str, Any], todo: str) -> None:
     """Raise TiplineError if the prepared month is not the one that was scored."""
-    key, trips, folder = plan.compute_key(locations, month, ""), locations.trips, month_name(month)
-    if key["trips"] != manifest["key"]["trips"]:
-        what = "The month was prepared again after it was scored."
+    trips, folder, key = locations.trips, month_name(month), manifest["key"]
+    prepared = plan.read_prepared(trips, month)
+    if plan.pick_digests(prepared, key["columns"]) != key["columns"]:
+        what = "The month was prepared again after it was scored, with other values in columns that the model reads."
         raise TiplineError(what, trips.address(folder), "Score it again: dvc repro score")
-    if trips.hash_file(file := f"{folder}/{PREPARED_FILE}") != key["trips"]:
+    if trips.hash_file(file := f"{folder}/{PREPARED_FILE}") != prepared["trips"]["sha256"]:
         prepare = f"Prepare the month again: dvc repro -f prepare@{month}"
-        raise TiplineError("The prepared file has changed since it was scored.", trips.address(file), prepare)
+        raise TiplineError(
+            "The prepared file is not the one that its manifest describes.", trips.address(file), prepare
+        )
     blocks = [(block.name, block.rows) for block in plan.list_blocks(locations, month, key)]
     if blocks != [(part["name"], part["rows"]) for part in manifest["parts"]]:
         what = "The parts of the manifest do not have the rows of the prepared month."

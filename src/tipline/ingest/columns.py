@@ -18,9 +18,14 @@ KIND_TYPES = {"hour": TIME, "number": pa.float64()}  # of columns after the user
 
 def list_needed_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
     """Return the columns that scoring and counting with a model.json read, and their types."""
+    return list_input_columns(spec) | list_counted_columns(spec)
+
+
+def list_counted_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    """Return the columns that are counted beside the scores of a model.json: the target's, groups and time."""
     target = {name: TYPES[type_] for name, type_ in spec["target_columns"].items()}
     groups = dict.fromkeys(spec["baseline"]["by"], CATEGORY)
-    return list_input_columns(spec) | target | groups | ({spec["time"]: TIME} if "time" in spec else {})
+    return target | groups | ({spec["time"]: TIME} if "time" in spec else {})
 
 
 def list_input_columns(spec: Mapping[str, Any]) -> dict[str, pa.DataType]:

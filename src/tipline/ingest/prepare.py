@@ -1,5 +1,6 @@
 """Convert a published month to the schema, in bounded memory and without losing a row."""
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,11 +91,28 @@ def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[
         },
         "aliases": conformer.aliases,
         "published": published_file.result(),
+        "columns": hash_columns(folder / PREPARED_FILE),
         "trips": files.describe_file(folder / PREPARED_FILE),
         "quarantine": files.describe_file(folder / QUARANTINE_FILE),
     }
     files.write_json(folder / files.MANIFEST, manifest)
     return manifest
+
+
+def hash_columns(path: Path) -> dict[str, str]:
+    """Return the sha256 of the encoded values of each column of a Parquet file, over all row groups.
+
+    Predictions are made from these: a column that the model does not read may change without scoring again.
+    """
+    footer = pq.read_metadata(path)
+    digests = {name: hashlib.sha256() for name in footer.schema.names}
+    with path.open("rb") as file:
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
+                file.seek(min(offset for offset in offsets if offset is not None))
+                digests[chunk.path_in_schema].update(file.read(chunk.total_compressed_size))
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dict[str, int]:

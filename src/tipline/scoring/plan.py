@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tipline import files, formats
 from tipline.errors import TiplineError, UsageError, join_lines, summarize_exception
+from tipline.ingest import columns
 from tipline.ingest.columns import PREPARED_FILE
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_name
@@ -58,6 +59,7 @@ class Block:
     row_group: int
     rows: int
     key: str  # sha256 of the month's key
+    counted: str  # digest of what is counted beside the scores; see `compute_counted`
     model: str  # digest
     staged: str  # the folder of the month's finished parts
     id_columns: tuple[str, ...]  # of the prepared month, written beside the predictions
@@ -84,6 +86,7 @@ class Month:
     locations: Locations
     month: str
     key: dict[str, Any]
+    counted: str  # see `compute_counted`
     staged: str  # the folder of its finished parts
     blocks: list[Block]
     form: str = ""  # of the model that scores it, empty while it is not decided
@@ -100,7 +103,7 @@ class Month:
         staged = name_staged_folder(self.month, self.key, form)
         blocks = [replace(block, staged=staged, form=form) for block in self.blocks]
         done = find_finished_parts(self.locations.staged, staged, blocks)
-        return Month(self.locations, self.month, self.key, staged, blocks, form, done)
+        return replace(self, staged=staged, blocks=blocks, form=form, done=done)
 
 
 def name_staged_folder(month: str, key: Mapping[str, Any] | None, form: str = "") -> str:
@@ -109,17 +112,22 @@ def name_staged_folder(month: str, key: Mapping[str, Any] | None, form: str = ""
 
 
 def plan_months(
-    locations: Locations, months: Sequence[str], digest: str, id_columns: Sequence[str] = ()
+    locations: Locations, months: Sequence[str], digest: str, spec: Mapping[str, Any], id_columns: Sequence[str] = ()
 ) -> tuple[list[Month], dict[str, str]]:
-    """Return the months that are not published with this key, and the reasons of months that cannot be scored."""
+    """Return the months that are not published with this key, and the reasons of months that cannot be scored.
+
+    `digest` is the model's, `spec` its model.json.
+    """
     planned, failed, folders = [], {}, locations.staged.list_folders()
     for month in months:
         try:
-            key = compute_key(locations, month, digest, id_columns)
+            manifest = read_prepared(locations.trips, month)
+            key, counted = compute_key(manifest, digest, spec, id_columns), compute_counted(manifest, spec)
             if not is_published(locations.predictions, month, key):
                 check_replaceable(locations.predictions, month)
                 staged = name_staged_folder(month, key)
-                undecided = Month(locations, month, key, staged, list_blocks(locations, month, key))
+                blocks = list_blocks(locations, month, key, counted)
+                undecided = Month(locations, month, key, counted, staged, blocks)
                 forms = [name.removeprefix(f"{staged}-") for name in folders if name.startswith(f"{staged}-")]
                 started = [undecided.choose_form(form) for form in forms if not form.endswith(MARKERS)]
                 planned.append(max([undecided, *started], key=lambda month: len(month.done)))
@@ -128,26 +136,42 @@ def plan_months(
     return planned, failed
 
 
-def compute_key(locations: Locations, month: str, digest: str, id_columns: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what the predictions of a month are made from: digests of rows and model, and the format.
-
-    Raises a TiplineError if the month is not prepared, or if its file does not have the length in its manifest.
-    """
+def read_prepared(trips: Storage, month: str) -> dict[str, Any]:
+    """Return the manifest of a prepared month; raise a TiplineError without one that suits its file."""
     folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
-    manifest = locations.trips.read_json(f"{folder}/{files.MANIFEST}")
-    where = locations.trips.address(f"{folder}/{files.MANIFEST}")
+    manifest, where = trips.read_json(f"{folder}/{files.MANIFEST}"), trips.address(f"{folder}/{files.MANIFEST}")
     if manifest is None:
         raise TiplineError("The month is not prepared: it has no manifest.", where, todo)
     try:
-        expected, sha256 = int(manifest["trips"]["bytes"]), str(manifest["trips"]["sha256"])
+        expected, _ = int(manifest["trips"]["bytes"]), dict(manifest["columns"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TiplineError("This is not the manifest of a prepared month.", where, todo) from error
-    size = locations.trips.list_sizes(folder).get(PREPARED_FILE, 0)
+        raise TiplineError("This is not the manifest of a month that this tipline prepared.", where, todo) from error
+    size = trips.list_sizes(folder).get(PREPARED_FILE, 0)
     if size != expected:
         what = f"The prepared month has {size:,} bytes; its manifest says {expected:,}."
-        raise TiplineError(what, locations.trips.address(f"{folder}/{PREPARED_FILE}"), todo)
+        raise TiplineError(what, trips.address(f"{folder}/{PREPARED_FILE}"), todo)
+    return dict(manifest)
+
+
+def compute_key(
+    prepared: Mapping[str, Any], digest: str, spec: Mapping[str, Any], id_columns: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return what predictions are made from: digests of the columns that are read and of the model, and the format.
+
+    `prepared` is the manifest of the prepared month. A column that it lacks is read as nulls.
+    """
+    names = ["row", *columns.list_input_columns(spec), *id_columns]
     ids = {"id_columns": [*id_columns]} if id_columns else {}
-    return {"trips": sha256, "model": digest, "format": formats.PREDICTIONS, **ids}
+    return {"columns": pick_digests(prepared, names), "model": digest, "format": formats.PREDICTIONS, **ids}
+
+
+def compute_counted(prepared: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    """Return the digest of what is counted beside the scores of a month: labels, groups and times, and the format."""
+    return files.hash_json([pick_digests(prepared, columns.list_counted_columns(spec)), formats.COUNTS])
+
+
+def pick_digests(prepared: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
+    return {name: prepared["columns"].get(name) for name in names}
 
 
 def check_replaceable(predictions: Storage, month: str) -> None:
@@ -166,22 +190,21 @@ def refuse_old_months(storage: Storage, todo: str) -> None:
         raise TiplineError("These months were written by tipline 0.1.", storage.address(), todo)
 
 
-def list_blocks(locations: Locations, month: str, key: Mapping[str, Any]) -> list[Block]:
+def list_blocks(locations: Locations, month: str, key: Mapping[str, Any], counted: str = "") -> list[Block]:
     trips, digest, staged = f"{month_name(month)}/{PREPARED_FILE}", files.hash_json(key), name_staged_folder(month, key)
     state, ids = locations.trips.get_state(trips), tuple(key.get("id_columns", ()))
     return [
-        Block(locations, month, trips, state, group, rows, digest, key["model"], staged, ids, "")
+        Block(locations, month, trips, state, group, rows, digest, counted, key["model"], staged, ids, "")
         for group, rows in enumerate(locations.trips.count_group_rows(trips, state))
     ]
 
 
 def find_finished_parts(storage: Storage, staged: str, blocks: Sequence[Block]) -> dict[Block, dict[str, Any]]:
-    """Return the markers of parts that an earlier run has finished from the same key and state of the file."""
+    """Return the markers of parts that an earlier run has finished from the same key."""
     sizes, done = storage.list_sizes(staged), {}
     for block in blocks:
         marker = storage.read_json(block.marker) if block.name in sizes else None
-        made_from = (block.key, block.form, block.state)
-        if marker and (marker["key"], marker.get("form"), marker["state"]) == made_from:
+        if marker and (marker["key"], marker.get("form")) == (block.key, block.form):
             data = storage.read(block.part) or b""
             if (len(data), files.hash_bytes(data)) == (marker["bytes"], marker["sha256"]):
                 done[block] = marker
@@ -218,6 +241,8 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
             "form": month.form,
             "rows": rows,
             "parts": [{name: part[name] for name in ("name", "rows", "bytes", "sha256")} for part in parts],
+            # None if labels came between the runs that made the parts.
+            "counted": month.counted if {part["counted"] for part in parts} <= {month.counted} else None,
             "counts": Counts.merge(Counts.from_json(part["counts"]) for part in parts).to_json(),
             "made": {**made, "worker_seconds": seconds},
         }

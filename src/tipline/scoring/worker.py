@@ -17,6 +17,7 @@ from tipline.ingest import columns
 from tipline.model import golden_rows
 from tipline.model.artifact import COMPILED, FORMS, Model
 from tipline.monitoring.counts import Counts
+from tipline.paths import month_name
 from tipline.scoring.plan import SCHEMA, Block
 from tipline.storage import Storage
 
@@ -117,10 +118,24 @@ def score_block(block: Block) -> dict[str, Any]:
         data = encode_part(batch["row"], probability, {name: batch[name] for name in block.id_columns})
         block.locations.staged.write(block.part, data)
     part = {"name": block.name, "rows": len(batch), "bytes": len(data), "sha256": files.hash_bytes(data)}
-    made_from = {"key": block.key, "form": block.form, "state": block.state}
+    made_from = {"key": block.key, "form": block.form, "counted": block.counted}
     marker = {**made_from, **part, "counts": counts.to_json(), "seconds": seconds}
     block.locations.staged.write(block.marker, json.dumps(marker).encode())
     return marker
+
+
+def recount_block(block: Block, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the scores of a published part beside the labels, groups and times that its rows have now.
+
+    Features are not counted: they are what they were when the part was scored.
+    """
+    predictions, name = block.locations.predictions, f"{month_name(block.month)}/{block.name}"
+    data, batch = predictions.read(name), read_block(block, columns.list_counted_columns(spec))
+    if data is None:
+        raise TiplineError("The part is missing.", predictions.address(name), "Run: dvc repro -f score")
+    scores = pq.read_table(pa.BufferReader(data), columns=["probability"])["probability"].to_numpy()
+    without_features = {key: value for key, value in spec.items() if key != "reference"}
+    return Counts.from_rows(batch, without_features, scores, batch, block.month).to_json()
 
 
 @contextlib.contextmanager

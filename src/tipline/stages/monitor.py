@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from tipline import files, formats
+from tipline import cluster, files, formats
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest import losses
 from tipline.monitoring import page, plots, verdict
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_folder
+from tipline.scoring import plan, worker
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ def run(settings: Settings, paths: Paths) -> None:
     names = sorted(settings.months)
     months = [
         {"month": name, "role": settings.sample.months.get(name, ""), **verdict.summarize_month(counts, spec)}
-        for name, counts in read_counts(paths, names).items()
+        for name, counts in read_counts(settings, paths, names, spec).items()
     ]
     manifests = [files.read_json(paths.prepared(n) / files.MANIFEST, f"Run: dvc repro prepare@{n}") for n in names]
     unusual = losses.find_unusual(manifests)
@@ -44,17 +46,51 @@ def run(settings: Settings, paths: Paths) -> None:
         log.info("%s: %s: %s", month["month"], month["verdict"], month["reason"])
 
 
-def read_counts(paths: Paths, months: Iterable[str]) -> dict[str, Counts]:
-    """Read the counts of months that the champion scored; those of another model would not match its reference."""
-    digest, counts = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"], {}
+def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: Mapping[str, Any]) -> dict[str, Counts]:
+    """Return the counts of months that the champion scored; count again those whose labels are not the counted ones.
+
+    Counts of another model would not match its reference. What is counted again is kept in data/counts/.
+    """
+    digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
+    locations, found, stale = plan.Locations.resolve(paths), dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)
         if (manifest["key"]["model"], manifest["key"]["format"]) != (digest, formats.PREDICTIONS):
             what = f"{month} was not scored by the champion (digest {digest[:12]}) and this version of tipline."
             raise TiplineError(what, str(path), TODO)
-        counts[month] = Counts.from_json(manifest["counts"])
-    return counts
+        counted = plan.compute_counted(plan.read_prepared(locations.trips, month), spec)
+        saved = files.try_read_json(paths.counts(month)) or {}
+        for one in (manifest, saved):
+            if (one.get("key"), one.get("counted")) == (manifest["key"], counted):
+                found[month] = one["counts"]
+        if month not in found:
+            stale[month] = {"key": manifest["key"], "counted": counted, "counts": manifest["counts"]}
+    for month, counts in recount_months(settings, locations, stale, spec).items():
+        files.write_json(paths.counts(month), {**stale[month], "counts": counts})
+        found[month] = counts
+    paths.counts("").parent.mkdir(exist_ok=True)  # an output of this stage, also without a file
+    return {month: Counts.from_json(found[month]) for month in months}
+
+
+def recount_months(
+    settings: Settings, locations: plan.Locations, stale: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Count months again on the workers, from the stored scores and the prepared months; nothing is scored."""
+    blocks = [block for month in stale for block in plan.list_blocks(locations, month, stale[month]["key"])]
+    parts, results = {month: list[Counts]() for month in stale}, dict[plan.Block, Counts]()
+    if blocks:
+        log.info("counting again, because labels have changed: %s", ", ".join(stale))
+        with cluster.connect_client(settings.cluster.n_workers) as client:
+            for block, result in cluster.run_tasks(client, partial(worker.recount_block, spec=spec), blocks):
+                if isinstance(result, Exception):
+                    raise plan.explain_failure(block, result)
+                results[block] = Counts.from_json(result)
+    for block in blocks:  # in order: sums of floats depend on it
+        parts[block.month].append(results[block])
+    merged = {month: Counts.merge(of_month) for month, of_month in parts.items()}
+    features = {month: stale[month]["counts"]["histograms"] for month in stale}
+    return {month: counts.to_json() | {"histograms": features[month]} for month, counts in merged.items()}
 
 
 def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:

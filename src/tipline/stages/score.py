@@ -46,7 +46,9 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
                 if name.startswith("month=") and name not in listed:
                     locations.predictions.remove_folder(name)
                     log.info("%s: no longer in `months`, predictions removed", name)
-        months, failed = plan.plan_months(locations, settings.months, ref["digest"], settings.score.id_columns)
+        months, failed = plan.plan_months(
+            locations, settings.months, ref["digest"], artifact.read_spec(contents), settings.score.id_columns
+        )
         plan.remove_stale_staging(locations, months, failed)
         training = files.try_read_json(paths.champion / artifact.TRAINING) or {}
         libraries = {}
