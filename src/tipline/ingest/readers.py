@@ -185,7 +185,7 @@ class CsvMonth:
         If a field is open for a whole block, its quote is taken for a stray one.
         """
         last = end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        if self._quote:
+        if self._quote and self._quote in data:  # to count takes much longer
             count = data.count(self._quote, 0, end)
             while end and count % 2:
                 before = max(data.rfind(b"\n", 0, end - 1), data.rfind(b"\r", 0, end - 1)) + 1
