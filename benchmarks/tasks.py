@@ -28,6 +28,7 @@ from tipline.storage import open_storage
 
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64
+SPEC = {"inputs": [], "target_columns": {}, "baseline": {"by": []}}
 
 
 def write_prepared(locations: plan.Locations, month: str) -> None:
@@ -36,7 +37,8 @@ def write_prepared(locations: plan.Locations, month: str) -> None:
     folder.mkdir(parents=True)
     table = pa.table({"row": pa.array(np.arange(GROUPS * ROWS))})
     pq.write_table(table, folder / columns.PREPARED_FILE, row_group_size=ROWS)
-    manifest = {"month": month, "trips": files.describe_file(folder / columns.PREPARED_FILE)}
+    digests = {"trips": files.describe_file(folder / columns.PREPARED_FILE), "columns": {"row": month}}
+    manifest = {"month": month, **digests}
     files.write_json(folder / files.MANIFEST, manifest)
 
 
@@ -45,13 +47,13 @@ def make_marker(block: plan.Block) -> dict[str, Any]:
     days = {str(day): dict.fromkeys(("cash", "credit"), Sums(1, 1, 0.1, 0.1)) for day in range(1, 32)}
     counts = Counts(ROWS, 0.5, np.ones((BANDS, 3), np.int64), days)
     part = {"name": block.name, "rows": block.rows, "bytes": 4, "sha256": MODEL, "counts": counts.to_json()}
-    return {"key": block.key, "state": block.state, "seconds": dict.fromkeys(plan.PHASES, 0.1), **part}
+    return {"key": block.key, "counted": block.counted, "seconds": dict.fromkeys(plan.PHASES, 0.1), **part}
 
 
 def measure(locations: plan.Locations, months: list[str]) -> dict[str, float]:
     """Return the seconds that a month takes to plan, a task to run, a month to publish."""
     start = time.perf_counter()
-    planned, _ = plan.plan_months(locations, months, MODEL)
+    planned, _ = plan.plan_months(locations, months, MODEL, SPEC)
     planning = time.perf_counter() - start
     blocks = [block for month in planned for block in month.blocks]
     with cluster.connect_client(2) as client:

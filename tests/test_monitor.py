@@ -31,11 +31,52 @@ def read_csv(paths: Paths, name: str) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("month", ["2009-03", "2024-01"])
 def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_template: Paths, month: str) -> None:
-    table = workbench.read_prepared(scored_template, month)
-    predictions = pq.read_table(scored_template.predictions / f"month={month}").to_pandas()
+    check_figures(scored_template, month)
+
+
+def change_column(paths: Paths, month: str, name: str, values: Any) -> None:
+    """Replace a column of a published month, and prepare it again."""
+    (path,) = paths.raw(month).iterdir()
+    table = pq.read_table(path, partitioning=None)
+    table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.float64()))
+    path.unlink()
+    pq.write_table(table, path)
+    workbench.run_month(paths, "prepare", month)
+
+
+@pytest.mark.usefixtures("_on_cluster")
+def test_labels_that_arrive_later_are_counted_and_nothing_is_scored_again(
+    scored_project: Paths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workbench.small_row_groups(monkeypatch)
+    before, month = workbench.read_tree(scored_project.predictions), "2009-03"
+    tips = workbench.read_prepared(scored_project, month)["tip_amount"].to_numpy().copy()
+    tips[::3] = 1 - np.minimum(tips[::3], 1)
+    change_column(scored_project, month, "Tip_Amt", tips)
+    change_column(scored_project, "2009-02", "Tolls_Amt", np.ones(5000))  # nobody reads it
+    workbench.run(scored_project, "score", "monitor")
+    assert workbench.read_tree(scored_project.predictions) == before
+    assert "counting again, because labels have changed: 2009-03" in caplog.messages
+    assert [path.name for path in scored_project.counts("").parent.iterdir()] == ["2009-03.json"]
+    check_figures(scored_project, month)
+    drift_before = read_months(scored_project)[month]["drift"]
+    caplog.clear()
+    workbench.run(scored_project, "monitor")
+    assert not any("counting again" in message for message in caplog.messages)
+    assert read_months(scored_project)[month]["drift"] == drift_before
+    change_column(scored_project, month, "Fare_Amt", np.full(5000, 7.5))  # the model reads it
+    workbench.run(scored_project, "score", "monitor")
+    changed = workbench.read_tree(scored_project.predictions)
+    assert {name.split("/")[0] for name in before if changed[name] != before[name]} == {"month=2009-03"}
+    check_figures(scored_project, month)
+
+
+def check_figures(paths: Paths, month: str) -> None:
+    table = workbench.read_prepared(paths, month)
+    predictions = pq.read_table(paths.predictions / f"month={month}").to_pandas()
     joined = predictions.merge(table.to_pandas(), on="row", validate="1:1")
     scores, labels = joined["probability"].astype(float), (joined["tip_amount"] > 0).to_numpy()
-    spec, batch = workbench.read_json(scored_template.champion / "model.json"), workbench.as_batch(table)
+    spec, batch = workbench.read_json(paths.champion / "model.json"), workbench.as_batch(table)
     rates = baseline.predict_baseline(batch, spec["baseline"])
     outside = joined["pickup_datetime"].dt.strftime("%Y-%m") != month
     days = joined["pickup_datetime"].dt.day.where(~outside, 0).to_numpy()
@@ -64,7 +105,7 @@ def test_figures_are_those_of_the_predictions_joined_to_the_trips(scored_templat
         "positive": labels.sum(),
         "expected_positive": pytest.approx(scores.sum()),
     }
-    reported = read_months(scored_template)[month]
+    reported = read_months(paths)[month]
     assert {name: reported[name] for name in expected} == expected
     assert (
         reported["excess_positive_low"]

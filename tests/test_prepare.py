@@ -220,6 +220,7 @@ def test_the_manifest_describes_the_files(run_cli: Run, make_project: MakeProjec
     columns = manifest.pop("mapping")["columns"]
     assert columns["fare_amount"] == {"name": "Fare_Amt", "type": "string"}
     assert len(columns) == 13
+    assert manifest.pop("columns").keys() == {*SCHEMA.arrow_schema.names}
     files = {"published": path, "trips": paths.prepared_file(MONTH), "quarantine": folder / "_quarantine.parquet"}
     assert manifest == {
         "month": MONTH,

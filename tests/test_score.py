@@ -100,8 +100,10 @@ def test_the_manifest_says_what_was_made_from_what(scored_template: Paths) -> No
     manifest, ref = read_manifest(paths, month), workbench.read_json(paths.champion_ref)
     assert_whole(paths, month)
     assert (manifest["month"], manifest["rows"]) == (month, 5000)
-    trips, made = files.hash_file(paths.prepared_file(month)), manifest["made"]
-    assert manifest["key"] == {"trips": trips, "model": ref["digest"], "format": formats.PREDICTIONS}
+    read, made = ["row", *workbench.load_settings(paths).model.columns], manifest["made"]
+    digests = workbench.read_json(paths.prepared(month) / files.MANIFEST)["columns"]
+    columns = {name: digests[name] for name in read}
+    assert manifest["key"] == {"columns": columns, "model": ref["digest"], "format": formats.PREDICTIONS}
     assert manifest["form"] == "compiled"
     assert all(made[name] == ref[name] for name in ("name", "version", "run"))
     trained = workbench.read_json(scored_template.champion / artifact.TRAINING)["libraries"]
@@ -262,7 +264,8 @@ def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_impo
     locations = plan.Locations.resolve(scored_template, to=str(tmp_path))
     contents = artifact.read_artifact(scored_template.champion)
     digest, here = artifact.hash_artifact(contents), psutil.Process()
-    block = plan.list_blocks(locations, "2009-01", plan.compute_key(locations, "2009-01", digest))[0]
+    key = plan.compute_key(plan.read_prepared(locations.trips, "2009-01"), digest, artifact.read_spec(contents))
+    block = plan.list_blocks(locations, "2009-01", key)[0]
     before = set(here.children(recursive=True))
     with cluster.connect_client(1) as client, worker.send_model(client, contents, digest):
         ((_, marker),) = cluster.run_tasks(client, worker.score_block, [block])

@@ -122,7 +122,7 @@ def test_every_problem_of_a_month_is_printed(
     path = scored_project.prepared_file(MONTH)
     flip_bit(path, path.read_bytes().rfind(b"parquet-cpp"))  # the writer's name: all rows are as they were
     assert list_problems(scored_project, run_cli) == [
-        "The prepared file has changed since it was scored.",
+        "The prepared file is not the one that its manifest describes.",
         f"where: {path}",
         f"to do: Prepare the month again: dvc repro -f prepare@{MONTH}",
     ]
