@@ -24,7 +24,7 @@ from tests import workbench
 from tests.conftest import missing
 from tests.test_disk_full import mount
 from tests.test_score import assert_whole, get_folder, promote_another_model, read_manifest, read_parts
-from tipline import cluster, files, formats
+from tipline import cluster, files
 from tipline.model import artifact, golden_rows, pyfunc
 from tipline.paths import Paths, month_name
 from tipline.scoring import plan
@@ -178,12 +178,12 @@ def assert_only_bad_failed(project: Paths, template: Template, digest: str, code
 def find_finished(paths: Paths) -> dict[str, int]:
     """Return the parts of the champion that need not be scored again, and when each was written."""
     digest, found = workbench.read_json(paths.champion_ref)["digest"], {}
+    spec, trips = workbench.read_json(paths.champion / pyfunc.SPEC), plan.Locations.resolve(paths).trips
     manifests = [path for folder in (paths.staging, paths.predictions) for path in folder.rglob(files.MANIFEST)]
     for path in [*list_markers(paths.staging), *manifests]:
         content = workbench.read_json(path)
         month = path.parent.name.removeprefix("month=").partition(".")[0]
-        trips = files.hash_file(paths.prepared_file(month))
-        key = {"trips": trips, "model": digest, "format": formats.PREDICTIONS}
+        key = plan.compute_key(plan.read_prepared(trips, month), digest, spec)
         if content["key"] in (key, files.hash_json(key)):
             for part in content.get("parts", [content]):
                 file = path.parent.with_name(path.parent.name.removesuffix(plan.MARKERS)) / part["name"]
@@ -192,13 +192,13 @@ def find_finished(paths: Paths) -> dict[str, int]:
     return found
 
 
-def assert_resumed(paths: Paths, champion: Champion, lost: str = "never") -> None:
-    """The next run keeps what is finished, but not of the month `lost`, and leaves the champion's predictions alone."""
+def assert_resumed(paths: Paths, champion: Champion) -> None:
+    """The next run keeps what is finished, and leaves the champion's predictions alone."""
     before = find_finished(paths)
     code, output = score(paths)
     assert code == 0, output
     after = find_finished(paths)
-    assert {name for name in before if after[name] == before[name]} == {name for name in before if lost not in name}
+    assert {name: after[name] for name in before} == before
     assert read_parts(paths) == champion.parts
     assert not [path for path in (paths.staging / "predictions").iterdir() if path.is_dir()]
     assert {path.name for path in paths.predictions.iterdir()} == {month_name(month) for month in workbench.MONTHS}
@@ -425,7 +425,7 @@ def test_a_prepared_month_that_changes_during_scoring_fails_alone(
     assert_only_bad_failed(project, template, digest, code, output)
     assert "This file changed while" in output or "This file is missing" in output
     assert f"where: {project.prepared_file(BAD)}" in output
-    # The month comes back as a new file: no part of the old one is kept.
+    # The month comes back as a new file; what was made of the same columns is kept.
     project.prepared_file(BAD).unlink(missing_ok=True)
     shutil.copyfile(template.paths.prepared_file(BAD), project.prepared_file(BAD))
-    assert_resumed(project, template.second, lost=BAD)
+    assert_resumed(project, template.second)

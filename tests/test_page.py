@@ -42,6 +42,25 @@ def make_months() -> list[dict[str, Any]]:
     ]
 
 
+def test_of_many_features_those_that_drifted_most_come_first_and_the_others_are_folded(
+    browser: Browser, tmp_path: Path
+) -> None:
+    months = make_months()
+    for month in months:
+        drifts = month["drift"]["features"]
+        drifts |= {f"f{number}": drifts["vendor"] | {"psi": number / 1000, "flagged": None} for number in range(200)}
+        drifts["f7"] = drifts["f7"] | {"flagged": True}
+    view = browser.new_page()
+    view.goto(write_page(tmp_path, months).as_uri())
+    rows = view.get_by_role("region", name="Drift by feature and month").locator("tbody th").all_inner_texts()
+    assert {"vendor", "f7"} == {*rows[:2]}
+    assert len(rows) == page.SHOWN_FEATURES + 1
+    folded = view.get_by_text("182 more features, which drifted less")
+    assert not view.get_by_role("rowheader", name="f3", exact=True).is_visible()
+    folded.click()
+    assert view.get_by_role("rowheader", name="f3", exact=True).is_visible()
+
+
 def write_page(folder: Path, months: list[dict[str, Any]]) -> Path:
     plots.plot_monitoring(folder / "monitoring.png", months)
     page.write_page(folder / "index.html", months, folder / "monitoring.png")

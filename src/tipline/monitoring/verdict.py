@@ -14,6 +14,7 @@ from tipline.monitoring import drift
 from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
 
 CALIBRATION_GROUPS = 10
+NAMED_FEATURES = 5  # in a sentence, those that drifted most
 KEEP, RETRAIN, NO_LABELS = "keep", "retrain", "no labels"
 NESTED = ("groups", "calibration", "drift", "unusual")  # not in months.csv
 
@@ -51,12 +52,15 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         bounds = [bound * scale if known else None for bound in ratio.bounds()]
         month[f"{name}_low"], month[f"{name}_high"] = bounds
     judged = {**drifts["features"], "score": drifts["score"]} if drifts else {}
-    month["drifted"] = "; ".join(name for name, one in judged.items() if one["flagged"])
+    drifted = sorted((name for name, one in judged.items() if one["flagged"]), key=lambda name: -judged[name]["psi"])
+    month["drifted"] = "; ".join(drifted)
     month["groups"] = {name: summarize_group(name, sums, baseline) for name, sums in sorted(groups.items())}
     month |= {"calibration": compute_calibration(counts.bands), "drift": drifts}
     verdict, reason = judge_month(month, " and ".join(baseline["by"]))
-    if month["drifted"]:
-        reason += f" Drift in {month['drifted'].replace(';', ',')}; drift alone does not change the verdict."
+    if drifted:
+        more = f" and {len(drifted) - NAMED_FEATURES} more" if len(drifted) > NAMED_FEATURES else ""
+        names = ", ".join(drifted[:NAMED_FEATURES]) + more
+        reason += f" Drift in {names}; drift alone does not change the verdict."
     return {**month, "verdict": verdict, "reason": reason}
 
 
