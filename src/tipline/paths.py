@@ -61,7 +61,7 @@ class Paths:
         return self.prepared(month) / "trips.parquet"
 
     def counts(self, month: str) -> Path:
-        """The counts of a scored month whose labels have changed since."""
+        """The counts of a scored month, with the labels that it has now."""
         return self.root / "data" / "counts" / f"{month}.json"
 
     def sample(self, role: str, month: str) -> Path:

@@ -49,7 +49,7 @@ def run(settings: Settings, paths: Paths) -> None:
 def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: Mapping[str, Any]) -> dict[str, Counts]:
     """Return the counts of months that the champion scored; count again those whose labels are not the counted ones.
 
-    Counts of another model would not match its reference. What is counted again is kept in data/counts/.
+    Counts of another model would not match its reference. data/counts/ keeps them all for the next run.
     """
     digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
     locations, found, stale = plan.Locations.resolve(paths), dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
@@ -63,14 +63,16 @@ def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: M
         saved = files.try_read_json(paths.counts(month)) or {}
         for one in (manifest, saved):
             if (one.get("key"), one.get("counted")) == (manifest["key"], counted):
-                found[month] = one["counts"]
+                found[month] = {name: one[name] for name in ("key", "counted", "counts")}
         if month not in found:
             stale[month] = {"key": manifest["key"], "counted": counted, "counts": manifest["counts"]}
-    for month, counts in recount_months(settings, locations, stale, spec).items():
-        files.write_json(paths.counts(month), {**stale[month], "counts": counts})
-        found[month] = counts
-    paths.counts("").parent.mkdir(exist_ok=True)  # an output of this stage, also without a file
-    return {month: Counts.from_json(found[month]) for month in months}
+    found |= recount_months(settings, locations, stale, spec)
+    for path in paths.counts("").parent.glob("*.json"):
+        if path.stem not in found:
+            path.unlink()
+    for month in months:
+        files.write_json(paths.counts(month), found[month])
+    return {month: Counts.from_json(found[month]["counts"]) for month in months}
 
 
 def recount_months(
@@ -89,8 +91,8 @@ def recount_months(
     for block in blocks:  # in order: sums of floats depend on it
         parts[block.month].append(results[block])
     merged = {month: Counts.merge(of_month) for month, of_month in parts.items()}
-    features = {month: stale[month]["counts"]["histograms"] for month in stale}
-    return {month: counts.to_json() | {"histograms": features[month]} for month, counts in merged.items()}
+    features = {month: {"histograms": one["counts"]["histograms"]} for month, one in stale.items()}
+    return {month: {**stale[month], "counts": counts.to_json() | features[month]} for month, counts in merged.items()}
 
 
 def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:
