@@ -179,6 +179,13 @@ def test_row_groups_depend_on_neither_batches_nor_published_row_groups(
     assert set(factory.contents(one.folder)) == {"trips.parquet", "_quarantine.parquet", "_manifest.json"}
 
 
+def test_wide_months_have_smaller_row_groups() -> None:
+    """A worker holds a row group; at a million rows, one of 200 columns would take 1.6 GB."""
+    wide = pa.schema([(f"number {index}", pa.float64()) for index in range(200)])
+    rows = [prepare.count_group_rows(schema) for schema in (SCHEMA.arrow_schema, wide, pa.schema([*wide] * 100))]
+    assert rows == [2**20, readers.BATCH_ROWS, readers.BATCH_ROWS]
+
+
 @pytest.mark.parametrize("copies", [1, 20], ids=["a huge row group", "many row groups"])
 def test_a_month_is_streamed_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
     monkeypatch.setattr(simulate, "CHUNK", 2**20)

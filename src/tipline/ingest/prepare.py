@@ -18,7 +18,9 @@ from tipline.ingest.columns import PREPARED_FILE, QUARANTINE_FILE
 from tipline.ingest.conform import QUARANTINE, Conformer
 from tipline.ingest.schema import ROW, Match, Schema
 
-ROW_GROUP_ROWS = 2**20
+# A row group is what a worker scores at once. Narrow months have many rows in one; wide ones would fill its memory.
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 2**20, 2**28
+TEXT_BYTES = 32  # of an identifier, about
 QUARANTINE_BYTES = 2**26  # of quarantined rows that are held before they are written
 
 
@@ -123,7 +125,7 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
     columns, rows_out, quarantined = conformer.schema.columns, 0, 0
     categories = [name for key, name in conformer.names.items() if columns[key].type == "category"]
     batches = map(conformer.conform, month.batches(list(conformer.names.values()), categories))
-    options = choose_parquet_options(conformer.arrow_schema)
+    options, group_rows = choose_parquet_options(conformer.arrow_schema), count_group_rows(conformer.arrow_schema)
     with (
         # Without Arrow's own schema, categories are read as text, by pandas for example.
         pq.ParquetWriter(folder / PREPARED_FILE, conformer.arrow_schema, store_schema=False, **options) as trips_writer,
@@ -131,9 +133,9 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
         ThreadPoolExecutor(1) as writing,
     ):
         written = writing.submit(int)  # nothing yet
-        for trips, unreadable in gather_row_groups(batches):
+        for trips, unreadable in gather_row_groups(batches, group_rows):
             written.result()
-            written = writing.submit(trips_writer.write_table, trips, row_group_size=ROW_GROUP_ROWS)
+            written = writing.submit(trips_writer.write_table, trips, row_group_size=group_rows)
             quarantine_writer.write_table(unreadable)
             rows_out, quarantined = rows_out + len(trips), quarantined + len(unreadable)
         written.result()
@@ -143,15 +145,24 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
     return {"rows_in": month.rows, "rows_out": rows_out, "quarantined": quarantined}
 
 
-def gather_row_groups(batches: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Gather batches into row groups of about ROW_GROUP_ROWS, each with the quarantined rows among them."""
+def count_group_rows(schema: pa.Schema) -> int:
+    """Return the rows of a row group, from the schema alone: months are the same however they were published."""
+    widths = [TEXT_BYTES if field.type == pa.string() else field.type.bit_width / 8 for field in schema]
+    batches = max(1, int(ROW_GROUP_BYTES / sum(widths)) // readers.BATCH_ROWS)
+    return min(ROW_GROUP_ROWS, batches * readers.BATCH_ROWS)
+
+
+def gather_row_groups(
+    batches: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]], rows: int
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Gather batches into row groups of at least so many rows, each with the quarantined rows among them."""
     good: list[pa.RecordBatch] = []
     bad: list[pa.RecordBatch] = []
     for trips, unreadable in itertools.chain(batches, [(None, None)]):
         if trips is not None:
             good.append(trips)
             bad.append(unreadable)
-        is_full = sum(map(len, good)) >= ROW_GROUP_ROWS or sum(batch.nbytes for batch in bad) >= QUARANTINE_BYTES
+        is_full = sum(map(len, good)) >= rows or sum(batch.nbytes for batch in bad) >= QUARANTINE_BYTES
         if is_full or (trips is None and sum(map(len, good + bad))):
             # The dictionary of a category may have grown between batches.
             yield pa.Table.from_batches(good).unify_dictionaries(), pa.Table.from_batches(bad)
