@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,7 @@ def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_impo
     *, can_fork: bool, scored_template: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "CAN_FORK", can_fork)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined] # one that an earlier test has started
     locations = plan.Locations.resolve(scored_template, to=str(tmp_path))
     contents = artifact.read_artifact(scored_template.champion)
     digest, here = artifact.hash_artifact(contents), psutil.Process()
