@@ -388,17 +388,18 @@ def test_a_draft_knows_words_for_missing_values_codes_long_numbers_and_folders(t
     """Otherwise a number with NA becomes text, a code loses its zero, and two numbers become one."""
     numbers = [decimal.Decimal(12345678901234567890), decimal.Decimal(12345678901234567891)]
     columns = {"at": ["2025-01-01"] * 2, "price": ["1.5", "NA"], "zip": ["01234", "10115"], "order": numbers}
+    columns["note"] = [None, None]
     names = [f"region={region}/part.parquet" for region in ("north%20west", "south")]
     for name in names:
         (tmp_path / "month" / name).parent.mkdir(parents=True)
         pq.write_table(pa.table(columns), tmp_path / "month" / name)
     month = readers.open_month(tmp_path / "month", MONTH, Csv())
     schema = Schema.model_validate(yaml.safe_load(draft.draft_schema(month, MONTH, names)))
-    types = ["timestamp", "number", "category", "identifier", "category"]
+    types = ["timestamp", "number", "category", "identifier", "category", "category"]
     assert [column.type for column in schema.columns.values()] == types
     assert [*schema.columns["zip"].aliases] == ["01234", "10115"]
     assert [*schema.columns["region"].aliases] == ["north west", "south"]
-    assert [key for key, column in schema.columns.items() if not column.required] == ["price"]
+    assert [key for key, column in schema.columns.items() if not column.required] == ["price", "note"]
     manifest = prepare.prepare_month(tmp_path / "month", tmp_path, schema, MONTH)
     prepared = pq.read_table(tmp_path / "trips.parquet", partitioning=None).to_pydict()
     assert (manifest["quarantined"], prepared["price"]) == (0, [1.5, None] * 2)

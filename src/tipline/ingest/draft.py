@@ -54,7 +54,7 @@ def guess_column(texts: Sequence[str], decimal: str = ".") -> Guess:
         if all(re.fullmatch(r"\s*[-+]?\d+(\.0+)?\s*", text) for text in texts):
             type_ = "integer" if largest <= MAX_INTEGER else "number" if largest < MAX_EXACT else "identifier"
         return {"type": type_}, []
-    if {normalize_name(text) for text in texts} <= BOOLEANS.keys() - {"0", "1"}:
+    if texts and {normalize_name(text) for text in texts} <= BOOLEANS.keys():
         return {"type": "boolean"}, []
     return {"type": "category"}, []
 
@@ -116,16 +116,15 @@ def draft_schema(month: Month, first: str, names: Sequence[str]) -> str:
         if not any(test(type_) for tests, _ in READABLE.values() for test in [*tests, types.is_null]):
             ignored.append(field.name)
             continue
-        column, doubts = draft_column(field, values, nulls, csv_.decimal)
+        column, doubts = draft_column(field.name, type_, values, nulls, csv_.decimal)
         described = {"type": column.pop("type"), "meaning": field.name, "names": {first: field.name}, **column}
         lines += [f"  # check: {doubt}" for doubt in doubts]
         lines += [f"  {line}" for line in format_yaml({keys[-1]: described})]
     return "\n".join([*lines, *(["", *format_yaml({"ignored": ignored})] if ignored else []), ""])
 
 
-def draft_column(field: pa.Field, values: pa.Array, nulls: set[str], decimal: str) -> Guess:
+def draft_column(name: str, type_: pa.DataType, values: pa.Array, nulls: set[str], decimal: str) -> Guess:
     """Return the keys of a column of the schema and what is doubtful about them."""
-    type_ = field.type.value_type if types.is_dictionary(field.type) else field.type
     required = {} if values.null_count else {"required": True}
     if types.is_timestamp(type_) or types.is_date(type_):
         is_zoned = getattr(type_, "tz", None) is not None
@@ -137,7 +136,7 @@ def draft_column(field: pa.Field, values: pa.Array, nulls: set[str], decimal: st
     keys, doubts = guess_column([*counts], decimal)
     doubts = doubts if counts else ["all values are missing"]
     numbers = parse_numbers([*counts], decimal) if keys["type"] in {"integer", "number"} else []
-    is_unique, is_named = len(counts) > max(0.9 * len(texts), FEW_VALUES), bool(IDENTIFIER.search(field.name))
+    is_unique, is_named = len(counts) > max(0.9 * len(texts), FEW_VALUES), bool(IDENTIFIER.search(name))
     if (is_unique and is_named) or (keys["type"] == "category" and (is_unique or len(counts) > MANY_VALUES)):
         keys, numbers = {"type": "identifier"}, []
         doubts = [] if is_named else [f"{len(counts):,} different values in {len(texts):,} rows; a category has few"]

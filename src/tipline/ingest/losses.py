@@ -26,7 +26,8 @@ def check_losses(
 ) -> None:
     """Raise TiplineError if a prepared month has lost too much, unless `accept` has it.
 
-    Too much are all rows, or MIN_QUARANTINED of them and more than a share, or most values of a required category.
+    Too much is all rows, at least MIN_QUARANTINED and more than this share of them, or most values of a required
+    category.
     """
     month, rows, lost, problems = manifest["month"], manifest["rows_in"], manifest["quarantined"], []
     if lost == rows > 0 or (lost >= MIN_QUARANTINED and lost > max_quarantined * rows):

@@ -85,7 +85,7 @@ def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
-    """Return predicted and observed positive rates of up to ten groups of rows, by score, each the middle of its band.
+    """Return predicted and observed positive rates of up to ten groups of rows; a score is the middle of its band.
 
     The groups have about the same sum of p (1 - p): of groups of equally many rows, most would have few positive ones.
     """
