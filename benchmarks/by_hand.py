@@ -46,11 +46,10 @@ def published_file(project: Path, month: str) -> Path:
     return next((project / "data" / "raw" / month).glob("*.parquet"))
 
 
-def model_of(project: Path) -> tuple[float, list[tuple[dict[str, Any], Any]]]:
-    """The linear model as model.json has it: the intercept; each feature with its table, or its slope and median."""
+def model_of(project: Path) -> tuple[float, list[dict[str, Any]]]:
+    """The linear model as model.json has it: the intercept, and the terms with their tables or slopes."""
     spec = json.loads((project / "models" / "champion" / "model.json").read_text(encoding="utf-8"))
-    terms = [term["table"] if isinstance(term, dict) else term for term in spec["linear"]["terms"]]
-    return spec["linear"]["intercept"], list(zip(spec["features"], terms, strict=True))
+    return spec["linear"]["intercept"], spec["linear"]["terms"]
 
 
 # ---- the floor: tipline without a model ----
@@ -62,8 +61,8 @@ class NoModel:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
 
-    def probabilities(self, batch: pa.RecordBatch) -> np.ndarray[Any, Any]:
-        return noise()[: len(batch)]
+    def score_rows(self, batch: pa.RecordBatch) -> tuple[np.ndarray[Any, Any], pa.RecordBatch]:
+        return noise()[: len(batch)], batch
 
 
 @functools.cache
@@ -81,7 +80,7 @@ def take_the_model_out(dask_worker: Worker) -> None:
     plugin = next(plugin for name, plugin in dask_worker.plugins.items() if name.startswith("tipline-model"))
     noise()
     module, counts, stand_in = cast(Any, worker), cast(Any, Counts), NoModel(cast(Any, plugin).model.spec)
-    module.get_worker_model = lambda _: stand_in
+    module.get_worker_model = lambda *_: stand_in
     counts.from_rows = lambda *_: Counts()
 
 
@@ -116,25 +115,24 @@ def case_sql(expression: str, keys: Iterable[str], table: Sequence[float]) -> st
     return f"CASE {expression} {whens} ELSE 0e0 END"
 
 
-def term_sql(feature: dict[str, Any], term: Any, published: bool) -> str:  # noqa: ANN401, FBT001 (a table or a pair)
-    name = PUBLISHED[feature["name"]] if published else feature["name"]
-    if feature["kind"] == "category":
+def term_sql(term: dict[str, Any], published: bool) -> str:  # noqa: FBT001
+    name = PUBLISHED[term["name"]] if published else term["name"]
+    if term["kind"] == "categories":
         # Only payments were aliased in several ways, all upper-case or not.
-        lower = published and feature["name"] == "payment_type"
-        return case_sql(f"lower({name})" if lower else name, feature["categories"], term)
-    if feature["kind"] == "hour":
+        lower = published and term["name"] == "payment_type"
+        return case_sql(f"lower({name})" if lower else name, term["values"], term["table"])
+    if term["kind"] == "hours":
         if published:  # the quickest of four ways; times are text there
-            return case_sql(f"substr({name}, 12, 2)", HOURS, term)
-        return f"coalesce([{', '.join(map(double, term[:24]))}][hour({name}) + 1], 0e0)"
-    (low, high), (slope, median) = feature["range"], term
-    filled = f"coalesce({name}, {double(median)})"
-    return f"{double(slope)} * least(greatest({filled}, {double(low)}), {double(high)})"
+            return case_sql(f"substr({name}, 12, 2)", HOURS, term["table"])
+        return f"coalesce([{', '.join(map(double, term['table'][:24]))}][hour({name}) + 1], 0e0)"
+    filled = f"coalesce({name}, {double(term['median'])})"
+    return f"{double(term['slope'])} * least(greatest({filled}, {double(term['low'])}), {double(term['high'])})"
 
 
 def copy_sql(project: Path, folder: Path, month: str, published: bool) -> str:  # noqa: FBT001
     """One month's COPY. Rows may come in any order: each carries its number."""
     intercept, terms = model_of(project)
-    odds = " + ".join([double(intercept), *(term_sql(feature, term, published) for feature, term in terms)])
+    odds = " + ".join([double(intercept), *(term_sql(term, published) for term in terms)])
     path = published_file(project, month) if published else prepared_file(project, month)
     row = "file_row_number" if published else "row"
     source = f"read_parquet('{path}', file_row_number = true)" if published else f"read_parquet('{path}')"
@@ -170,21 +168,20 @@ def looked_up(pl: Any, column: Any, keys: list[Any], table: Sequence[float]) -> 
     return column.replace_strict(pairs, default=0.0, return_dtype=pl.Float64)
 
 
-def term_polars(pl: Any, feature: dict[str, Any], term: Any, published: bool, tuned: bool) -> Any:  # noqa: ANN401, FBT001
-    column = pl.col(PUBLISHED[feature["name"]] if published else feature["name"])
-    if feature["kind"] == "category":
-        if published and feature["name"] == "payment_type":
+def term_polars(pl: Any, term: dict[str, Any], published: bool, tuned: bool) -> Any:  # noqa: ANN401, FBT001
+    column = pl.col(PUBLISHED[term["name"]] if published else term["name"])
+    if term["kind"] == "categories":
+        if published and term["name"] == "payment_type":
             column = column.str.to_lowercase()
         if tuned:
-            return chain(pl, column, feature["categories"], term)
-        return looked_up(pl, column.cast(pl.String), feature["categories"], term)
-    if feature["kind"] == "hour":
+            return chain(pl, column, term["values"], term["table"])
+        return looked_up(pl, column.cast(pl.String), term["values"], term["table"])
+    if term["kind"] == "hours":
         hour = column.str.slice(11, 2).cast(pl.UInt32) if published else column.dt.hour().cast(pl.UInt32)
         if tuned:
-            return pl.lit(pl.Series(term)).gather(hour.fill_null(24))
-        return looked_up(pl, hour, list(range(24)), term)
-    (low, high), (slope, median) = feature["range"], term
-    return column.cast(pl.Float64).clip(low, high).fill_null(median) * slope
+            return pl.lit(pl.Series(term["table"])).gather(hour.fill_null(24))
+        return looked_up(pl, hour, list(range(24)), term["table"])
+    return column.cast(pl.Float64).clip(term["low"], term["high"]).fill_null(term["median"]) * term["slope"]
 
 
 def polars_case(project: Path, folder: Path, months: list[str], published: bool = False, tuned: bool = True) -> float:  # noqa: FBT001, FBT002
@@ -192,7 +189,7 @@ def polars_case(project: Path, folder: Path, months: list[str], published: bool 
     pl = importlib.import_module("polars")
     started = time.perf_counter()
     intercept, terms = model_of(project)
-    odds = sum((term_polars(pl, feature, term, published, tuned) for feature, term in terms), pl.lit(intercept))
+    odds = sum((term_polars(pl, term, published, tuned) for term in terms), pl.lit(intercept))
     probability = (1 / (1 + (-odds).exp())).cast(pl.Float32).alias("probability")
     for month in months:
         path = published_file(project, month) if published else prepared_file(project, month)

@@ -74,6 +74,8 @@ def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[
             if getattr(error, "errno", None) is not None:
                 raise
             raise readers.explain_damage(error, published.path.name, month) from error
+        digests = hashing.submit(hash_columns, folder / PREPARED_FILE)
+        trips_file = files.describe_file(folder / PREPARED_FILE)
     manifest = {
         "month": month,
         **counts,
@@ -93,8 +95,8 @@ def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[
         },
         "aliases": conformer.aliases,
         "published": published_file.result(),
-        "columns": hash_columns(folder / PREPARED_FILE),
-        "trips": files.describe_file(folder / PREPARED_FILE),
+        "columns": digests.result(),
+        "trips": trips_file,
         "quarantine": files.describe_file(folder / QUARANTINE_FILE),
     }
     files.write_json(folder / files.MANIFEST, manifest)
@@ -124,7 +126,7 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
     """
     columns, rows_out, quarantined = conformer.schema.columns, 0, 0
     categories = [name for key, name in conformer.names.items() if columns[key].type == "category"]
-    batches = map(conformer.conform, month.batches(list(conformer.names.values()), categories))
+    batches = map(conformer.conform, read_ahead(month.batches(list(conformer.names.values()), categories)))
     options, group_rows = choose_parquet_options(conformer.arrow_schema), count_group_rows(conformer.arrow_schema)
     with (
         # Without Arrow's own schema, categories are read as text, by pandas for example.
@@ -143,6 +145,15 @@ def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dic
         what = f"{month.rows:,} rows were published, {rows_out:,} prepared and {quarantined:,} quarantined."
         raise TiplineError(what, str(month.path), "This is a defect of tipline; please report it with the file.")
     return {"rows_in": month.rows, "rows_out": rows_out, "quarantined": quarantined}
+
+
+def read_ahead(batches: Iterator[readers.Batch]) -> Iterator[readers.Batch]:
+    """Yield batches; a thread reads the next one meanwhile."""
+    with ThreadPoolExecutor(1) as reading:
+        following = reading.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reading.submit(next, batches, None)
+            yield batch
 
 
 def count_group_rows(schema: pa.Schema) -> int:
@@ -177,4 +188,6 @@ def choose_parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "compression": "lz4",
         "use_dictionary": [name for name in schema.names if name not in delta],
         "column_encoding": dict.fromkeys(delta, "DELTA_BINARY_PACKED"),
+        # Those of categories would take as long as their values.
+        "write_statistics": [field.name for field in schema if not pa.types.is_dictionary(field.type)],
     }
