@@ -68,6 +68,7 @@ def time_predict_proba(project: Path, *, is_encoded: bool = False) -> float:
     months = sorted((project / "data" / "trips").glob("month=*/trips.parquet"))
     blocks = [(path, group) for path in months for group in range(pq.ParquetFile(path).num_row_groups)]
     context = multiprocessing.get_context("spawn")
+    os.environ |= THREADS  # the processes inherit it
     with context.Manager() as manager, context.Pool(WORKERS) as pool:
         ready: Any = manager.Barrier(WORKERS)
         parts = [(project, blocks[n::WORKERS], ready, is_encoded) for n in range(WORKERS)]
@@ -80,7 +81,6 @@ def main() -> None:
     parser.add_argument("project", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    os.environ |= THREADS
     rounds = [(time_tipline(options.project), time_predict_proba(options.project)) for _ in range(options.rounds)]
     ours, plain = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
     print(f"tipline {ours:.2f} s, predict_proba {plain:.2f} s: {plain / ours:.2f} of its speed")

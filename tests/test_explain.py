@@ -37,8 +37,14 @@ def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run)
     made, part = manifest["made"], manifest["parts"][ROW // workbench.GROUP_ROWS]
     training = workbench.read_json(project.champion / artifact.TRAINING)
     source = workbench.read_json(project.raw_manifest("2009-02"))
-    key = manifest["key"] | {"columns": files.hash_json(manifest["key"]["columns"])}
-    links = [*key.values(), part["sha256"], f"{made['name']} version {made['version']}", made["run"]]
+    key = dict(manifest["key"])
+    links = [
+        *key.pop("columns").values(),
+        *key.values(),
+        part["sha256"],
+        f"{made['name']} version {made['version']}",
+        made["run"],
+    ]
     links += [made["git"], training["name"], training["data"], source["address"], source["sha256"]]
     assert [link for link in links if str(link) not in printed] == []
     trip = workbench.read_prepared(project, "2009-02").slice(ROW, 1).to_pylist()[0]

@@ -18,7 +18,12 @@ from tipline.scoring import plan, worker
 
 MONTH, GROUPS = "2009-01", (3, 3, 2)
 MODEL = "m" * 64
-SPEC = {"inputs": [{"name": "fare", "type": "number"}], "target_columns": {"label": "boolean"}, "baseline": {"by": []}}
+SPEC = {
+    "inputs": [{"name": "fare", "type": "number"}],
+    "target_columns": {"label": "boolean"},
+    "baseline": {"by": []},
+    "target": "label",
+}
 PARTS = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
 
 

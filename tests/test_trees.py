@@ -1,33 +1,38 @@
 """Ensembles of trees are scored by kernels as their own libraries score them, whatever the values are."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightgbm
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
+from tests import workbench
 from tests.test_pipeline import ALL, fit_model
 from tests.test_pipeline import rows as draw_trips
-from tipline import cluster, files
+from tipline import cluster, files, processes
 from tipline.errors import TiplineError
-from tipline.model import artifact, golden_rows, pyfunc, trees
+from tipline.model import artifact, compiled, golden_rows, pyfunc, trees
+from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_folder
-from tipline.scoring import preload, worker
+from tipline.scoring import plan, preload, worker
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+pytestmark = workbench.MLFLOW_WARNINGS
 ROWS, MANY = 400, 10**9
 HOSTILE = [
     np.nan,
@@ -148,8 +153,20 @@ def test_large_ensembles_are_scored_in_groups_or_by_steps(monkeypatch: pytest.Mo
     for name in ("MAX_COLUMNS", "MAX_CODES"):
         with monkeypatch.context() as patch:
             patch.setattr(trees, name, 2)
-            with pytest.raises(ValueError, match="too many columns or thresholds"):
+            with pytest.raises(trees.TooLargeError):
                 trees.TreeScorer(ensemble)
+            assert compiled.create_scorer(classifier, [], MANY) is None
+
+
+@pytest.mark.parametrize("weight", [1e4, -1e4])
+def test_extreme_sums_of_leaves_have_the_probability_of_xgboost(weight: float) -> None:
+    matrix = np.linspace(0, 1, ROWS)[:, np.newaxis]
+    classifier = create_classifier("xgboost", 0, [], 30, 4).set_params(reg_lambda=0, learning_rate=50)
+    classifier.fit(matrix, matrix[:, 0] * weight > weight / 2)
+    ensemble, expected = trees.convert_classifier(classifier), classifier.predict_proba(matrix)[:, 1]
+    assert ensemble is not None
+    assert 0 < expected.min() < 1e-38
+    np.testing.assert_array_equal(score_matrix(trees.TreeScorer(ensemble), matrix), expected.astype(float))
 
 
 def test_other_classifiers_have_no_kernels() -> None:
@@ -198,6 +215,13 @@ def hide_numba() -> None:
     sys.modules["numba"] = None  # type: ignore[assignment]
 
 
+def convert_nothing(*, restore: bool = False) -> None:
+    """Let this process know no kind of trees."""
+    kept = vars(trees)
+    kept.setdefault("converted", trees.convert_classifier)
+    kept["convert_classifier"] = kept["converted"] if restore else lambda _: None
+
+
 def test_all_workers_use_the_form_that_works_on_all(
     boosted: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +239,11 @@ def test_all_workers_use_the_form_that_works_on_all(
             assert {form} == find_forms() == {"compiled"}
         with worker.send_model(client, boosted, digest, rows=MANY) as form:
             assert {form} == find_forms("kernels") == {"kernels"}
+        # One worker has no kernels, and nothing has failed.
+        client.run(convert_nothing, workers=[*client.nthreads()][:1])
+        with worker.send_model(client, boosted, digest, rows=MANY) as form:
+            assert {form} == find_forms("compiled") == {"compiled"}
+        client.run(convert_nothing, restore=True)
         assert not caplog.messages
         client.run(hide_numba, workers=[*client.nthreads()][:1])
         with worker.send_model(client, boosted, digest, rows=MANY) as form:
@@ -222,7 +251,7 @@ def test_all_workers_use_the_form_that_works_on_all(
             with pytest.raises(TiplineError, match="joined the run late"):
                 find_forms("pipeline")
     (message,) = caplog.messages
-    assert message.startswith("numba failed: ModuleNotFoundError")
+    assert message.startswith("The kernels for trees failed: ModuleNotFoundError")
     assert message.endswith("so the model's own predict_proba is used")
 
 
@@ -240,8 +269,98 @@ def test_the_forkserver_loads_a_champion_with_kernels_if_rows_are_many(
         files.write_json(month_folder(paths.predictions, month) / files.MANIFEST, {"key": {"model": other}})
     checked: list[str] = []
     monkeypatch.setattr(golden_rows, "count_steps", lambda model: checked.append(model.form))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     preload.load_champion(paths)
     assert checked == (["kernels"] if rows > preload.MIN_ROWS else [])
+
+
+def read_forms(paths: Paths) -> set[str]:
+    manifests = (month_folder(paths.predictions, month) / files.MANIFEST for month in workbench.MONTHS)
+    return {workbench.read_json(path)["form"] for path in manifests}
+
+
+@pytest.fixture
+def stumps(trained_project: Paths) -> Paths:
+    """A project whose champion has so many trees that kernels pay for its 20,000 rows on one worker."""
+    train = {"estimator": "lightgbm.LGBMClassifier", "params": {"n_estimators": 4000, "num_leaves": 2}}
+    workbench.change_settings(trained_project, train=train, cluster={"n_workers": 1})
+    workbench.run(trained_project, "train")
+    contents = artifact.read_artifact(trained_project.challenger)
+    shutil.rmtree(trained_project.champion, ignore_errors=True)
+    shutil.copytree(trained_project.challenger, trained_project.champion)
+    ref = {"name": "tip-probability", "version": 2, "run": "0" * 32, "digest": artifact.hash_artifact(contents)}
+    files.write_json(trained_project.champion_ref, ref)
+    return trained_project
+
+
+@pytest.mark.parametrize("way", ["forked", "spawned"])
+def test_a_month_is_scored_with_kernels_and_a_resumed_run_stays_with_them(
+    stumps: Paths,
+    run_cli: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+) -> None:
+    if way == "spawned":
+        monkeypatch.setattr(processes, "CAN_FORK", False)
+    code, log = run_cli(stumps.root, "score")
+    assert (code, read_forms(stumps)) == (0, {"kernels"}), log
+    contents = artifact.read_artifact(stumps.champion)
+    plain = artifact.load_model(contents, artifact.hash_artifact(contents), use_compiled=False)
+    trips = workbench.as_batch(workbench.read_prepared(stumps, "2009-01"))
+    parts = pq.read_table(month_folder(stumps.predictions, "2009-01"))
+    assert parts["probability"].to_numpy().tobytes() == plain.probabilities(trips).tobytes()
+    # As if a run had been killed before the last block of the last month: too few rows are left for kernels to pay.
+    (planned,) = leave_one_block_open(stumps)
+    code, log = run_cli(stumps.root, "score")
+    assert (code, read_forms(stumps)) == (0, {"kernels"}), log
+    assert (
+        f"{sum(block.rows for block in planned.blocks[:-1]):,} rows of a run that did not end are kept"
+        in caplog.messages
+    )
+    assert f"scored {planned.blocks[-1].rows:,} rows" in log
+
+
+def leave_one_block_open(paths: Paths) -> list[plan.Month]:
+    """Put a published month back into staging, but its last part."""
+    locations, month = plan.Locations.resolve(paths), workbench.MONTHS[-1]
+    folder = month_folder(paths.predictions, month)
+    manifest = workbench.read_json(folder / files.MANIFEST)
+    staged = paths.staging / "predictions" / plan.name_staged_folder(month, manifest["key"], manifest["form"])
+    shutil.move(folder, staged)
+    (staged / files.MANIFEST).unlink()
+    (staged / manifest["parts"][-1]["name"]).unlink()
+    facts = {"key": files.hash_json(manifest["key"]), "form": manifest["form"], "counted": manifest["counted"]}
+    seconds, counts = dict.fromkeys(plan.PHASES, 0.0), Counts().to_json()
+    for part in manifest["parts"][:-1]:
+        marker = facts | part | {"counts": counts, "seconds": seconds}
+        files.write_json(staged.with_name(staged.name + plan.MARKERS) / f"{part['name']}.json", marker)
+    spec = artifact.read_spec(artifact.read_artifact(paths.champion))
+    return plan.plan_months(locations, workbench.MONTHS, manifest["key"]["model"], spec)[0]
+
+
+def test_open_months_use_another_form_if_a_worker_that_joins_late_has_no_kernels(
+    stumps: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    send, stack = worker.send_model, contextlib.ExitStack()
+    (tmp_path / "numba.py").write_text("raise ImportError('not here')")
+
+    @contextlib.contextmanager
+    def send_and_join(client: cluster.Client, *rest: Any) -> Iterator[str]:
+        with send(client, *rest) as form:
+            if form == "kernels":
+                monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+                stack.enter_context(workbench.workers(address, 1))
+                client.wait_for_workers(2)
+            yield form
+
+    monkeypatch.setattr(worker, "send_model", send_and_join)
+    with stack, workbench.scheduler_process(tmp_path) as (address, _), workbench.workers(address, 1):
+        monkeypatch.setenv(processes.ADDRESS, address)
+        code, log = run_cli(stumps.root, "score")
+    assert code == 0, log
+    assert "compiled" in read_forms(stumps)  # months that were finished before keep their kernels
+    assert "a worker that joined late cannot use the kernels form: open months use another one" in log
 
 
 READ_ONLY = """
@@ -252,7 +371,7 @@ from tipline import processes
 processes.set_kernel_cache(Path(sys.argv[1]))
 import numpy as np
 from tipline.model import kernels
-kernels.apply_link(np.zeros((2, 256)), np.float64(1), np.float64(1))
+kernels.apply_link(np.zeros((2, 256)), np.float64(1), np.float64(1), np.float64(9))
 """
 
 

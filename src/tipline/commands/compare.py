@@ -49,11 +49,9 @@ def run(
         yield f"Both are the same model ({a['digest'][:12]}): there is nothing to compare."
         return
     locations, blocks = plan.Locations.resolve(paths, trips), list[plan.Block]()
-    spec = artifact.read_spec(models[a["digest"]])
     for month in sorted(set(months or settings.months)):
-        prepared = plan.read_prepared(locations.trips, month)
-        found = plan.list_blocks(locations, month, plan.compute_key(prepared, a["digest"], spec))
-        blocks += [block for block in found if block.rows]
+        plan.read_prepared(locations.trips, month)
+        blocks += [block for block in plan.list_blocks(locations, month, {"model": a["digest"]}) if block.rows]
     if not blocks:
         yield "The months have no rows: there is nothing to compare."
         return
@@ -97,15 +95,16 @@ def compare_blocks(
     """Score blocks with both models on the workers; return the report's table, the sum of all last, and the changes."""
     specs = [artifact.read_spec(contents) for contents in models.values()]
     types = {name: type_ for spec in specs for name, type_ in columns.list_input_columns(spec).items()}
-    compare = partial(compare_block, digests=list(models), types=types, threshold=threshold, count=count)
     (a, of_a), (b, of_b) = models.items()
     results, rows = dict[plan.Block, Any](), sum(block.rows for block in blocks)
     with (
         cluster.connect_client(settings.cluster.n_workers) as client,
-        worker.send_model(client, of_a, a, rows=rows),
-        worker.send_model(client, of_b, b, rows=rows),
+        worker.send_model(client, of_a, a, rows=rows) as form_a,
+        worker.send_model(client, of_b, b, rows=rows) as form_b,
         tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
     ):
+        forms = {a: form_a, b: form_b}
+        compare = partial(compare_block, forms=forms, types=types, threshold=threshold, count=count)
         for block, result in cluster.run_tasks(client, compare, blocks):
             if isinstance(result, Exception):
                 raise plan.explain_failure(block, result)
@@ -122,11 +121,12 @@ def compare_blocks(
 
 
 def compare_block(
-    block: plan.Block, digests: Sequence[str], types: Mapping[str, pa.DataType], threshold: float, count: int
+    block: plan.Block, forms: Mapping[str, str], types: Mapping[str, pa.DataType], threshold: float, count: int
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Score a row group with both models, on a worker; return sums, and the rows with the largest differences."""
     batch = worker.read_block(block, types)
-    a, b = (worker.get_worker_model(digest).probabilities(batch).astype(np.float64) for digest in digests)
+    models = [worker.get_worker_model(digest, form) for digest, form in forms.items()]
+    a, b = (model.probabilities(batch).astype(np.float64) for model in models)
     sizes, up, down = np.abs(b - a), (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
     sums = {"rows": len(a), "mean_a": a.sum(), "mean_b": b.sum(), "mean_difference": (b - a).sum()}
     sums |= {"mean_absolute_difference": sizes.sum(), "largest_difference": sizes.max()}

@@ -36,10 +36,10 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
         "file": (month_folder(paths.predictions, month) / part["name"]).relative_to(paths.root),
         "sha256": part["sha256"],
         "scored by git revision": made["git"],
-        "columns' digest": files.hash_json(manifest["key"]["columns"]),
         "libraries": ", ".join(f"{name} {version}" for name, version in made["libraries"].items()),
     }
     yield from format_section("prediction", prediction)
+    yield from format_section("columns' digests", manifest["key"].get("columns", {}))
     folders = (paths.champion, paths.challenger)
     folder = next((folder for folder in folders if artifact.try_read_digest(folder) == digest), None)
     training = (files.try_read_json(folder / artifact.TRAINING) if folder else None) or {}

@@ -95,10 +95,8 @@ def check_prepared(locations: plan.Locations, month: str, manifest: Mapping[str,
         what = "The month was prepared again after it was scored, with other values in columns that the model reads."
         raise TiplineError(what, trips.address(folder), "Score it again: dvc repro score")
     if trips.hash_file(file := f"{folder}/{PREPARED_FILE}") != prepared["trips"]["sha256"]:
-        prepare = f"Prepare the month again: dvc repro -f prepare@{month}"
-        raise TiplineError(
-            "The prepared file is not the one that its manifest describes.", trips.address(file), prepare
-        )
+        what, todo = "The prepared file is not the one that its manifest describes.", f"dvc repro -f prepare@{month}"
+        raise TiplineError(what, trips.address(file), f"Prepare the month again: {todo}")
     blocks = [(block.name, block.rows) for block in plan.list_blocks(locations, month, key)]
     if blocks != [(part["name"], part["rows"]) for part in manifest["parts"]]:
         what = "The parts of the manifest do not have the rows of the prepared month."

@@ -66,7 +66,7 @@ class Model:
             return lambda batch, _: np.concatenate([p.copy() for _, p in compiled.compute_probabilities(batch, linear)])
         if self.use_compiled and (terms := compiled.list_tree_terms(rest)):
             encode, classifier = partial(compiled.encode_matrix, terms=terms), rest[-1]
-            with ReportedCode("numba", "the kernels for trees", "Install it, or report this.", TiplineError):
+            with ReportedCode("The kernels for trees", "numba", "Install it, or report this.", TiplineError):
                 scorer = compiled.create_scorer(classifier, terms, self.rows)
             if scorer:
                 self.form = KERNELS

@@ -146,5 +146,8 @@ def create_scorer(classifier: Any, terms: Sequence[Mapping[str, Any]], rows: int
     ensemble = trees.convert_classifier(classifier) if rows else None
     if ensemble is None or rows * len(ensemble.trees) < KERNEL_LEAVES:
         return None
-    scorer = trees.TreeScorer(ensemble)
+    try:
+        scorer = trees.TreeScorer(ensemble)
+    except trees.TooLargeError:
+        return None
     return lambda batch: scorer.score_columns([create_term(batch[term["name"]], term) for term in terms], len(batch))

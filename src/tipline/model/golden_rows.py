@@ -38,22 +38,20 @@ def load_checked_model(
         if form == KERNELS and not rows:
             continue
         try:
-            options = {"rows": rows if form == KERNELS else 0}
-            model = artifact.load_model(files, digest, use_compiled=form != PIPELINE, **options)
+            needed = rows if form == KERNELS else 0
+            model = artifact.load_model(files, digest, use_compiled=form != PIPELINE, rows=needed)
             steps = count_steps(model)
         except TiplineError as error:
             if form != KERNELS:
                 raise
             reason = join_lines(error.parts[0]).rstrip(".")
-            continue
-        if steps <= 1:
-            break
-        reason = reason or f"the {form} form of the model does not give its scores"
-    if steps > 1:
-        what = f"The golden rows get other scores here than where the model was trained ({steps} float32 steps off)."
-        todo = "Use the same processor type and library versions as in training, or train again where you score."
-        raise TiplineError(what, where, todo)
-    return model, steps, reason
+        else:
+            if steps <= 1:
+                return model, steps, reason
+            reason = reason or f"the {model.form} form of the model does not give its scores"
+    what = f"The golden rows get other scores here than where the model was trained ({steps} float32 steps off)."
+    todo = "Use the same processor type and library versions as in training, or train again where you score."
+    raise TiplineError(what, where, todo)
 
 
 def count_steps(model: Model) -> int:

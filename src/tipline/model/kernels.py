@@ -23,7 +23,7 @@ count_low_zeros = cast(Callable[[Any], int], numbers.trailing_zeros)
 
 
 def compile_cached(function: F) -> F:
-    return cast(F, njit(function, cache=True, error_model="numpy"))
+    return cast(F, njit(function, cache=True, error_model="numpy", nogil=True))
 
 
 @compile_cached
@@ -107,11 +107,11 @@ def sum_by_steps(
 
 
 @compile_cached
-def apply_link(sums: Array, one: Any, scale: Any) -> None:  # noqa: ANN401 (numbers of the type of the sums)
-    """Compute 1 / (1 + exp(-scale * sum)) in place, as the libraries do and in their precision."""
+def apply_link(sums: Array, one: Any, scale: Any, limit: Any) -> None:  # noqa: ANN401 (numbers of the type of the sums)
+    """Compute 1 / (1 + exp(min(-scale * sum, limit))) in place, as the libraries do and in their precision."""
     flat = sums.ravel()
     for i in range(len(flat)):
-        flat[i] = one / (one + math.exp(-scale * flat[i]))
+        flat[i] = one / (one + math.exp(min(-scale * flat[i], limit)))
 
 
 @compile_cached

@@ -48,6 +48,7 @@ class Ensemble:
     start: Any
     dtype: Any = np.float64  # the precision of the sum
     scale: float = 1.0
+    limit: float = np.inf  # of the exponent
     is_prior: bool = False  # whether `start` is a probability, whose log-odds are added
     sets: Sequence[Array] = ()  # of each tree, shape (sets, categories): whether a category goes left
     # The interval of values, low < value <= high, of each category, by column.
@@ -75,7 +76,8 @@ def convert_hist_gradient_boosting(classifier: Any) -> Ensemble:  # noqa: ANN401
         encoder = classifier._preprocessor.named_transformers_["encoder"]  # noqa: SLF001 (there is no public access)
         for column, values in zip(columns.tolist(), encoder.categories_, strict=False):
             known = values[~np.isnan(values)]
-            intervals[column] = np.nextafter(known, -np.inf), known
+            if len(known):
+                intervals[column] = np.nextafter(known, -np.inf), known
     for (predictor,) in classifier._predictors:  # noqa: SLF001
         nodes = predictor.nodes
         tree = np.zeros(len(nodes), NODE)
@@ -151,7 +153,7 @@ def convert_xgboost(classifier: Any) -> Ensemble | None:  # noqa: ANN401
         tree["left"], tree["right"], tree["set"] = table["left_children"], table["right_children"], -1
         tree["threshold"], tree["leaf"] = find_last_below(conditions), conditions
         trees.append(tree)
-    return Ensemble(trees, np.float32(start), np.float32, is_prior=True)
+    return Ensemble(trees, np.float32(start), np.float32, limit=88.7, is_prior=True)
 
 
 def find_last_below(limits: Array) -> Array:
@@ -174,16 +176,21 @@ def unpack_bits(words: Array) -> Array:
 # ---- scores ----
 
 
+class TooLargeError(Exception):
+    """The arrays have no room for these trees."""
+
+
 class TreeScorer:
     """Scores rows with an ensemble; `use_bits` overrides the choice between the two ways.
 
-    Raises ValueError if the trees have more columns, thresholds or sets than there is room for.
+    Raises TooLargeError if the trees have more columns, thresholds or sets than there is room for.
     """
 
     def __init__(self, ensemble: Ensemble, *, use_bits: bool | None = None) -> None:
         from tipline.model import kernels  # noqa: PLC0415 (imports numba)
 
         self.kernels, self.dtype, self.scale = kernels, np.dtype(ensemble.dtype), ensemble.scale
+        self.limit = self.dtype.type(ensemble.limit)
         self.start = kernels.compute_log_odds(ensemble.start) if ensemble.is_prior else ensemble.start
         self._join_trees(ensemble)
         self._measure_trees()
@@ -196,7 +203,7 @@ class TreeScorer:
         # A value of each code: none, each threshold, more than all.
         self.values = [np.array([np.nan, *thresholds, np.inf]) for thresholds in self.thresholds]
         if len(self.columns) > MAX_COLUMNS or max(map(len, self.values)) > MAX_CODES:
-            raise ValueError("the trees have too many columns or thresholds")
+            raise TooLargeError
         is_faster = self._is_faster_by_bits() if use_bits is None else use_bits
         self.add_leaves = self._prepare_bits() if is_faster else self._prepare_steps()
 
@@ -214,7 +221,7 @@ class TreeScorer:
                 self.kernels.code_values(values, thresholds[index], blocks, index)
             sums = np.full((len(blocks), BLOCK_ROWS), self.start, self.dtype)
             self.add_leaves(blocks, sums)
-            self.kernels.apply_link(sums, self.dtype.type(1), self.dtype.type(self.scale))
+            self.kernels.apply_link(sums, self.dtype.type(1), self.dtype.type(self.scale), self.limit)
             result[part] = sums.ravel()[: len(values)]
         return result
 
@@ -312,7 +319,7 @@ class TreeScorer:
                 sets.append(np.pad(~different, ((0, 0), (0, width - different.shape[1]))))
             packed[inner] = limit | (~nodes["missing_left"] << 16) | (column << 17) | (is_set << 31)
         if sum(map(len, sets)) > MAX_SETS:
-            raise ValueError("the trees have too many sets of categories")
+            raise TooLargeError
         arrays = packed[order], children, self.nodes["leaf"][order].astype(self.dtype), np.concatenate(sets)
         return lambda codes, sums: self.kernels.sum_by_steps(codes, place[self.roots], self.depths, *arrays, sums)
 

@@ -1,7 +1,7 @@
 """Plan which blocks of which months have to be scored, and publish the months whose parts are finished.
 
-A part is finished if it was made from the same prepared month, the same model and the same FORMAT. This one rule serves
-a killed run, an added month and a new champion.
+A part is finished if it was made from the same columns of the prepared month, the same model in the same form, and the
+same FORMAT. This one rule serves a killed run, an added month and a new champion.
 """
 
 from __future__ import annotations
@@ -167,7 +167,11 @@ def compute_key(
 
 def compute_counted(prepared: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """Return the digest of what is counted beside the scores of a month: labels, groups and times, and the format."""
-    return files.hash_json([pick_digests(prepared, columns.list_counted_columns(spec)), formats.COUNTS])
+    digests, rules = (
+        pick_digests(prepared, columns.list_counted_columns(spec)),
+        [spec["target"], spec["baseline"]["by"]],
+    )
+    return files.hash_json([digests, rules, formats.COUNTS])
 
 
 def pick_digests(prepared: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
@@ -252,7 +256,8 @@ def publish_month(month: Month, made: Mapping[str, Any]) -> None:
     if not is_whole and not is_published(predictions, month.month, month.key):
         todo = "Run it again, with a place that this machine and all workers share (--to)."
         raise TiplineError("Parts that workers wrote are missing.", staged.address(month.staged), todo)
-    for folder in (month.staged, month.staged + MARKERS):
+    prefix = name_staged_folder(month.month, month.key)  # parts of other forms are not needed any more
+    for folder in [name for name in staged.list_folders() if name.startswith(prefix)]:
         staged.remove_folder(folder)
 
 

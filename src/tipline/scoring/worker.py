@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -26,21 +27,21 @@ log = logging.getLogger(__name__)
 PLUGIN = "tipline-model"
 
 
+class OtherFormError(TiplineError):
+    """A worker that joined the run late cannot score with the form of the others."""
+
+
+@dataclass(eq=False)
 class ModelPlugin(cluster.WorkerPlugin):
     """Brings the model to each worker and checks that it can score, also after a worker's restart."""
 
-    def __init__(
-        self,
-        contents: Mapping[str, bytes],
-        digest: str,
-        storages: Sequence[Storage],
-        forms: Sequence[str] = FORMS,
-        rows: int = 0,
-    ) -> None:
-        self.contents, self.digest, self.storages = dict(contents), digest, storages
-        self.forms, self.rows = forms, rows
-        self.model: Model | None = None
-        self.state: tuple[str, int, str] | None = None  # the model's form, and the rest of load_checked_model
+    contents: Mapping[str, bytes]
+    digest: str
+    storages: Sequence[Storage]
+    forms: Sequence[str] = FORMS
+    rows: int = 0
+    model: Model | None = None
+    state: tuple[str, int, str] | None = None  # the model's form, and the rest of load_checked_model
 
     def setup(self, worker: Worker) -> None:
         """Check the digest, load the model, score the golden rows, look at the storage; errors reach the driver."""
@@ -58,14 +59,18 @@ class ModelPlugin(cluster.WorkerPlugin):
 
 @contextlib.contextmanager
 def send_model(
-    client: Client, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage] = (), rows: int = 0
+    client: Client,
+    contents: Mapping[str, bytes],
+    digest: str,
+    storages: Sequence[Storage] = (),
+    rows: int = 0,
+    forms: Sequence[str] = FORMS,
 ) -> Iterator[str]:
     """Keep the model on all workers during the block, which score `rows` rows together; yield the form that they use.
 
-    It is the fastest that works on all of them, so that no month holds scores of two forms. Raises a TiplineError if a
-    worker cannot load the model, scores the golden rows differently, or cannot use a storage.
+    It is the first of `forms` that works on all of them, so that no month holds scores of two forms. Raises a
+    TiplineError if a worker cannot load the model, scores the golden rows differently, or cannot use a storage.
     """
-    forms: Sequence[str] = FORMS
     per_worker = rows // max(1, len(client.nthreads()))
     while True:
         # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
@@ -76,7 +81,7 @@ def send_model(
             reasons = sorted({reason for _, _, reason in states if reason})
             for reason in reasons:
                 log.warning("%s, so the model's own predict_proba is used", reason)
-            if not reasons:
+            if not reasons and len({form for form, _, _ in states}) <= 1:
                 if any(steps for _, steps, _ in states):
                     log.warning(
                         "golden rows come out one float32 step off: other hardware or libraries than in training"
@@ -91,19 +96,18 @@ def get_worker_model(digest: str, form: str = "") -> Model:
     """Return the model of this digest, in this form if one is given, on the worker that runs the task."""
     worker = cluster.get_worker()
     plugins = [plugin for name, plugin in list(worker.plugins.items()) if name.startswith(f"{PLUGIN}-{digest}")]
-    models = [model for plugin in plugins if (model := cast("ModelPlugin", plugin).model)]
-    for model in models:
-        if form in ("", model.form):
-            return model
+    models = {model.form: model for plugin in plugins if (model := cast("ModelPlugin", plugin).model)}
+    if model := models.get(form or next(iter(models), "")):
+        return model
     if models:
         what = f"This worker joined the run late and cannot score with the form of the others ({form})."
-        raise TiplineError(what, worker.address, "Run it again: all workers then use the same form.")
+        raise OtherFormError(what, worker.address, "Run it again: all workers then use the same form.")
     todo = "Run it again; the log of that worker says why, if it could not load the model."
     raise TiplineError("A worker does not have the model.", worker.address, todo)
 
 
 def score_block(block: Block) -> dict[str, Any]:
-    """Write the part of a block, then its marker: key, state, name, rows, bytes, sha256, counts, seconds by phase."""
+    """Write the part of a block, then its marker: what it was made from, the part, its counts, seconds by phase."""
     model, seconds = get_worker_model(block.model, block.form), dict[str, float]()
     with time_phase(seconds, "read"):
         types = columns.list_needed_columns(model.spec) | dict.fromkeys(block.id_columns, pa.string())

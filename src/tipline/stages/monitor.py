@@ -59,7 +59,10 @@ def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: M
         if (manifest["key"]["model"], manifest["key"]["format"]) != (digest, formats.PREDICTIONS):
             what = f"{month} was not scored by the champion (digest {digest[:12]}) and this version of tipline."
             raise TiplineError(what, str(path), TODO)
-        counted = plan.compute_counted(plan.read_prepared(locations.trips, month), spec)
+        prepared, read = plan.read_prepared(locations.trips, month), manifest["key"]["columns"]
+        if plan.pick_digests(prepared, read) != read:
+            raise TiplineError("This month was prepared again after it was scored.", str(path), TODO)
+        counted = plan.compute_counted(prepared, spec)
         saved = files.try_read_json(paths.counts(month)) or {}
         for one in (manifest, saved):
             if (one.get("key"), one.get("counted")) == (manifest["key"], counted):
@@ -80,19 +83,20 @@ def recount_months(
 ) -> dict[str, Any]:
     """Count months again on the workers, from the stored scores and the prepared months; nothing is scored."""
     blocks = [block for month in stale for block in plan.list_blocks(locations, month, stale[month]["key"])]
-    parts, results = {month: list[Counts]() for month in stale}, dict[plan.Block, Counts]()
+    results = dict[plan.Block, Counts]()
     if blocks:
-        log.info("counting again, because labels have changed: %s", ", ".join(stale))
+        log.info("counting again, because labels, groups or times are not those counted: %s", ", ".join(stale))
         with cluster.connect_client(settings.cluster.n_workers) as client:
             for block, result in cluster.run_tasks(client, partial(worker.recount_block, spec=spec), blocks):
                 if isinstance(result, Exception):
                     raise plan.explain_failure(block, result)
                 results[block] = Counts.from_json(result)
-    for block in blocks:  # in order: sums of floats depend on it
-        parts[block.month].append(results[block])
-    merged = {month: Counts.merge(of_month) for month, of_month in parts.items()}
-    features = {month: {"histograms": one["counts"]["histograms"]} for month, one in stale.items()}
-    return {month: {**stale[month], "counts": counts.to_json() | features[month]} for month, counts in merged.items()}
+    found = {}
+    for month, one in stale.items():
+        # In order: sums of floats depend on it.
+        counts = Counts.merge(results[block] for block in blocks if block.month == month)
+        found[month] = {**one, "counts": counts.to_json() | {"histograms": one["counts"]["histograms"]}}
+    return found
 
 
 def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:

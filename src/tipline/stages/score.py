@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import platform
+import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tipline import cluster, files, git
+from tipline.cluster import Client
 from tipline.config import Settings
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.model import artifact
@@ -72,9 +75,14 @@ def score_months(
     by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]
     names, rows = ", ".join(by_name) or "nothing to do", sum(block.rows for block in blocks)
     log.info("scoring with %s version %s: %s (%s)", made["name"], made["version"], names, format_count(rows, "row"))
-    if kept := sum(part["rows"] for month in months for part in month.done.values()):
-        log.info("%s of a run that did not end are kept", format_count(kept, "row"))
-    failed, started = dict[str, str](), time.perf_counter()
+    failed, started, kept = dict[str, str](), time.perf_counter(), Counter[str]()
+    for month in months:
+        kept[month.form] += sum(part["rows"] for part in month.done.values())
+    forms: Sequence[str] = artifact.FORMS
+    if kept.total():
+        log.info("%s of a run that did not end are kept", format_count(kept.total(), "row"))
+        # The form that scored most of them, however few rows are left.
+        forms, rows = forms[forms.index(kept.most_common(1)[0][0]) :], sys.maxsize
 
     def publish_month(month: Month) -> None:
         try:
@@ -88,24 +96,46 @@ def score_months(
             publish_month(month)
     if not blocks:
         return failed
-    storages = [blocks[0].locations.trips, blocks[0].locations.staged]
-    with (
-        cluster.connect_client(settings.cluster.n_workers) as client,
-        worker.send_model(client, contents, digest, storages, rows) as form,
-        logging_redirect_tqdm(),
-        tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,
-    ):
-        by_name |= {month.month: month.choose_form(form) for month in months if month.open}
-        blocks = [block for month in by_name.values() for block in month.open]
-        started = time.perf_counter()
-        for block, result in cluster.run_tasks(client, worker.score_block, blocks):
-            if isinstance(result, Exception):
-                failed[block.month] = join_lines(plan.explain_failure(block, result))
-                continue
-            by_name[block.month].done[block] = result
-            bar.update(block.rows)
-            if not by_name[block.month].open:
-                publish_month(by_name[block.month])
-        scored = sum(block.rows for block in blocks if block in by_name[block.month].done)
-        log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - started)
+    storages, is_late = [blocks[0].locations.trips, blocks[0].locations.staged], True
+    with cluster.connect_client(settings.cluster.n_workers) as client, logging_redirect_tqdm():
+        while is_late:
+            with worker.send_model(client, contents, digest, storages, rows, forms) as form:
+                started = time.perf_counter()
+                is_late = score_open_months(client, by_name, form, failed, publish_month)
+            if is_late:
+                forms = forms[forms.index(form) + 1 :]
+                log.warning("a worker that joined late cannot use the %s form: open months use another one", form)
     return failed
+
+
+def score_open_months(
+    client: Client,
+    months: dict[str, Month],
+    form: str,
+    failed: dict[str, str],
+    publish_month: Callable[[Month], None],
+) -> bool:
+    """Score the open months with one form of the model; return whether a worker that joined late does not have it.
+
+    `months` and `failed`, by name, hold what has become of each month.
+    """
+    for month in [month for name, month in months.items() if month.open and name not in failed]:
+        months[month.month] = chosen = month.choose_form(form)
+        if not chosen.open:  # another run has just finished it
+            publish_month(chosen)
+    blocks = [block for name, month in months.items() if name not in failed for block in month.open]
+    total, started, is_late = sum(block.rows for block in blocks), time.perf_counter(), False
+    with tqdm(total=total, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
+        for block, result in cluster.run_tasks(client, worker.score_block, blocks):
+            if isinstance(result, worker.OtherFormError) and form != artifact.PIPELINE:
+                is_late = True
+            elif isinstance(result, Exception):
+                failed[block.month] = join_lines(plan.explain_failure(block, result))
+            else:
+                months[block.month].done[block] = result
+                bar.update(block.rows)
+                if not months[block.month].open:
+                    publish_month(months[block.month])
+    scored = sum(block.rows for block in blocks if block in months[block.month].done)
+    log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - started)
+    return is_late
