@@ -25,6 +25,7 @@ import numpy as np
 import xgboost
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from tipline.arrays import CHUNK_ROWS
 from tipline.model import trees
 
 if TYPE_CHECKING:
@@ -108,16 +109,15 @@ def format_range(values: list[float], form: str) -> str:
 
 def split_steps(scorer: trees.TreeScorer, columns: list[trees.Column], rows: int) -> dict[str, Callable[[], Any]]:
     """Return the steps of the kernels as functions of their own, on a chunk that is repeated for all rows."""
-    size = min(rows, trees.CHUNK_ROWS)
+    size = min(rows, CHUNK_ROWS)
     blocks, values = size // trees.BLOCK_ROWS, np.empty(size)
     codes = np.zeros((blocks, len(scorer.columns), trees.BLOCK_ROWS), np.uint16)
     sums = np.zeros((blocks, trees.BLOCK_ROWS), scorer.dtype)
-    thresholds = list(map(trees.pad_thresholds, scorer.thresholds))
 
     def code() -> None:
         for index, column in enumerate(scorer.columns):
             columns[column](slice(0, size), values)
-            scorer.kernels.code_values(values, thresholds[index], codes, index)
+            scorer.kernels.code_values(values, scorer.padded[index], codes, index)
 
     def repeat(function: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
@@ -130,7 +130,7 @@ def split_steps(scorer: trees.TreeScorer, columns: list[trees.Column], rows: int
     return {
         "codes": repeat(code),
         "leaves": repeat(lambda: scorer.add_leaves(codes, sums)),
-        "link": repeat(lambda: scorer.kernels.apply_link(sums, one, one)),
+        "link": repeat(lambda: scorer.kernels.apply_link(sums, one, one, scorer.limit)),
     }
 
 

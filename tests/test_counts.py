@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests import workbench
 from tests.test_baseline import BY, TARGET, batch, coded
-from tipline.arrays import Probabilities
+from tipline.arrays import CHUNK_ROWS, Probabilities
 from tipline.evaluation import metrics
 from tipline.model import artifact
 from tipline.monitoring import counts
@@ -73,7 +73,7 @@ def test_days_are_those_of_the_month_and_all_other_rows_are_apart() -> None:
 
 
 def test_auc_is_exact_for_scores_at_the_centres_of_bands() -> None:
-    generator, rows = np.random.default_rng(7), counts.CHUNK_ROWS + 3  # chunks are counted as one
+    generator, rows = np.random.default_rng(7), CHUNK_ROWS + 3  # chunks are counted as one
     labels = generator.random(rows) < 0.4
     centres = np.minimum(generator.integers(0, counts.BANDS, rows) + 100 * labels, counts.BANDS - 1)
     scores = ((centres + 0.5) / counts.BANDS).astype(np.float32)

@@ -13,6 +13,7 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
 Values = np.ndarray[tuple[int], Any]
 
+CHUNK_ROWS = 2**15  # of a step of the arithmetic: few enough that its columns stay in the cache of a core
 HOUR_MICROSECONDS = 3_600_000_000
 VIEWS: dict[Any, np.dtype[Any]] = {pa.int32(): np.dtype("i4"), pa.int64(): np.dtype("i8"), pa.float64(): np.dtype("f8")}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
+from tipline.arrays import CHUNK_ROWS, Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
 from tipline.model import trees
 from tipline.model.pyfunc import apply_logistic
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     Term = Callable[[slice, Floats], object]
     Scorer = Callable[[pa.RecordBatch], Floats]
 
-# Rows per step of the arithmetic: few enough that the columns stay in the cache of a core.
-CHUNK_ROWS = 2**15
 # Without numba, a worker takes longer to add up as many leaves (rows times trees) than numba takes to start: a second.
 KERNEL_LEAVES = 50_000_000
 # The parts of the built-in preprocessing for trees, and their classes.

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numba import njit
 from numba.cpython.unsafe import numbers
 
 Array = np.ndarray[Any, Any]
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 # The intrinsic; its annotations are those of a function that takes a compiler's context, too.
 count_low_zeros = cast(Callable[[Any], int], numbers.trailing_zeros)
 
 
-def compile_cached(function: F) -> F:
-    return cast(F, njit(function, cache=True, error_model="numpy", nogil=True))
+compile_cached = cast(Callable[[Callable[..., Any]], Any], njit(cache=True, error_model="numpy", nogil=True))
 
 
 @compile_cached

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tipline.arrays import Floats
+from tipline.arrays import CHUNK_ROWS, Floats
 
 Array = np.ndarray[Any, Any]
 Interval = tuple[Array, Array]
@@ -32,7 +32,6 @@ NEAR_ZERO = float(np.float32(1e-35))  # what LightGBM takes for zero
 ABSENT, ZERO = 0, 1  # how LightGBM handles missing values of a node: as zeros, or zeros as missing ones
 
 BLOCK_ROWS = 256  # whose codes stay in the cache of a core
-CHUNK_ROWS = 2**15
 MAX_COLUMNS, MAX_CODES, MAX_SETS = 2**14, 2**16 - 2, 2**16
 SMALL_WORD, WORD = 32, 64  # bits
 GROUP_BYTES, MAX_TABLE_BYTES = 2**21, 2**26  # of bit vectors: of trees that are evaluated together, of all trees
@@ -200,6 +199,7 @@ class TreeScorer:
         self.inner = [inner[self.nodes["column"][inner] == column] for column in self.columns]
         self.intervals = [ensemble.intervals.get(column) for column in self.columns]
         self.thresholds = list(map(self._list_thresholds, self.inner, self.intervals))
+        self.padded = list(map(pad_thresholds, self.thresholds))
         # A value of each code: none, each threshold, more than all.
         self.values = [np.array([np.nan, *thresholds, np.inf]) for thresholds in self.thresholds]
         if len(self.columns) > MAX_COLUMNS or max(map(len, self.values)) > MAX_CODES:
@@ -211,14 +211,13 @@ class TreeScorer:
         """Return the probability of each row, from functions that write the values of all columns."""
         result, buffer = np.empty(rows), np.empty(min(rows, CHUNK_ROWS))
         codes = np.zeros((-(-len(buffer) // BLOCK_ROWS), len(self.columns), BLOCK_ROWS), np.uint16)
-        thresholds = list(map(pad_thresholds, self.thresholds))
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(start + CHUNK_ROWS, rows))
             values = buffer[: part.stop - start]
             blocks = codes[: -(-len(values) // BLOCK_ROWS)]
             for index, column in enumerate(self.columns):
                 columns[column](part, values)
-                self.kernels.code_values(values, thresholds[index], blocks, index)
+                self.kernels.code_values(values, self.padded[index], blocks, index)
             sums = np.full((len(blocks), BLOCK_ROWS), self.start, self.dtype)
             self.add_leaves(blocks, sums)
             self.kernels.apply_link(sums, self.dtype.type(1), self.dtype.type(self.scale), self.limit)

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import Codes, Floats, Probabilities, Rows, fill_nulls, hour_of_day, view_values
+from tipline.arrays import CHUNK_ROWS, Codes, Floats, Probabilities, Rows, fill_nulls, hour_of_day, view_values
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
 from tipline.evaluation.metrics import Counted
 
 BANDS = 1000
 DAY_MICROSECONDS = 86_400_000_000
-CHUNK_ROWS = 2**15  # intermediate results of one chunk stay in a core's cache
 # The day of rows outside of the month or without a time, and of all rows if the model has no time column.
 OTHER = "other"
 HOURS = 24
