@@ -56,7 +56,7 @@ def test_labels_that_arrive_later_are_counted_and_nothing_is_scored_again(
     change_column(scored_project, "2009-02", "Tolls_Amt", np.ones(5000))  # nobody reads it
     workbench.run(scored_project, "score", "monitor")
     assert workbench.read_tree(scored_project.predictions) == before
-    assert "counting again, because labels, groups or times are not those counted: 2009-03" in caplog.messages
+    assert "counting again, because labels, groups or times have changed: 2009-03" in caplog.messages
     check_figures(scored_project, month)
     drift_before = read_months(scored_project)[month]["drift"]
     caplog.clear()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def test_models_leave_the_workers_of_a_long_lived_cluster(scored_project: Paths,
             with worker.send_model(client, contents, digest):
                 assert [*client.run(count_models).values()] == [count + 2 for count in before]
             assert [*client.run(count_models).values()] == [count + 1 for count in before]
-            assert client.submit(lambda: worker.get_worker_model(digest).spec, pure=False).result()
+            assert client.submit(lambda: worker.get_worker_model(digest, "compiled").spec, pure=False).result()
         with pytest.raises(TiplineError, match="digest differs"), worker.send_model(client, contents, "0" * 64):
             pass
         assert list(client.run(count_models).values()) == before
@@ -269,8 +270,8 @@ def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_impo
     key = plan.compute_key(plan.read_prepared(locations.trips, "2009-01"), digest, artifact.read_spec(contents))
     block = plan.list_blocks(locations, "2009-01", key)[0]
     before = set(here.children(recursive=True))
-    with cluster.connect_client(1) as client, worker.send_model(client, contents, digest):
-        ((_, marker),) = cluster.run_tasks(client, worker.score_block, [block])
+    with cluster.connect_client(1) as client, worker.send_model(client, contents, digest) as form:
+        ((_, marker),) = cluster.run_tasks(client, worker.score_block, [replace(block, form=form)])
         ((modules, environment),) = client.run(lambda: (set(sys.modules), dict(os.environ))).values()
         started = set(here.children(recursive=True)) - before
         connections = [found for process in (here, *started) for found in process.net_connections("inet")]

@@ -227,7 +227,7 @@ def test_all_workers_use_the_form_that_works_on_all(
 ) -> None:
     digest = artifact.hash_artifact(boosted)
 
-    def find_forms(form: str = "") -> set[str]:
+    def find_forms(form: str) -> set[str]:
         def find(form: str) -> str:
             return worker.get_worker_model(digest, form).form
 
@@ -236,7 +236,7 @@ def test_all_workers_use_the_form_that_works_on_all(
 
     with cluster.connect_client(2) as client:
         with worker.send_model(client, boosted, digest, rows=1000) as form:
-            assert {form} == find_forms() == {"compiled"}
+            assert {form} == find_forms("compiled") == {"compiled"}
         with worker.send_model(client, boosted, digest, rows=MANY) as form:
             assert {form} == find_forms("kernels") == {"kernels"}
         # One worker has no kernels, and nothing has failed.
@@ -360,7 +360,7 @@ def test_open_months_use_another_form_if_a_worker_that_joins_late_has_no_kernels
         code, log = run_cli(stumps.root, "score")
     assert code == 0, log
     assert "compiled" in read_forms(stumps)  # months that were finished before keep their kernels
-    assert "a worker that joined late cannot use the kernels form: open months use another one" in log
+    assert "A worker that joined late cannot use the model's kernels form. Open months start again." in log
 
 
 READ_ONLY = """

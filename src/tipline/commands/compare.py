@@ -50,7 +50,7 @@ def run(
         return
     locations, blocks = plan.Locations.resolve(paths, trips), list[plan.Block]()
     for month in sorted(set(months or settings.months)):
-        plan.read_prepared(locations.trips, month)
+        plan.read_prepared(locations.trips, month)  # raises an error if it is not
         blocks += [block for block in plan.list_blocks(locations, month, {"model": a["digest"]}) if block.rows]
     if not blocks:
         yield "The months have no rows: there is nothing to compare."

@@ -91,9 +91,7 @@ def check_prepared(locations: plan.Locations, month: str, manifest: Mapping[str,
     """Raise TiplineError if the prepared month is not the one that was scored."""
     trips, folder, key = locations.trips, month_name(month), manifest["key"]
     prepared = plan.read_prepared(trips, month)
-    if plan.pick_digests(prepared, key["columns"]) != key["columns"]:
-        what = "The month was prepared again after it was scored, with other values in columns that the model reads."
-        raise TiplineError(what, trips.address(folder), "Score it again: dvc repro score")
+    plan.check_scored(prepared, key, trips.address(folder))
     if trips.hash_file(file := f"{folder}/{PREPARED_FILE}") != prepared["trips"]["sha256"]:
         what, todo = "The prepared file is not the one that its manifest describes.", f"dvc repro -f prepare@{month}"
         raise TiplineError(what, trips.address(file), f"Prepare the month again: {todo}")

@@ -26,8 +26,8 @@ def check_losses(
 ) -> None:
     """Raise TiplineError if a prepared month has lost too much, unless `accept` has it.
 
-    Too much is all rows, at least MIN_QUARANTINED and more than this share of them, or most values of a required
-    category.
+    It has if it lost all its rows, or most values of a required category, or at least MIN_QUARANTINED rows that are
+    more than the share `max_quarantined`.
     """
     month, rows, lost, problems = manifest["month"], manifest["rows_in"], manifest["quarantined"], []
     if lost == rows > 0 or (lost >= MIN_QUARANTINED and lost > max_quarantined * rows):

@@ -166,7 +166,7 @@ def count_group_rows(schema: pa.Schema) -> int:
 def gather_row_groups(
     batches: Iterable[tuple[pa.RecordBatch, pa.RecordBatch]], rows: int
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Gather batches into row groups of at least so many rows, each with the quarantined rows among them."""
+    """Gather batches into row groups of at least `rows` rows, each with the quarantined rows among them."""
     good: list[pa.RecordBatch] = []
     bad: list[pa.RecordBatch] = []
     for trips, unreadable in itertools.chain(batches, [(None, None)]):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Term = Callable[[slice, Floats], object]
     Scorer = Callable[[pa.RecordBatch], Floats]
 
-# Without numba, a worker takes longer to add up as many leaves (rows times trees) than numba takes to start: a second.
+# A worker takes longer to add up this many leaves (rows times trees) without kernels than to load numba and these.
 KERNEL_LEAVES = 50_000_000
 # The parts of the built-in preprocessing for trees, and their classes.
 TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "numbers": "FunctionTransformer"}

@@ -38,8 +38,8 @@ def load_checked_model(
         if form == KERNELS and not rows:
             continue
         try:
-            needed = rows if form == KERNELS else 0
-            model = artifact.load_model(files, digest, use_compiled=form != PIPELINE, rows=needed)
+            count = rows if form == KERNELS else 0
+            model = artifact.load_model(files, digest, use_compiled=form != PIPELINE, rows=count)
             steps = count_steps(model)
         except TiplineError as error:
             if form != KERNELS:

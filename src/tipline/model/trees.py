@@ -28,6 +28,7 @@ AddLeaves = Callable[[Array, Array], None]  # adds the leaves of rows with these
 # whether a value near zero is a missing one. `left` is -1 for a leaf.
 NODE = np.dtype("i4, i4, i4, i4, f8, f8, ?, ?")
 NODE.names = ("column", "left", "right", "set", "threshold", "leaf", "missing_left", "zero_missing")
+XGBOOST_LIMIT = 88.7  # of an exponent, so that the largest one does not overflow
 NEAR_ZERO = float(np.float32(1e-35))  # what LightGBM takes for zero
 ABSENT, ZERO = 0, 1  # how LightGBM handles missing values of a node: as zeros, or zeros as missing ones
 
@@ -152,7 +153,7 @@ def convert_xgboost(classifier: Any) -> Ensemble | None:  # noqa: ANN401
         tree["left"], tree["right"], tree["set"] = table["left_children"], table["right_children"], -1
         tree["threshold"], tree["leaf"] = find_last_below(conditions), conditions
         trees.append(tree)
-    return Ensemble(trees, np.float32(start), np.float32, limit=88.7, is_prior=True)
+    return Ensemble(trees, np.float32(start), np.float32, limit=XGBOOST_LIMIT, is_prior=True)
 
 
 def find_last_below(limits: Array) -> Array:

@@ -135,7 +135,7 @@ def find_champion(client: Client, paths: Paths, name: str) -> Version | None:
 def resolve_champion(client: Client, settings: Settings, paths: Paths, digest: str) -> Version | None:
     """Return the version to score with: the pinned one, the champion, or if there never was one the challenger.
 
-    `digest` is the challenger's. Returns None if nothing is registered and this user, or this copy, may not do it.
+    `digest` is the challenger's. Returns None if nothing is registered and this user or this copy may not register it.
     """
     name, wanted = settings.model.name, settings.score.model
     if isinstance(wanted, int):

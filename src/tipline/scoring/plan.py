@@ -167,15 +167,19 @@ def compute_key(
 
 def compute_counted(prepared: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     """Return the digest of what is counted beside the scores of a month: labels, groups and times, and the format."""
-    digests, rules = (
-        pick_digests(prepared, columns.list_counted_columns(spec)),
-        [spec["target"], spec["baseline"]["by"]],
-    )
-    return files.hash_json([digests, rules, formats.COUNTS])
+    digests = pick_digests(prepared, columns.list_counted_columns(spec))
+    return files.hash_json([digests, spec["target"], spec["baseline"]["by"], formats.COUNTS])
 
 
 def pick_digests(prepared: Mapping[str, Any], names: Iterable[str]) -> dict[str, str | None]:
     return {name: prepared["columns"].get(name) for name in names}
+
+
+def check_scored(prepared: Mapping[str, Any], key: Mapping[str, Any], where: str) -> None:
+    """Raise a TiplineError if predictions with this key were made from other values than the prepared month has."""
+    if pick_digests(prepared, key["columns"]) != key["columns"]:
+        what = "The month was prepared again after it was scored, with other values in columns that the model reads."
+        raise TiplineError(what, where, "Score it again: dvc repro score")
 
 
 def check_replaceable(predictions: Storage, month: str) -> None:

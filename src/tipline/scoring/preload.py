@@ -28,5 +28,5 @@ def load_champion(paths: Paths) -> None:
             golden_rows.count_steps(model)
 
 
-with contextlib.suppress(Exception):  # the model has code of users
+with contextlib.suppress(Exception):  # whatever the code in a model raises: workers report it
     load_champion(find_project())

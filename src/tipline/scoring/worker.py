@@ -92,13 +92,13 @@ def send_model(
         forms = FORMS[FORMS.index(form) :]
 
 
-def get_worker_model(digest: str, form: str = "") -> Model:
-    """Return the model of this digest, in this form if one is given, on the worker that runs the task."""
+def get_worker_model(digest: str, form: str) -> Model:
+    """Return the model of this digest and form, on the worker that runs the task."""
     worker = cluster.get_worker()
     plugins = [plugin for name, plugin in list(worker.plugins.items()) if name.startswith(f"{PLUGIN}-{digest}")]
     models = {model.form: model for plugin in plugins if (model := cast("ModelPlugin", plugin).model)}
-    if model := models.get(form or next(iter(models), "")):
-        return model
+    if form in models:
+        return models[form]
     if models:
         what = f"This worker joined the run late and cannot score with the form of the others ({form})."
         raise OtherFormError(what, worker.address, "Run it again: all workers then use the same form.")

@@ -59,9 +59,8 @@ def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: M
         if (manifest["key"]["model"], manifest["key"]["format"]) != (digest, formats.PREDICTIONS):
             what = f"{month} was not scored by the champion (digest {digest[:12]}) and this version of tipline."
             raise TiplineError(what, str(path), TODO)
-        prepared, read = plan.read_prepared(locations.trips, month), manifest["key"]["columns"]
-        if plan.pick_digests(prepared, read) != read:
-            raise TiplineError("This month was prepared again after it was scored.", str(path), TODO)
+        prepared = plan.read_prepared(locations.trips, month)
+        plan.check_scored(prepared, manifest["key"], str(path))
         counted = plan.compute_counted(prepared, spec)
         saved = files.try_read_json(paths.counts(month)) or {}
         for one in (manifest, saved):
@@ -85,7 +84,7 @@ def recount_months(
     blocks = [block for month in stale for block in plan.list_blocks(locations, month, stale[month]["key"])]
     results = dict[plan.Block, Counts]()
     if blocks:
-        log.info("counting again, because labels, groups or times are not those counted: %s", ", ".join(stale))
+        log.info("counting again, because labels, groups or times have changed: %s", ", ".join(stale))
         with cluster.connect_client(settings.cluster.n_workers) as client:
             for block, result in cluster.run_tasks(client, partial(worker.recount_block, spec=spec), blocks):
                 if isinstance(result, Exception):

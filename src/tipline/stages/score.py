@@ -6,7 +6,8 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -68,74 +69,84 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         raise MonthsFailedError(what, "score", todo)
 
 
+@dataclass
+class Run:
+    """The months of a run by name, and what has become of them."""
+
+    months: dict[str, Month]
+    made: Mapping[str, Any]  # facts about the run, for the manifests
+    failed: dict[str, str] = field(default_factory=dict)  # reasons by month
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def open_months(self) -> list[Month]:
+        return [month for name, month in self.months.items() if month.open and name not in self.failed]
+
+    def choose_forms(self, rows: int) -> tuple[Sequence[str], int]:
+        """Return the forms of the model to try, and the rows that decide whether kernels pay: by default the open ones.
+
+        Finished parts are kept: the form that made most of them comes first, however few rows are left.
+        """
+        kept = Counter[str]()
+        for month in self.months.values():
+            kept[month.form] += sum(part["rows"] for part in month.done.values())
+        if not kept.total():
+            return artifact.FORMS, rows
+        log.info("%s of a run that did not end are kept", format_count(kept.total(), "row"))
+        return artifact.FORMS[artifact.FORMS.index(kept.most_common(1)[0][0]) :], sys.maxsize
+
+    def publish(self, month: Month) -> None:
+        try:
+            plan.publish_month(month, {**self.made, "seconds": round(time.perf_counter() - self.started, 3)})
+            log.info("%s: published", month.month)
+        except (TiplineError, OSError) as error:
+            self.failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
+
+    def score_open_months(self, client: Client, form: str) -> bool:
+        """Score with one form of the model; return whether a worker joined late and does not have it."""
+        for month in self.open_months:
+            self.months[month.month] = chosen = month.choose_form(form)
+            if not chosen.open:  # another run has just finished it
+                self.publish(chosen)
+        blocks, is_late = [block for month in self.open_months for block in month.open], False
+        self.started, scored = time.perf_counter(), 0
+        total = sum(block.rows for block in blocks)
+        with tqdm(total=total, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
+            for block, result in cluster.run_tasks(client, worker.score_block, blocks):
+                if isinstance(result, worker.OtherFormError) and form != artifact.PIPELINE:
+                    is_late = True
+                elif isinstance(result, Exception):
+                    self.failed[block.month] = join_lines(plan.explain_failure(block, result))
+                else:
+                    month = self.months[block.month]
+                    month.done[block] = result
+                    scored += block.rows
+                    bar.update(block.rows)
+                    if not month.open:
+                        self.publish(month)
+        log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - self.started)
+        return is_late
+
+
 def score_months(
     settings: Settings, months: Sequence[Month], digest: str, contents: dict[str, bytes], made: dict[str, Any]
 ) -> dict[str, str]:
     """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
-    by_name, blocks = {month.month: month for month in months}, [block for month in months for block in month.open]
-    names, rows = ", ".join(by_name) or "nothing to do", sum(block.rows for block in blocks)
-    log.info("scoring with %s version %s: %s (%s)", made["name"], made["version"], names, format_count(rows, "row"))
-    failed, started, kept = dict[str, str](), time.perf_counter(), Counter[str]()
-    for month in months:
-        kept[month.form] += sum(part["rows"] for part in month.done.values())
-    forms: Sequence[str] = artifact.FORMS
-    if kept.total():
-        log.info("%s of a run that did not end are kept", format_count(kept.total(), "row"))
-        # The form that scored most of them, however few rows are left.
-        forms, rows = forms[forms.index(kept.most_common(1)[0][0]) :], sys.maxsize
-
-    def publish_month(month: Month) -> None:
-        try:
-            plan.publish_month(month, made | {"seconds": round(time.perf_counter() - started, 3)})
-            log.info("%s: published", month.month)
-        except (TiplineError, OSError) as error:
-            failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
-
+    run, rows = Run({month.month: month for month in months}, made), sum(b.rows for month in months for b in month.open)
+    names, count = ", ".join(run.months) or "nothing to do", format_count(rows, "row")
+    log.info("scoring with %s version %s: %s (%s)", made["name"], made["version"], names, count)
+    forms, deciding_rows = run.choose_forms(rows)
     for month in months:
         if not month.open:
-            publish_month(month)
-    if not blocks:
-        return failed
-    storages, is_late = [blocks[0].locations.trips, blocks[0].locations.staged], True
+            run.publish(month)
+    if not run.open_months:
+        return run.failed
+    storages, is_late = [months[0].locations.trips, months[0].locations.staged], True
     with cluster.connect_client(settings.cluster.n_workers) as client, logging_redirect_tqdm():
         while is_late:
-            with worker.send_model(client, contents, digest, storages, rows, forms) as form:
-                started = time.perf_counter()
-                is_late = score_open_months(client, by_name, form, failed, publish_month)
+            with worker.send_model(client, contents, digest, storages, deciding_rows, forms) as form:
+                is_late = run.score_open_months(client, form)
             if is_late:
                 forms = forms[forms.index(form) + 1 :]
-                log.warning("a worker that joined late cannot use the %s form: open months use another one", form)
-    return failed
-
-
-def score_open_months(
-    client: Client,
-    months: dict[str, Month],
-    form: str,
-    failed: dict[str, str],
-    publish_month: Callable[[Month], None],
-) -> bool:
-    """Score the open months with one form of the model; return whether a worker that joined late does not have it.
-
-    `months` and `failed`, by name, hold what has become of each month.
-    """
-    for month in [month for name, month in months.items() if month.open and name not in failed]:
-        months[month.month] = chosen = month.choose_form(form)
-        if not chosen.open:  # another run has just finished it
-            publish_month(chosen)
-    blocks = [block for name, month in months.items() if name not in failed for block in month.open]
-    total, started, is_late = sum(block.rows for block in blocks), time.perf_counter(), False
-    with tqdm(total=total, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
-        for block, result in cluster.run_tasks(client, worker.score_block, blocks):
-            if isinstance(result, worker.OtherFormError) and form != artifact.PIPELINE:
-                is_late = True
-            elif isinstance(result, Exception):
-                failed[block.month] = join_lines(plan.explain_failure(block, result))
-            else:
-                months[block.month].done[block] = result
-                bar.update(block.rows)
-                if not months[block.month].open:
-                    publish_month(months[block.month])
-    scored = sum(block.rows for block in blocks if block in months[block.month].done)
-    log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - started)
-    return is_late
+                log.warning("A worker that joined late cannot use the model's %s form. Open months start again.", form)
+    return run.failed

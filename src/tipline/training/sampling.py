@@ -76,7 +76,7 @@ def list_samples(settings: Settings, paths: Paths, role: str) -> list[Path]:
 
 
 def read_pool(samples: Sequence[Path]) -> pa.Table:
-    """Read samples, named by month, as one that nests: by key, ties by month, whose position is in `sample_month`."""
+    """Read samples, named by month, as one that nests, ordered by key; `sample_month` is the position of the month."""
     tables = [pq.read_table(path) for path in sorted(samples)]
     for code, table in enumerate(tables):
         tables[code] = table.append_column(MONTH, pa.array(np.full(len(table), code, np.int32)))
