@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,36 @@ def test_hours_are_in_bands_of_six() -> None:
     assert names[4] == baseline.MISSING
 
 
+def test_values_that_a_model_never_saw_are_named_with_their_share_of_the_loss() -> None:
+    codes = np.array([0] * 96 + [1] * 4, np.int32)
+    groups: comparison.Groups = {"payment_type": (["cash", "unknown", baseline.MISSING], codes)}
+    loss = np.where(codes == 0, 0.1, 2.4)
+    losses = {"challenger": np.where(codes == 0, 0.08, 4.8), "champion": loss, "baseline": loss}
+    feature = {"kind": "category", "values": ["cash"], "counts": [100, 0, 0]}
+    bins = {"challenger": feature, "champion": feature | {"values": ["cash", "unknown"]}}
+    specs = {role: {"reference": {"features": {"payment_type": bins[role]}}} for role in ROLES}
+    shares = comparison.share_losses(groups, {role: losses[role] for role in ROLES}, specs)
+    cash, unknown = shares
+    assert (cash["unseen_by"], unknown["unseen_by"], unknown["rows"], unknown["row_share"]) == (
+        [],
+        ["challenger"],
+        4,
+        0.04,
+    )
+    assert (unknown["champion_loss_share"], unknown["challenger_loss_share"]) == (
+        pytest.approx(0.5),
+        pytest.approx(19.2 / (19.2 + 7.68)),
+    )
+    assert comparison.describe_unseen(shares, groups, losses) == (
+        " 4.0% of the rows have payment_type unknown, which the challenger never saw in training; they carry 71% of "
+        "its loss. Without these rows the challenger's gain over the champion is +0.2000 skill points."
+    )
+    missing = {"payment_type": (["cash", baseline.MISSING], codes)}
+    assert comparison.share_losses(missing, losses, specs)[1]["unseen_by"] == [*ROLES]
+    seen = {role: {"reference": {"features": {"payment_type": feature | {"counts": [90, 0, 10]}}}} for role in ROLES}
+    assert comparison.share_losses(missing, {role: losses[role] for role in ROLES}, seen)[1]["unseen_by"] == []
+
+
 # ---- the stage ----
 
 
@@ -93,6 +124,8 @@ def test_a_worse_challenger_is_refused_and_a_better_one_passes(project: Paths) -
     assert (verdict["promote"], verdict["gain"]["upper"] < 0) == (False, True)
     assert verdict["gain"]["value"] == pytest.approx(challenger - champion, abs=1e-4)
     assert {segment["column"] for segment in verdict["segments"]} == {"payment_type", "vendor", "hour"}
+    shares = [group["challenger_loss_share"] for group in found["groups"] if group["column"] == "payment_type"]
+    assert sum(shares) == pytest.approx(1)
     good.rename(project.root / "good")
     weak.rename(project.champion)
     (project.root / "good").rename(project.challenger)

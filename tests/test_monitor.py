@@ -134,13 +134,22 @@ def test_the_reports_hold_the_same_figures(scored_template: Paths) -> None:
 def test_verdicts_are_printed_and_what_prepare_counted_is_written(
     scored_project: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
+    published = scored_project.monitoring / "months.json"
+    files.write_json(published, [])
     path = scored_project.prepared("2009-02") / files.MANIFEST
     reasons = {"fare_amount is not a number": 2, "not UTF-8": 1}
     changed = {"quarantined_by_reason": reasons, "unknown_columns": ["weather", "mood"], "quarantined": 150}
     files.write_json(path, workbench.read_json(path) | changed)
     workbench.run(scored_project, "monitor")
     months = read_months(scored_project)
-    assert caplog.messages == [f"{name}: {one['verdict']}: {one['reason']}" for name, one in months.items()]
+    all_words = [f"{name}: {one['verdict']}: {one['reason']}" for name, one in months.items()]
+    last_line = "4 months: 4 keep. See reports/monitoring/index.html"
+    assert caplog.messages == [*all_words, last_line]
+    # Later, what is new or has changed.
+    files.write_json(published, [{**one, "reason": "x"} if name == "2009-03" else one for name, one in months.items()])
+    caplog.clear()
+    workbench.run(scored_project, "monitor")
+    assert caplog.messages == [all_words[2], last_line]
     table = read_csv(scored_project, "prepared.csv")
     assert [(name, row["rows_in"]) for name, row in table.items()] == [(name, "5000") for name in workbench.MONTHS]
     assert table["2009-02"]["quarantined_by_reason"] == "fare_amount is not a number: 2; not UTF-8: 1"
@@ -169,3 +178,14 @@ def test_months_that_the_champion_did_not_score_are_refused(scored_project: Path
     with pytest.raises(TiplineError, match="month=2009-02"):
         workbench.run(scored_project, "monitor")
     assert workbench.read_tree(scored_project.monitoring) == reports
+
+
+def test_a_value_that_prepare_filled_counts_as_missing(scored_project: Paths) -> None:
+    for month, rows in {"2009-01": 100, "2009-03": 1000}.items():
+        path = scored_project.prepared(month) / files.MANIFEST
+        files.write_json(path, workbench.read_json(path) | {"filled": {"extra": rows}})
+    workbench.run(scored_project, "monitor")
+    extra = {name: month["drift"]["features"]["extra"] for name, month in read_months(scored_project).items()}
+    rates = {name: (one["missing_rate"], one["reference_missing_rate"]) for name, one in extra.items()}
+    assert rates == {"2009-01": (0.02, 0.02), "2009-02": (0, 0.02), "2009-03": (0.2, 0.02), "2024-01": (0, 0.02)}
+    assert "missing (2.0% of the rows in training)" in (scored_project.monitoring / "index.html").read_text()

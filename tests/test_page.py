@@ -52,13 +52,16 @@ def test_of_many_features_those_that_drifted_most_come_first_and_the_others_are_
         drifts["f7"] = drifts["f7"] | {"flagged": True}
     view = browser.new_page()
     view.goto(write_page(tmp_path, months).as_uri())
-    rows = view.get_by_role("region", name="Drift by feature and month").locator("tbody th").all_inner_texts()
+    rows = view.get_by_role("region", name="Drift by feature and month").first.locator("tbody th").all_inner_texts()
     assert {"vendor", "f7"} == {*rows[:2]}
     assert len(rows) == page.SHOWN_FEATURES + 1
     folded = view.get_by_text("182 more features, which drifted less")
-    assert not view.get_by_role("rowheader", name="f3", exact=True).is_visible()
+    f3 = view.locator("details").get_by_role("rowheader", name="f3", exact=True)
+    changes = view.get_by_role("region", name="New and missing values").locator("tbody tr")
+    assert changes.last.inner_text() == f"{402 - page.SHOWN_CHANGES} more\tsee months.json\t"
+    assert not f3.is_visible()
     folded.click()
-    assert view.get_by_role("rowheader", name="f3", exact=True).is_visible()
+    assert f3.is_visible()
 
 
 def write_page(folder: Path, months: list[dict[str, Any]]) -> Path:
@@ -75,7 +78,7 @@ def test_it_reads_well_offline_at_any_width_light_and_dark(browser: Browser, tmp
     for width in (375, 1280):
         view.set_viewport_size({"width": width, "height": 700})
         assert view.evaluate("document.documentElement.scrollWidth") <= width
-        box = view.get_by_text("✗ retrain").first.bounding_box()
+        box = view.get_by_text("✗ recalibrate").first.bounding_box()
         assert box is not None
         assert box["y"] + box["height"] < 700
     assert view.locator(".scroll").evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
@@ -89,13 +92,33 @@ def test_it_reads_well_offline_at_any_width_light_and_dark(browser: Browser, tmp
     counts = view.get_by_text(SCRIPT).count(), view.locator("script").count()
     assert (view.title(), *counts) == ("tipline: monitoring", 1, 0)
     # The verdict is that of the last month with labels, not of the last one.
-    assert view.locator(".verdict").inner_text().split("\n")[0] == "2009-02: ✗ retrain"
+    assert view.locator(".verdict").inner_text().split("\n")[0] == "2009-02: ✗ recalibrate"
     assert months[1]["reason"] in view.locator(".verdict").inner_text()
     rows = view.get_by_role("region", name="Drift by feature and month").locator("tbody tr").all_inner_texts()
     assert [row.split("\t")[0] for row in rows] == ["vendor", "fare_amount", "score"]
     assert f"▲ {months[1]['drift']['features']['vendor']['psi']:.2f}" in rows[0]
     assert f"{months[1]['drift']['features']['fare_amount']['psi']:.2f}*" in rows[1]
-    assert "missing: 10.7% of the rows, 0.0% in training" in view.inner_text("body")
+    changes = view.get_by_role("region", name="New and missing values").locator("tbody tr").all_inner_texts()
+    assert f"vendor\tnew: {SCRIPT} (500 rows)\t2009-02" in changes
+    assert "vendor\tmissing (0.0% of the rows in training)\t2009-02: 10.7%" in changes
+
+
+def test_a_page_of_thirteen_years_opens_at_the_newest_months_and_folds_the_others(
+    browser: Browser, tmp_path: Path
+) -> None:
+    names = [f"{year}-{month:02}" for year in range(2009, 2023) for month in range(1, 13)][:158]
+    kinds = make_months()[:3]
+    months = [kinds[place % 3] | {"month": name, "role": ""} for place, name in enumerate(names)]
+    view = browser.new_page(viewport={"width": 1280, "height": 900})
+    view.goto(write_page(tmp_path, months).as_uri())
+    assert view.evaluate("document.documentElement.scrollHeight") < 4000
+    shown = view.get_by_role("region", name="Verdict of each month").locator("visible=true").locator("tbody th")
+    assert shown.all_inner_texts() == names[: -page.RECENT_MONTHS - 1 : -1]
+    folded = view.locator("summary").all_inner_texts()
+    assert len(folded) == 13
+    assert folded[0].startswith("2021: 8 months: ")
+    view.get_by_text("2011: 12 months").click()
+    assert view.get_by_role("rowheader", name="2011-07", exact=True).first.is_visible()
 
 
 def test_one_month_without_rows_has_a_page_and_equal_figures_give_equal_bytes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tipline.evaluation import baseline
-from tipline.monitoring import verdict
+from tipline.monitoring import causes, verdict
 from tipline.monitoring.counts import BANDS, Counts, Sums, assign_band
 
 BASELINE = {"by": ["payment_type"], "smoothing": 10, "overall": 0.2, "rates": {"cash": 0.1, "credit": 0.9}}
@@ -48,7 +48,9 @@ def test_the_verdict_rests_on_skill(skill: float, expected: str, reason: str) ->
     assert month["skill_low"] < month["skill"] < month["skill_high"]
     groups = month["groups"]
     assert (groups["cash"]["rows"], groups["cash"]["skill"]) == (1960, pytest.approx(skill, abs=1e-3))
-    assert (groups["credit"]["rows"], groups["credit"]["skill"]) == (840, None)  # under a thousand
+    assert (groups["credit"]["rows"], groups["credit"]["skill"]) == (840, pytest.approx(skill, abs=1e-3))
+    assert sum(group["row_share"] for group in groups.values()) == pytest.approx(1)
+    assert sum(group["loss_share"] for group in groups.values()) == pytest.approx(1)
     assert groups["credit"]["positive_rate"] == pytest.approx(0.9)
 
 
@@ -102,3 +104,58 @@ def test_drift_does_not_decide() -> None:
     assert month["drift"]["score"]["flagged"] is True
     assert (month["drifted"], month["verdict"]) == ("score", "keep")
     assert month["reason"].endswith("Drift in score; drift alone does not change the verdict.")
+
+
+# ---- who carries the loss ----
+
+
+def add_group(counts: Counts, name: str, rows: int, tips: int, loss: float) -> Counts:
+    """Add a group with this loss per row to each day."""
+    for groups in counts.days.values():
+        groups[name] = Sums(rows, tips, 0.01 * rows, rows * loss)
+    counts.rows += rows * len(counts.days)
+    return counts
+
+
+def test_a_value_that_training_never_had_is_named_and_the_source_is_to_be_checked() -> None:
+    month = summarize(add_group(make_month(0.1), "flex fare", 5, 1, 5.0))
+    assert month["skill_high"] < 0
+    cause = month["cause"]
+    assert (cause["groups"], cause["unseen"], cause["row_share"]) == (["flex fare"], True, pytest.approx(5 / 105))
+    assert cause["loss_share"] == pytest.approx(month["groups"]["flex fare"]["loss_share"])
+    assert (cause["skill"], cause["skill_low"] > 0) == (pytest.approx(0.1, abs=1e-3), True)
+    assert month["verdict"] == "check source"
+    words = f"they carry {cause['loss_share']:.0%} of the loss. Without them: skill 10.0% ("
+    assert f"4.8% of the rows have payment_type flex fare, never seen in training; {words}" in month["reason"]
+    assert month["reason"].endswith(f"Advice: {causes.ADVICE['check source']}.")
+
+
+def test_a_month_of_one_unseen_value_says_so() -> None:
+    month = summarize(add_group(Counts(days={str(day): {} for day in range(1, 29)}), "(missing)", 100, 20, 0.5))
+    assert "All rows have payment_type (missing), never seen in training. Advice: check the source" in month["reason"]
+    assert month["cause"]["skill"] is None
+
+
+def test_a_small_loss_or_a_known_value_is_no_cause() -> None:
+    assert summarize(add_group(make_month(0.1), "flex fare", 1, 0, 0.3))["cause"] is None
+    assert summarize(make_month(0.1))["cause"] is None
+    assert summarize(Counts())["cause"] is None
+
+
+def test_the_group_that_costs_a_month_its_skill_is_named() -> None:
+    counts = make_month(0.1)
+    for groups in counts.days.values():
+        groups["credit"] = groups["credit"]._replace(loss=2 * groups["credit"].loss)
+    month = summarize(counts)
+    assert (month["cause"]["groups"], month["cause"]["unseen"]) == (["credit"], False)
+    assert (month["verdict"], "never seen" in month["reason"]) == ("retrain", False)
+    assert "30.0% of the rows have payment_type credit; they carry" in month["reason"]
+
+
+@pytest.mark.parametrize(("observed", "expected"), [(0.02, "recalibrate"), (0.24, "retrain")])
+def test_scores_that_rank_well_are_to_be_recalibrated(observed: float, expected: str) -> None:
+    # The bands say how well the scores separate: at 0.3 nearly all rows, or as many as everywhere, are negative.
+    counts = make_month(-0.1)
+    counts.bands[300, :2] = [round(1960 * (1 - observed)), round(1960 * observed)]
+    counts.bands[900, :2] = [84, 756] if expected == "recalibrate" else [638, 202]
+    assert summarize(counts)["verdict"] == expected

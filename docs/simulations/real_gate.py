@@ -149,7 +149,8 @@ def line(
     labels, _ = metrics.read_labels(rows, settings.model.target)
     probabilities = pair | {"baseline": baseline.predict_baseline(rows, spec["baseline"])}
     losses = {name: metrics.compute_log_loss(values, labels) for name, values in probabilities.items()}
-    judged = comparison.build_gate_rows(settings, rows, spec["time"], losses)
+    groups = comparison.group_segments(settings, rows, spec["time"])
+    judged = comparison.build_gate_rows(settings, rows, spec["time"], losses, groups)
     judged = judged.select(judged.month >= judged.names.index(MONTHS[FITTED]))
     verdict = decide(judged, settings)
     months = [judged.select(judged.month == month) for month in np.unique(judged.month)]

@@ -10,6 +10,7 @@ from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
 from tipline.ingest import losses
 from tipline.model import artifact, pyfunc
+from tipline.monitoring.causes import ADVICE
 from tipline.paths import Paths
 from tipline.registry import champion, model_versions, store
 from tipline.scoring import plan
@@ -112,8 +113,9 @@ def advise_next(settings: PartialSettings, paths: Paths, models: Models, unscore
     if report["gate"]["promote"] and models.challenger_digest != models.champion_digest:
         command = f"tipline promote {models.challenger.version}" if models.challenger else "dvc repro register"
         return f"{command} (the gate lets the challenger pass)"
-    worse = ", ".join(month["month"] for month in months if month["verdict"] == "retrain")
-    return f"train on later months: sample.months in params.yaml (scores of {worse} are poor)" if worse else "nothing"
+    advised = next((month["verdict"] for month in reversed(months) if month["verdict"] in ADVICE), None)
+    poor = ", ".join(month["month"] for month in months if month["verdict"] == advised)
+    return f"{ADVICE[advised]} (scores of {poor} are poor)" if advised else "nothing"
 
 
 def check_project(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Compare challenger and champion on the `test` months, beside the champion's baseline, and ask the gate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from tipline.training import sampling
 ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
+LARGE_SHARE = 0.1  # of a model's loss, of values that it never saw
+Groups = dict[str, tuple[Sequence[str], Codes]]
 HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
@@ -57,7 +59,7 @@ def compare_models(
     time = next((spec["time"] for spec in specs.values() if "time" in spec), "")
     if not time:
         obstacles.append("neither model says which column is the time")
-    fitted = specs["champion"]["baseline"]
+    fitted, groups = specs["champion"]["baseline"], group_segments(settings, rows, time)
     probabilities: dict[str, Probabilities | Floats] = {**scores, "baseline": baseline.predict_baseline(rows, fitted)}
     losses = {name: metrics.compute_log_loss(values, labels) for name, values in probabilities.items()}
     if digests["challenger"] == digests["champion"]:
@@ -65,21 +67,67 @@ def compare_models(
     elif obstacles:
         verdict = gate.build_verdict(obstacles)
     else:
-        judged = build_gate_rows(settings, rows, time, losses)
+        judged = build_gate_rows(settings, rows, time, losses, groups)
         made_on = {role: spec.get("months") or tagged.get(role) for role, spec in specs.items()}
         verdict = gate.decide_promotion(judged, made_on, limits.tolerance, limits.segment_tolerance)
     figures = {name: measure_scores(name, probabilities, losses, labels) for name in (*ROLES, "baseline")}
     words = describe_skills(figures, " and ".join(fitted["by"]))
+    shares = share_losses(groups, {role: losses[role] for role in scores}, specs)
+    words += describe_unseen(shares, groups, losses)
     report = {"months": settings.sample.get_months("test"), "rows": len(labels), **figures, "verdict": words}
-    return report | {"gate": verdict, "made": digests}, scores, labels
+    return report | {"gate": verdict, "groups": shares, "made": digests}, scores, labels
+
+
+def group_segments(settings: Settings, rows: pa.RecordBatch, time: str) -> Groups:
+    """Return the segments by column: their names, and the segment of each row as a position among them."""
+    groups: Groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
+    return groups | ({"hour": group_hours(rows[time])} if time else {})
+
+
+def share_losses(
+    groups: Groups, losses: Mapping[str, Probabilities | Floats], specs: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return each segment's shares of the rows and of each model's loss, and the models that never saw its value."""
+    known = {
+        (role, column): {*bins["values"], *([baseline.MISSING] if bins["counts"][-1] else [])}
+        for role, spec in specs.items()
+        for column, bins in spec.get("reference", {}).get("features", {}).items()
+        if bins["kind"] == "category"
+    }
+    shares = []
+    for column, (names, codes) in groups.items():
+        rows = np.bincount(codes, minlength=len(names))
+        by_role = {role: np.bincount(codes, loss, len(names)) / loss.sum(dtype=float) for role, loss in losses.items()}
+        for code in np.flatnonzero(rows).tolist():
+            of_loss = {f"{role}_loss_share": float(share[code]) for role, share in by_role.items()}
+            unseen = [role for role in losses if names[code] not in known.get((role, column), names)]
+            segment = {"column": column, "value": names[code], "rows": int(rows[code]), "unseen_by": unseen}
+            shares.append({**segment, "row_share": float(rows[code] / len(codes)), **of_loss})
+    return shares
+
+
+def describe_unseen(
+    shares: Sequence[Mapping[str, Any]], groups: Groups, losses: Mapping[str, Probabilities | Floats]
+) -> str:
+    """Return sentences about values that a model never saw and that carry a tenth of its loss."""
+    words, kept = "", np.ones(len(losses["baseline"]), bool)
+    for one in shares:
+        for role in one["unseen_by"]:
+            if (share := one[f"{role}_loss_share"]) >= LARGE_SHARE:
+                names, codes = groups[one["column"]]
+                kept &= codes != list(names).index(one["value"])
+                words += f" {one['row_share']:.1%} of the rows have {one['column']} {one['value']}, which the {role} "
+                words += f"never saw in training; they carry {share:.0%} of its loss."
+    if not kept.all() and kept.any() and losses.keys() >= {*ROLES}:
+        gain = float((losses["champion"] - losses["challenger"])[kept].sum() / losses["baseline"][kept].sum())
+        words += f" Without these rows the challenger's gain over the champion is {gain:+.4f} skill points."
+    return words
 
 
 def build_gate_rows(
-    settings: Settings, rows: pa.RecordBatch, time: str, losses: Mapping[str, Probabilities | Floats]
+    settings: Settings, rows: pa.RecordBatch, time: str, losses: Mapping[str, Probabilities | Floats], groups: Groups
 ) -> gate.Rows:
     """Build what the gate judges on from the losses of both models and the baseline; `time` is a column."""
-    groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
-    groups["hour"] = group_hours(rows[time])
     month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(rows[time])
     challenger, champion, unit = (losses[name].astype(float) for name in (*ROLES, "baseline"))
     labels, _ = metrics.read_labels(rows, settings.model.target)

@@ -1,6 +1,7 @@
 """Write the monitoring page: one HTML file that opens from disk, with verdicts, charts and tables."""
 
 import base64
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tipline import files
-from tipline.monitoring.verdict import KEEP, NO_LABELS, RETRAIN
+from tipline.errors import format_count
+from tipline.monitoring.causes import CHECK_SOURCE, KEEP, NO_LABELS, RECALIBRATE, RETRAIN
 
 SHOWN_FEATURES = 20  # of wide data, the features that drifted most; the others are folded
-SYMBOLS = {KEEP: "✓", RETRAIN: "✗", NO_LABELS: "?"}
+RECENT_MONTHS = 6  # earlier ones are folded by year
+SYMBOLS = {KEEP: "✓", RETRAIN: "✗", RECALIBRATE: "✗", CHECK_SOURCE: "✗", NO_LABELS: "?"}
+SHOWN_VALUES = 5  # of a feature
+SHOWN_CHANGES = 15
+MORE_MISSING = 0.01  # than in training, as a share of the rows
 
 
 def write_page(path: Path, months: Sequence[Mapping[str, Any]], picture: Path) -> None:
@@ -25,10 +31,15 @@ def write_page(path: Path, months: Sequence[Mapping[str, Any]], picture: Path) -
     for name, drift in drifts:
         largest[name] = max(largest.get(name, (False, 0.0)), (bool(drift["flagged"]), drift["psi"] or 0.0))
     features = sorted(largest, key=lambda name: largest[name], reverse=True)
+    newest = months[::-1]
+    earlier = itertools.groupby(newest[RECENT_MONTHS:], lambda month: month["month"][:4])
+    years = [(year, found, count_verdicts(found)) for year, group in earlier for found in [list(group)]]
     text = environment.get_template("page.html").render(
-        months=months,
+        recent=newest[:RECENT_MONTHS],
+        years=years,
+        counted=count_verdicts(months),
+        find_changes=find_changes,
         symbols=SYMBOLS,
-        verdicts=Counter(month["verdict"] for month in months),
         latest=next((month for month in reversed(months) if month["verdict"] != NO_LABELS), months[-1]),
         picture=base64.b64encode(picture.read_bytes()).decode(),
         features=features[:SHOWN_FEATURES],
@@ -36,6 +47,39 @@ def write_page(path: Path, months: Sequence[Mapping[str, Any]], picture: Path) -
         groups=sorted({name for month in months for name in month["groups"]}),
     )
     files.write_text(path, text)
+
+
+def count_verdicts(months: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(month["verdict"] for month in months)
+    return f"{format_count(len(months), 'month')}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+def find_changes(months: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return feature, change and months of new values and of values that are missing more often than in training."""
+    new: dict[str, Counter[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for month in months:
+        for name, drift in month["drift"]["features"].items() if month["drift"] else ():
+            if drift["new"]:
+                new.setdefault(name, Counter()).update(drift["new"])
+                found.setdefault((name, "new"), []).append(month["month"])
+            rate, usual = drift["missing_rate"] or 0, drift["reference_missing_rate"] or 0
+            if rate > usual + MORE_MISSING:
+                words = f"missing ({usual:.1%} of the rows in training)"
+                found.setdefault((name, words), []).append(f"{month['month']}: {rate:.1%}")
+    changes = [
+        (name, format_new_values(new[name]) if words == "new" else words, ", ".join(where))
+        for (name, words), where in found.items()
+    ]
+    more = [(f"{len(changes) - SHOWN_CHANGES} more", "see months.json", "")] if len(changes) > SHOWN_CHANGES else []
+    return changes[:SHOWN_CHANGES] + more
+
+
+def format_new_values(rows: Counter[str]) -> str:
+    """Return the most frequent values with their rows."""
+    words = [f"{value} ({format_count(count, 'row')})" for value, count in rows.most_common(SHOWN_VALUES)]
+    more = [f"{len(rows) - len(words)} more"] if len(rows) > len(words) else []
+    return f"new: {', '.join(words + more)}"
 
 
 def format_number(value: float | None, form: str) -> str:

@@ -116,7 +116,7 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         rates.plot(places, get_column(months, "positive_rate"), "x--", color=ORANGE, label="observed")
         rates.plot(places, get_column(months, "mean_probability"), "o-", color=BLUE, label="expected (mean score)")
         rates.set(title="Positive rate", ylim=(0, None))
-        rates.legend(loc="lower right")
+        rates.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, frameon=False)
         low, value, high = (get_column(months, f"skill{bound}") for bound in ("_low", "", "_high"))
         skill.errorbar(places, value, yerr=(value - low, high - value), fmt="o", color=BLUE)
         skill.axhline(0, color=GREY, linewidth=1)

@@ -1,22 +1,23 @@
 """Summarize a month's counts: figures with intervals by day, calibration, drift, and whether to keep the model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tipline.errors import format_count
 from tipline.evaluation.baseline import compute_rates, sum_group_loss
-from tipline.evaluation.intervals import MIN_DAYS, MIN_ROWS, Ratio
+from tipline.evaluation.intervals import MIN_DAYS, Ratio
 from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
-from tipline.monitoring import drift
+from tipline.monitoring import causes, drift
+from tipline.monitoring.causes import ADVICE, CHECK_SOURCE, KEEP, NO_LABELS
 from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
 
 CALIBRATION_GROUPS = 10
 NAMED_FEATURES = 5  # in a sentence, those that drifted most
-KEEP, RETRAIN, NO_LABELS = "keep", "retrain", "no labels"
-NESTED = ("groups", "calibration", "drift", "unusual")  # not in months.csv
+NESTED = ("groups", "calibration", "drift", "cause", "unusual")  # not in months.csv
 
 
 def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,20 +49,42 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         ("refitted_skill", Ratio.estimate(refitted_losses - losses, refitted_losses), 1),
         ("excess_positive", Ratio.estimate(excess, rows), total.rows),
     ):
-        known = month[name] is not None and month["days"] >= MIN_DAYS and not math.isnan(ratio.error)
-        bounds = [bound * scale if known else None for bound in ratio.bounds()]
-        month[f"{name}_low"], month[f"{name}_high"] = bounds
+        is_known = month[name] is not None and month["days"] >= MIN_DAYS
+        month[f"{name}_low"], month[f"{name}_high"] = bound_ratio(ratio, scale) if is_known else (None, None)
     judged = {**drifts["features"], "score": drifts["score"]} if drifts else {}
     drifted = sorted((name for name, one in judged.items() if one["flagged"]), key=lambda name: -judged[name]["psi"])
     month["drifted"] = "; ".join(drifted)
-    month["groups"] = {name: summarize_group(name, sums, baseline) for name, sums in sorted(groups.items())}
+    month["groups"] = {name: summarize_group(name, sums, total, baseline) for name, sums in sorted(groups.items())}
     month |= {"calibration": compute_calibration(counts.bands), "drift": drifts}
+    month["cause"] = causes.find_cause(month, baseline, partial(measure_skill, counts, baseline))
     verdict, reason = judge_month(month, " and ".join(baseline["by"]))
+    if month["cause"]:
+        reason += " " + causes.format_cause(month["cause"], " and ".join(baseline["by"]))
+    if advice := ADVICE.get(CHECK_SOURCE if verdict == KEEP and month["cause"] else verdict):
+        reason += f" Advice: {advice}."
     if drifted:
         more = f" and {len(drifted) - NAMED_FEATURES} more" if len(drifted) > NAMED_FEATURES else ""
         names = ", ".join(drifted[:NAMED_FEATURES]) + more
         reason += f" Drift in {names}; drift alone does not change the verdict."
     return {**month, "verdict": verdict, "reason": reason}
+
+
+def bound_ratio(ratio: Ratio, scale: float = 1) -> tuple[float | None, float | None]:
+    """Return the one-sided 95% bounds times a scale, None where the scatter is not known."""
+    low, high = ratio.bounds()
+    return (None, None) if math.isnan(ratio.error) else (low * scale, high * scale)
+
+
+def measure_skill(counts: Counts, baseline: Mapping[str, Any], without: Collection[str]) -> dict[str, float | None]:
+    """Return the skill of a month without some of its groups, and its bounds."""
+    kept = {day: {name: groups[name] for name in groups if name not in without} for day, groups in counts.days.items()}
+    days = {day: groups for day, groups in kept.items() if groups}
+    losses = np.array([sum(sums.loss for sums in groups.values()) for groups in days.values()])
+    units = np.array([sum_baseline_loss(baseline, groups) for groups in days.values()])
+    skill = Counts(days=days).figures(baseline)["skill"]
+    is_known = skill is not None and len(days.keys() - {OTHER}) >= MIN_DAYS
+    low, high = bound_ratio(Ratio.estimate(units - losses, units)) if is_known else (None, None)
+    return {"skill": skill, "skill_low": low, "skill_high": high}
 
 
 def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, Sums], smoothing: float) -> list[float]:
@@ -74,14 +97,14 @@ def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, S
     return losses
 
 
-def summarize_group(name: str, sums: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of one of the baseline's groups; under MIN_ROWS rows its skill is None."""
+def summarize_group(name: str, sums: Sums, total: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of one of the baseline's groups, with its shares of the month's rows and loss."""
     rows, positive, probability, loss = sums
     means = {"positive_rate": positive / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
-    skill = None
-    if rows >= MIN_ROWS:
-        skill = compute_skill(loss / rows, sum_group_loss(baseline, name, rows, positive) / rows)
-    return {"rows": rows, **means, "skill": skill}
+    baseline_loss = sum_group_loss(baseline, name, rows, positive)
+    shares = {"row_share": rows / total.rows, "loss_share": loss / max(total.loss, 1e-300)}
+    skill = compute_skill(loss / rows, baseline_loss / rows)
+    return {"rows": rows, **shares, **means, "skill": skill, "excess_loss": loss - baseline_loss}
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
@@ -110,15 +133,17 @@ def judge_month(month: Mapping[str, Any], by: str) -> tuple[str, str]:
     if month["skill_high"] is None:
         days = format_count(month["days"], "day") if month["days"] else "rows without a date"
         return KEEP, f"Not judged: skill {month['skill']:.1%} on {days}, and at least {MIN_DAYS} days are needed."
-    if month["skill_high"] >= 0 and (month["refitted_skill_high"] or 0) < 0:
-        skill = format_skill(month, "refitted_skill")
-        return RETRAIN, f"Significantly worse than this month's positive rate by {by} (leave-one-day-out): {skill}."
-    verdict, words = KEEP, "Not significantly different from"
+    verdict, name, what = KEEP, "skill", f"the positive rate by {by}"
     if month["skill_high"] < 0:
-        verdict, words = RETRAIN, "Significantly worse than"
+        words, verdict = "Significantly worse than", causes.choose_verdict(month)
+    elif (month["refitted_skill_high"] or 0) < 0:
+        words, verdict, name = "Significantly worse than", causes.choose_verdict(month), "refitted_skill"
+        what = f"this month's positive rate by {by} (leave-one-day-out)"
     elif month["skill_low"] > 0:
         words = "Significantly better than"
-    return verdict, f"{words} the positive rate by {by}: {format_skill(month, 'skill')}."
+    else:
+        words = "Not significantly different from"
+    return verdict, f"{words} {what}: {format_skill(month, name)}."
 
 
 def format_skill(month: Mapping[str, Any], name: str) -> str:

@@ -1,7 +1,7 @@
 """monitor: measure how good the scores of each month were, from what scoring counted."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from tipline.scoring import plan, worker
 log = logging.getLogger(__name__)
 
 TODO = "Run: dvc repro score"
+PRINTED_MONTHS = 12  # at most; the page has all
 PREPARED_COLUMNS = [
     *("month", "era", "schema", "rows_in", "rows_out", "quarantined", "quarantined_by_reason", "filled"),
     *("out_of_range", "outside_month", "unknown_aliases", "unknown_columns"),
@@ -33,8 +34,10 @@ def run(settings: Settings, paths: Paths) -> None:
     ]
     manifests = [files.read_json(paths.prepared(n) / files.MANIFEST, f"Run: dvc repro prepare@{n}") for n in names]
     unusual = losses.find_unusual(manifests)
+    add_filled_values(months, manifests)
     for month in months:
         month["unusual"] = unusual.get(month["month"], [])
+    before = {one["month"]: one for one in files.try_read_json(paths.monitoring / "months.json") or ()}
     with files.replace_folder(paths.monitoring, paths.staging / "reports") as folder:
         files.write_json(folder / "months.json", months)
         flat = [{name: month[name] for name in month if name not in verdict.NESTED} for month in months]
@@ -42,8 +45,28 @@ def run(settings: Settings, paths: Paths) -> None:
         files.write_csv(folder / "prepared.csv", [format_preparation(manifest) for manifest in manifests])
         plots.plot_monitoring(folder / "monitoring.png", months)
         page.write_page(folder / "index.html", months, folder / "monitoring.png")
-    for month in months:
-        log.info("%s: %s: %s", month["month"], month["verdict"], month["reason"])
+    changed = [month for month in months if describe_month(month) != describe_month(before.get(month["month"]))]
+    for month in changed[-PRINTED_MONTHS:]:
+        log.info(describe_month(month))
+    log.info("%s. See %s", page.count_verdicts(months), (paths.monitoring / "index.html").relative_to(paths.root))
+
+
+def describe_month(month: Mapping[str, Any] | None) -> str:
+    return f"{month['month']}: {month['verdict']}: {month['reason']}" if month else ""
+
+
+def add_filled_values(months: Sequence[Mapping[str, Any]], manifests: Sequence[Mapping[str, Any]]) -> None:
+    """Add the values that `prepare` filled to the missing rates, of these months and of the months of training."""
+    shares = [
+        {name: rows / (manifest["rows_out"] or 1) for name, rows in manifest["filled"].items()}
+        for manifest in manifests
+    ]
+    training = [one for month, one in zip(months, shares, strict=True) if month["role"] == "train"]
+    for month, filled in zip(months, shares, strict=True):
+        for name, drift in month["drift"]["features"].items() if month["drift"] else ():
+            usual = sum(one.get(name, 0) for one in training) / max(len(training), 1)
+            for key, share in (("missing_rate", filled.get(name, 0)), ("reference_missing_rate", usual)):
+                drift[key] = share + (drift[key] or 0) if share else drift[key]
 
 
 def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: Mapping[str, Any]) -> dict[str, Counts]:
