@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import itertools
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,17 +33,6 @@ CREDENTIALS_IN_SOURCE = (
     "source: has a password or token in it, which DVC would write into dvc.lock; put it into ~/.netrc, or into "
     'the environment: FSSPEC_HTTP=\'{"headers": {"Authorization": "..."}}\' or \'{"params": {"token": "..."}}\''
 )
-
-# Keys of tipline 0.1 -> what they are now.
-RENAMED = {
-    "contract": "`contract` is now `schema`",
-    "baseline": "`baseline.by` is now `evaluate.baseline`",
-    "register": "`register.name` is now `model.name`",
-    "score.version": "`score.version` is now `score.model`",
-    "score.workers": "`score.workers` is now `cluster.n_workers`",
-    "learning_curve.budget": "`learning_curve.budget.rows` is now `learning_curve.max_rows`",
-}
-OLD_ROLES = {"fit": "train", "size": "validation", "evaluate": "test"}
 
 
 def check_month(month: object) -> str:
@@ -246,7 +234,6 @@ class PartialSettings:
 def load_settings(path: Path) -> Settings:
     """Read and check the settings; raise a UsageError that names every mistake."""
     values = validation.read_mapping(path, "Change to the project's folder.")
-    check_renamed_keys(values, path)
     settings = validation.validate_values(values, Settings, path)
     check_columns(settings, load_schema(path.parent / settings.schema_), str(path))
     check_code(settings, path)
@@ -271,19 +258,6 @@ def load_partial_settings(path: Path) -> PartialSettings:
             valid[check_month(month)] = None
     name = model.get("name") if isinstance(model, dict) else None
     return PartialSettings(None, problem, tuple(valid), name if isinstance(name, str) else None)
-
-
-def check_renamed_keys(values: Mapping[str, Any], path: Path) -> None:
-    """Refuse a file of tipline 0.1 with one message that names the new keys."""
-    sections = {name: section for name, section in values.items() if isinstance(section, dict)}
-    keys = {*values, *(f"{name}.{key}" for name, section in sections.items() for key in section)}
-    found = [text for key, text in RENAMED.items() if key in keys]
-    roles = sections.get("sample", {}).get("months")
-    old = [role for role in OLD_ROLES if isinstance(roles, dict) and role in roles.values()]
-    found += [f"the role `{role}` is now `{OLD_ROLES[role]}`" for role in old]
-    if found:
-        what = f"The file has keys of tipline 0.1: {'; '.join(found)}."
-        raise UsageError(what, str(path), "Rename them. docs/reference.md lists all keys.")
 
 
 def parse_month(text: str) -> str:

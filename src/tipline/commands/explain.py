@@ -5,16 +5,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.sparse import issparse
+from sklearn.preprocessing import OneHotEncoder
 
 from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, prepare, readers
 from tipline.ingest.schema import load_schema
-from tipline.model import artifact, explanation, golden_rows
+from tipline.model import artifact, golden_rows
 from tipline.model.artifact import Model
 from tipline.paths import Paths, month_folder
 
@@ -99,7 +102,7 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
     values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}
-    start, added = explanation.compute_contributions(model, batch)
+    start, added = compute_contributions(model, batch)
     lines = {"start": f"{start:+.6f}"} if added else {}
     for name, value in values.items():
         shown = "missing" if pd.isna(value) else str(value)
@@ -111,6 +114,37 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     if calibration := model.spec.get("calibration"):
         lines[f"before {calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
     return lines | {"probability": f"{probability!r}, {comparison}"}
+
+
+def compute_contributions(model: Model, batch: pa.RecordBatch) -> tuple[float, dict[str, float]]:
+    """Return the log-odds that all rows start from, and what each column adds to those of the first row.
+
+    These are coefficient times value for a logistic regression, and SHAP values for LightGBM and XGBoost. There are
+    none for other models, and none without the built-in preprocessing.
+    """
+    if model.is_external or "preprocess" not in model.estimator.named_steps:
+        return 0.0, {}
+    preprocess, classifier = model.estimator["preprocess"], model.estimator[-1]
+    inputs = preprocess.transform(model.derive_frame(batch.slice(0, 1)))
+    inputs = inputs.toarray() if issparse(inputs) else np.asarray(inputs)
+    package = type(classifier).__module__.partition(".")[0]
+    if package == "lightgbm":
+        *added, start = np.asarray(classifier.predict(inputs, pred_contrib=True))[0]
+    elif package == "xgboost":
+        import xgboost  # noqa: PLC0415 (an extra)
+
+        *added, start = classifier.get_booster().predict(xgboost.DMatrix(inputs), pred_contribs=True)[0].astype(float)
+    elif type(classifier).__name__ == "LogisticRegression":
+        added, start = classifier.coef_[0] * inputs[0], classifier.intercept_[0]
+    else:
+        return 0.0, {}
+    terms, sums = iter(added), dict[str, float]()
+    for _, transformer, names in preprocess.transformers_:
+        encoder = getattr(transformer, "named_steps", {}).get("encode", transformer)
+        for index, name in enumerate(names):
+            width = len(encoder.categories_[index]) if isinstance(encoder, OneHotEncoder) else 1
+            sums[str(name)] = float(sum(next(terms) for _ in range(width)))
+    return float(start), sums
 
 
 def read_published_row(settings: Settings, paths: Paths, month: str, row: int) -> dict[str, Any]:

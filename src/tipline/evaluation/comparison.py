@@ -22,7 +22,7 @@ ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
 LARGE_SHARE = 0.1  # of a model's loss, of values that it never saw
-Groups = dict[str, tuple[Sequence[str], Codes]]
+Groups = Mapping[str, tuple[Sequence[str], Codes]]
 HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
@@ -80,7 +80,7 @@ def compare_models(
 
 def group_segments(settings: Settings, rows: pa.RecordBatch, time: str) -> Groups:
     """Return the segments by column: their names, and the segment of each row as a position among them."""
-    groups: Groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
+    groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
     return groups | ({"hour": group_hours(rows[time])} if time else {})
 
 
