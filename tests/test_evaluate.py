@@ -134,6 +134,7 @@ def test_a_worse_challenger_is_refused_and_a_better_one_passes(project: Paths) -
     assert found["verdict"].endswith(" above the champion's.")
     assert found["gate"]["promote"]
     assert found["gate"]["words"].startswith("The gate lets it pass. Its gain over the champion is +")
+    assert found["gate"]["words"].endswith("and not adjusted for how often these months were used before.")
     assert [found["made"][role] for role in ROLES] == [artifact.read_digest(getattr(project, role)) for role in ROLES]
     assert workbench.read_json(project.metrics) == {
         **{name: found["challenger"][name] for name in ("log_loss", "skill", "auc")},

@@ -7,19 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import t as student
-from scipy.stats import ttest_1samp
 
 from tipline.evaluation import gate
 from tipline.evaluation.gate import Rows
 from tipline.evaluation.intervals import Ratio
 
-LOSS = 0.05
+LOSS = 0.7  # more than log(2): each row went against the odds of the baseline
 TOLERANCE, SEGMENT_TOLERANCE = 0.002, 0.01
 ELSEWHERE = {"train": ["2009-01"], "validation": ["2009-02"]}
 MADE_ON: Mapping[str, Any] = {"challenger": ELSEWHERE, "champion": ELSEWHERE}
 
 
-def create_rows(gains: Any, rows_per_day: int = 1, first: str = "2009-03-01") -> Rows:
+def create_rows(gains: Any, rows_per_day: int = 2, first: str = "2009-03-01") -> Rows:
     """Make days with these gains in skill points; all rows of a day gain the same."""
     days = np.repeat(np.datetime64(first) + np.arange(len(gains)), rows_per_day)
     names, month = np.unique(days.astype("datetime64[M]"), return_inverse=True)
@@ -53,13 +52,15 @@ def scatter(days: int, mean: float, deviation: float = 0.003) -> Any:
 # ---- the gain ----
 
 
-def test_the_bound_is_that_of_a_t_test_over_days_weighed_by_their_baseline_loss() -> None:
+def test_the_bound_is_that_of_days_in_order_weighed_by_their_baseline_loss() -> None:
     gains = scatter(30, 0.001)
-    expected = ttest_1samp(gains, 0, alternative="greater").confidence_interval(0.95).low
+    # Four full weeks: the four slowest cosines, and four degrees of freedom.
+    waves = [np.cos(np.pi * wave * (np.arange(30) + 0.5) / 30) @ gains for wave in (1, 2, 3, 4)]
+    expected = gains.mean() - student.ppf(0.95, 4) * np.sqrt(2 * np.square(waves).mean()) / 30
     verdict = decide(create_rows(gains, rows_per_day=3))
     assert (verdict["gain"]["lower"], verdict["gain"]["blocks"]) == (pytest.approx(expected), 30)
     rows = create_rows([0.01] * 15 + [0.0] * 15)
-    rows.baseline[:15] *= 3
+    rows.baseline[:30] *= 3
     assert decide(rows)["gain"]["value"] == pytest.approx(0.005 / 2)
 
 
@@ -75,10 +76,12 @@ def test_the_lower_bound_has_to_be_above_the_tolerance(above: float, passes: boo
 def test_power_is_how_often_equal_models_pass() -> None:
     days, deviation = 14, 0.004
     gains = np.random.default_rng(3).normal(0, deviation, (20_000, days))
-    bounds = gains.mean(axis=1) - student.ppf(0.95, days - 1) * gains.std(axis=1, ddof=1) / np.sqrt(days)
+    bounds = np.array([Ratio.estimate(each, np.ones(days)).bounds()[0] for each in gains])
     # With the error known, as in a verdict, the power is that of a noncentral t.
-    power = decide(create_rows(scatter(days, 0.0, deviation)))["power"]
+    power = Ratio(0.0, deviation / np.sqrt(days), 2).power(TOLERANCE)
     assert power == pytest.approx((bounds > -TOLERANCE).mean(), abs=0.012)
+    gain = decide(create_rows(scatter(days, 0.0, deviation)))
+    assert gain["power"] == Ratio(0.0, gain["gain"]["error"], 2).power(TOLERANCE)
     assert Ratio(0.0, 0.0, days).power(0.0) == 0
 
 
@@ -89,19 +92,22 @@ def test_fourteen_days_in_the_month_are_needed() -> None:
     verdict = decide(create_rows(np.zeros(14), rows_per_day=100))
     assert (verdict["promote"], verdict["reasons"], verdict["power"]) == (True, [], 1)
     assert verdict["gain"] == {"value": 0, "lower": 0, "upper": 0, "error": 0, "blocks": 14, "by": "day"}
+    few = create_rows(np.zeros(14), rows_per_day=2)
+    few.baseline[24:] = few.gain[24:] = 0.01
+    assert decide(few)["reasons"] == ["only 24 rows went against the baseline's odds, 25 are needed"]
     wrong = create_rows(np.zeros(13), rows_per_day=2)
     wrong.day[::2] -= 4000 * np.arange(13, dtype=np.int32)
     assert decide(wrong)["reasons"] == ["only 13 days to judge on, 14 are needed"]
     ends = create_rows(np.zeros(14), first="2009-03-10")
-    ends.day[0], ends.day[-1] = 0, 99_999
+    ends.day[:2], ends.day[-2:] = 0, 99_999
     assert decide(ends)["reasons"] == ["only 12 days to judge on, 14 are needed"]
 
 
 @pytest.mark.parametrize(
     ("days", "heavy", "weight", "words"),
     [
-        (28, slice(0, 1), 1000, "one day has 97% of the weight"),
-        (184, slice(61, 92), 100, "one month has 95% of the weight"),
+        (28, slice(0, 2), 1000, "one day has 97% of the weight"),
+        (184, slice(122, 184), 100, "one month has 95% of the weight"),
     ],
 )
 def test_a_block_with_nearly_all_weight_shows_no_scatter(days: int, heavy: slice, weight: float, words: str) -> None:
@@ -188,8 +194,10 @@ def test_a_segment_that_is_not_shown_worse_does_not_veto() -> None:
     rows = add_segments(create_rows(np.zeros(31), rows_per_day=100), np.arange(3100) % 2)
     rows.baseline[::2] = LOSS / 1e6  # as with cash, which almost never tips
     rows.gain[::2] = -0.004 * LOSS
+    assert decide(rows)["segments"][0]["why"] == "only 0 rows went against the baseline's odds, 25 are needed"
+    rows.baseline[::100] = LOSS
     segments = decide(rows)["segments"]
-    assert [segment["gain"] for segment in segments] == pytest.approx([-0.008, 0], rel=1e-3)
+    assert [segment["gain"] for segment in segments] == pytest.approx([-0.004 / 0.51, 0], rel=1e-3)
     assert not any(segment["veto"] for segment in segments)
 
 

@@ -55,7 +55,7 @@ def test_a_change_is_a_tag_with_who_why_and_the_verdict_and_is_never_overwritten
     workbench.run(project, "register")
     tags = dict(client(project).get_registered_model(NAME).tags)
     assert before.items() < tags.items()
-    (key,) = set(tags) - set(before)
+    (key,) = {key for key in set(tags) - set(before) if not key.startswith(champion.DECISION)}
     assert re.fullmatch(r"tipline\.champion\.\d{4}-\d\d-\d\dT\d{6}\.\d{6}Z-[0-9a-f]{8}", key)
     value = json.loads(tags[key])
     digests = {n: client(project).get_model_version(NAME, str(n)).tags[store.DIGEST] for n in (1, 2)}
@@ -63,6 +63,15 @@ def test_a_change_is_a_tag_with_who_why_and_the_verdict_and_is_never_overwritten
     assert (value["by"], value["reason"], value["how"]) == ("ann", "asked for", "promote")
     assert "refuses" in value["verdict"]
     assert list_moves(project) == [("first", None, 1), ("promote", 1, 2)]
+
+
+def test_former_champions_are_those_that_no_rollback_took_back() -> None:
+    a, b, c = (Champion(version=number, digest=str(number)) for number in (1, 2, 3))
+    changes = [Change(before=None, after=a, how="first"), Change(before=a, after=b, how="promote")]
+    changes += [Change(before=b, after=a, how="rollback"), Change(before=a, after=c, how="external")]
+    assert champion.list_former_champions(changes) == [a, c]
+    assert champion.list_former_champions([*changes, Change(before=c, after=b, how="promote")]) == [a, c, b]
+    assert champion.list_former_champions([]) == []
 
 
 def test_a_long_reason_fits_into_a_tag_and_an_edited_tag_is_passed_over(project: Paths) -> None:

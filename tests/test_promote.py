@@ -15,7 +15,7 @@ from tests.test_registry import NAME, client, get_champion, list_changes, train_
 from tipline.commands import promote
 from tipline.errors import UsageError
 from tipline.paths import Paths
-from tipline.registry import model_versions
+from tipline.registry import champion, model_versions
 
 RunCli = Callable[..., tuple[int, str]]
 pytestmark = [
@@ -59,7 +59,11 @@ def list_files(paths: Paths) -> list[Path]:
     """The files that a test may damage."""
     estimators = sorted((paths.root / "mlartifacts").rglob("estimator.skops"))
     models = [path for folder in (paths.challenger, paths.champion) for path in folder.iterdir()]
-    return [paths.sample("test", "2009-03"), paths.evaluation, *models, *estimators]
+    return [paths.params, paths.sample("test", "2009-03"), paths.evaluation, *models, *estimators]
+
+
+def list_decisions(paths: Paths) -> list[champion.Decision]:
+    return champion.list_records(client(paths), NAME, champion.DECISION, champion.Decision)
 
 
 @pytest.mark.parametrize("arguments", [(), ("2",)])
@@ -82,7 +86,42 @@ def test_force_is_recorded_and_the_way_back_passes_the_gate(project: Paths, run_
     assert (code, get_champion(project)) == (0, 1), printed
     changes = list_changes(project)
     assert [change.reason for change in changes[1:]] == ["the owner wants it", None]
-    assert changes[-1].verdict == client(project).get_model_version(NAME, "1").tags[model_versions.VERDICT]
+    words = client(project).get_model_version(NAME, "1").tags[model_versions.VERDICT]
+    assert changes[-1].verdict == words
+    assert "These test months have been used for 1 decision before (1 refused). After 2 decisions the chance" in words
+    assert words.endswith("worse by the tolerance passes is up to 10%.")
+
+
+def test_a_decision_is_counted_once_however_often_it_is_asked_for(project: Paths, run_cli: RunCli) -> None:
+    for arguments in ((), (), ("--force", "test")):
+        _, printed = run_cli(project.root, "promote", "2", *arguments)
+        assert "These test months have been used" not in printed
+    first, second = (model_versions.get_digest(client(project).get_model_version(NAME, one)) for one in "12")
+    refused = champion.Decision(months=("2009-03",), challenger=second, champion=first, promote=False)
+    assert list_decisions(project) == [refused]
+    client(project).set_registered_model_tag(NAME, f"{champion.DECISION}2020", "edited")
+    other = refused.model_copy(update={"months": ("2009-04",), "champion": "a"})
+    assert champion.count_decisions(client(project), NAME, other) == (0, 0)
+    third = refused.model_copy(update={"months": ("2009-03", "2009-04"), "champion": "b", "promote": True})
+    assert champion.count_decisions(client(project), NAME, third) == (2, 2)
+    assert champion.count_decisions(client(project), NAME, refused) == (1, 0)
+    assert list_decisions(project) == [refused, other, third]
+
+
+def test_a_version_has_to_pass_against_the_best_champion_so_far(project: Paths, run_cli: RunCli) -> None:
+    best = model_versions.read_files(client(project).get_model_version(NAME, "1"))
+    assert run_cli(project.root, "promote", "2", "--force", "a step back")[0] == 0
+    train_another(project, 0.001, "register")  # better than version 2, worse than version 1
+    number = str(model_versions.list_versions(client(project), NAME)[0].version)
+    code, printed = run_cli(project.root, "promote", number)
+    assert (code, get_champion(project)) == (3, 2), printed
+    assert "it may be worse than version 1, the best champion so far: its gain may be as low as -" in printed
+    assert [decision.promote for decision in list_decisions(project)] == [False, False]
+    for path in (project.root / "mlartifacts").rglob("estimator.skops"):
+        if path.read_bytes() == best["estimator.skops"]:
+            path.write_bytes(b"lost")
+    code, printed = run_cli(project.root, "promote", number)
+    assert (code, get_champion(project)) == (0, int(number)), printed
 
 
 @pytest.mark.parametrize("arguments", [("2", "--force", ""), ("2", "--force", "  "), ("",), ("nobody",)])
@@ -104,7 +143,7 @@ def test_a_name_of_two_runs_is_a_usage_error(project: Paths) -> None:
     experiment = client(project).get_experiment_by_name("tipline/train").experiment_id
     for run in client(project).search_runs([experiment]):
         client(project).set_tag(run.info.run_id, "dvc.exp", "twice")
-    with pytest.raises(UsageError, match="2 runs with a model are called 'twice'"):
+    with pytest.raises(UsageError, match="runs with a model are called 'twice'"):
         promote.run(workbench.load_settings(project), project, "twice")
 
 
@@ -189,5 +228,6 @@ def test_an_external_version_passes_once_its_months_are_known_and_without_a_chal
         assert code == 3, printed
         assert words in printed
     client(project).set_model_version_tag(NAME, number, "tipline.months", "2009-01, 2009-02")
+    workbench.change_settings(project, evaluate={"tolerance": 0.5})  # version 1, a champion before, is better
     code, printed = run_cli(project.root, "promote", number)
     assert (code, get_champion(project)) == (0, int(number)), printed

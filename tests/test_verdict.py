@@ -62,7 +62,7 @@ def test_a_model_that_the_refitted_baseline_beats_is_to_be_retrained() -> None:
     assert "worse than this month's positive rate by payment_type (leave-one-day-out): skill -" in month["reason"]
 
 
-@pytest.mark.parametrize(("days", "words"), [(0, ""), (1, "on 1 day, "), (13, "on 13 days, ")])
+@pytest.mark.parametrize(("days", "words"), [(0, ""), (1, "only 1 day to"), (13, "only 13 days to")])
 def test_under_fourteen_days_a_month_is_not_judged(days: int, words: str) -> None:
     month = summarize(make_month(-0.5, days=days))
     names = [f"{name}_{bound}" for name in ("skill", "refitted_skill", "excess_positive") for bound in ("low", "high")]
@@ -72,7 +72,42 @@ def test_under_fourteen_days_a_month_is_not_judged(days: int, words: str) -> Non
     assert summarize(make_month(-0.5, days=14))["verdict"] == "retrain"
     undated = summarize(Counts(days={"other": {"cash": Sums(100, 10, 10.0, 40.0)}}))
     assert (undated["verdict"], undated["days"], undated["refitted_skill"]) == ("keep", 0, None)
-    assert "on rows without a date" in undated["reason"]
+    assert undated["reason"].startswith("Not enough data: only 0 days to judge on, 14 are needed.")
+    counts = make_month(-0.5, days=13)
+    counts.days["other"] = counts.days["1"]
+    assert summarize(counts)["skill_high"] is None
+
+
+def test_under_twenty_five_surprises_and_with_a_day_of_most_weight_a_month_is_not_judged() -> None:
+    counts, surprises = make_month(-0.5, days=14, rates={"cash": 0.0}), "only 24 rows went against the baseline's odds"
+    for day in range(14):  # the baseline finds a tip in cash less likely
+        tips = 1 if day < 4 else 2
+        counts.days[str(day + 1)]["cash"] = Sums(70, tips, 7.0, 10.0)
+    assert summarize(counts)["reason"].startswith(f"Not enough data: {surprises}, 25 are needed. The skill of these")
+    counts.days["1"]["cash"] = Sums(70, 2, 7.0, 10.0)
+    assert summarize(counts)["skill_high"] is not None
+    counts.days["1"] = {"credit": Sums(400, 200, 360.0, 300.0)}  # a no of a card is one, too
+    assert "one day has 77% of the weight" in summarize(counts)["reason"]
+
+
+def test_bounds_are_by_day_in_order_of_time_around_the_skill_of_all_rows() -> None:
+    counts = make_month(0.1)
+    month = summarize(counts)
+    counts.days = dict(reversed(counts.days.items()))
+    bounds = [(one["skill_low"], one["skill_high"]) for one in (month, summarize(counts))]
+    assert bounds[0] == pytest.approx(bounds[1])
+    counts.days["other"] = {"cash": Sums(70, 7, 7.0, 40.0)}
+    other = summarize(counts)
+    assert (other["skill"] < month["skill"], other["days"]) == (True, 28)
+    assert other["skill_high"] - other["skill"] == pytest.approx(month["skill_high"] - month["skill"])
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"), [({"cash": 0.3}, "retrain"), ({"credit": 0.5}, "retrain"), ({"cash": 1.0}, "keep")]
+)
+def test_a_month_of_one_group_or_of_one_class_is_judged(rates: dict[str, float], expected: str) -> None:
+    month = summarize(make_month(-0.5, rates=rates))
+    assert (month["verdict"], month["skill_low"] <= month["skill"] <= month["skill_high"]) == (expected, True)
 
 
 def test_where_the_baseline_leaves_nothing_to_gain_the_model_is_kept() -> None:

@@ -195,7 +195,7 @@ def correlation(rows: gate.Rows) -> float:
 
 def between(months: Sequence[gate.Rows]) -> float:
     """The standard deviation of the months' true gains: of the gains seen, less the part that their days explain."""
-    seen = [Ratio.estimate(*sums(one, one.days)) for one in months]
+    seen = [Ratio.estimate(*sums(one, one.days), are_days=False) for one in months]
     variance = float(np.var([one.value for one in seen], ddof=1) - np.mean([one.error**2 for one in seen]))
     return math.sqrt(max(variance, 0.0))
 

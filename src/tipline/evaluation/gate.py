@@ -6,6 +6,7 @@ champion's baseline, which stays the same from challenger to challenger. docs/st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,16 +16,15 @@ import numpy as np
 
 from tipline.arrays import Codes, Floats, Labels
 from tipline.errors import format_count
-from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS, MIN_ROWS, Ratio
+from tipline.evaluation.intervals import CONFIDENCE, MIN_ROWS, Ratio, find_shortage
 from tipline.evaluation.metrics import NEXT_TO_NOTHING, rank_values
 
 MadeOn = Mapping[str, Mapping[str, Sequence[str]] | None]
 
 MIN_MONTHS = 6
-# A block does not scatter around its own mean, so the error would be far too small if one had nearly all the weight.
-MAX_WEIGHT = 0.25
 MIN_POWER = 0.5  # below this, a refusal says little
 MAX_NAMED_SEGMENTS = 3
+UNADJUSTED = " Compared with the current champion alone, and not adjusted for how often these months were used before."
 PURPOSES = {"train": "trained", "validation": "sized or calibrated"}
 # The tag of a version whose model.json does not have the months that it was made on.
 MONTHS_TAG = "tipline.months"
@@ -32,7 +32,7 @@ MONTHS_TAG = "tipline.months"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that the gate judges on. Days are independent blocks; with six months or more, months are."""
+    """The rows that the gate judges on. Days are the blocks; with six months or more, months are."""
 
     names: Sequence[str]  # the months in order of time
     month: Codes  # positions in `names`
@@ -66,15 +66,12 @@ class Rows:
         """Estimate the gain on some of the rows, or return why they are too few."""
         blocks = rank_values((self.month if self.by == "month" else self.days)[inside])
         days, count = len(np.unique(self.days[inside])), len(np.unique(blocks))
-        if days < MIN_DAYS:
-            return f"only {format_count(days, 'day')} to judge on, {MIN_DAYS} are needed"
         if self.by == "month" and count < MIN_MONTHS:
             return f"only {format_count(count, 'month')} to judge on, {MIN_MONTHS} are needed"
         gains, weights = (np.bincount(blocks, values[inside]).astype(float) for values in (self.gain, units))
-        share = weights.max() / weights.sum()
-        if share > MAX_WEIGHT:
-            return f"one {self.by} has {share:.0%} of the weight, so the scatter between {self.by}s is not known"
-        return Ratio.estimate(gains, weights)
+        surprises = int((self.baseline[inside] > math.log(2)).sum())
+        shortage = find_shortage(weights, days, surprises, self.by)
+        return shortage or Ratio.estimate(gains, weights, are_days=self.by == "day")
 
 
 def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tolerance: float) -> dict[str, Any]:
@@ -114,7 +111,7 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
         reasons.append(f"it is worse on {format_count(len(worse), 'segment')}: {names}{more}")
     bounds = {"value": gain.value, "lower": lower, "upper": upper, "error": gain.error}
     figures = {
-        "gain": {**bounds, "blocks": gain.blocks, "by": kept.by},
+        "gain": {**bounds, "blocks": len(np.unique(kept.month if kept.by == "month" else kept.days)), "by": kept.by},
         "power": gain.power(tolerance),
         "segments": segments,
         "tolerated": {"gain": tolerance, "segment": segment_tolerance},
@@ -161,6 +158,23 @@ def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
         lower, upper = gain.bounds(confidence)
         segment |= {"gain": gain.value, "lower": lower, "upper": upper, "veto": upper < -tolerance}
     return [segment for segment, _ in segments]
+
+
+def refuse(verdict: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Return a verdict on compared models with one more reason against the challenger."""
+    figures = {name: verdict[name] for name in ("gain", "power", "segments", "tolerated")}
+    return build_verdict([*verdict["reasons"], reason], verdict["months"], verdict["dropped"], figures)
+
+
+def describe_decisions(before: int, refused: int) -> str:
+    """Say how often the test months were used before, and what that does to the gate's error rate."""
+    if not before:
+        return ""
+    wrong, times = 1 - CONFIDENCE ** (before + 1), format_count(before, "decision")
+    return (
+        f" These test months have been used for {times} before ({refused} refused). After {before + 1} decisions the "
+        f"chance that at least one challenger worse by the tolerance passes is up to {wrong:.0%}."
+    )
 
 
 def build_verdict(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tipline.errors import format_count
+from tipline.arrays import Floats
 from tipline.evaluation.baseline import compute_rates, sum_group_loss
-from tipline.evaluation.intervals import MIN_DAYS, Ratio
+from tipline.evaluation.intervals import Ratio, find_shortage
 from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
 from tipline.monitoring import causes, drift
 from tipline.monitoring.causes import ADVICE, CHECK_SOURCE, KEEP, NO_LABELS
@@ -25,9 +25,10 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
 
     `spec` is model.json of the model that scored it. Names with `refitted` compare with the baseline refitted on this
     month, leaving out the day that it predicts. `_low` and `_high` are one-sided 95% bounds by day, together a 90%
-    interval, and None under MIN_DAYS days.
+    interval, and None without enough data.
     """
-    baseline, days, groups = spec["baseline"], list(counts.days.values()), counts.groups()
+    baseline, groups = spec["baseline"], counts.groups()
+    days, dated = sort_days(counts.days)
     total, *daily = (sum(one.values(), Sums()) for one in (groups, *days))
     losses = np.array([day.loss for day in daily])
     baseline_losses = np.array([sum_baseline_loss(baseline, day) for day in days])
@@ -36,7 +37,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     drifts = drift.measure_drift(counts, spec["reference"]) if "reference" in spec else None
     month: dict[str, Any] = {
         **counts.figures(baseline),
-        "days": len(counts.days.keys() - {OTHER}),
+        "days": dated,
         "refitted_log_loss": refitted_loss,
         "refitted_skill": compute_skill(divide_or_none(total.loss, total.rows), refitted_loss),
         "positive": total.positive if total.rows else None,
@@ -44,20 +45,21 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         "excess_positive": total.positive - total.probability if total.rows else None,
     }
     excess, rows = np.array([(day.positive - day.probability, day.rows) for day in daily]).reshape(-1, 2).T
-    for name, ratio, scale in (
-        ("skill", Ratio.estimate(baseline_losses - losses, baseline_losses), 1),
-        ("refitted_skill", Ratio.estimate(refitted_losses - losses, refitted_losses), 1),
-        ("excess_positive", Ratio.estimate(excess, rows), total.rows),
+    shortage = find_shortage(baseline_losses, dated, count_surprises(counts, baseline))
+    for name, numerators, denominators, scale in (
+        ("skill", baseline_losses - losses, baseline_losses, 1),
+        ("refitted_skill", refitted_losses - losses, refitted_losses, 1),
+        ("excess_positive", excess, rows, total.rows),
     ):
-        is_known = month[name] is not None and month["days"] >= MIN_DAYS
-        month[f"{name}_low"], month[f"{name}_high"] = bound_ratio(ratio, scale) if is_known else (None, None)
+        bounds = (None, None) if shortage else bound_ratio(month[name], numerators[:dated], denominators[:dated], scale)
+        month[f"{name}_low"], month[f"{name}_high"] = bounds
     judged = {**drifts["features"], "score": drifts["score"]} if drifts else {}
     drifted = sorted((name for name, one in judged.items() if one["flagged"]), key=lambda name: -judged[name]["psi"])
     month["drifted"] = "; ".join(drifted)
     month["groups"] = {name: summarize_group(name, sums, total, baseline) for name, sums in sorted(groups.items())}
     month |= {"calibration": compute_calibration(counts.bands), "drift": drifts}
     month["cause"] = causes.find_cause(month, baseline, partial(measure_skill, counts, baseline))
-    verdict, reason = judge_month(month, " and ".join(baseline["by"]))
+    verdict, reason = judge_month(month, " and ".join(baseline["by"]), shortage)
     if month["cause"]:
         reason += " " + causes.format_cause(month["cause"], " and ".join(baseline["by"]))
     if advice := ADVICE.get(CHECK_SOURCE if verdict == KEEP and month["cause"] else verdict):
@@ -69,22 +71,42 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**month, "verdict": verdict, "reason": reason}
 
 
-def bound_ratio(ratio: Ratio, scale: float = 1) -> tuple[float | None, float | None]:
-    """Return the one-sided 95% bounds times a scale, None where the scatter is not known."""
+def sort_days(days: Mapping[str, Mapping[str, Sums]]) -> tuple[list[Mapping[str, Sums]], int]:
+    """Return days in order of time, and how many they are; rows without a day come last and are none."""
+    names = sorted(days.keys(), key=lambda name: math.inf if name == OTHER else int(name))
+    return [days[name] for name in names], len(days.keys() - {OTHER})
+
+
+def bound_ratio(
+    value: float | None, numerators: Floats, denominators: Floats, scale: float = 1
+) -> tuple[float | None, float | None]:
+    """Return the one-sided 95% bounds of a ratio by day around a value, None where the scatter is not known."""
+    ratio = Ratio.estimate(numerators, denominators)
+    if value is None or math.isnan(ratio.error):
+        return None, None
     low, high = ratio.bounds()
-    return (None, None) if math.isnan(ratio.error) else (low * scale, high * scale)
+    return value + (low - ratio.value) * scale, value + (high - ratio.value) * scale
 
 
 def measure_skill(counts: Counts, baseline: Mapping[str, Any], without: Collection[str]) -> dict[str, float | None]:
     """Return the skill of a month without some of its groups, and its bounds."""
     kept = {day: {name: groups[name] for name in groups if name not in without} for day, groups in counts.days.items()}
-    days = {day: groups for day, groups in kept.items() if groups}
-    losses = np.array([sum(sums.loss for sums in groups.values()) for groups in days.values()])
-    units = np.array([sum_baseline_loss(baseline, groups) for groups in days.values()])
-    skill = Counts(days=days).figures(baseline)["skill"]
-    is_known = skill is not None and len(days.keys() - {OTHER}) >= MIN_DAYS
-    low, high = bound_ratio(Ratio.estimate(units - losses, units)) if is_known else (None, None)
+    rest = Counts(days={day: groups for day, groups in kept.items() if groups})
+    days, dated = sort_days(rest.days)
+    losses = np.array([sum(sums.loss for sums in groups.values()) for groups in days])
+    units = np.array([sum_baseline_loss(baseline, groups) for groups in days])
+    skill, shortage = rest.figures(baseline)["skill"], find_shortage(units, dated, count_surprises(rest, baseline))
+    low, high = (None, None) if shortage else bound_ratio(skill, (units - losses)[:dated], units[:dated])
     return {"skill": skill, "skill_low": low, "skill_high": high}
+
+
+def count_surprises(counts: Counts, baseline: Mapping[str, Any]) -> int:
+    """Count the rows whose outcome the baseline finds less likely."""
+    rates = baseline["rates"]
+    return sum(
+        one.rows - one.positive if rates.get(name, baseline["overall"]) > 0.5 else one.positive  # noqa: PLR2004
+        for name, one in counts.groups().items()
+    )
 
 
 def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, Sums], smoothing: float) -> list[float]:
@@ -124,15 +146,14 @@ def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
     ]
 
 
-def judge_month(month: Mapping[str, Any], by: str) -> tuple[str, str]:
-    """Return the verdict and the reason for it in a sentence. Only skill decides."""
+def judge_month(month: Mapping[str, Any], by: str, shortage: str | None) -> tuple[str, str]:
+    """Return the verdict and the reason for it in a sentence. Only skill decides; `shortage` is why it cannot."""
     if not month["labelled_rows"]:
         return NO_LABELS, "No labels are known yet, so the scores cannot be judged."
     if month["skill"] is None:
         return KEEP, f"The positive rate by {by} leaves nothing to gain, so skill is undefined."
     if month["skill_high"] is None:
-        days = format_count(month["days"], "day") if month["days"] else "rows without a date"
-        return KEEP, f"Not judged: skill {month['skill']:.1%} on {days}, and at least {MIN_DAYS} days are needed."
+        return KEEP, f"Not enough data: {shortage}. The skill of these rows is {month['skill']:.1%}."
     verdict, name, what = KEEP, "skill", f"the positive rate by {by}"
     if month["skill_high"] < 0:
         words, verdict = "Significantly worse than", causes.choose_verdict(month)

@@ -1,4 +1,4 @@
-"""The champion: which version it is, the history of its changes, and its files in models/champion/.
+"""The champion: which version it is, the history of its changes and decisions, and its files in models/champion/.
 
 MLflow keeps no history of an alias (https://github.com/mlflow/mlflow/issues/2169), so each change is one tag of the
 registered model, never overwritten.
@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -28,9 +28,13 @@ from tipline.registry.store import Client, Version
 log = logging.getLogger(__name__)
 
 TAG = "tipline.champion."  # followed by the UTC time and a random suffix, so that keys are in the order of changes
+DECISION = "tipline.decision."  # likewise; what the gate said of a challenger
 TEXT_LETTERS = 1100  # two texts; a registry on PostgreSQL takes 5,000 letters of a tag, and JSON may double them
 # What ref.json says: name, version (None if not registered), run, digest; months for a model that has them in a tag.
 Ref: TypeAlias = dict[str, Any]
+
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Champion(BaseModel):
@@ -49,17 +53,60 @@ class Change(BaseModel, populate_by_name=True):
     verdict: str | None = None  # what the gate said
 
 
+class Decision(BaseModel, frozen=True):
+    """What the gate said of a challenger on some test months, the value of a tag."""
+
+    months: tuple[str, ...]
+    challenger: str  # digests
+    champion: str
+    promote: bool
+
+
 # ---- history ----
 
 
 def list_changes(client: Client, name: str) -> list[Change]:
-    """Return the changes of a registered model's champion, oldest first; skip tags that someone has edited."""
-    model, changes = store.find_model(client, name), list[Change]()
+    """Return the changes of a registered model's champion, oldest first."""
+    return list_records(client, name, TAG, Change)
+
+
+def list_records(client: Client, name: str, prefix: str, kind: type[Record]) -> list[Record]:
+    """Return what the tags of a registered model with a prefix say, oldest first; skip tags that someone has edited."""
+    model, records = store.find_model(client, name), list[Record]()
     for key, value in sorted(model.tags.items()) if model else ():
-        if key.startswith(TAG):
+        if key.startswith(prefix):
             with contextlib.suppress(ValidationError):
-                changes.append(Change.model_validate_json(value))
-    return changes
+                records.append(kind.model_validate_json(value))
+    return records
+
+
+def add_record(client: Client, name: str, prefix: str, record: BaseModel) -> None:
+    key = f"{prefix}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+    client.set_registered_model_tag(name, key, record.model_dump_json(by_alias=True))
+
+
+def list_former_champions(changes: Sequence[Change]) -> list[Champion]:
+    """Return the champions of the history, each once, but for those that a rollback has taken back."""
+    champions = dict[str, Champion]()
+    for change in changes:
+        if change.how == "rollback" and change.before:
+            champions.pop(change.before.digest, None)
+        champions[change.after.digest] = change.after
+    return list(champions.values())
+
+
+def count_decisions(client: Client, name: str, decision: Decision) -> tuple[int, int]:
+    """Record a decision; return how many others were made on these months before, and how many of them refused.
+
+    Asking again about the same two models on the same months is the same decision.
+    """
+    decisions = list_records(client, name, DECISION, Decision)
+    if decision not in decisions:
+        with store.skip_if_forbidden():
+            add_record(client, name, DECISION, decision)
+    pairs = {(one.challenger, one.champion): one.promote for one in decisions if {*one.months} & {*decision.months}}
+    pairs.pop((decision.challenger, decision.champion), None)
+    return len(pairs), list(pairs.values()).count(False)
 
 
 def change_champion(client: Client, version: Version, how: str, reason: str | None = None) -> None:
@@ -90,8 +137,7 @@ def record_change(client: Client, version: Version, how: str, reason: str | None
         reason=reason and shorten_text(reason, TEXT_LETTERS),
         verdict=verdict and shorten_text(verdict, TEXT_LETTERS),
     )
-    key = f"{TAG}{datetime.now(UTC):%Y-%m-%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
-    client.set_registered_model_tag(version.name, key, change.model_dump_json(by_alias=True))
+    add_record(client, version.name, TAG, change)
 
 
 def find_previous_champion(changes: Sequence[Change], digest: str | None) -> Champion | None:

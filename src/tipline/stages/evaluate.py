@@ -4,7 +4,7 @@ import logging
 
 from tipline import files
 from tipline.config import Settings
-from tipline.evaluation import comparison
+from tipline.evaluation import comparison, gate
 from tipline.model import artifact
 from tipline.monitoring import plots
 from tipline.paths import Paths
@@ -23,6 +23,7 @@ def run(settings: Settings, paths: Paths) -> None:
     tagged = {"champion": ref.get("months")}  # `register` reads them from MLflow
     report, scores, labels = comparison.compare_models(settings, paths, contents, tagged)
     figures, gain = report["challenger"], report["gate"]["gain"]
+    report["gate"]["words"] += gate.UNADJUSTED if gain else ""
     numbers = {name: figures[name] for name in ("log_loss", "skill", "auc")}
     numbers |= {"baseline_log_loss": report["baseline"]["log_loss"], "gain_over_champion": gain and gain["value"]}
     files.write_json(paths.evaluation, report)
