@@ -406,6 +406,21 @@ def test_a_draft_knows_words_for_missing_values_codes_long_numbers_and_folders(t
     assert prepared["order"] == [str(number) for number in numbers] * 2
 
 
+def test_a_category_of_many_values_is_drafted_as_open(tmp_path: Path) -> None:
+    areas = [f"area {number % 60}" for number in range(300)]
+    pd.DataFrame({"at": "2025-01-01", "area": areas, "kind": "x"}).to_csv(tmp_path / "month.csv", index=False)
+    month = readers.open_month(tmp_path / "month.csv", MONTH, Csv())
+    drafted = yaml.safe_load(draft.draft_schema(month, MONTH, ["month.csv"]))
+    columns = Schema.model_validate(drafted).columns
+    assert [(column.open, [*column.aliases]) for column in columns.values()] == [
+        (False, []),
+        (True, []),
+        (False, ["x"]),
+    ]
+    manifest = prepare.prepare_month(tmp_path / "month.csv", tmp_path, Schema.model_validate(drafted), MONTH)
+    assert manifest["unknown_aliases"] == {}
+
+
 def test_three_hundred_columns_are_drafted(tmp_path: Path) -> None:
     frame = pd.DataFrame({f"measure {number}": [1.5, 2.5] for number in range(299)} | {"at": "2025-01-01"})
     frame.to_csv(tmp_path / "month.csv", index=False)

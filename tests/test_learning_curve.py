@@ -157,27 +157,76 @@ def test_a_study_that_cannot_judge_takes_all_rows_and_says_why(study: Study, rea
     decision = choose_rows(study, 0.05, 5000)
     assert (decision["rows"], decision["levelled_off"]) == (5000, False)
     assert reason in decision["reason"]
-    assert len(study.sizes) > 2 or learning_curve.extrapolate_skill(study, 10_000) is None
+    extended = learning_curve.extend_decision(study, decision, 10_000)
+    assert (extended["fitted_curve"], extended["needed"], extended["dip"]) == (None, None, None)
     assert json.loads(json.dumps(decision, allow_nan=False)) == decision
 
 
-def test_a_power_law_is_recovered_with_an_exponent_within_its_bounds() -> None:
-    sizes = np.array([100, 300, 1000, 3000, 10_000])
-    curves = [0.9 + 2.0 * sizes**-0.5, 0.5 + 9.0 * sizes**-1.2, 1 + sizes**-3.0, 1 + sizes**-0.05, [0.7] * 5]
-    limits, slopes, exponents = learning_curve.fit_power_law(sizes.tolist(), np.array(curves), np.ones(5))
-    assert limits[[0, 1, 4]] == pytest.approx([0.9, 0.5, 0.7])
-    assert slopes[[0, 1, 4]] == pytest.approx([2.0, 9.0, 0.0])
-    assert exponents[:4] == pytest.approx([0.5, 1.2, 1.5, 0.3])
+def test_curves_of_the_family_are_recovered_with_an_exponent_within_its_bounds() -> None:
+    sizes = np.array([100, 300, 1000, 3000, 10_000, 30_000])
+    known = learning_curve.Curves(*np.array([[0.5, 3.0, 200, 0.8], [0.2, 9.0, 50, 1.1]]).T)
+    curves = [*known.predict(sizes), 1 + 1e6 * sizes**-3.0, [0.7] * 6]
+    found = learning_curve.fit_mmf(sizes.tolist(), np.array(curves), np.ones(6))
+    assert found.limit[[0, 1, 3]] == pytest.approx([0.5, 0.2, 0.7], abs=0.03)
+    assert found.exponent[:3] == pytest.approx([0.8, 1.1, 1.2], abs=0.051)
+    assert found.predict(sizes)[[0, 1, 3]] == pytest.approx(np.array(curves)[[0, 1, 3]], abs=0.01)
+    rows = known.find_rows(10_000, 0.01)
+    gained = known.predict(np.array([10_000])) - np.diag(known.predict(rows))[:, None]
+    assert gained == pytest.approx(np.full((2, 1), 0.01))
+    assert found.find_rows(10_000, 0.5)[[0, 3]].tolist() == [math.inf, math.inf]
 
 
-def test_an_extrapolation_goes_to_the_available_rows_and_counts_the_sizes_that_it_misses() -> None:
-    behind = [2 * size**-0.5 - 2 * 1600**-0.5 for size in (100, 200, 400, 800)]
-    law: Any = learning_curve.extrapolate_skill(create_noisy_study(behind), 1_000_000)
-    assert (law["rows"][0], law["rows"][-1], law["misses"]) == (100, 1_000_000, 0)
-    assert law["exponent"] == pytest.approx(0.5, abs=0.05)
-    assert all(low < skill < high for low, skill, high in zip(law["low"], law["skill"], law["high"], strict=True))
-    bent: Any = learning_curve.extrapolate_skill(create_noisy_study([0.3, 0.3, 0.3, 0.0]), 100)
-    assert (bent["rows"][-1], bent["misses"] > 0) == (1600, True)
+def extend(study: Study, min_gain: float = 0.01, available: int = 1_000_000) -> Any:
+    decision = choose_rows(study, min_gain, 2 * study.sizes[-1])
+    return learning_curve.extend_decision(study, decision, available)
+
+
+FALL = [5 * size**-0.7 - 5 * 6400**-0.7 for size in (100, 200, 400, 800, 1600, 3200)]
+
+
+def test_a_fitted_curve_goes_to_the_available_rows_and_counts_the_sizes_that_it_misses() -> None:
+    fitted = extend(create_noisy_study(FALL))["fitted_curve"]
+    assert (fitted["rows"][0], fitted["rows"][-1], fitted["misses"]) == (100, 1_000_000, 0)
+    lines = (fitted["low"], fitted["skill"], fitted["high"])
+    assert all(low < skill < high for low, skill, high in zip(*lines, strict=True))
+    bent = extend(create_noisy_study([0.3, 0.3, 0.3, 0.3, 0.0]), available=100)["fitted_curve"]
+    assert (bent["rows"][-1], bent["misses"] > 0) == (3200, True)
+    assert json.loads(json.dumps(bent, allow_nan=False)) == bent
+
+
+def test_the_rows_that_another_gain_needs_are_told_with_an_interval() -> None:
+    decision = extend(create_noisy_study(FALL, noise=0.001), min_gain=0.003)
+    true = (12_800**-0.7 - 0.003 / 5) ** (-1 / 0.7)
+    needed = decision["needed"]
+    assert needed["low"] < true < needed["high"] < 64_000
+    assert decision["reason"].endswith(
+        f"To gain another 0.003 skill points over 12,800 rows, about {needed['rows']:,.0f} rows "
+        f"({needed['low']:,.0f} to {needed['high']:,.0f}) would be needed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("behind", "min_gain", "reason"),
+    [
+        (FALL, 0.5, "The fitted curve levels off before another 0.5 skill points."),
+        (FALL, 0.005, "further than 64,000 rows, 10 times the largest sample studied."),
+        (FALL[3:], 0.01, "cannot be said from fewer than 5 sizes."),
+    ],
+)
+def test_the_reason_says_why_the_rows_that_another_gain_needs_cannot_be_told(
+    behind: list[float], min_gain: float, reason: str
+) -> None:
+    decision = extend(create_noisy_study(behind), min_gain)
+    assert (decision["needed"], decision["reason"].endswith(reason)) == (None, True), decision["reason"]
+
+
+def test_a_size_that_is_worse_than_a_smaller_one_is_a_dip() -> None:
+    decision = extend(create_noisy_study([0.3, 0.02, 0.05, 0.03]))
+    assert (decision["dip"]["rows"], decision["dip"]["smaller"]) == (400, 200)
+    assert decision["dip"]["behind"] == pytest.approx(0.03, abs=0.003)
+    assert 0 < decision["dip"]["behind_lower"] < decision["dip"]["behind"]
+    assert "The curve dips: with 95% confidence, 400 rows have at least 0.0" in decision["reason"]
+    assert extend(create_noisy_study([0.3, 0.02, 0.0201, 0.01]))["dip"] is None
 
 
 def test_the_stage_writes_table_picture_decision_and_size(trained_template: Paths) -> None:
@@ -190,6 +239,7 @@ def test_the_stage_writes_table_picture_decision_and_size(trained_template: Path
     assert trained_template.learning_curve.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert workbench.read_json(trained_template.sample_size) == {"rows": decision["rows"]}
     assert decision["available"] == 5000
+    assert decision["reason"].endswith("cannot be said from fewer than 5 sizes.")
     assert decision["sizes"][0]["log_loss"] > decision["sizes"][2]["log_loss"]
 
 

@@ -13,7 +13,7 @@ from tests.test_learning_curve import create_noisy_study
 from tests.test_verdict import make_month, summarize
 from tipline.monitoring import page, plots
 from tipline.monitoring.counts import Counts, Histogram
-from tipline.training.learning_curve import choose_rows, extrapolate_skill
+from tipline.training.learning_curve import choose_rows, extend_decision
 
 SCRIPT = "<script>document.title = 'taken over'</script>"
 REFERENCE = {
@@ -144,12 +144,12 @@ def assert_picture(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("behind", "skill"),
-    [([0.3, 0.2, 0.2, 0.0], 0.02), ([], 0.02), ([0.2], -4.0), ([0.2], None)],
-    ids=["a power law that misses", "one size", "far below zero", "undefined"],
+    [([0.3, 0.2, 0.2, 0.2, 0.0], 0.02), ([], 0.02), ([0.2], -4.0), ([0.2], None)],
+    ids=["a curve that misses", "one size", "far below zero", "undefined"],
 )
 def test_a_learning_curve_is_drawn(tmp_path: Path, behind: list[float], skill: float | None) -> None:
     study = create_noisy_study(behind)
-    decision = choose_rows(study, 0.001, 14_000_000) | {"power_law": extrapolate_skill(study, 14_000_000)}
+    decision = extend_decision(study, choose_rows(study, 0.001, 14_000_000), 14_000_000)
     figures = {"skill": skill, "skill_low": skill and skill - 0.01, "skill_high": skill and 0.03, "fit_seconds": 0.5}
     sizes = [size | figures for size in decision["sizes"]]
     plots.plot_learning_curve(tmp_path / "curve.png", decision | {"sizes": sizes})

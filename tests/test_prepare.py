@@ -15,7 +15,7 @@ from tests import factory
 from tests.factory import MONTH, SCHEMA, line, prepare_csv, prepare_file, prepare_tpep
 from tipline import formats
 from tipline.errors import TiplineError
-from tipline.ingest import prepare, readers, simulate
+from tipline.ingest import losses, prepare, readers, simulate
 from tipline.ingest.conform import Conformer
 from tipline.paths import Paths
 
@@ -57,6 +57,26 @@ def test_aliases_become_values_and_unknown_ones_stay(tmp_path: Path, monkeypatch
     assert made.values("payment_type") == CODES
     assert made.values("vendor") == ["CMT", "VTS"] * 3 + ["CMT"]
     assert prepare_csv(tmp_path / "csv", line(vendor_name=" vts ")).values("vendor") == ["VTS"]
+
+
+def test_words_of_rate_codes_are_known(tmp_path: Path) -> None:
+    words = ["Standard rate", "JFK", "newark", "Nassau or Westchester", "Negotiated fare", "Group ride", "Free"]
+    made = prepare_tpep(tmp_path, *[{"RatecodeID": word} for word in words], RatecodeID=pa.string())
+    values = ["standard", "JFK", "Newark", "Nassau or Westchester", "negotiated", "group", "Free"]
+    assert (made.values("rate_code"), made.manifest["unknown_aliases"]) == (values, {"rate_code: Free": 1})
+
+
+def test_values_of_an_open_category_are_kept_and_not_unknown(tmp_path: Path) -> None:
+    source = factory.write_tpep(tmp_path / "m.parquet", *[{"payment_type": code} for code in (1, 77, 78)])
+    payment = SCHEMA.columns["payment_type"].model_copy(update={"open": True})
+    schema = SCHEMA.model_copy(update={"columns": {**SCHEMA.columns, "payment_type": payment}})
+    for folder, one, unknown in (("closed", SCHEMA, 2), ("open", schema, 0)):
+        (tmp_path / folder).mkdir()
+        manifest = prepare.prepare_month(source, tmp_path / folder, one, MONTH)
+        assert len(manifest["unknown_aliases"]) == unknown
+        values = pq.read_table(tmp_path / folder / "trips.parquet")["payment_type"].to_pylist()
+        assert values == ["credit", "77", "78"]
+        losses.check_losses(manifest, tmp_path / folder, one, 0.1, {} if unknown == 0 else {MONTH: "two codes"})
 
 
 # ---- missing and unusual values ----

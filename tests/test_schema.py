@@ -90,6 +90,7 @@ INVALID: dict[str, tuple[str, Any, str]] = {
     "range of a category": ("columns.kind.range", [0, 1], "columns.kind: range: only a number or an integer has one"),
     "range backwards": ("columns.seats.range", [9, 0], "columns.seats: range: 9 is not below 0"),
     "aliases of a number": ("columns.price.aliases", {"a": ["b"]}, "columns.price: aliases: only a category has them"),
+    "an open number": ("columns.price.open", True, "columns.price: open: only a category can be"),
     "no timestamp": ("columns.when.type", "category", "columns: one of them has to be a timestamp"),
     "a column called row": ("columns.row", {"type": "number", "meaning": "x", "names": {"1": "x"}}, "row is taken"),
     "version": ("version", 0, "version has to be greater than or equal to 1"),

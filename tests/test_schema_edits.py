@@ -52,6 +52,7 @@ HARMFUL: dict[str, tuple[Edit, set[str]]] = {
     "unknown alias known": ({"columns.payment_type.aliases.Prepaid": ["Prepaid"]}, {OLD}),
     "column removed": ({"columns.airport_fee": None, "ignored": ["airport_fee"]}, {TODAY}),
     "column added": ({"ignored": None, "columns.stored": HAILED | {"names": {OLD: "store_and_fwd_flag"}}}, {TODAY}),
+    "category opened": ({"columns.payment_type.open": True}, {OLD, TODAY}),
     "other type": ({"columns.passenger_count.type": "number"}, {OLD, TODAY}),
 }
 

@@ -1,11 +1,13 @@
-"""How often the study's choice is right, on data whose curve is known: `python docs/simulations/curve.py`.
+"""How often the study is right, on data whose curve is known: `python docs/simulations/curve.py choice` (or `fitted`).
 
-Writes the table into docs/statistics.md, between its markers. Uses tipline's own study and decision.
+`choice` makes the table of the chosen sizes, `fitted` those of the fitted curve, of the rows that another gain needs
+and of dips. Writes them into docs/statistics.md, between their markers. Uses tipline's own study and decision.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
     Draws = np.random.Generator
 
 PAGE = Path(__file__).parents[1] / "statistics.md"
-MARKS = ("<!-- simulation -->", "<!-- /simulation -->")
 SIZES = (250, 500, 1000, 2000, 4000)
 POOL, DAYS, ROWS_A_DAY = 8000, 28, 150
+AHEAD = 16_000
+TRUE_SIZES = (*SIZES, POOL, AHEAD)
 TRUE_FITS, TRUE_DAYS = 400, 400
 EVERYTHING = 10_000
 
@@ -89,11 +92,11 @@ def pipeline() -> Pipeline:
     return Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(C=1e6, max_iter=1000))])
 
 
-def pool(case: Case, draws: Draws) -> tuple[Matrix, Labels]:
+def pool(case: Case, draws: Draws, size: int = POOL) -> tuple[Matrix, Labels]:
     """Rows to fit on, in random order."""
-    inputs, likely, _ = month(case, DAYS, -(-POOL // DAYS), 0.0, draws)
-    order = draws.permutation(len(likely))[:POOL]
-    return inputs[order], draws.random(POOL) < likely[order]
+    inputs, likely, _ = month(case, DAYS, -(-size // DAYS), 0.0, draws)
+    order = draws.permutation(len(likely))[:size]
+    return inputs[order], draws.random(size) < likely[order]
 
 
 def entropy(likely: Floats, scores: Floats) -> float:
@@ -102,18 +105,18 @@ def entropy(likely: Floats, scores: Floats) -> float:
     return float(-(likely * np.log(scores) + (1 - likely) * np.log1p(-scores)).mean())
 
 
-def truth(case: Case) -> Floats:
-    """Skill of the largest size above that of each, in months to come: the mean of many fits on pools of their own."""
+def truth(case: Case, fits: int = TRUE_FITS) -> Floats:
+    """Skill of the largest size studied above that of each true size: the mean of many fits on pools of their own."""
     draws = np.random.default_rng(1)
     inputs, likely, _ = month(case, TRUE_DAYS, 50, case.moved, draws)
-    found = np.zeros((TRUE_FITS, len(SIZES)))
-    for index in range(TRUE_FITS):
-        rows, labels = pool(case, draws)
-        for place, size in enumerate(SIZES):
+    found = np.zeros((fits, len(TRUE_SIZES)))
+    for index in range(fits):
+        rows, labels = pool(case, draws, AHEAD)
+        for place, size in enumerate(TRUE_SIZES):
             fitted = pipeline().fit(rows[:size], labels[:size])
             found[index, place] = entropy(likely, fitted.predict_proba(inputs)[:, 1])
     mean: Floats = found.mean(axis=0)
-    behind: Floats = (mean - mean[-1]) / entropy(likely, np.full(len(likely), likely.mean()))
+    behind: Floats = (mean - mean[SIZES.index(max(SIZES))]) / entropy(likely, np.full(len(likely), likely.mean()))
     return behind
 
 
@@ -161,7 +164,7 @@ def percent(share: float) -> str:
 
 def line(case: Case, repeats: int, seeds: int) -> str:
     """One line of the table."""
-    true = truth(case)
+    true = truth(case)[: len(SIZES)]
     chosen, uppers, own = zip(*(of_seed(case, repeats, seed) for seed in range(seeds)), strict=True)
     behind = dict(zip(SIZES, true, strict=True)) | {EVERYTHING: 0.0}
     covered = (np.stack(uppers) >= true).mean(axis=0)[:-1]
@@ -181,21 +184,111 @@ def line(case: Case, repeats: int, seeds: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Make the table and put it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=10)
-    arguments = parser.parse_args()
+# ---- the fitted curve ----
+
+
+def extend(losses: Floats, weights: Floats, offsets: Floats, steepest: float = 1.5) -> float:
+    """The loss at AHEAD rows by the best a + b * (n + offset) ** -c, with b >= 0."""
+    best, found = math.inf, math.nan
+    for offset, exponent in itertools.product(offsets, np.linspace(0.3, steepest, 49)):
+        basis = (np.array(SIZES) + offset) ** -exponent
+        centered, level = basis - basis @ weights, losses @ weights
+        slope = max(float((losses - level) * weights @ centered / (centered**2 @ weights)), 0)
+        if (error := float((losses - level - slope * centered) ** 2 @ weights)) < best:
+            best, found = error, float(level + slope * ((AHEAD + offset) ** -exponent - basis @ weights))
+    return found
+
+
+def errors(made: learning_curve.Study, curves: learning_curve.Curves, gain: float) -> list[float]:
+    """How wrong power laws, POW4 and the fitted curve are about the gain of AHEAD rows over the largest size."""
+    losses, _ = learning_curve.bootstrap_skill(made, made.losses)
+    weights = made.losses.sum(axis=2).std(axis=1) ** -2.0
+    weights /= weights.sum()
+    offsets = np.r_[-200, -100, 0, np.geomspace(30, SIZES[-1], 12)]
+    ahead = [extend(losses, weights, np.zeros(1), steepest) for steepest in (1.5, 1.2)]
+    ahead.append(extend(losses, weights, offsets))
+    ahead.append(float(curves.predict(np.array([AHEAD], float))[0, 0]))
+    return [abs(losses[-1] - one - gain) for one in ahead]
+
+
+def fitted_lines(case: Case, seeds: int) -> tuple[str, str]:
+    """A line of the table of predictions, and one of the table of needed rows."""
+    true = dict(zip(TRUE_SIZES, truth(case, 30), strict=True))
+    wrong, told, held = [], {SIZES[-1]: 0, POOL: 0}, {SIZES[-1]: 0, POOL: 0}
+    for seed in range(seeds):
+        made = one_study(case, 10, seed)
+        curves = learning_curve.fit_curves(made)
+        if curves is None:
+            raise ValueError(case.name)
+        wrong.append(errors(made, curves, -true[AHEAD]))
+        for rows in told:
+            gain = true[rows] - true[2 * rows]
+            needed, _ = learning_curve.predict_rows(curves, rows, gain, learning_curve.FARTHEST * SIZES[-1])
+            told[rows] += needed is not None
+            held[rows] += needed is not None and needed["low"] <= 2 * rows <= needed["high"]
+    means = np.mean(wrong, axis=0)
+    cells = [f"{-true[AHEAD]:.4f}", f"{means[0]:.5f}", *(f"{one:.5f} ({one / means[0]:.2f})" for one in means[1:])]
+    asked = [f"{true[rows] - true[2 * rows]:.4f} | {told[rows]} | {held[rows]}" for rows in told]
+    return f"| {' | '.join([case.name, *cells])} |", f"| {' | '.join([case.name, *asked])} |"
+
+
+def dips(behind: float, curves: int = 1000) -> float:
+    """How often a curve of ten sizes is said to dip: level but for the eighth size, which is `behind`."""
+    draws, found = np.random.default_rng(4), 0
+    excess = np.zeros((10, 1, 1))
+    excess[7] = behind
+    for _ in range(curves):
+        days = draws.uniform(40, 60, DAYS)
+        noise = draws.normal(0, 0.002, (10, 10, 1)) + draws.normal(0, 0.004, (10, 10, DAYS))
+        noise = noise * np.geomspace(4, 1, 10)[:, None, None]  # small samples vary more
+        losses = days * (0.8 + draws.normal(0, 0.05, DAYS) + draws.normal(0, 0.002, (1, 10, 1)) + excess + noise)
+        made = learning_curve.Study(tuple(range(100, 1100, 100)), losses, days, {}, {"log_loss": 0.5, "auc": 0.7})
+        found += learning_curve.find_dip(made) is not None
+    return found / curves
+
+
+def make_fitted(seeds: int) -> str:
+    """The tables of the fitted curve, and what is said of dips."""
+    first, second = zip(*(fitted_lines(case, seeds) for case in CASES), strict=True)
+    said = f"{percent(dips(0))} are said to dip; with one size 0.005 skill points behind, {percent(dips(0.005))}."
+    return "\n".join(
+        [
+            f"{seeds} seeds, 10 repeats. Mean absolute error of the gain of 16,000 over 4,000 rows, in skill points,",
+            "and its share of the power law's:\n",
+            "| data | true gain | power law | power law, exponent to 1.2 | POW4 | MMF4 |",
+            "|---|---|---|---|---|---|",
+            *first,
+            f"\nRows for another gain: how many of {seeds} studies told an interval, how many held it:\n",
+            "| data | gain at twice 4,000 rows | told | held | gain at twice 8,000 rows | told | held |",
+            "|---|---|---|---|---|---|---|",
+            *second,
+            f"\nOf 1,000 level curves of ten sizes, {said}",
+        ]
+    )
+
+
+def make_choice(seeds: int) -> str:
+    """The table of the chosen sizes."""
     head = (
-        f"{arguments.seeds} seeds, {arguments.repeats} repeats, tolerance {CASES[0].min_gain:g} skill points.\n\n"
+        f"{seeds} seeds, 10 repeats, tolerance {CASES[0].min_gain:g} skill points.\n\n"
         "| data | true excess at 250, 500, 1,000, 2,000 rows | choice within the tolerance | chosen | bound not below "
         "the truth, by size | plain errors: within | plain errors: chosen |\n|---|---|---|---|---|---|---|"
     )
-    table = "\n".join([head, *(line(case, arguments.repeats, arguments.seeds) for case in CASES)])
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    PAGE.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
+    return "\n".join([head, *(line(case, 10, seeds) for case in CASES)])
+
+
+def main() -> None:
+    """Make a part and put it into the page."""
+    parts = {"choice": make_choice, "fitted": make_fitted}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--seeds", type=int, default=200)
+    arguments = parser.parse_args()
+    marks = [f"<!-- {slash}{'simulation' if arguments.part == 'choice' else 'fitted curve'} -->" for slash in ("", "/")]
+    table = parts[arguments.part](arguments.seeds)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(marks[0])
+    after = rest.partition(marks[1])[2]
+    PAGE.write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

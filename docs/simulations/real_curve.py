@@ -72,11 +72,11 @@ def lines(short: str, found: dict[str, Any]) -> list[str]:
 
 def words(short: str, found: dict[str, Any]) -> str:
     """What the study says of a model."""
-    law = found["power_law"]
+    fitted = found["fitted_curve"]
+    low, skill, high = (f"{fitted[name][-1]:.1%}" for name in ("low", "skill", "high"))
     return (
-        f"- {ESTIMATORS[short][0]}: {found['reason']} A power law with exponent "
-        f"{law['exponent']:.2f} (misses {law['misses']} of the sizes) has a skill of {law['skill'][-1]:.1%} "
-        f"({law['low'][-1]:.1%} to {law['high'][-1]:.1%}) at {law['rows'][-1]:,} rows."
+        f"- {ESTIMATORS[short][0]}: {found['reason']} The fitted curve (misses {fitted['misses']} of the sizes) has a "
+        f"skill of {skill} ({low} to {high}) at {fitted['rows'][-1]:,} rows."
     )
 
 

@@ -135,7 +135,7 @@ class Conformer:
         for name, column in self.schema.columns.items():
             if column.range is not None:
                 self.out_of_range[name] += count_outside(trips[name], *column.range)
-            elif column.type == "category" and len(trips[name].dictionary) > len(column.aliases):
+            elif column.type == "category" and not column.open and len(trips[name].dictionary) > len(column.aliases):
                 unknown = trips[name].filter(pc.greater_equal(trips[name].indices, len(column.aliases)))
                 counts = {f"{name}: {pair['values']}": pair["counts"] for pair in unknown.value_counts().to_pylist()}
                 self.unknown_aliases.update(counts)

@@ -144,6 +144,7 @@ def draft_column(name: str, type_: pa.DataType, values: pa.Array, nulls: set[str
         words = {normalize_name(text): text for text in reversed(counts)}  # the first of texts that differ in case
         keys["aliases"] = {text: [text] for text in reversed(words.values())}
     elif keys["type"] == "category":
+        keys["open"] = True
         doubts = [f"{len(counts):,} different values in {len(texts):,} rows: category or identifier"]
     if numbers:
         limit = 10 ** math.ceil(math.log10(max(1, *map(abs, numbers))))

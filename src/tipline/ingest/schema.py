@@ -23,7 +23,7 @@ from tipline.ingest import columns
 ROW = pa.field("row", pa.int64(), nullable=False)
 MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
 SHOWN_NAMES = 40
-CONVERSION = {"type", "fill", "range", "formats", "zone"}  # keys of a column that prepared values depend on
+CONVERSION = {"type", "fill", "range", "formats", "zone", "open"}  # keys of a column that prepared values depend on
 CHECK_FILE = "Check that this is a month of the schema's data."
 
 
@@ -100,6 +100,7 @@ class Column(BaseModel):
     unit: str | None = None
     names: Annotated[dict[str, Annotated[tuple[str, ...], BeforeValidator(wrap_name)]], Field(min_length=1)]
     aliases: dict[str, tuple[str, ...]] = {}
+    open: bool = False
     formats: tuple[Format, ...] = ()
     zone: zoneinfo.ZoneInfo | None = None
     fill: str | float | None = None
@@ -117,6 +118,7 @@ class Column(BaseModel):
         problems = {
             "aliases: only a category has them": aliases and not is_category,
             f"aliases: {repeated} is listed twice": repeated is not None,
+            "open: only a category can be": self.open and not is_category,
             "formats, zone: only a timestamp has them": (self.formats or self.zone) and self.type != "timestamp",
             "range: only a number or an integer has one": self.range and not is_number,
             f"range: {low:g} is not below {high:g}": not low < high,

@@ -49,19 +49,18 @@ def get_column(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
 
 
 def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
-    """Draw skill by rows, the power law, and the chosen size."""
-    sizes, law = decision["sizes"], decision["power_law"]
+    """Draw skill by rows, the fitted curve, and the chosen size."""
+    sizes, curve = decision["sizes"], decision["fitted_curve"]
     rows = [size["rows"] for size in sizes]
     with create_picture(path, 4.8) as figure:
         skill = figure.subplots()
         low, mean, high = (get_column(sizes, name) for name in ("skill_low", "skill", "skill_high"))
         skill.fill_between(rows, low, high, color=BLUE, alpha=0.15, linewidth=0)
         skill.plot(rows, mean, "o", color=BLUE, label="validation months", markersize=4)
-        if law:
-            misfit = f", misses {law['misses']} of {len(sizes)} sizes" if law["misses"] else ""
-            label = f"power law, exponent {law['exponent']:.2f}{misfit}"
-            skill.plot(law["rows"], law["skill"], "--", color=BLUE, linewidth=1.2, label=label)
-            skill.plot(law["rows"], law["low"], ":", law["rows"], law["high"], ":", color=BLUE, linewidth=0.8)
+        if curve:
+            misfit = f", misses {curve['misses']} of {len(sizes)} sizes" if curve["misses"] else ""
+            skill.plot(curve["rows"], curve["skill"], "--", color=BLUE, linewidth=1.2, label=f"fitted curve{misfit}")
+            skill.plot(curve["rows"], curve["low"], ":", curve["rows"], curve["high"], ":", color=BLUE, linewidth=0.8)
         skill.axhline(0, color=GREY, linewidth=1)
         skill.axvline(decision["rows"], color=ORANGE, label=f"chosen: {decision['rows']:,} rows")
         skill.set(title="Skill over the baseline, with 90% intervals", xscale="log")

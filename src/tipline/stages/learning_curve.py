@@ -45,11 +45,8 @@ def run(settings: Settings, paths: Paths) -> None:
         study = learning_curve.run_study(built, frame, labels, validation, sizes, orders)
     samples = sampling.list_samples(settings, paths, "train")
     available = sum(int(pq.read_metadata(path).metadata[sampling.AVAILABLE]) for path in samples)
-    decision = {
-        **learning_curve.choose_rows(study, curve.min_gain, len(pool), curve.max_rows),
-        "available": available,
-        "power_law": learning_curve.extrapolate_skill(study, available),
-    }
+    decision = learning_curve.choose_rows(study, curve.min_gain, len(pool), curve.max_rows)
+    decision = learning_curve.extend_decision(study, decision, available)
     files.write_csv(paths.learning_curve, decision["sizes"])
     files.write_json(paths.learning_curve.with_suffix(".json"), decision)
     plots.plot_learning_curve(paths.learning_curve.with_suffix(".png"), decision)

@@ -33,9 +33,11 @@ Cube = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
 DRAWS = 2000
 SEED = 2009
 BAND = (0.05, 0.95)
-EXPONENTS = np.linspace(0.3, 1.5, 49)
+EXPONENTS = np.linspace(0.3, 1.2, 37)
+HALVES = 40  # points of the grid
 POINTS = 40
-MIN_SIZES = 4  # a power law has three parameters
+MIN_SIZES = 5  # a curve has four parameters
+FARTHEST = 10  # times the largest sample studied
 WHERE = "params.yaml, learning_curve"
 INSTALLING = threading.Lock()  # a worker may have several threads
 
@@ -57,6 +59,25 @@ class Study:
     baseline_losses: Floats  # shape (days,)
     figures: Mapping[str, Matrix]  # log_loss, auc, fit_seconds; shape (sizes, repeats)
     baseline: Mapping[str, float]  # log_loss, auc
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses limit + height / (1 + (rows / half) ** exponent), the MMF family; each parameter has shape (curves,)."""
+
+    limit: Floats
+    height: Floats
+    half: Floats
+    exponent: Floats
+
+    def predict(self, rows: Floats) -> Matrix:
+        return self.limit[:, None] + self.height[:, None] / (1 + (rows / self.half[:, None]) ** self.exponent[:, None])
+
+    def find_rows(self, rows: int, gain: float) -> Floats:
+        """Return how many rows lose `gain` less than `rows`; infinity where the curve levels off before."""
+        excess = self.predict(np.array([rows], float))[:, 0] - self.limit - gain
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(excess > 0, self.half * (self.height / excess - 1) ** (1 / self.exponent), np.inf)
 
 
 def choose_sizes(settings: LearningCurve, pool: int) -> tuple[int, ...]:
@@ -182,13 +203,13 @@ def bound_excess(study: Study) -> tuple[Floats, Floats]:
     return mean, np.quantile(draws, CONFIDENCE, axis=0)
 
 
-def bootstrap_skill(study: Study, losses: Cube) -> tuple[Floats, Matrix]:
+def bootstrap_skill(study: Study, losses: Cube, confidence: float = CONFIDENCE) -> tuple[Floats, Matrix]:
     """Return losses in units of the baseline's, shape (sizes,), and resampled, shape (draws, sizes).
 
     Repeats and days are resampled independently. A resample varies less than the sample it is drawn from, so deviations
-    are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles of
-    Student's t with k - 1 degrees of freedom and the normal distribution. Both are NaN with nothing to gain, draws with
-    one repeat or day.
+    are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles at
+    `confidence` of Student's t with k - 1 degrees of freedom and the normal distribution. Both are NaN with nothing to
+    gain, draws with one repeat or day.
     """
     too_small = study.baseline["log_loss"] < NEXT_TO_NOTHING
     unit: Floats = np.where(too_small, np.nan, study.baseline_losses)
@@ -203,7 +224,7 @@ def bootstrap_skill(study: Study, losses: Cube) -> tuple[Floats, Matrix]:
     totals = np.einsum("skb,bk->bs", losses @ day_weights.T, repeat_weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = totals / (day_weights @ unit)[:, None]
-    quantiles = float(student.ppf(CONFIDENCE, smaller - 1) / norm.ppf(CONFIDENCE))
+    quantiles = float(student.ppf(confidence, smaller - 1) / norm.ppf(confidence))
     return center, center + (draws - center) * math.sqrt(smaller / (smaller - 1)) * quantiles
 
 
@@ -225,26 +246,64 @@ def replace_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
-def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
-    """Fit a power law to the skill on the `validation` rows, and extend it to `available` rows.
+def extend_decision(study: Study, decision: Mapping[str, Any], available: int) -> dict[str, Any]:
+    """Add the fitted curve, the rows that another `min_gain` needs and a dip, in figures and words of the reason."""
+    curves, needed, dip, reason = fit_curves(study), None, find_dip(study), decision["reason"]
+    if not find_problem(study):
+        needed, words = predict_rows(curves, decision["rows"], decision["min_gain"], FARTHEST * study.sizes[-1])
+        reason += f" {words}"
+    if dip:
+        reason += (
+            f" The curve dips: with 95% confidence, {dip['rows']:,} rows have at least {dip['behind_lower']:.5f} skill "
+            f"points less than {dip['smaller']:,} rows. A stronger penalty in train.params may help."
+        )
+    fitted = curves and describe_curves(curves, decision["sizes"], available)
+    return {**decision, "reason": reason, "available": available, "fitted_curve": fitted, "needed": needed, "dip": dip}
 
-    Among the results, `limit` is the skill with infinitely many rows, and `misses` counts sizes whose interval the law
-    misses. Returns None with too few sizes, repeats or days, or nothing to gain.
-    """
-    mean, draws = bootstrap_skill(study, study.losses)
-    if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
+
+def predict_rows(curves: Curves | None, rows: int, gain: float, farthest: int) -> tuple[dict[str, float] | None, str]:
+    """Return how many rows have `gain` more skill than `rows`, with a 90% interval, and a sentence that says it."""
+    more = f"another {gain:g} skill points"
+    if curves is None:
+        return None, f"How many rows {more} need cannot be said from fewer than {MIN_SIZES} sizes."
+    found = curves.find_rows(rows, gain)
+    low, high = np.quantile(found[1:], BAND, method="inverted_cdf")
+    if math.isinf(found[0]):
+        return None, f"The fitted curve levels off before {more}."
+    if max(high, found[0]) > farthest:
+        what = f"How many rows {more} need cannot be said: the interval reaches further than {farthest:,} rows"
+        return None, f"{what}, {FARTHEST} times the largest sample studied."
+    about, low, high = (float(f"{value:.2g}") for value in (found[0], low, high))
+    words = f"To gain {more} over {rows:,} rows, about {about:,.0f} rows ({low:,.0f} to {high:,.0f}) would be needed."
+    return {"rows": about, "low": low, "high": high}, words
+
+
+def find_dip(study: Study) -> dict[str, float] | None:
+    """Return the size most surely worse than the best smaller one, with 95% confidence for all sizes, or None."""
+    losses = study.losses.sum(axis=2).mean(axis=1)
+    best = [int(losses[:size].argmin()) for size in range(1, len(losses))]
+    if not best:
         return None
-    spread = study.losses.sum(axis=2).std(axis=1)
-    limits, slopes, exponents = fit_power_law(study.sizes, np.vstack([mean, draws]), spread)
-    rows = np.geomspace(study.sizes[0], max(available, study.sizes[-1]), POINTS).round()
-    skill = 1 - limits[:, None] - slopes[:, None] * rows ** -exponents[:, None]
+    doubt = (1 - CONFIDENCE) / len(best)
+    behind, draws = bootstrap_skill(study, study.losses[1:] - study.losses[best], 1 - doubt)
+    lower = np.quantile(draws, doubt, axis=0)
+    worst = int(lower.argmax())
+    if not lower[worst] > 0:
+        return None
+    rows, smaller = study.sizes[worst + 1], study.sizes[best[worst]]
+    return {"rows": rows, "smaller": smaller, "behind": float(behind[worst]), "behind_lower": float(lower[worst])}
+
+
+def describe_curves(curves: Curves, sizes: Sequence[Mapping[str, Any]], available: int) -> dict[str, Any]:
+    """Return the fitted skill up to `available` rows with its 90% interval; `misses` counts sizes that it misses."""
+    studied = np.array([size["rows"] for size in sizes], float)
+    rows = np.geomspace(studied[0], max(available, studied[-1]), POINTS).round()
+    skill, fitted = 1 - curves.predict(rows), 1 - curves.predict(studied)[0]
     low, high = np.quantile(skill[1:], BAND, axis=0)
-    fitted = limits[0] + slopes[0] * np.asarray(study.sizes, float) ** -exponents[0]
-    lowest, highest = np.quantile(draws, BAND, axis=0)
+    pairs = zip(sizes, fitted.tolist(), strict=True)
     return {
-        "limit": 1 - float(limits[0]),
-        "exponent": float(exponents[0]),
-        "misses": int(((fitted < lowest) | (fitted > highest)).sum()),
+        "limit": 1 - float(curves.limit[0]),
+        "misses": sum(not size["skill_low"] <= value <= size["skill_high"] for size, value in pairs),
         "rows": rows.astype(int).tolist(),
         "skill": skill[0].tolist(),
         "low": low.tolist(),
@@ -252,20 +311,33 @@ def extrapolate_skill(study: Study, available: int) -> dict[str, Any] | None:
     }
 
 
-def fit_power_law(sizes: Sequence[int], losses: Matrix, spread: Floats) -> tuple[Floats, Floats, Floats]:
-    """Fit a + b * rows ** -c to curves, shape (curves, sizes), with b >= 0 and c in 0.3..1.5; return a, b and c.
+def fit_curves(study: Study) -> Curves | None:
+    """Fit a curve to the losses on the `validation` rows, in units of the baseline's, and to each resample of them.
 
-    Least squares for a and b at each c of a grid, so the result is always the same. `spread` has the standard errors,
-    shape (sizes,), for the weights.
+    Returns None with too few sizes, repeats or days, or nothing to gain.
+    """
+    mean, draws = bootstrap_skill(study, study.losses)
+    if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
+        return None
+    return fit_mmf(study.sizes, np.vstack([mean, draws]), study.losses.sum(axis=2).std(axis=1))
+
+
+def fit_mmf(sizes: Sequence[int], losses: Matrix, spread: Floats) -> Curves:
+    """Fit curves to losses, shape (curves, sizes), with height >= 0, half and exponent from a grid.
+
+    Least squares for limit and height at each point of the grid, so the result is always the same. `spread` has the
+    standard errors, shape (sizes,), for the weights.
     """
     # Without a floor, one size with almost no spread would decide alone.
     weights = 1 / np.maximum(spread, max(spread.max(), np.finfo(float).tiny) / 100) ** 2
     weights /= weights.sum()
-    powers = np.asarray(sizes, float) ** -EXPONENTS[:, None]
-    centered, level = powers - (powers @ weights)[:, None], losses @ weights
+    halves = np.geomspace(sizes[0] / 1000, sizes[-1], HALVES)
+    half, exponent = (part.ravel() for part in np.meshgrid(halves, EXPONENTS))
+    falls = Curves(np.zeros_like(half), np.ones_like(half), half, exponent).predict(np.asarray(sizes, float))
+    centered, level = falls - (falls @ weights)[:, None], losses @ weights
     variance = centered**2 @ weights
     covariance = ((losses - level[:, None]) * weights) @ centered.T
-    slopes = np.maximum(covariance / variance, 0)
-    best = np.argmin(slopes * (slopes * variance - 2 * covariance), axis=1)
-    slope = slopes[np.arange(len(best)), best]
-    return level - slope * (powers @ weights)[best], slope, EXPONENTS[best]
+    heights = np.maximum(covariance / variance, 0)
+    best = np.argmin(heights * (heights * variance - 2 * covariance), axis=1)
+    height = heights[np.arange(len(best)), best]
+    return Curves(level - height * (falls @ weights)[best], height, half[best], exponent[best])
