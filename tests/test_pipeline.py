@@ -255,12 +255,25 @@ def test_pandas_and_arrow_give_the_same_scores(loaded: artifact.Model) -> None:
     assert ((scores > 0) & (scores < 1)).all()
 
 
-def test_an_unseen_value_counts_as_a_missing_one(loaded: artifact.Model) -> None:
+def test_unseen_and_missing_values_are_levels_of_their_own(loaded: artifact.Model) -> None:
     trips = rows(1000, 7).to_pandas().astype({"vendor": "str"})
-    hidden, unseen = trips.assign(vendor=np.nan), trips.assign(vendor="never seen")
-    a, b, c = (pyfunc.predict_rows(loaded.estimator, loaded.spec, frame) for frame in (hidden, unseen, trips))
+    frames = [trips.assign(vendor=value) for value in ("never seen", "DDS", "(other)", np.nan, "(missing)", "VTS")]
+    found = [pyfunc.predict_rows(loaded.estimator, loaded.spec, frame).tolist() for frame in frames]
+    assert found[0] == found[1] == found[2]  # no training row has DDS
+    assert found[3] == found[4]
+    assert len({tuple(scores) for scores in found}) == 3
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_without_a_share_an_unseen_value_counts_as_a_missing_one(fit: Fit, estimator: str) -> None:
+    model, trips = fit(ALL, estimator, other_share=0), rows(1000, 7)
+    frame = trips.to_pandas().astype({"vendor": "str"})
+    frames = (frame.assign(vendor=np.nan), frame.assign(vendor="never seen"), frame)
+    a, b, c = (pyfunc.predict_rows(model.estimator, model.spec, frame) for frame in frames)
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+    plain = artifact.Model(model._files, use_compiled=False)
+    np.testing.assert_array_max_ulp(model.probabilities(trips), plain.probabilities(trips), 1)
 
 
 def test_trees_get_codes_hours_and_numbers_as_they_are(fit: Fit) -> None:
@@ -275,14 +288,15 @@ def test_trees_get_codes_hours_and_numbers_as_they_are(fit: Fit) -> None:
         }
     )
     matrix = model.estimator["preprocess"].transform(pyfunc.normalize_frame(trips, model.spec["inputs"]))
-    np.testing.assert_array_equal(matrix, [[2, 17, -1, -5], [np.nan, np.nan, 600, 208], [np.nan] * 4])
+    np.testing.assert_array_equal(matrix, [[2, 17, -1, -5], [3, np.nan, 600, 208], [4, *[np.nan] * 3]])
     assert model.estimator[-1].categorical_features == [0]
 
 
 def test_categories_are_those_of_the_sample_unless_they_are_listed(fit: Fit) -> None:
-    for categories, expected in (({}, ["CMT", "Helix", "VTS"]), ({"vendor": ["VTS", "DDS"]}, ["VTS", "DDS"])):
+    for categories, expected in (({}, ["CMT", "Helix", "VTS"]), ({"vendor": ["VTS", "DDS"]}, ["VTS"])):
         model = fit(["vendor", "fare_amount"], "logistic_regression", categories=categories)
-        assert model.estimator["preprocess"].named_transformers_["categories"].categories_[0].tolist() == expected
+        step = model.estimator["preprocess"].named_transformers_["categories"]["unseen"]
+        assert step.levels_ == [[*expected, "(other)", "(missing)"]]
 
 
 # ---- the user's code ----

@@ -155,6 +155,7 @@ class Model(Section):
     features: str | None
     categorical: Names | None
     categories: dict[str, Annotated[Names, Field(min_length=1)]]
+    other_share: Finite = Field(ge=0, lt=0.5)
     requirements: Names
 
 

@@ -19,6 +19,7 @@ from tipline.ingest import columns, prepare, readers
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, golden_rows
 from tipline.model.artifact import Model
+from tipline.model.transformers import OTHER
 from tipline.paths import Paths, month_folder
 
 
@@ -102,10 +103,12 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     probability = float(model.probabilities(batch)[0])
     comparison = "as stored" if probability == stored else f"the stored one is {stored!r}"
     values = {str(name): value for name, value in model.derive_frame(batch).iloc[0].items()}
+    unseen = find_unseen(model, batch)
     start, added = compute_contributions(model, batch)
     lines = {"start": f"{start:+.6f}"} if added else {}
     for name, value in values.items():
         shown = "missing" if pd.isna(value) else str(value)
+        shown += ", as (other): training does not have it" * (name in unseen)
         lines[name] = f"{added[name]:+.6f}   {shown}" if added else shown
     if added:
         lines["sum"] = f"{start + sum(added.values()):+.6f}"
@@ -114,6 +117,16 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     if calibration := model.spec.get("calibration"):
         lines[f"before {calibration['method']}"] = f"{model.uncalibrated(batch)[0]:.9g}"
     return lines | {"probability": f"{probability!r}, {comparison}"}
+
+
+def find_unseen(model: Model, batch: pa.RecordBatch) -> list[str]:
+    """Return the columns whose category in the first row is one that training does not have."""
+    preprocess = None if model.is_external else model.estimator.named_steps.get("preprocess")
+    for kind, step, names in getattr(preprocess, "transformers_", ()):
+        if kind == "categories" and hasattr(step, "named_steps"):
+            levels = step["unseen"].transform(model.derive_frame(batch.slice(0, 1))[names]).iloc[0]
+            return [str(name) for name in names if levels[name] == OTHER]
+    return []
 
 
 def compute_contributions(model: Model, batch: pa.RecordBatch) -> tuple[float, dict[str, float]]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from tipline.config import Settings
 
-FORMAT = 5  # of model.json; models of tipline 0.1 have none
+FORMATS = 5, 6  # of model.json that this tipline reads, the last one that it writes; models of tipline 0.1 have none
+FORMAT = FORMATS[-1]
 TRAINING = loader.TRAINING  # facts about the training, kept beside the model; not part of its digest
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
 BATCH_ROWS = 2**17  # of a frame
@@ -202,9 +203,9 @@ def check_digest(files: Mapping[str, bytes], expected: str, where: str = "") -> 
 def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return a model's model.json; raise TiplineError if it has another format than this tipline reads."""
     spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
-    if not external.is_external(files) and (found := spec.get("format")) != FORMAT:
+    if not external.is_external(files) and (found := spec.get("format")) not in FORMATS:
         maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
-        what = f"This model was made by {maker}; this tipline reads format {FORMAT}."
+        what = f"This model was made by {maker}; this tipline reads the formats {FORMATS[0]} to {FORMAT}."
         todo = "Train it again with this tipline (dvc repro train register), then: tipline promote --force REASON"
         raise TiplineError(what, f"digest {hash_artifact(files)[:12]}", todo)
     return spec

@@ -7,13 +7,13 @@ Scoring uses these forms only if they give the pipeline's scores of the golden r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import CHUNK_ROWS, Floats, Matrix, Values, fill_nulls, hour_of_day, view_values
+from tipline.arrays import CHUNK_ROWS, Floats, Matrix, fill_nulls, hour_of_day, view_values
 from tipline.model import trees
 from tipline.model.pyfunc import apply_logistic
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # A worker takes longer to add up this many leaves (rows times trees) without kernels than to load numba and these.
 KERNEL_LEAVES = 50_000_000
+OTHER, MISSING = "(other)", "(missing)"  # as in transformers.py, whose import takes a second
 # The parts of the built-in preprocessing for trees, and their classes.
 TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "numbers": "FunctionTransformer"}
 
@@ -34,36 +35,59 @@ def fold_pipeline(pipeline: Pipeline, *, is_derived: bool = False) -> dict[str, 
     """Fold a fitted logistic regression behind the built-in preprocessing; return None for anything else.
 
     The log-odds are `intercept` plus, for each of `terms`, the value in a table, by category or hour (the last one for
-    values that are missing or unknown), or a slope times the clipped number, with the median for a missing one.
-    Categories that are numbers are folded only if the model is given derived columns, which have them as text.
+    missing values), or a slope times the clipped number, with the median for a missing one. Categories that are numbers
+    are folded only if the model is given derived columns, which have them as text.
     """
     if [*pipeline.named_steps] != ["preprocess", "classifier"] or type(pipeline[-1]).__name__ != "LogisticRegression":
         return None
     weights, intercept = iter(pipeline[-1].coef_[0].tolist()), float(pipeline[-1].intercept_[0])
     terms: list[dict[str, Any]] = []
-    for kind, transformer, columns in pipeline["preprocess"].transformers_:
+    for kind, step, columns in pipeline["preprocess"].transformers_:
         if kind == "numbers":
-            scaler, medians = transformer["scale"], transformer["impute"].statistics_.tolist()
-            bounds = transformer["clip"].kw_args
+            scaler, medians = step["scale"], step["impute"].statistics_.tolist()
+            bounds = step["clip"].kw_args
             for i, name in enumerate(columns):
                 slope = next(weights) / float(scaler.scale_[i])
                 intercept -= slope * float(scaler.mean_[i])
                 limits = {end: value[i] if np.isfinite(value[i]) else None for end, value in bounds.items()}
                 terms.append({"name": name, "kind": kind, "slope": slope, "median": medians[i], **limits})
         else:
-            encoder = transformer if kind == "categories" else transformer["encode"]
-            for name, values in zip(columns, encoder.categories_, strict=True):
-                if kind == "categories" and values.dtype != object and not is_derived:
-                    return None
-                term = {"name": name, "kind": kind, "table": [*(next(weights) for _ in values), 0.0]}
-                terms.append(term | ({"values": list_names(values)} if kind == "categories" else {}))
+            if kind == "categories" and not is_derived and has_numbers(step):
+                return None
+            for index, name in enumerate(columns):
+                of_column = [next(weights) for _ in find_encoder(step).categories_[index]]
+                terms.append({"name": name, "kind": kind, **build_table(step, index, of_column, 0.0)})
     return {"intercept": intercept, "terms": terms}
 
 
-def list_names(values: Values) -> list[str]:
+def find_encoder(step: Any) -> Any:  # noqa: ANN401 (a transformer or a pipeline of several)
+    """Return the encoder of a part of the preprocessing."""
+    return getattr(step, "named_steps", {}).get("encode", step)
+
+
+def has_numbers(step: Any) -> bool:  # noqa: ANN401
+    """Whether some of the categories are numbers."""
+    levels = step.categories_ if find_encoder(step) is step else step["unseen"].levels
+    return not all(isinstance(value, str) for values in levels for value in values)
+
+
+def build_table(step: Any, index: int, weights: Sequence[float], fill: float) -> dict[str, Any]:  # noqa: ANN401
+    """Return the values of an encoded column and their weights, followed by those of unseen and missing values.
+
+    `weights` are those of the encoder's categories. Without `OtherLevel`, `fill` is the weight of all others.
+    """
+    names = list_names(find_encoder(step).categories_[index])
+    if "unseen" not in getattr(step, "named_steps", ()):
+        return {"values": names, "table": [*weights, fill]}
+    of_names, levels = dict(zip(names, weights, strict=True)), step["unseen"].levels_[index]
+    last = [OTHER, MISSING if MISSING in levels else OTHER]
+    return {"values": levels, "table": [of_names[level] for level in (*levels, *last)]}
+
+
+def list_names(values: Iterable[Any]) -> list[str]:
     """Return categories as text; a number has one name, whether pandas holds it as an integer or not."""
-    plain = values if values.dtype in {np.dtype(object), np.dtype(bool)} else values.astype(np.float64) + 0.0  # no -0.0
-    return list(map(str, plain.tolist()))
+    kept = (str, bool, np.bool)
+    return [str(value if isinstance(value, kept) else float(value) + 0.0) for value in values]  # no -0.0
 
 
 def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> Iterator[tuple[slice, Floats]]:
@@ -83,11 +107,11 @@ def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> I
 def create_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
     if term["kind"] == "numbers":
         return create_number_term(column, term)
-    table, missing = np.array(term["table"]), len(term["table"]) - 1
+    table, missing = np.array(term["table"], np.float64), len(term["table"]) - 1
     if term["kind"] == "categories":
-        places = {value: place for place, value in enumerate(term["values"])}
+        places, unseen = {value: place for place, value in enumerate(term["values"])}, len(term["values"])
         names = column.dictionary.to_pylist()
-        table = table[[*(places.get(name, missing) for name in names), missing]]
+        table = table[[*(places.get(name, unseen) for name in names), missing]]
         codes = fill_nulls(column.indices, len(names))
         return lambda rows, out: np.take(table, codes[rows], out=out, mode="clip")
     microseconds = fill_nulls(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 0)
@@ -115,16 +139,18 @@ def create_number_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
 def list_tree_terms(pipeline: Pipeline) -> list[dict[str, Any]] | None:
     """Return the terms that encode columns as the built-in preprocessing for trees does; None for anything else."""
     steps = getattr(pipeline.named_steps.get("preprocess"), "transformers_", [])
-    if not steps or any(type(step).__name__ != TREE_STEPS[kind] for kind, step, _ in steps):
+    if not steps or any(type(find_encoder(step)).__name__ != TREE_STEPS[kind] for kind, step, _ in steps):
         return None
     terms: list[dict[str, Any]] = []
     for kind, step, columns in steps:
         for index, name in enumerate(columns):
             if kind == "numbers":
                 terms.append({"name": name, "kind": kind, "slope": 1.0, "median": np.nan, "low": None, "high": None})
+            elif kind == "hours":
+                terms.append({"name": name, "kind": kind, "table": [*range(24), np.nan]})
             else:
-                values = list_names(step.categories_[index]) if kind == "categories" else range(24)
-                terms.append({"name": name, "kind": kind, "table": [*range(len(values)), np.nan], "values": values})
+                codes = range(len(find_encoder(step).categories_[index]))
+                terms.append({"name": name, "kind": kind, **build_table(step, index, codes, np.nan)})
     return terms
 
 

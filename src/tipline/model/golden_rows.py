@@ -1,5 +1,6 @@
 """Golden rows: rows kept in model.json with their scores, which every worker has to reproduce before it scores."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +16,24 @@ from tipline.model.artifact import FORMS, KERNELS, PIPELINE, Model
 
 ROWS = 32
 KEY = "golden_rows"
+UNSEEN_NUMBER, UNSEEN = -(2**31), {CATEGORY: "(unseen)", pa.bool_(): None}
 
 
 def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
-    """Return the model's model.json with the first of these prepared rows and their scores added."""
+    """Return the model's model.json with the first of these prepared rows and their scores added.
+
+    Two more rows have unseen and missing categories. One that the user's function cannot take is left out.
+    """
     schema = create_json_schema(model)
     rows = trips.select(schema.names).slice(0, ROWS).cast(schema).to_pylist()
+    if "preprocess" in model.estimator.named_steps:
+        coded = {column["name"] for column in model.spec["features"] if column["kind"] == "category"}
+        types = {name: type_ for name, type_ in list_input_columns(model.spec).items() if name in coded}
+        unseen = {name: UNSEEN.get(type_, UNSEEN_NUMBER) for name, type_ in types.items()}
+        for changed in (rows[0] | unseen, rows[0] | dict.fromkeys(types)):
+            with contextlib.suppress(TiplineError):
+                model.probabilities(read_rows([changed], model))
+                rows.append(changed)
     return {**model.spec, KEY: {"rows": rows, "scores": model.probabilities(read_rows(rows, model)).tolist()}}
 
 

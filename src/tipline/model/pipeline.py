@@ -27,6 +27,7 @@ from tipline.ingest.target import parse_target
 from tipline.model import pyfunc
 from tipline.model.artifact import FORMAT, TRANSFORMERS
 from tipline.model.estimators import ESTIMATORS, TODO, WHERE, create_classifier, load_functions
+from tipline.model.transformers import MISSING, OTHER, name_values
 
 NO_VALUE = "(no value in the sample)"
 KINDS = ("category", "hour", "number")
@@ -85,10 +86,10 @@ def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.Dat
     return BuiltPipeline(Pipeline([*steps, ("classifier", classifier)]), features, files)
 
 
-def create_step(name: str, **arguments: Any) -> FunctionTransformer:  # noqa: ANN401 (arguments of any function)
-    """Create a step that calls a function of `transformers.py`, as the model will carry it."""
-    module = pyfunc.install_code(TRANSFORMERS.name, TRANSFORMERS.read_bytes())
-    return FunctionTransformer(getattr(module, name), kw_args=arguments or None)
+def create_step(name: str, **arguments: Any) -> Any:  # noqa: ANN401 (arguments of any function)
+    """Create a step from a class or a function of `transformers.py`, as the model will carry it."""
+    found = getattr(pyfunc.install_code(TRANSFORMERS.name, TRANSFORMERS.read_bytes()), name)
+    return found(**arguments) if isinstance(found, type) else FunctionTransformer(found, kw_args=arguments or None)
 
 
 def describe_columns(frame: pd.DataFrame, model: ModelSettings) -> list[dict[str, str]]:
@@ -133,19 +134,27 @@ def build_preprocessing(
 
     Classifiers that accept missing values, such as forests and boosting, get codes of categories, and numbers as they
     are. The rest get categories and hours one-hot, and numbers clipped to their plausible range, imputed and scaled.
+    Unless `model.other_share` is 0, categories go through an `OtherLevel` first, whose levels are text.
     """
     names = {kind: [column["name"] for column in features if column["kind"] == kind] for kind in KINDS}
     levels = [list_levels(frame[name], settings.model.categories.get(name)) for name in names["category"]]
-    hours, tags = create_step("hour_of_day"), get_tags(classifier).input_tags
+    hours, tags, share = create_step("hour_of_day"), get_tags(classifier).input_tags, settings.model.other_share
+    before: list[tuple[str, Any]] = []
+    if share:
+        known = [values.tolist() for values in levels]
+        before = [("unseen", create_step("OtherLevel", share=share, seed=settings.train.seed, levels=known))]
+        added = [[OTHER, *[MISSING] * frame[name].hasnans] for name in names["category"]]
+        texts = [dict.fromkeys([*name_values(v), *more]) for v, more in zip(known, added, strict=True)]
+        levels = [np.array(list(values), object) for values in texts]
     if tags.allow_nan:
         if getattr(classifier, "categorical_features", None) == "from_dtype":  # histogram gradient boosting
             coded = [index for index, values in enumerate(levels) if len(values) <= classifier.max_bins]
             classifier.set_params(categorical_features=coded)
         encoder = OrdinalEncoder(categories=levels, handle_unknown="use_encoded_value", unknown_value=np.nan)
-        parts = [("categories", encoder, names["category"]), ("hours", hours, names["hour"])]
-        parts.append(("numbers", "passthrough", names["number"]))
+        parts = [("hours", hours, names["hour"]), ("numbers", "passthrough", names["number"])]
     else:
         one_hot = {"handle_unknown": "ignore", "sparse_output": tags.sparse}
+        encoder = OneHotEncoder(categories=levels, **one_hot)
         of_day = OneHotEncoder(categories=[np.arange(24.0)] * len(names["hour"]), **one_hot)
         # The plausible range of a number of the schema; derived columns have no limits.
         ranges = [getattr(schema.columns.get(name), "range", None) or (-np.inf, np.inf) for name in names["number"]]
@@ -153,10 +162,11 @@ def build_preprocessing(
         # A column that no training row has is kept: a month of another era may have it.
         impute = SimpleImputer(strategy="median", keep_empty_features=True)
         parts = [
-            ("categories", OneHotEncoder(categories=levels, **one_hot), names["category"]),
             ("hours", Pipeline([("hour", hours), ("encode", of_day)]), names["hour"]),
             ("numbers", Pipeline([("clip", clip), ("impute", impute), ("scale", StandardScaler())]), names["number"]),
         ]
+    categories = Pipeline([*before, ("encode", encoder)]) if before else encoder
+    parts = [("categories", categories, names["category"]), *parts]
     # Otherwise the share of zeros in the data decides whether sparse columns stay sparse.
     return ColumnTransformer([part for part in parts if part[2]], sparse_threshold=1.0)
 
