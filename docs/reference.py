@@ -121,7 +121,7 @@ def read_comments(text: str) -> dict[str, str]:
     for line in text.splitlines():
         if comment := re.fullmatch(r" *# (.+)", line):
             above.append(comment[1])
-        elif key := re.fullmatch(r"((?:  )*)(\w+):.*?(?: # (.+))?", line):
+        elif key := re.fullmatch(r'((?:  )*)"?(\w+)"?:.*?(?: # (.+))?', line):
             parents = [*parents[: len(key[1]) // 2], key[2]]
             comments[".".join(parents)] = " ".join([*above, key[3] or ""]).strip().rstrip(".")
             above = []

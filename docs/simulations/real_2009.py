@@ -64,7 +64,8 @@ def project(folder: Path, months: Path) -> Paths:
     values["sample"] |= {"months": dict(zip(MONTHS, ("train", "validation", "test"), strict=False)), "rows": 20_000}
     values["train"] |= {"rows": JANUARY}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    for name in ("dvc.yaml", "features.py"):
+        shutil.copyfile(ROOT / name, folder / name)
     return Paths(folder)
 
 

@@ -38,3 +38,11 @@ def hour_of_day(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Codes:
     # Not `% 24`: numpy divides with vector instructions and takes remainders without.
     codes -= codes // 24 * 24
     return codes
+
+
+def mix_bits(values: Values) -> Values:
+    """Return a permutation of 64-bit numbers in which each bit depends on all bits: the end of SplitMix64."""
+    values = (values ^ (values >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> 27)) * np.uint64(0x94D049BB133111EB)
+    mixed: Values = values ^ (values >> 31)
+    return mixed

@@ -30,7 +30,7 @@ ESTIMATOR_FORMS = f"{', '.join(ESTIMATORS)}, the import path of a class, or a fu
 RESERVED = ("transformers.py", "pyfunc.py")  # tipline's own files beside the user's in a model
 
 CREDENTIALS_IN_SOURCE = (
-    "source: has a password or token in it, which DVC would write into dvc.lock; put it into ~/.netrc, or into "
+    "has a password or token in it, which DVC would write into dvc.lock; put it into ~/.netrc, or into "
     'the environment: FSSPEC_HTTP=\'{"headers": {"Authorization": "..."}}\' or \'{"params": {"token": "..."}}\''
 )
 
@@ -42,15 +42,15 @@ def check_month(month: object) -> str:
     raise ValueError(f"{shorten_text(repr(month))} is not a month written YYYY-MM, from 2000-01 on")
 
 
-def check_source(source: str, *, needs_month: bool = True) -> None:
+def check_source(source: str, key: str = "source", *, needs_month: bool = True) -> None:
     """Raise ValueError for an address that months cannot be fetched from."""
     scheme = urlsplit(source).scheme
     if scheme not in SCHEMES:
-        raise ValueError(f"source: tipline does not fetch from {scheme}://; use a path, https or s3")
+        raise ValueError(f"{key}: tipline does not fetch from {scheme}://; use a path, https or s3")
     if source == "demo" or (
         needs_month and "{month}" not in source and not {"{year}", "{mm}"} <= {*re.findall(r"{\w+}", source)}
     ):
-        raise ValueError(f"source: {hide_secrets(source)!r} is not an address with {{month}} in it")
+        raise ValueError(f"{key}: {hide_secrets(source)!r} is not an address with {{month}} in it")
 
 
 def accept_number_or(word: str) -> PlainValidator:
@@ -101,6 +101,13 @@ class Section(BaseModel):
     """A part of params.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Labels(Section):
+    """Labels that come in files of their own."""
+
+    source: str | None
+    on: Names
 
 
 class Demo(Section):
@@ -197,6 +204,7 @@ class Settings(Section):
     months: Annotated[tuple[Month, ...], AfterValidator(check_distinct)] = Field(min_length=1)
     source: str
     schema_: str = Field(alias="schema", min_length=1)
+    labels: Labels
     demo: Demo
     prepare: Prepare
     sample: Sample
@@ -215,10 +223,14 @@ class Settings(Section):
         rows, most = self.train.rows, self.sample.rows * len(self.sample.get_months("train"))
         if isinstance(rows, int) and rows > most:
             raise ValueError(f"train.rows: {rows:,} rows are requested, the sample has at most {most:,}")
-        if self.source != "demo":
-            check_source(self.source)
-        if hide_secrets(self.source) != self.source:
-            raise ValueError(CREDENTIALS_IN_SOURCE)
+        if (self.labels.source is None) != (not self.labels.on):
+            raise ValueError("labels: source and `on` belong together: give both, or null and []")
+        sources = {"source": None if self.source == "demo" else self.source, "labels.source": self.labels.source}
+        for key, source in sources.items():
+            if source is not None:
+                check_source(source, key)
+                if hide_secrets(source) != source:
+                    raise ValueError(f"{key}: {CREDENTIALS_IN_SOURCE}")
         return self
 
 
@@ -279,6 +291,10 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
     except ValueError as error:
         todo = "Write a yes/no expression over columns of the schema, for example: tip_amount > 0"
         raise UsageError(f"{error}.".replace("?.", "?"), f"{where}, model.target", todo) from None
+    filled = [name for name in target.columns if schema.columns[name].fill is not None]
+    if settings.labels.source and filled:
+        what = f"The schema fills missing values of {filled[0]}, so trips without a label would seem to have one."
+        raise UsageError(what, f"{where}, labels", f"Remove `fill` of {filled[0]} from the schema.")
     schema.check_features([name for name in model.hidden if name not in schema.columns], f"{where}, model.hidden")
     for name in model.columns:
         reason = "hidden" if name in model.hidden else ""
@@ -288,6 +304,7 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
             raise UsageError(f"{name} is {reason}.", f"{where}, model.columns", "Remove it from the list.")
     for key, kind, names in (
         ("score.id_columns", "identifier", settings.score.id_columns),
+        ("labels.on", "identifier", settings.labels.on),
         ("evaluate.baseline", "category", settings.evaluate.baseline),
         ("evaluate.segments", "category", settings.evaluate.segments),
     ):

@@ -15,7 +15,7 @@ from sklearn.preprocessing import OneHotEncoder
 from tipline import files
 from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, summarize_exception
-from tipline.ingest import columns, prepare, readers
+from tipline.ingest import columns, readers
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, golden_rows
 from tipline.model.artifact import Model
@@ -165,7 +165,7 @@ def read_published_row(settings: Settings, paths: Paths, month: str, row: int) -
     schema = load_schema(paths.root / settings.schema_)
     published = readers.open_month(paths.raw(month), month, schema.csv)
     text = readers.read_row(published, row)
-    lines = {"file": published.path.relative_to(paths.root), **prepare.describe_published(published.path)}
+    lines = {"file": published.path.relative_to(paths.root), **readers.describe_published(published.path)}
     if text is None:
         return lines | {"values": "the published file has no such row: it is not the one that was prepared"}
     return lines | (json.loads(text) if readers.is_parquet(readers.list_files(paths.raw(month))[0]) else {"line": text})

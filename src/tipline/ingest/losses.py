@@ -19,6 +19,9 @@ MIN_QUARANTINED = 100  # rows; fewer do not stop a month
 SHOWN_ROWS = 3
 # By how much a share may lie above the median of all months.
 UNUSUAL = {"quarantined rows": 0.01, "unknown": 0.05, "filled": 0.05}
+# Of the labels in files of their own. Here the median does not matter: all months may be joined by the wrong column.
+ODD_LABELS = {"unmatched": "labels without a trip", "conflicting": "labels that contradict each other"}
+MAX_ODD_LABELS = 0.01
 
 
 def check_losses(
@@ -65,12 +68,14 @@ def describe_losses(counts: Mapping[str, Any], schema: Schema) -> Iterator[str]:
 
 
 def find_unusual(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return, by month, the shares of quarantined rows, unknown and filled values that other months do not have."""
+    """Return, by month, shares of lost rows, unknown and filled values that other months lack, and of odd labels."""
     shares = {manifest["month"]: measure_shares(manifest) for manifest in manifests}
     unusual: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for found in shares.values() for name in found):
-        limit = UNUSUAL[name.partition(" values")[0]]
-        limit += statistics.median(found.get(name, 0) for found in shares.values())
+        limit = MAX_ODD_LABELS
+        if name not in ODD_LABELS.values():
+            limit = UNUSUAL[name.partition(" values")[0]]
+            limit += statistics.median(found.get(name, 0) for found in shares.values())
         for month, found in shares.items():
             if found.get(name, 0) > limit:
                 unusual.setdefault(month, []).append(f"{found[name]:.1%} {name}")
@@ -79,6 +84,8 @@ def find_unusual(manifests: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]
 
 def measure_shares(manifest: Mapping[str, Any]) -> dict[str, float]:
     shares = {"quarantined rows": manifest["quarantined"] / (manifest["rows_in"] or 1)}
+    labels = manifest.get("labels", {})
+    shares |= {words: labels[name] / (labels["rows"] or 1) for name, words in ODD_LABELS.items() if labels}
     counts = [("unknown", key.partition(":")[0], count) for key, count in manifest["unknown_aliases"].items()]
     counts += [("filled", key, count) for key, count in manifest["filled"].items()]
     for kind, column, count in counts:

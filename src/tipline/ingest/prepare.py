@@ -16,6 +16,7 @@ from tipline.errors import TiplineError
 from tipline.ingest import readers
 from tipline.ingest.columns import PREPARED_FILE, QUARANTINE_FILE
 from tipline.ingest.conform import QUARANTINE, Conformer
+from tipline.ingest.labels import LabelFiles, Labels
 from tipline.ingest.schema import ROW, Match, Schema
 
 # A row group is what a worker scores at once. Narrow months have many rows in one; wide ones would fill its memory.
@@ -24,16 +25,20 @@ TEXT_BYTES = 32  # of an identifier, about
 QUARANTINE_BYTES = 2**26  # of quarantined rows that are held before they are written
 
 
-def find_prepared(folder: Path, path: Path, schema: Schema, month: str) -> dict[str, Any] | None:
+def find_prepared(
+    folder: Path, path: Path, schema: Schema, month: str, label_files: LabelFiles | None = None
+) -> dict[str, Any] | None:
     """Return the manifest of a folder that holds, undamaged, what `prepare_month` would make now, or None."""
     manifest = files.try_read_json(folder / files.MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != formats.PREPARED:
         return None
     mapping = schema.describe_mapping(match_month(path, schema, month)[1], manifest.get("aliases", {}))
     expected = {"trips": folder / PREPARED_FILE, "quarantine": folder / QUARANTINE_FILE}
+    known = manifest.get("label_files", {})
     is_whole = (
         manifest.get("mapping", {}).get("digest") == files.hash_json(mapping)
-        and manifest.get("published") == describe_published(path)
+        and manifest.get("published") == readers.describe_published(path)
+        and known == (label_files.describe(schema, month, known.get("aliases", {})) if label_files else {})
         and all(file.is_file() and manifest.get(name) == files.describe_file(file) for name, file in expected.items())
     )
     return manifest if is_whole else None
@@ -48,32 +53,21 @@ def match_month(path: Path, schema: Schema, month: str) -> tuple[readers.Month, 
     return published, matches[0]
 
 
-def describe_published(path: Path) -> dict[str, Any]:
-    """Return bytes and sha256 of a published month; of several files, their sum and a digest of names and digests."""
-    if path.is_file():
-        return files.describe_file(path)
-    described = {str(one.relative_to(path)): files.describe_file(one) for one in readers.list_files(path)}
-    if len(described) == 1:
-        return next(iter(described.values()))
-    return {"bytes": sum(one["bytes"] for one in described.values()), "sha256": files.hash_json(described)}
-
-
-def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[str, Any]:
+def prepare_month(
+    path: Path, folder: Path, schema: Schema, month: str, label_files: LabelFiles | None = None
+) -> dict[str, Any]:
     """Write rows, quarantine and manifest of a published file into an empty folder; return the manifest.
 
-    Raises TiplineError if the file or all of its rows cannot be read, its columns do not match, or a row would be lost.
+    Labels are filled in from label files. Raises TiplineError if a file or all of its rows cannot be read, columns do
+    not match, or a row would be lost.
     """
     published, match = match_month(path, schema, month)
     conformer = Conformer(schema, match.names, month)
+    labels = Labels(label_files, schema, month) if label_files else None
     with ThreadPoolExecutor(1) as hashing:
-        published_file = hashing.submit(describe_published, path)
-        try:
-            counts = write_month(conformer, published, folder)
-        except (pa.ArrowException, MemoryError, OSError) as error:
-            # Arrow raises OSError for a damaged page, too, without the number that errors of the system have.
-            if getattr(error, "errno", None) is not None:
-                raise
-            raise readers.explain_damage(error, published.path.name, month) from error
+        published_file = hashing.submit(readers.describe_published, path)
+        with readers.report_damage(published.path.name, month):
+            counts = write_month(conformer, published, folder, labels)
         digests = hashing.submit(hash_columns, folder / PREPARED_FILE)
         trips_file = files.describe_file(folder / PREPARED_FILE)
     manifest = {
@@ -99,6 +93,9 @@ def prepare_month(path: Path, folder: Path, schema: Schema, month: str) -> dict[
         "trips": trips_file,
         "quarantine": files.describe_file(folder / QUARANTINE_FILE),
     }
+    if labels and label_files:
+        described = label_files.describe(schema, month, labels.aliases)
+        manifest |= {"labels": labels.counts, "label_files": described}
     files.write_json(folder / files.MANIFEST, manifest)
     return manifest
 
@@ -119,14 +116,17 @@ def hash_columns(path: Path) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def write_month(conformer: Conformer, month: readers.Month, folder: Path) -> dict[str, int]:
+def write_month(
+    conformer: Conformer, month: readers.Month, folder: Path, labels: Labels | None = None
+) -> dict[str, int]:
     """Write the rows and the quarantine of a month; return the counts of rows.
 
     A thread writes a row group while the next one is read and cast: Arrow holds Python's lock for neither.
     """
     columns, rows_out, quarantined = conformer.schema.columns, 0, 0
     categories = [name for key, name in conformer.names.items() if columns[key].type == "category"]
-    batches = map(conformer.conform, read_ahead(month.batches(list(conformer.names.values()), categories)))
+    read = read_ahead(month.batches(list(conformer.names.values()), categories))
+    batches = ((labels.fill(trips) if labels else trips, bad) for trips, bad in map(conformer.conform, read))
     options, group_rows = choose_parquet_options(conformer.arrow_schema), count_group_rows(conformer.arrow_schema)
     with (
         # Without Arrow's own schema, categories are read as text, by pandas for example.

@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from tipline import files
 from tipline.arrays import Rows
 from tipline.errors import TiplineError, shorten_text, summarize_exception
 from tipline.ingest.schema import Csv, is_text_type
 from tipline.ingest.texts import is_utf8
 
 MAGIC = b"PAR1"
+LABELS = "_labels"  # the folder of a downloaded month that has its labels, if they come in files of their own
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes of a file
 BATCH_ROWS = 2**17
 BLOCK_BYTES = 2**21  # of CSV that are parsed at a time; a malformed line becomes a Python object
@@ -345,7 +347,17 @@ def read_pairs(path: Path) -> dict[str, str]:
 
 def list_files(folder: Path) -> list[Path]:
     """List the published files of a downloaded month, in the order in which their rows are numbered."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and folder / LABELS not in path.parents)
+
+
+def describe_published(path: Path) -> dict[str, Any]:
+    """Return bytes and sha256 of a published month; of several files, their sum and a digest of names and digests."""
+    if path.is_file():
+        return files.describe_file(path)
+    described = {str(one.relative_to(path)): files.describe_file(one) for one in list_files(path)}
+    if len(described) == 1:
+        return next(iter(described.values()))
+    return {"bytes": sum(one["bytes"] for one in described.values()), "sha256": files.hash_json(described)}
 
 
 def open_month(path: Path, month: str, dialect: Csv) -> Month:
@@ -367,6 +379,18 @@ def open_month(path: Path, month: str, dialect: Csv) -> Month:
 def is_parquet(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
+
+
+@contextlib.contextmanager
+def report_damage(name: str, month: str) -> Iterator[None]:
+    """Turn the errors of Arrow that a damaged file brings about into a message."""
+    try:
+        yield
+    except (pa.ArrowException, MemoryError, OSError) as error:
+        # Arrow raises OSError for a damaged page, too, without the number that errors of the system have.
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise explain_damage(error, name, month) from error
 
 
 def explain_damage(error: Exception, name: str, month: str) -> TiplineError:

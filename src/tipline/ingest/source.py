@@ -18,7 +18,7 @@ from tipline.ingest.readers import is_parquet, open_text
 
 HEAD_BYTES = 4096
 REMOTE = {"http", "https", "s3"}
-TODO = "Check `source` in params.yaml."
+TODO = "Check this address in params.yaml."
 
 
 def format_address(source: str, month: str, home: Path) -> str:
@@ -73,12 +73,11 @@ def fetch_month(
     return {"address": shown, "bytes": total, "files": described}
 
 
-def is_unchanged(source: str, month: str, home: Path, folder: Path, manifest: Path) -> bool:
-    """Whether `folder` holds what its manifest says and the server still states the same files, sizes and versions.
+def is_unchanged(source: str, month: str, home: Path, folder: Path, known: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds what its manifest `known` says and its server still states the same files and versions.
 
     Simulated and local months, and months of servers that state no version, are fetched again.
     """
-    known = files.try_read_json(manifest) or {}
     described = {one.get("name"): one for one in known.get("files", [known])}
     if not all((one.get("upstream") or {}).get("version") for one in described.values()):
         return False
@@ -110,7 +109,7 @@ def check_folder(source: str, address: str, home: Path) -> None:
     # As text, because a Path would drop the slash that separates a folder from the beginning of a name.
     folder, _ = os.path.split(os.path.join(home, source.removeprefix("file://").partition("{")[0].partition("*")[0]))  # noqa: PTH118
     if address.startswith("/") and not Path(folder).is_dir():
-        raise TiplineError("The folder that `source` names does not exist.", folder, TODO)
+        raise TiplineError("The folder of this address does not exist.", folder, TODO)
 
 
 def check_format(path: Path, where: str) -> None:

@@ -28,9 +28,11 @@ GONE, FORBIDDEN = {404, 410}, 403
 TEMPORARY = {408, 425, 429, *range(500, 600)}
 CLIENT_ERRORS = (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS)
 LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
-TODO = "Check `source` in params.yaml, or try again later."
+TODO = "Check this address in params.yaml, or try again later."
 MISSING = "The source does not have this month."
-TODO_MISSING = "Check the month and `source` in params.yaml. The TLC publishes a month about two months after it ends."
+TODO_MISSING = (
+    "Check the month and this address in params.yaml. The TLC publishes a month about two months after it ends."
+)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
 def request_state(address: str) -> FileState:
     info = open_filesystem(address).info(address)
     if info["type"] == "directory":
-        raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file in `source`.")
+        raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file.")
     versions = (info.get(name) for name in ("ETag", "Last-Modified", "LastModified"))
     return FileState(info["size"], next((str(version) for version in versions if version), None))
 
@@ -233,7 +235,7 @@ def explain_error(error: Exception, address: str) -> TiplineError:
         return NotPublishedError(MISSING, hide_secrets(address), TODO_MISSING)
     if address.startswith("/"):
         return TiplineError(f"The month could not be read: {error}.", address, TODO)
-    final, may_pass = explain_store_error(error, address, "Check `source` in params.yaml.")
+    final, may_pass = explain_store_error(error, address, "Check this address in params.yaml.")
     return TemporaryError(*final.parts) if may_pass else final
 
 

@@ -20,7 +20,7 @@ TODO = "Run: dvc repro score"
 PRINTED_MONTHS = 12  # at most; the page has all
 PREPARED_COLUMNS = [
     *("month", "era", "schema", "rows_in", "rows_out", "quarantined", "quarantined_by_reason", "filled"),
-    *("out_of_range", "outside_month", "unknown_aliases", "unknown_columns"),
+    *("out_of_range", "outside_month", "unknown_aliases", "unknown_columns", "labels"),
 ]
 
 
@@ -123,7 +123,7 @@ def recount_months(
 
 def format_preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a month's row of prepared.csv; several counts in one cell are `name: count; ...`."""
-    row = {name: manifest[name] for name in PREPARED_COLUMNS}
+    row = {name: manifest.get(name, "") for name in PREPARED_COLUMNS}
     for name, value in row.items():
         if isinstance(value, dict):
             row[name] = "; ".join(f"{key}: {count}" for key, count in value.items())

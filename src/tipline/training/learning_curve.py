@@ -273,7 +273,7 @@ def predict_rows(curves: Curves | None, rows: int, gain: float, farthest: int) -
     if max(high, found[0]) > farthest:
         what = f"How many rows {more} need cannot be said: the interval reaches further than {farthest:,} rows"
         return None, f"{what}, {FARTHEST} times the largest sample studied."
-    about, low, high = (float(f"{value:.2g}") for value in (found[0], low, high))
+    about, low, high = (float(f"{value:.3g}") for value in (found[0], low, high))
     words = f"To gain {more} over {rows:,} rows, about {about:,.0f} rows ({low:,.0f} to {high:,.0f}) would be needed."
     return {"rows": about, "low": low, "high": high}, words
 

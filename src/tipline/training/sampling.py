@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline.arrays import Values
+from tipline.arrays import Values, mix_bits
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest.columns import add_missing_columns, encode_categories
@@ -27,11 +27,7 @@ def compute_keys(rows: Values, month: str, seed: int) -> Values:
     bijection, started at a digest of month and seed.
     """
     start = int.from_bytes(hashlib.sha256(f"{month} {seed}".encode()).digest()[:8], "little")
-    with np.errstate(over="ignore"):
-        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    return mix_bits(rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start))
 
 
 def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
