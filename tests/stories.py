@@ -27,8 +27,8 @@ MONTHS = ["2009-01", "2009-02", "2009-03"]
 # A month for each role, and as little work as the stages can do.
 SMALL: dict[str, Any] = {
     "months": MONTHS,
-    "demo": {"rows": 2000},
-    "sample": {"rows": 1000},
+    "demo": {"rows": 5000},
+    "sample": {"rows": 4000},
     "learning_curve": {"smallest": 100, "sizes": 3, "repeats": 2},
     "cluster": {"n_workers": 1},
 }

@@ -100,6 +100,8 @@ def test_rows_without_labels_are_scored_but_not_judged() -> None:
     assert (figures["rows"], figures["labelled_rows"]) == (4, 2)
     assert figures["mean_probability"] == pytest.approx(0.525)
     assert np.flatnonzero(counted.bands[:, 2]).tolist() == [300, 900]
+    twice = Counts.merge([Counts.from_json(json.loads(json.dumps(counted.to_json())))] * 2).unlabelled
+    assert twice == {"credit": pytest.approx((2, 0, 1.8, 0)), "cash": pytest.approx((2, 0, 0.6, 0))}
     assert {name: figures[name] for name in JUDGED} == {name: judged[name] for name in JUDGED}
     for rows in (0, 2):
         unknown = count_rows(batch(["cash"] * rows, [None] * rows), floats(*[0.25] * rows)).figures(RATES)

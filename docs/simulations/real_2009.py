@@ -34,6 +34,7 @@ COLUMNS = (
     "positive rate",
     "expected",
     "skill",
+    "estimated skill",
     "over the month's own rates",
     "AUC",
     "flagged",
@@ -82,12 +83,13 @@ def run(paths: Paths) -> None:
 def table(months: list[Mapping[str, Any]]) -> Iterator[str]:
     """The months as a table in Markdown."""
     yield f"| {' | '.join(COLUMNS)} |"
-    yield "|---|" + "---:|" * 6 + "---|---|"
+    yield "|---|" + "---:|" * 7 + "---|---|"
     for month in months:
         flags = flagged(month)
+        last = f"{month['auc']:.4f} | {', '.join(flags) or '-'} | {month['verdict']}"
         figures = f"{month['rows']:,} | {month['positive_rate']:.1%} | {month['mean_probability']:.1%}"
-        skills = f"{ranged(month, 'skill')} | {ranged(month, 'refitted_skill')} | {month['auc']:.4f}"
-        yield f"| {month['month']} | {figures} | {skills} | {', '.join(flags) or '-'} | {month['verdict']} |"
+        skills = " | ".join(ranged(month, name) for name in ("skill", "estimated_skill", "refitted_skill"))
+        yield f"| {month['month']} | {figures} | {skills} | {last} |"
 
 
 def flagged(month: Mapping[str, Any]) -> list[str]:

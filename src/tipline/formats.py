@@ -6,4 +6,4 @@
 DOWNLOAD = 1  # data/raw: the published files and their manifests
 PREPARED = 4  # data/trips: prepared months and their manifests
 PREDICTIONS = 6  # data/predictions: parts and manifests
-COUNTS = 1  # of scored rows, in the manifests of predictions and in data/counts
+COUNTS = 2  # of scored rows, in the manifests of predictions and in data/counts

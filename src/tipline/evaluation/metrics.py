@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tipline.arrays import Codes, Floats, Labels, Probabilities, fill_nulls
+from tipline.arrays import Codes, Floats, Labels, Matrix, Probabilities, fill_nulls
 from tipline.ingest.target import parse_target
 
 Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
@@ -66,7 +66,7 @@ def compute_skill(loss: float | None, baseline: float | None) -> float | None:
     return 1 - loss / baseline
 
 
-def compute_auc(bands: Counted) -> float | None:
+def compute_auc(bands: Counted | Matrix) -> float | None:
     """Return the area under the ROC curve from rows by band of score and label; None for one class.
 
     Rows of one band count as ties. With a thousand bands the result is within 0.001 of the exact area on the trips.

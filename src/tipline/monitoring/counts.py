@@ -77,6 +77,7 @@ class Counts:
     bands: Counted = field(default_factory=lambda: np.zeros((BANDS, 3), dtype=np.int64))
     # By day of the month ("1" to "31", OTHER), then by the baseline's group.
     days: dict[str, dict[str, Sums]] = field(default_factory=dict)
+    unlabelled: dict[str, Sums] = field(default_factory=dict)  # rows and probability, by group
     # By feature, for models that have a reference.
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
@@ -103,6 +104,9 @@ class Counts:
         counts = cls(len(trips), float(scores.sum(dtype=np.float64)))
         if not known.all():
             counts.bands[:, 2] = np.bincount(assign_band(scores[~known]), minlength=BANDS)
+            lacking, weights = np.bincount(codes[~known]), np.bincount(codes[~known], scores[~known])
+            for i in np.flatnonzero(lacking).tolist():
+                counts.unlabelled[groups[i]] = Sums(int(lacking[i]), 0, float(weights[i]))
             labels, scores, codes, times = labels[known], scores[known], codes[known], times[known]
         cells = len(days) * len(groups)  # a cell is a group on a day
         bands, rows, sums = np.zeros(2 * BANDS, np.int64), np.zeros(2 * cells, np.int64), np.zeros((2, cells))
@@ -133,8 +137,8 @@ class Counts:
             total.rows += part.rows
             total.probability += part.probability
             total.bands = total.bands + part.bands
-            for day, groups in part.days.items():
-                sums = total.days.setdefault(day, {})
+            places = [(total.days.setdefault(day, {}), groups) for day, groups in part.days.items()]
+            for sums, groups in [*places, (total.unlabelled, part.unlabelled)]:
                 for group in groups:
                     sums[group] = sums.get(group, Sums()) + groups[group]
             for name, histogram in part.histograms.items():
@@ -153,6 +157,7 @@ class Counts:
             "probability": self.probability,
             "bands": {str(band): self.bands[band].tolist() for band in np.flatnonzero(self.bands.sum(axis=1))},
             "days": self.days,
+            "unlabelled": self.unlabelled,
             "histograms": {name: histogram.to_json() for name, histogram in self.histograms.items()},
         }
 
@@ -163,6 +168,7 @@ class Counts:
             counts.bands[int(band)] = rows
         for day, groups in value["days"].items():
             counts.days[day] = {name: Sums(*sums) for name, sums in groups.items()}
+        counts.unlabelled = {name: Sums(*sums) for name, sums in value["unlabelled"].items()}
         counts.histograms = {name: Histogram.from_json(rows) for name, rows in value["histograms"].items()}
         return counts
 

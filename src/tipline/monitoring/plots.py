@@ -21,6 +21,7 @@ BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8f98"
 STYLE: dict[Any, Any] = {"axes.grid": True, "axes.titlelocation": "left", "axes.titlesize": "medium"}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25}
 COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
+ABOVE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "frameon": False}  # of a legend
 MONTH_LABELS = 24
 CALIBRATION_MONTHS = 12  # the last months are drawn; months.json has all
 
@@ -115,9 +116,12 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         rates.plot(places, get_column(months, "positive_rate"), "x--", color=ORANGE, label="observed")
         rates.plot(places, get_column(months, "mean_probability"), "o-", color=BLUE, label="expected (mean score)")
         rates.set(title="Positive rate", ylim=(0, None))
-        rates.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, frameon=False)
+        rates.legend(**ABOVE)
         low, value, high = (get_column(months, f"skill{bound}") for bound in ("_low", "", "_high"))
         skill.errorbar(places, value, yerr=(value - low, high - value), fmt="o", color=BLUE)
+        estimated = get_column(months, "estimated_skill")
+        skill.plot(places, estimated, "o", color=ORANGE, markerfacecolor="none", label="estimated from the scores")
+        skill.legend(**ABOVE)
         skill.axhline(0, color=GREY, linewidth=1)
         skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
         auc.plot(places, get_column(months, "auc"), "o-", color=BLUE)

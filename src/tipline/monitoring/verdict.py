@@ -11,7 +11,7 @@ from tipline.arrays import Floats
 from tipline.evaluation.baseline import compute_rates, sum_group_loss
 from tipline.evaluation.intervals import Ratio, find_shortage
 from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
-from tipline.monitoring import causes, drift
+from tipline.monitoring import causes, drift, estimate
 from tipline.monitoring.causes import ADVICE, CHECK_SOURCE, KEEP, NO_LABELS
 from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
 
@@ -68,7 +68,8 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
         more = f" and {len(drifted) - NAMED_FEATURES} more" if len(drifted) > NAMED_FEATURES else ""
         names = ", ".join(drifted[:NAMED_FEATURES]) + more
         reason += f" Drift in {names}; drift alone does not change the verdict."
-    return {**month, "verdict": verdict, "reason": reason}
+    month |= estimate.estimate_month(counts, spec, month)
+    return {**month, "verdict": verdict, "reason": reason + estimate.describe_estimate(month)}
 
 
 def sort_days(days: Mapping[str, Mapping[str, Sums]]) -> tuple[list[Mapping[str, Sums]], int]:

@@ -17,7 +17,7 @@ from tipline.ingest.columns import list_needed_columns
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, golden_rows, persistence, pyfunc
 from tipline.model import pipeline as model_pipeline
-from tipline.monitoring import drift
+from tipline.monitoring import drift, estimate
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths
 from tipline.training import calibration, sampling
@@ -40,8 +40,7 @@ def run(settings: Settings, paths: Paths) -> None:
         what = f"{count:,} training rows are requested, but the sample has {len(pool):,} with a known target."
         raise UsageError(what, "params.yaml, train.rows", "Lower it, or raise sample.rows.")
     rows = pool.slice(0, count)
-    roles = ["train", "validation"] if settings.train.calibration else ["train"]
-    samples = [path for role in roles for path in sampling.list_samples(settings, paths, role)]
+    samples = [path for role in ("train", "validation") for path in sampling.list_samples(settings, paths, role)]
     data = files.hash_json({"rows": len(rows)} | {path.stem: files.hash_file(path) for path in samples})
     with files.replace_folder(paths.challenger, paths.staging / "models") as folder:
         training = train_model(settings, paths, spec, rows, folder) | {"data": data}
@@ -63,12 +62,14 @@ def train_model(
     persistence.save_model(folder, built, spec | {"features": built.features, "baseline": baseline})
     # The pipeline is the model: figures and golden rows are its scores, not those of a compiled form.
     model = artifact.Model(artifact.read_artifact(folder), use_compiled=False)
-    if method := settings.train.calibration:  # on months that the model was not fitted on
-        others = sampling.read_role(settings, paths, "validation", list_needed_columns(spec))
+    others = sampling.read_role(settings, paths, "validation", list_needed_columns(spec))  # it was not fitted on them
+    if method := settings.train.calibration:
         outcomes, _ = metrics.read_labels(others, spec["target"])
         model.spec["calibration"] = calibration.fit_calibration(method, model.uncalibrated(others), outcomes)
     scores, derived = model.score_rows(rows)
     model.spec["reference"] = drift.build_reference(rows, model.spec, scores, derived)
+    if reliability := estimate.measure_reliability(others, model.spec, model.probabilities(others)):
+        model.spec["reliability"] = reliability
     persistence.save_spec(folder, golden_rows.add_golden_rows(model, rows))
     figures = Counts.from_rows(rows, model.spec, scores, derived).figures(baseline)
     packages = persistence.list_packages((folder / pyfunc.ESTIMATOR).read_bytes())
