@@ -81,7 +81,7 @@ def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Stor
         "monitor",
         "record",
     ]
-    assert f"{ADDED} (2,000 rows)" in story.repros["month added"].output
+    assert f"{ADDED} (5,000 rows)" in story.repros["month added"].output
     after = dict(story.manifests["month added"])
     assert after.pop(f"month={ADDED}")
     assert after == story.manifests["promoted"]
@@ -106,7 +106,7 @@ def test_every_prediction_joins_back_to_one_trip(story: Story) -> None:
     trips = pd.read_parquet(story.root / "data/trips", columns=["month", "row", "payment_type"])
     scores = pd.read_parquet(story.root / "data/predictions")
     joined = trips.merge(scores, on=["month", "row"], validate="one_to_one")
-    assert len(joined) == len(trips) == len(scores) == 2000 * (len(MONTHS) + 1)
+    assert len(joined) == len(trips) == len(scores) == 5000 * (len(MONTHS) + 1)
     by_payment = joined.groupby("payment_type", observed=True)["probability"].mean()
     assert by_payment["credit"] > 3 * by_payment["cash"]
 

@@ -171,6 +171,11 @@ def test_a_month_of_one_unseen_value_says_so() -> None:
     assert month["cause"]["skill"] is None
 
 
+def test_a_month_of_one_known_value_says_so() -> None:
+    month = summarize(make_month(0.1, rates={"cash": 0.1}))
+    assert "All rows have payment_type cash. Advice: check the source of these values" in month["reason"]
+
+
 def test_a_small_loss_or_a_known_value_is_no_cause() -> None:
     assert summarize(add_group(make_month(0.1), "flex fare", 1, 0, 0.3))["cause"] is None
     assert summarize(make_month(0.1))["cause"] is None

@@ -85,7 +85,7 @@ def ask_gate(client: Client, settings: Settings, paths: Paths, chosen: Version, 
     if verdict["gain"] is None:
         return verdict
     if verdict["promote"] and (reason := find_better_champion(client, settings, paths, chosen, report)):
-        verdict = gate.refuse(verdict, reason)
+        verdict = gate.add_reason(verdict, reason)
     decision = champion.Decision(months=verdict["months"], promote=verdict["promote"], **report["made"])
     verdict["words"] += gate.describe_decisions(*champion.count_decisions(client, chosen.name, decision))
     return verdict

@@ -12,7 +12,7 @@ KEEP, RETRAIN, RECALIBRATE, CHECK_SOURCE, NO_LABELS = "keep", "retrain", "recali
 ADVICE = {
     RETRAIN: "train on later months: sample.months in params.yaml",
     RECALIBRATE: "set train.calibration, and give a later month the role validation: params.yaml",
-    CHECK_SOURCE: "check the source of the values that training never had, or train on months that have them",
+    CHECK_SOURCE: "check the source of these values, or train on months that have them",
 }
 Figures = Mapping[str, Any]
 
@@ -22,16 +22,19 @@ def find_cause(
 ) -> dict[str, Any] | None:
     """Return the groups that carry much of the loss: their shares of rows and loss, and the skill without them.
 
-    These are values that training never had, if they carry a tenth of the loss or have all rows; otherwise, in a month
-    that is significantly worse than the baseline, the group that costs most, if the month is not worse without it.
-    `measure_skill` returns `skill`, `skill_low` and `skill_high` of the month without some groups.
+    These are values that training never had, if they carry a tenth of the loss or have all rows, or the one value that
+    all rows have where training had several; otherwise, in a month that is significantly worse than the baseline, the
+    group that costs most, if the month is not worse without it. `measure_skill` returns `skill`,
+    `skill_low` and `skill_high` of the month without some groups.
     """
     groups: Mapping[str, Figures] = month["groups"]
     unseen = [name for name in groups if name not in baseline["rates"]]
-    if cause := describe_groups(unseen, groups):
-        if cause["loss_share"] >= LARGE_SHARE or len(unseen) == len(groups):
-            return {**cause, "unseen": True, **measure_skill(unseen)}
-    elif is_negative(month["skill_high"]):
+    cause = describe_groups(unseen, groups)
+    if unseen and (cause["loss_share"] >= LARGE_SHARE or len(unseen) == len(groups)):
+        return {**cause, "unseen": True, **measure_skill(unseen)}
+    if len(groups) == 1 < len(baseline["rates"]):
+        return {**describe_groups(groups, groups), "unseen": False, **measure_skill(groups)}
+    if is_negative(month["skill_high"]):
         worst = max(groups, key=lambda name: groups[name]["excess_loss"])
         rest = measure_skill([worst])
         if rest["skill"] is not None and not is_negative(rest["skill_high"]):
@@ -44,9 +47,7 @@ def is_negative(bound: float | None) -> bool:
 
 
 def describe_groups(names: Collection[str], groups: Mapping[str, Figures]) -> dict[str, Any]:
-    """Return names and shares of groups, the largest first; nothing for no names."""
-    if not names:
-        return {}
+    """Return names and shares of groups, the largest first."""
     shares = {share: sum(groups[name][share] for name in names) for share in ("row_share", "loss_share")}
     return {"groups": sorted(names, key=lambda name: -groups[name]["rows"]), **shares}
 

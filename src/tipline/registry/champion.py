@@ -54,7 +54,7 @@ class Change(BaseModel, populate_by_name=True):
 
 
 class Decision(BaseModel, frozen=True):
-    """What the gate said of a challenger on some test months, the value of a tag."""
+    """The answer of the gate on a challenger and some test months, the value of a tag."""
 
     months: tuple[str, ...]
     challenger: str  # digests
