@@ -19,7 +19,7 @@ VIEWS: dict[Any, np.dtype[Any]] = {pa.int32(): np.dtype("i4"), pa.int64(): np.dt
 
 
 def view_values(column: pa.Array) -> Values:
-    """Return the values of a column without nulls, without a copy."""
+    """Return the values of a column without a copy, those of nulls arbitrary."""
     dtype = VIEWS.get(column.type)
     if dtype is None or not len(column):
         values: Values = column.to_numpy(zero_copy_only=False)
@@ -27,9 +27,21 @@ def view_values(column: pa.Array) -> Values:
     return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
 
 
-def fill_nulls(column: pa.Array, value: int) -> Values:
-    """Return a column's values with `value` for nulls."""
-    return view_values(column.fill_null(value) if column.null_count else column)
+def unpack_booleans(array: pa.BooleanArray) -> Labels:
+    """Return booleans as one byte each, those of nulls arbitrary; Arrow's `to_numpy` would import pandas."""
+    packed = array.cast(pa.int8())
+    labels: Labels = np.frombuffer(packed.buffers()[1] or b"", np.bool_, len(packed), packed.offset)
+    return labels
+
+
+def fill_nulls(column: pa.Array, value: float) -> Values:
+    """Return a column's values with `value` for nulls; Arrow's `fill_null` would import pandas."""
+    if not column.null_count:
+        return view_values(column)
+    if column.type not in VIEWS:
+        return view_values(column.fill_null(value))
+    filled: Values = np.where(unpack_booleans(column.is_valid()), view_values(column), value)
+    return filled
 
 
 def hour_of_day(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Codes:

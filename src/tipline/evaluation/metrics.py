@@ -2,9 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from tipline.arrays import Codes, Floats, Labels, Matrix, Probabilities, fill_nulls
+from tipline.arrays import Codes, Floats, Labels, Matrix, Probabilities, fill_nulls, unpack_booleans
 from tipline.ingest.target import parse_target
 
 Counted = np.ndarray[tuple[int, int], np.dtype[np.int64]]
@@ -19,16 +18,10 @@ NEXT_TO_NOTHING = 1e-6
 def read_labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Labels]:
     """Return what the target says of each row, and whether it is known; False for a row without a label."""
     answers = parse_target(target).evaluate(trips)
-    if not answers.null_count:  # `fill_null` would import pandas
+    if not answers.null_count:
         return unpack_booleans(answers), np.ones(len(trips), dtype=bool)
-    return unpack_booleans(pc.fill_null(answers, fill_value=False)), unpack_booleans(answers.is_valid())
-
-
-def unpack_booleans(array: pa.BooleanArray) -> Labels:
-    """Return booleans without nulls as one byte each; Arrow's `to_numpy` would import pandas."""
-    packed = array.cast(pa.int8())
-    labels: Labels = np.frombuffer(packed.buffers()[1] or b"", np.bool_, len(packed), packed.offset)
-    return labels
+    known = unpack_booleans(answers.is_valid())
+    return unpack_booleans(answers) & known, known
 
 
 def read_microseconds(column: pa.Array, missing: int = 0) -> Times:

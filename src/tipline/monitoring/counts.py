@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tipline.arrays import CHUNK_ROWS, Codes, Floats, Probabilities, Rows, fill_nulls, hour_of_day, view_values
+from tipline.arrays import CHUNK_ROWS, Codes, Floats, Probabilities, Rows, fill_nulls, hour_of_day
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
 from tipline.evaluation.metrics import Counted
@@ -247,5 +247,4 @@ def read_hours(column: pa.Array, step: int = 1) -> Codes:
 
 def read_numbers(column: pa.Array) -> Floats:
     """Return a column's values as doubles, missing ones as NaN."""
-    doubles = column.cast(pa.float64())
-    return view_values(doubles.fill_null(nan) if doubles.null_count else doubles)
+    return fill_nulls(column.cast(pa.float64()), nan)
