@@ -69,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # As on a user's machine, Python writes compiled code beside the source, in a model's folder, too.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    # OpenMP's threads would wait for each other in loops that take the cores from the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not hasattr(config, "workerinput"):
         warm.start_servers()
 
@@ -124,13 +126,15 @@ def make_project(tmp_path: Path) -> Callable[..., Paths]:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store; creating one takes four seconds, copying it none."""
+    from tests import workbench
     from tipline.paths import Paths
     from tipline.registry import store
 
-    paths = Paths(tmp_path_factory.mktemp("mlflow"))
-    with forget_store(), store.connect_store(paths):
-        pass
-    return paths.root / "mlflow.db"
+    def create(folder: Path) -> None:
+        with forget_store(), store.connect_store(Paths(folder)):
+            pass
+
+    return workbench.create_once(tmp_path_factory, "mlflow", create) / "mlflow.db"
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from tipline.scoring import plan
 pytestmark = workbench.MLFLOW_WARNINGS
 
 BAD, GOOD = "2024-01", workbench.MONTHS[:3]
-TIMEOUT = 120  # seconds, against hanging
+TIMEOUT = 240  # seconds, against hanging
 
 # The user's code of all champions here: something that happens before the rows of a block are scored.
 BEFORE = """

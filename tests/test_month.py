@@ -16,15 +16,13 @@ from tipline.commands import month
 from tipline.errors import UsageError
 
 pytestmark = pytest.mark.in_order
-MONTHS, NEW = ["2009-01", "2009-02", "2009-03"], "2009-04"
-SMALL = {"months": MONTHS, "demo": {"rows": 2000}, "sample": {"rows": 1000}, "cluster": {"n_workers": 1}}
-CURVE = {"smallest": 100, "sizes": 3, "repeats": 2}
+MONTHS, NEW = stories.MONTHS, "2009-04"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> stories.Story:
-    """A project in which nothing has run, in git with a remote, with a DVC remote."""
-    project = stories.start(tmp_path_factory.mktemp("month") / "project", **SMALL, learning_curve=CURVE)
+    """A project after its first `dvc repro`, in git with a remote, with a DVC remote."""
+    project = stories.copy_first(tmp_path_factory, tmp_path_factory.mktemp("month") / "project")
     settings = project.root / "params.yaml"
     settings.write_text("# a comment\n" + settings.read_text())
     for command in (
@@ -53,7 +51,7 @@ def test_a_month_that_is_not_published_ends_with_5_and_changes_nothing(project: 
 
 def test_the_next_command_waits_for_what_a_killed_one_has_left_running(project: stories.Story) -> None:
     with workbench.running("tipline", "month", NEW, folder=project.root) as process:
-        workbench.wait_for((project.root / "data/raw/2009-01.json").exists)
+        workbench.wait_for((project.root / f"data/raw/{NEW}.json").exists)
         process.kill()  # and not its DVC
         process.wait()
         done = project.run("tipline", "month", NEW)
@@ -67,7 +65,7 @@ def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project:
     done = project.run("tipline", "month", NEW)
     assert re.findall(r"Running stage '(.+?)'", done.stdout) == ["register", "record"]
     entry = json.loads((project.root / "reports/monitoring/months.json").read_text())[-1]
-    assert f"last month  {NEW}: 2,000 rows, " in done.stdout
+    assert f"last month  {NEW}: 5,000 rows, " in done.stdout
     assert f"verdict     {entry['verdict']}: {entry['reason']}\n" in done.stdout
     changed = project.run("git", "diff", "params.yaml").stdout.splitlines()
     assert [line for line in changed if re.match(r"[-+](?!--|\+\+)", line)] == [f"+- {NEW}"]

@@ -186,9 +186,8 @@ def test_an_empty_registry_says_what_to_run(trained_project: Paths) -> None:
             promote.run(workbench.load_settings(trained_project), trained_project, number)
 
 
-@pytest.mark.parametrize("known", ["in the workspace", "in git", "nowhere"])
 def test_code_that_the_project_does_not_have_is_shown_and_has_to_be_trusted(
-    trained_project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture, known: str
+    trained_project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture
 ) -> None:
     project, file = trained_project, trained_project.root / "features.py"
     before = file.read_bytes()
@@ -197,19 +196,27 @@ def test_code_that_the_project_does_not_have_is_shown_and_has_to_be_trusted(
     workbench.change_settings(project, model={"features": "doubled"})
     workbench.run(project, "train", "register")
     workbench.change_settings(project, model={"features": None})
-    if known == "in git":
-        for command in ("init -q", "add features.py", "-c user.name=a -c user.email=a commit -qm code"):
-            subprocess.run(["git", *command.split()], cwd=project.root, check=True)  # noqa: S607
-    if known != "in the workspace":
-        file.write_bytes(before)
-    for reason in ([], ["--force", "test"]) if known == "nowhere" else ():
+
+    def assert_promoted(*option: str) -> None:
+        client(project).set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
+        code, printed = run_cli(project.root, "promote", "2", *option)
+        assert (code, get_champion(project)) == (0, 2), printed
+
+    assert_promoted()  # the workspace has the code
+    for command in ("init -q", "add features.py", "-c user.name=a -c user.email=a commit -qm code"):
+        subprocess.run(["git", *command.split()], cwd=project.root, check=True)  # noqa: S607
+    file.write_bytes(before)
+    assert_promoted()  # git has it
+    shutil.rmtree(project.root / ".git")
+    client(project).set_registered_model_alias(NAME, model_versions.CHAMPION, "1")
+    for reason in ([], ["--force", "test"]):
+        caplog.clear()
         code, printed = run_cli(project.root, "promote", "2", *reason)
         assert (code, get_champion(project)) == (2, 1), printed
         assert f"features.py of {NAME} version 2:\n{CODE}" in caplog.text
         assert "carries code that this project does not have: features.py" in printed
         assert "Read it, above. If it may run here and on the workers: tipline promote 2 --trust-code" in printed
-    code, printed = run_cli(project.root, "promote", "2", *(["--trust-code"] if known == "nowhere" else []))
-    assert (code, get_champion(project)) == (0, 2), printed
+    assert_promoted("--trust-code")
     workbench.run(project, "register")
     assert (project.champion / "features.py").read_text() == CODE
 
