@@ -167,13 +167,13 @@ def test_a_value_that_training_never_had_is_named_and_the_source_is_to_be_checke
 
 def test_a_month_of_one_unseen_value_says_so() -> None:
     month = summarize(add_group(Counts(days={str(day): {} for day in range(1, 29)}), "(missing)", 100, 20, 0.5))
-    assert "All rows have payment_type (missing), never seen in training. Advice: check the source" in month["reason"]
+    assert "All rows have payment_type (missing), never seen in training. Advice: check where" in month["reason"]
     assert month["cause"]["skill"] is None
 
 
 def test_a_month_of_one_known_value_says_so() -> None:
     month = summarize(make_month(0.1, rates={"cash": 0.1}))
-    assert "All rows have payment_type cash. Advice: check the source of these values" in month["reason"]
+    assert "All rows have payment_type cash. Advice: check where these values come from" in month["reason"]
 
 
 def test_a_small_loss_or_a_known_value_is_no_cause() -> None:

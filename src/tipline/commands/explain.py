@@ -17,7 +17,7 @@ from tipline.config import Settings
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.ingest import columns, readers
 from tipline.ingest.schema import load_schema
-from tipline.model import artifact, golden_rows
+from tipline.model import artifact, compiled, golden_rows
 from tipline.model.artifact import Model
 from tipline.model.transformers import OTHER
 from tipline.paths import Paths, month_folder
@@ -153,7 +153,7 @@ def compute_contributions(model: Model, batch: pa.RecordBatch) -> tuple[float, d
         return 0.0, {}
     terms, sums = iter(added), dict[str, float]()
     for _, transformer, names in preprocess.transformers_:
-        encoder = getattr(transformer, "named_steps", {}).get("encode", transformer)
+        encoder = compiled.find_encoder(transformer)
         for index, name in enumerate(names):
             width = len(encoder.categories_[index]) if isinstance(encoder, OneHotEncoder) else 1
             sums[str(name)] = float(sum(next(terms) for _ in range(width)))

@@ -21,7 +21,6 @@ from tipline.training import sampling
 ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
-LARGE_SHARE = 0.1  # of a model's loss, of values that it never saw
 Groups = Mapping[str, tuple[Sequence[str], Codes]]
 HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
@@ -113,7 +112,7 @@ def describe_unseen(
     words, kept = "", np.ones(len(losses["baseline"]), bool)
     for one in shares:
         for role in one["unseen_by"]:
-            if (share := one[f"{role}_loss_share"]) >= LARGE_SHARE:
+            if (share := one[f"{role}_loss_share"]) >= metrics.LARGE_SHARE:
                 names, codes = groups[one["column"]]
                 kept &= codes != list(names).index(one["value"])
                 words += f" {one['row_share']:.1%} of the rows have {one['column']} {one['value']}, which the {role} "

@@ -62,9 +62,13 @@ class Rows:
     def by(self) -> str:
         return "month" if len(np.unique(self.month)) >= MIN_MONTHS else "day"
 
+    @cached_property
+    def blocks(self) -> Codes:
+        return self.month if self.by == "month" else self.days
+
     def estimate_gain(self, units: Floats, inside: Labels) -> Ratio | str:
         """Estimate the gain on some of the rows, or return why they are too few."""
-        blocks = rank_values((self.month if self.by == "month" else self.days)[inside])
+        blocks = rank_values(self.blocks[inside])
         days, count = len(np.unique(self.days[inside])), len(np.unique(blocks))
         if self.by == "month" and count < MIN_MONTHS:
             return f"only {format_count(count, 'month')} to judge on, {MIN_MONTHS} are needed"
@@ -111,7 +115,7 @@ def decide_promotion(rows: Rows, made_on: MadeOn, tolerance: float, segment_tole
         reasons.append(f"it is worse on {format_count(len(worse), 'segment')}: {names}{more}")
     bounds = {"value": gain.value, "lower": lower, "upper": upper, "error": gain.error}
     figures = {
-        "gain": {**bounds, "blocks": len(np.unique(kept.month if kept.by == "month" else kept.days)), "by": kept.by},
+        "gain": {**bounds, "blocks": len(np.unique(kept.blocks)), "by": kept.by},
         "power": gain.power(tolerance),
         "segments": segments,
         "tolerated": {"gain": tolerance, "segment": segment_tolerance},

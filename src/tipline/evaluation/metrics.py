@@ -13,6 +13,7 @@ Times = np.ndarray[tuple[int], np.dtype[np.int64]]
 EDGE = np.float32(2.0**-24)
 # A baseline with a smaller log-loss leaves nothing to gain, and ratios to it are noise.
 NEXT_TO_NOTHING = 1e-6
+LARGE_SHARE = 0.1  # of the loss, of rows with values that training never had; those with less are not named
 
 
 def read_labels(trips: pa.Table | pa.RecordBatch, target: str) -> tuple[Labels, Labels]:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-LARGE_SHARE = 0.1  # of the loss; groups with less are not named
+from tipline.evaluation.metrics import LARGE_SHARE
+
 MAX_NAMED_GROUPS = 3
 KEEP, RETRAIN, RECALIBRATE, CHECK_SOURCE, NO_LABELS = "keep", "retrain", "recalibrate", "check source", "no labels"
 ADVICE = {
     RETRAIN: "train on later months: sample.months in params.yaml",
     RECALIBRATE: "set train.calibration, and give a later month the role validation: params.yaml",
-    CHECK_SOURCE: "check the source of these values, or train on months that have them",
+    CHECK_SOURCE: "check where these values come from, or train on months that have them",
 }
 Figures = Mapping[str, Any]
 

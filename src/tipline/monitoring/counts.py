@@ -168,7 +168,7 @@ class Counts:
             counts.bands[int(band)] = rows
         for day, groups in value["days"].items():
             counts.days[day] = {name: Sums(*sums) for name, sums in groups.items()}
-        counts.unlabelled = {name: Sums(*sums) for name, sums in value["unlabelled"].items()}
+        counts.unlabelled = {name: Sums(*sums) for name, sums in value.get("unlabelled", {}).items()}
         counts.histograms = {name: Histogram.from_json(rows) for name, rows in value["histograms"].items()}
         return counts
 
@@ -198,6 +198,17 @@ def sum_baseline_loss(baseline: Mapping[str, Any], groups: Mapping[str, Sums]) -
 def assign_band(probabilities: Probabilities) -> Codes:
     """Return the band of each score, of BANDS equal ones."""
     return np.minimum((probabilities * np.float32(BANDS)).astype(np.int32), BANDS - 1)
+
+
+def group_bands(rows: Rows, groups: int) -> Rows:
+    """Return the group of each band, of some groups that have about the same sum of p (1 - p) over their rows.
+
+    Of groups of equally many rows, most would have few positive ones.
+    """
+    middles = (np.arange(BANDS) + 0.5) / BANDS
+    variance = rows * middles * (1 - middles)
+    before: Floats = (np.cumsum(variance) - variance / 2) / max(variance.sum(), metrics.NEXT_TO_NOTHING)
+    return (before * groups).astype(np.int64)
 
 
 def count_column(column: pa.Array, bins: Mapping[str, Any]) -> Histogram:

@@ -17,7 +17,7 @@ from tipline.arrays import Floats, Probabilities, Rows
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, predict_baseline, sum_group_loss
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS
-from tipline.monitoring.counts import BANDS, Counts, Sums, assign_band
+from tipline.monitoring.counts import BANDS, Counts, Sums, assign_band, group_bands
 
 BINS = 20
 CERTAIN = 0.995  # one-sided, by which a gap is concept drift: one month in a hundred by chance
@@ -69,10 +69,7 @@ def measure_reliability(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: P
 
 def choose_starts(rows: Rows) -> list[int]:
     """Return the first band of each bin; bins have about the same sum of p (1 - p), and rows."""
-    middles = (np.arange(BANDS) + 0.5) / BANDS
-    variance = rows * middles * (1 - middles)
-    group = ((np.cumsum(variance) - variance / 2) / variance.sum() * BINS).astype(int)
-    found = np.flatnonzero(rows)
+    group, found = group_bands(rows, BINS), np.flatnonzero(rows)
     starts: list[int] = found[np.unique(group[found], return_index=True)[1]].tolist()
     return [0, *starts[1:]]
 
@@ -104,7 +101,7 @@ def estimate_month(counts: Counts, spec: Mapping[str, Any], month: Mapping[str, 
         found |= {"estimated_skill_low": skill - width, "estimated_skill_high": skill + width}
     if month["log_loss"] is not None:
         expected = float(labelled @ loss) / int(labelled.sum())
-        found["excess_log_loss"] = metrics.divide_or_none(month["log_loss"] - expected, expected)  # type: ignore[arg-type]
+        found["excess_log_loss"] = (month["log_loss"] - expected) / expected if expected else None
         if month["days"] >= MIN_DAYS and reliability["loss_error"] is not None:
             width = compute_width(reliability, "loss_error", int(labelled.sum()), CERTAIN)
             found["concept_drift"] = bool(abs(month["log_loss"] - expected) > width + metrics.NEXT_TO_NOTHING)

@@ -13,7 +13,7 @@ from tipline.evaluation.intervals import Ratio, find_shortage
 from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
 from tipline.monitoring import causes, drift, estimate
 from tipline.monitoring.causes import ADVICE, CHECK_SOURCE, KEEP, NO_LABELS
-from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, sum_baseline_loss
+from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, group_bands, sum_baseline_loss
 
 CALIBRATION_GROUPS = 10
 NAMED_FEATURES = 5  # in a sentence, those that drifted most
@@ -59,9 +59,10 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     month["groups"] = {name: summarize_group(name, sums, total, baseline) for name, sums in sorted(groups.items())}
     month |= {"calibration": compute_calibration(counts.bands), "drift": drifts}
     month["cause"] = causes.find_cause(month, baseline, partial(measure_skill, counts, baseline))
-    verdict, reason = judge_month(month, " and ".join(baseline["by"]), shortage)
+    by = " and ".join(baseline["by"])
+    verdict, reason = judge_month(month, by, shortage)
     if month["cause"]:
-        reason += " " + causes.format_cause(month["cause"], " and ".join(baseline["by"]))
+        reason += " " + causes.format_cause(month["cause"], by)
     if advice := ADVICE.get(CHECK_SOURCE if verdict == KEEP and month["cause"] else verdict):
         reason += f" Advice: {advice}."
     if drifted:
@@ -131,14 +132,9 @@ def summarize_group(name: str, sums: Sums, total: Sums, baseline: Mapping[str, A
 
 
 def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
-    """Return predicted and observed positive rates of up to ten groups of rows; a score is the middle of its band.
-
-    The groups have about the same sum of p (1 - p): of groups of equally many rows, most would have few positive ones.
-    """
+    """Return predicted and observed positive rates of up to ten groups of rows; a score is the middle of its band."""
     middles, rows = (np.arange(BANDS) + 0.5) / BANDS, bands[:, :2].sum(axis=1)
-    variance = rows * middles * (1 - middles)
-    before = (np.cumsum(variance) - variance / 2) / max(variance.sum(), 1e-9)
-    group = (before * CALIBRATION_GROUPS).astype(int)
+    group = group_bands(rows, CALIBRATION_GROUPS)
     sums = [np.bincount(group, weights).tolist() for weights in (rows, rows * middles, bands[:, 1])]
     return [
         {"rows": int(count), "predicted": expected / count, "observed": positive / count}
