@@ -16,7 +16,7 @@ from tipline.arrays import CHUNK_ROWS, Probabilities
 from tipline.evaluation import metrics
 from tipline.model import artifact
 from tipline.monitoring import counts
-from tipline.monitoring.counts import Counts, Histogram
+from tipline.monitoring.counts import Counts, Histogram, Sums
 from tipline.paths import Paths
 
 RATES = {"by": [BY], "overall": 0.4, "rates": {"cash": 0.1, "credit": 0.9}}

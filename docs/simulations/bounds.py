@@ -21,6 +21,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.signal import lfilter
 from scipy.special import expit, xlog1py, xlogy
+from tables import format_table, replace_table
 
 from tipline.evaluation.intervals import Ratio, find_shortage
 from tipline.monitoring import verdict
@@ -172,16 +173,9 @@ def format_shares(answers: Sequence[Floats], place: int) -> str:
     return ", ".join(f"{answer[place]:.1%}" for answer in answers)
 
 
-def put(path: Path, name: str, rows: Iterator[Sequence[object]]) -> None:
-    """Write a table between its markers."""
-    header, *lines = rows
-    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- end of {name} -->")
-    if not end:
-        message = f"{path} has no markers for the table {name}"
-        raise SystemExit(message)
-    text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, ["---:"] * len(header), *lines))
-    path.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+def format_rows(rows: Iterator[Sequence[object]]) -> str:
+    """Lay out rows, of which the first one is the header."""
+    return format_table(list(map(str, next(rows))), rows)
 
 
 def main() -> None:
@@ -190,8 +184,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000, help="of each cell")
     parser.add_argument("--into", type=Path, default=Path(__file__).parents[1] / "statistics.md")
     given = parser.parse_args()
-    put(given.into, "bounds", wrong(given.runs))
-    put(given.into, "bounds, power", power(given.runs))
+    replace_table(given.into, "bounds", format_rows(wrong(given.runs)))
+    replace_table(given.into, "bounds, power", format_rows(power(given.runs)))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.signal import lfilter
+from tables import format_table, replace_table
 
 from tipline.evaluation import gate
 from tipline.evaluation.intervals import CONFIDENCE, Ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from tipline.arrays import Codes, Floats
 
@@ -122,12 +123,6 @@ def share(world: World, gain: float, asked: Asked, runs: int) -> str:
     return f"{np.mean([asked(world.draw(random, gain)) for _ in range(runs)]):.1%}"
 
 
-def table(header: Sequence[str], rows: Iterator[Sequence[object]]) -> str:
-    """Lay a table out in Markdown."""
-    lines = [header, ["---:"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def days(runs: int) -> str:
     """One month, by its number of days and their correlation."""
     gains = (-2 * TOLERANCE, -TOLERANCE, 0.0, TOLERANCE)
@@ -136,7 +131,7 @@ def days(runs: int) -> str:
     header += [f"{name}, at {gain:+.3f}" for name in names for gain in (-TOLERANCE, 0.0)]
     others = [(asked, gain) for asked in names.values() for gain in (-TOLERANCE, 0.0)]
     asked = [*((passes, gain) for gain in gains), *others]
-    return table(
+    return format_table(
         header,
         (
             [count, rho, *(share(World(count, rho), gain, one, runs) for one, gain in asked)]
@@ -150,7 +145,7 @@ def months(runs: int) -> str:
     gains = (-TOLERANCE, 0.0, TOLERANCE)
     header = ["months", "correlation", "judged by", *(f"passes at {gain:+.3f}" for gain in gains)]
     header += [f"by day all the same, at {-TOLERANCE:+.3f}"]
-    return table(
+    return format_table(
         header,
         (
             [
@@ -193,7 +188,7 @@ def segments(runs: int) -> str:
     """Twelve segments of a month, of two equal models."""
     worse = (0.03, 0.05, 0.1)
     header = ["scatter of a row", "vetoed", "with a bound for each alone", *(f"one worse by {by}" for by in worse)]
-    return table(
+    return format_table(
         header,
         (
             [
@@ -211,16 +206,6 @@ def segments(runs: int) -> str:
 TABLES: dict[str, Callable[[int], str]] = {"days": days, "months": months, "segments": segments}
 
 
-def put(path: Path, name: str, text: str) -> None:
-    """Write a table between its markers."""
-    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- end of {name} -->")
-    if not end:
-        message = f"{path} has no markers for the table {name}"
-        raise SystemExit(message)
-    path.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Simulate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -228,7 +213,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path(__file__).parents[1] / "statistics.md")
     given = parser.parse_args()
     for name, made in TABLES.items():
-        put(given.into, name, made(given.runs))
+        replace_table(given.into, name, made(given.runs))
 
 
 if __name__ == "__main__":

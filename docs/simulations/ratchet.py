@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tables import replace_table
 
 from tipline.evaluation import gate
 
@@ -28,7 +29,6 @@ SCATTER = (0.0025, 0.0097)
 LOSS, A_DAY = 0.7, 2
 MADE_ON = {role: {"train": ["2009-01"]} for role in ("challenger", "champion")}
 DATES = np.datetime64("2010-01-01") + np.arange(DAYS)
-MARKERS = ("<!-- ratchet -->\n", "<!-- end of ratchet -->")
 
 
 def passes(gains: Floats) -> bool:
@@ -73,13 +73,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--into", type=Path, default=Path(__file__).parents[1] / "statistics.md")
     given = parser.parse_args()
-    before, start, rest = given.into.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not end:
-        message = f"{given.into} has no markers for the table"
-        raise SystemExit(message)
-    text = "\n".join(table(given.runs))
-    given.into.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+    replace_table(given.into, "ratchet", "\n".join(table(given.runs)))
 
 
 if __name__ == "__main__":
