@@ -22,7 +22,8 @@ from tests.workbench import change_settings
 from tipline.errors import TiplineError, UsageError
 from tipline.ingest import draft, losses, prepare, readers
 from tipline.ingest.schema import Csv, Schema
-from tipline.paths import Paths
+from tipline.paths import Paths, month_folder
+from tipline.storage import Storage
 
 Run = Callable[..., tuple[int, str]]
 MakeProject = Callable[..., Paths]
@@ -229,16 +230,17 @@ def test_the_files_of_a_month_are_numbered_in_the_order_of_their_names(tmp_path:
         path.parent.mkdir(parents=True)
         path.write_text(f"sent,weight\n2025-01-0{day},{day}\nno time,7\n2025-01-0{day},{day + 10}\n")
     schema = create_schema({"weight": {"type": "number"}, "region": {"type": "category"}})
-    (tmp_path / "prepared").mkdir()
-    made = factory.Prepared(tmp_path / "prepared", prepare.prepare_month(folder, tmp_path / "prepared", schema, MONTH))
+    prepared = month_folder(tmp_path, MONTH)
+    prepared.mkdir()
+    made = factory.Prepared(prepared, prepare.prepare_month(folder, prepared, schema, MONTH))
     assert (made.values("row"), made.values("weight")) == ([0, 2, 3, 5], [1, 11, 2, 12])
     assert made.values("region") == ["north", "north", "south", "south"]
     assert [(row["row"], row["raw"]) for row in made.quarantine] == [(1, "no time,7"), (4, "no time,7")]
     assert readers.read_row(readers.open_month(folder, MONTH, Csv()), 5) == "2025-01-02,12"
-    assert prepare.find_prepared(made.folder, folder, schema, MONTH) == made.manifest
+    assert prepare.find_prepared(Storage(str(tmp_path)), folder, schema, MONTH) == made.manifest
     (folder / "region=south" / "day-3.csv").write_text("sent,heaviness\n2025-01-03,1\n")
     with pytest.raises(TiplineError, match="differ: heaviness, weight"):
-        prepare.find_prepared(made.folder, folder, schema, MONTH)
+        prepare.find_prepared(Storage(str(tmp_path)), folder, schema, MONTH)
 
 
 def test_files_whose_types_differ_are_one_month(tmp_path: Path) -> None:

@@ -178,7 +178,10 @@ def assert_only_bad_failed(project: Paths, template: Template, digest: str, code
 def find_finished(paths: Paths) -> dict[str, int]:
     """Return the parts of the champion that need not be scored again, and when each was written."""
     digest, found = workbench.read_json(paths.champion_ref)["digest"], {}
-    spec, trips = workbench.read_json(paths.champion / pyfunc.SPEC), plan.Locations.resolve(paths).trips
+    spec, trips = (
+        workbench.read_json(paths.champion / pyfunc.SPEC),
+        plan.Locations.resolve(workbench.load_settings(paths), paths).trips,
+    )
     manifests = [path for folder in (paths.staging, paths.predictions) for path in folder.rglob(files.MANIFEST)]
     for path in [*list_markers(paths.staging), *manifests]:
         content = workbench.read_json(path)

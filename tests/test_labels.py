@@ -22,7 +22,8 @@ from tipline.ingest import prepare, transfer
 from tipline.ingest.labels import LabelFiles
 from tipline.ingest.readers import LABELS
 from tipline.ingest.schema import Schema
-from tipline.paths import Paths
+from tipline.paths import Paths, month_folder
+from tipline.storage import Storage
 
 pytestmark = workbench.MLFLOW_WARNINGS
 MONTH, LATE = "2025-01", "2024-01"
@@ -47,11 +48,12 @@ def join(
     for number, piece in enumerate(pieces):
         write_csv(folder / "month" / LABELS / f"{number}.csv", piece)
     source = LabelFiles(folder / "month" / LABELS, tuple(on.split()), tuple(columns.split()))
-    (folder / "prepared").mkdir()
-    manifest = prepare.prepare_month(folder / "month", folder / "prepared", schema, MONTH, source)
-    assert prepare.find_prepared(folder / "prepared", folder / "month", schema, MONTH, source) == manifest
-    assert prepare.find_prepared(folder / "prepared", folder / "month", schema, MONTH) is None
-    return factory.Prepared(folder / "prepared", manifest)
+    prepared, storage = month_folder(folder, MONTH), Storage(str(folder))
+    prepared.mkdir()
+    manifest = prepare.prepare_month(folder / "month", prepared, schema, MONTH, source)
+    assert prepare.find_prepared(storage, folder / "month", schema, MONTH, source) == manifest
+    assert prepare.find_prepared(storage, folder / "month", schema, MONTH) is None
+    return factory.Prepared(prepared, manifest)
 
 
 @pytest.mark.parametrize("numbers", [[1, 22, 333, 22], ["a", "bb", "a text of more than 16 letters", "bb"]])
@@ -87,10 +89,10 @@ def test_values_of_categories_are_those_of_the_schema_and_an_edit_of_them_prepar
     edited = PAID.model_copy(deep=True)
     edited.columns["payment"].aliases["coin"] = ("3",)
     source = LabelFiles(tmp_path / "month" / LABELS, ("trip",), ("payment",))
-    assert prepare.find_prepared(made.folder, tmp_path / "month", PAID, MONTH, source)
-    assert prepare.find_prepared(made.folder, tmp_path / "month", edited, MONTH, source) is None
+    assert prepare.find_prepared(Storage(str(tmp_path)), tmp_path / "month", PAID, MONTH, source)
+    assert prepare.find_prepared(Storage(str(tmp_path)), tmp_path / "month", edited, MONTH, source) is None
     write_csv(source.folder / "1.csv", [{"trip": "a", "payment": "2"}])
-    assert prepare.find_prepared(made.folder, tmp_path / "month", PAID, MONTH, source) is None
+    assert prepare.find_prepared(Storage(str(tmp_path)), tmp_path / "month", PAID, MONTH, source) is None
 
 
 @pytest.mark.parametrize("bits", [64, 3, 0])
@@ -240,7 +242,10 @@ def test_labels_are_fetched_with_the_month_or_when_they_arrive(
 ) -> None:
     paths = make_project()
     where: dict[str, Any] = {"source": shelf.address("/labels/{month}.csv"), "on": ["trip_id"]}
-    workbench.change_settings(paths, source=shelf.address("/{month}.csv"), schema=write_schema(paths), labels=where)
+    months = [*workbench.MONTHS, MONTH]
+    workbench.change_settings(
+        paths, source=shelf.address("/{month}.csv"), schema=write_schema(paths), labels=where, months=months
+    )
     data, labels = b"a,b\n1,2\n" * 1000, b"trip_id,tip_amount\n1,2\n" * 1000
     shelf.files[f"/{MONTH}.csv"] = data
 

@@ -40,13 +40,13 @@ def mix(row: int, month: str, seed: int) -> int:
 
 @pytest.mark.parametrize(("month", "seed"), [(MONTH, 1), ("2009-011", 2), (MONTH, 12)])
 def test_the_rows_with_the_smallest_hashes_are_taken_in_their_order(trips: Path, month: str, seed: int) -> None:
-    largest = sampling.sample_month(trips, month, ROWS, seed)
+    largest = sampling.sample_month(pq.ParquetFile(trips), month, ROWS, seed)
     expected = sorted(range(ROWS), key=lambda row: (mix(row, month, seed), row))
     assert largest["row"].to_pylist() == expected
     assert largest[sampling.KEY].to_pylist() == [mix(row, month, seed) for row in expected]
     assert largest.drop_columns([sampling.KEY]).equals(pq.read_table(trips).take(expected))
     for count in (1, 500, ROWS - 1, ROWS + 1, 10**9):
-        assert sampling.sample_month(trips, month, count, seed)["row"].to_pylist() == expected[:count]
+        assert sampling.sample_month(pq.ParquetFile(trips), month, count, seed)["row"].to_pylist() == expected[:count]
 
 
 @pytest.mark.parametrize(("row_group_size", "step"), [(31, 1), (997, -1)])
@@ -56,13 +56,15 @@ def test_partitioning_and_order_of_the_prepared_rows_do_not_matter(
     head = pq.read_table(trips).slice(0, 3000)
     pq.write_table(head, tmp_path / "whole")
     pq.write_table(head.take(np.arange(3000)[::step]), tmp_path / "parts", row_group_size=row_group_size)
-    whole, parts = (sampling.sample_month(tmp_path / name, MONTH, 400, 1) for name in ("whole", "parts"))
+    whole, parts = (
+        sampling.sample_month(pq.ParquetFile(tmp_path / name), MONTH, 400, 1) for name in ("whole", "parts")
+    )
     assert whole.to_pylist() == parts.to_pylist()
 
 
 def test_a_month_without_rows_gives_an_empty_sample(trips: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_schema(trips).empty_table(), tmp_path / "trips.parquet")
-    sample = sampling.sample_month(tmp_path / "trips.parquet", MONTH, 10, 1)
+    sample = sampling.sample_month(pq.ParquetFile(tmp_path / "trips.parquet"), MONTH, 10, 1)
     assert (len(sample), sample.schema.names[-1]) == (0, sampling.KEY)
 
 
@@ -71,7 +73,7 @@ def make_samples(trips: Path, folder: Path, count: int) -> list[Path]:
     paths = [folder / str(count) / f"{month}.parquet" for month in ("2009-01", "2009-02", "2009-03")]
     paths[0].parent.mkdir()
     for path in paths:
-        pq.write_table(sampling.sample_month(trips, path.stem, count, 1), path)
+        pq.write_table(sampling.sample_month(pq.ParquetFile(trips), path.stem, count, 1), path)
     return paths
 
 
@@ -121,7 +123,8 @@ def test_the_stage_writes_the_sample_that_the_settings_ask_for_and_reports_fewer
         assert caplog.messages[-1] == f"{MONTH}: 5,000 rows for train{words}"
         written.append(path.read_bytes())
     assert written[0] == written[1]
-    assert pq.read_table(path).equals(sampling.sample_month(prepared_project.prepared_file(MONTH), MONTH, 5000, 1))
+    prepared = pq.ParquetFile(prepared_project.prepared_file(MONTH))
+    assert pq.read_table(path).equals(sampling.sample_month(prepared, MONTH, 5000, 1))
     with pytest.raises(UsageError, match="2009-05 has no role") as caught:
         workbench.run_month(prepared_project, "sample", "2009-05")
     assert caught.value.parts[1] == "params.yaml, sample.months"

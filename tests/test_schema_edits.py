@@ -16,8 +16,11 @@ from tests import factory, workbench
 from tests.conftest import ROOT, settings_values
 from tipline import cluster, files
 from tipline.ingest import simulate
+from tipline.ingest.schema import load_schema
 from tipline.model import artifact
 from tipline.paths import Paths
+from tipline.stages import prepare as stage
+from tipline.storage import Storage
 
 Run = Callable[..., tuple[int, str]]
 MakeProject = Callable[..., Paths]
@@ -87,38 +90,34 @@ def read_state(paths: Paths, month: str) -> dict[str, tuple[int, int, bytes]]:
     return {name: (stat.st_ino, stat.st_mtime_ns, data) for name, (stat, data) in found.items()}
 
 
-def prepare_again(paths: Paths, run_cli: Run, caplog: pytest.LogCaptureFixture) -> set[str]:
-    """Prepare both months; return those that were not kept."""
-    changed = set()
-    for month in (OLD, TODAY):
-        before = read_state(paths, month)
-        caplog.clear()
-        code, printed = run_cli(paths.root, "prepare", month)
-        assert code == 0, printed
-        assert ("kept; neither" in caplog.text) == (read_state(paths, month) == before)
-        changed |= set() if read_state(paths, month) == before else {month}
-    return changed
+def prepare(paths: Paths, month: str) -> bool:
+    """Prepare a month unless it is prepared; return whether it was not."""
+    settings, trips = workbench.load_settings(paths), Storage(str(paths.prepared(month).parent))
+    schema = load_schema(paths.root / SCHEMA)
+    before, is_new = read_state(paths, month), stage.prepare_month(settings, paths, schema, trips, month, force=False)
+    assert (read_state(paths, month) != before) == is_new
+    return is_new
 
 
-def test_edits_that_affect_no_month_keep_the_files(
-    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture
-) -> None:
+def prepare_again(paths: Paths) -> set[str]:
+    return {month for month in (OLD, TODAY) if prepare(paths, month)}
+
+
+def test_edits_that_affect_no_month_keep_the_files(project: Paths) -> None:
     text = (project.root / SCHEMA).read_text()
     (project.root / SCHEMA).write_text("# A comment.\n" + text.replace("type: number", "type: number  # a double"))
     (project.raw(OLD) / "month.parquet").rename(project.raw(OLD) / "yellow.parquet")
-    assert prepare_again(project, run_cli, caplog) == set()
+    assert prepare_again(project) == set()
     for name, edit in HARMLESS.items():  # one after the other, and so all at once in the end
         edit_schema(project.root, edit)
-        assert prepare_again(project, run_cli, caplog) == set(), name
+        assert prepare_again(project) == set(), name
 
 
 @pytest.mark.parametrize(("edit", "months"), HARMFUL.values(), ids=HARMFUL)
-def test_an_edit_that_affects_a_month_prepares_it_again(
-    run_cli: Run, project: Paths, caplog: pytest.LogCaptureFixture, edit: Edit, months: set[str]
-) -> None:
+def test_an_edit_that_affects_a_month_prepares_it_again(project: Paths, edit: Edit, months: set[str]) -> None:
     edit_schema(project.root, edit)
-    assert prepare_again(project, run_cli, caplog) == months
-    assert prepare_again(project, run_cli, caplog) == set()
+    assert prepare_again(project) == months
+    assert prepare_again(project) == set()
 
 
 def test_a_changed_month_or_schema_is_followed_or_refused(run_cli: Run, project: Paths) -> None:
@@ -161,12 +160,10 @@ def change(path: Path) -> None:
         ("_manifest.json", lambda path: path.rename(path.with_name("_receipt.json"))),  # as tipline 0.1 called it
     ],
 )
-def test_a_damaged_month_is_prepared_again(
-    run_cli: Run, project: Paths, name: str, damage: Callable[[Path], Any]
-) -> None:
+def test_a_damaged_month_is_prepared_again(project: Paths, name: str, damage: Callable[[Path], Any]) -> None:
     good = factory.contents(project.prepared(OLD))
     damage(project.prepared(OLD) / name)
-    assert run_cli(project.root, "prepare", OLD)[0] == 0
+    assert prepare(project, OLD)
     assert factory.contents(project.prepared(OLD)) == good
 
 

@@ -264,7 +264,7 @@ def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_impo
 ) -> None:
     monkeypatch.setattr(processes, "CAN_FORK", can_fork)
     forkserver._forkserver._stop()  # type: ignore[attr-defined] # one that an earlier test has started
-    locations = plan.Locations.resolve(scored_template, to=str(tmp_path))
+    locations = plan.Locations.resolve(workbench.load_settings(scored_template), scored_template, to=str(tmp_path))
     contents = artifact.read_artifact(scored_template.champion)
     digest, here = artifact.hash_artifact(contents), psutil.Process()
     key = plan.compute_key(plan.read_prepared(locations.trips, "2009-01"), digest, artifact.read_spec(contents))

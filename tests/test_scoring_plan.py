@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tipline import files, formats, storage
+from tipline import config, files, formats, storage
 from tipline.errors import TiplineError, UsageError
 from tipline.ingest.columns import PREPARED_FILE
 from tipline.monitoring.counts import Counts
@@ -24,6 +24,7 @@ SPEC = {
     "baseline": {"by": []},
     "target": "label",
 }
+SETTINGS = config.PartialSettings(None, None, (MONTH,), None)  # nothing but the project's own folders
 PARTS = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
 
 
@@ -48,7 +49,7 @@ def describe_prepared(paths: Paths, **digests: str) -> None:
 
 def plan_months(paths: Paths, model: str = MODEL) -> list[plan.Month]:
     """Plan the month; there is none if it is published."""
-    planned, failed = plan.plan_months(plan.Locations.resolve(paths), [MONTH], model, SPEC)
+    planned, failed = plan.plan_months(plan.Locations.resolve(SETTINGS, paths), [MONTH], model, SPEC)
     assert not failed
     return [month.choose_form("compiled") for month in planned]
 
@@ -84,7 +85,7 @@ def test_parts_of_another_form_of_the_model_are_scored_again(paths: Paths) -> No
     (month,) = plan_months(paths)
     for block in month.choose_form("kernels").open[:2]:
         score_block(block)
-    ((again,), _) = plan.plan_months(plan.Locations.resolve(paths), [MONTH], MODEL, SPEC)
+    ((again,), _) = plan.plan_months(plan.Locations.resolve(SETTINGS, paths), [MONTH], MODEL, SPEC)
     assert (again.form, len(again.done)) == ("kernels", 2)
     assert again.choose_form("kernels") is again
     other = again.choose_form("compiled")
@@ -128,7 +129,7 @@ def test_labels_that_arrive_later_score_nothing_again_and_say_that_the_counts_ar
 
 def test_identifiers_stand_beside_the_predictions_and_are_part_of_the_key(paths: Paths) -> None:
     publish_month(paths)
-    planned, _ = plan.plan_months(plan.Locations.resolve(paths), [MONTH], MODEL, SPEC, ["parcel_id"])
+    planned, _ = plan.plan_months(plan.Locations.resolve(SETTINGS, paths), [MONTH], MODEL, SPEC, ["parcel_id"])
     assert planned[0].key["id_columns"] == ["parcel_id"]
     assert {block.id_columns for block in planned[0].open} == {("parcel_id",)}
     numbers, scores = pa.array([0, 1], pa.int64()), pa.array([0.25, 0.5], pa.float32())
@@ -193,4 +194,4 @@ def test_other_addresses_are_refused(address: str) -> None:
 def test_predictions_never_replace_the_months(paths: Paths, monkeypatch: pytest.MonkeyPatch, trips: str) -> None:
     monkeypatch.chdir(paths.root)
     with pytest.raises(UsageError, match="would replace the prepared months"):
-        plan.Locations.resolve(paths, trips, f"{trips or 'data/trips'}/")
+        plan.Locations.resolve(SETTINGS, paths, trips, f"{trips or 'data/trips'}/")

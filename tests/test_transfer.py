@@ -251,7 +251,7 @@ def test_a_month_is_fetched_from_s3_and_kept(run_cli: RunCli, make_project: Make
     s3.put("tlc", f"trips/{MONTH}.csv", NEW)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: NEW}
-    assert run_cli(paths.root, "download", "2010-05")[0] == 5
+    assert run_cli(paths.root, "download", "2009-02")[0] == 5
 
 
 @pytest.mark.parametrize("newer", [OLD, NEW], ids=["same", "changed"])

@@ -331,7 +331,7 @@ def test_a_month_is_scored_with_kernels_and_a_resumed_run_stays_with_them(
 
 def leave_one_block_open(paths: Paths) -> list[plan.Month]:
     """Put a published month back into staging, but its last part."""
-    locations, month = plan.Locations.resolve(paths), workbench.MONTHS[-1]
+    locations, month = plan.Locations.resolve(workbench.load_settings(paths), paths), workbench.MONTHS[-1]
     folder = month_folder(paths.predictions, month)
     manifest = workbench.read_json(folder / files.MANIFEST)
     staged = paths.staging / "predictions" / plan.name_staged_folder(month, manifest["key"], manifest["form"])

@@ -124,7 +124,7 @@ def test_every_problem_of_a_month_is_printed(
     assert list_problems(scored_project, run_cli) == [
         "The prepared file is not the one that its manifest describes.",
         f"where: {path}",
-        f"to do: Prepare the month again: dvc repro -f prepare@{MONTH}",
+        f"to do: Prepare the month again: tipline prepare {MONTH}",
     ]
     workbench.small_row_groups(monkeypatch, 2600)
     workbench.prepare_again(scored_project, MONTH)

@@ -46,7 +46,6 @@ ORDER = (
     "monitor",
     "record",
 )
-MONTHLY = ("download", "prepare", "sample")
 # One month for each role, and one of another era that is only scored.
 MONTHS = ("2009-01", "2009-02", "2009-03", "2024-01")
 # Small batches and row groups, so that 5,000 rows are several blocks: see `small_row_groups`.
@@ -65,24 +64,25 @@ def change_settings(paths: Paths, **sections: Any) -> None:
 
 
 def run(paths: Paths, *stages: str) -> None:
-    """Run stages in this process, monthly ones for each of their months, as their commands would."""
+    """Run stages in this process, `sample` for each of its months, as their commands would."""
     for stage in stages:
         now = load_settings(paths)
-        if stage in MONTHLY:
-            for month in now.sample.months if stage == "sample" else now.months:
+        if stage == "sample":
+            for month in now.sample.months:
                 run_month(paths, stage, month)
         else:
             importlib.import_module(f"tipline.stages.{stage}").run(now, paths)
 
 
 def run_month(paths: Paths, stage: str, month: str) -> None:
-    importlib.import_module(f"tipline.stages.{stage}").run(load_settings(paths), paths, month)
+    """Run `sample` for a month, or `download` or `prepare` for this month again."""
+    named = month if stage == "sample" else [month]
+    importlib.import_module(f"tipline.stages.{stage}").run(load_settings(paths), paths, named)
 
 
 def prepare_again(paths: Paths, *months: str) -> None:
     """Prepare months again although nothing that `prepare` looks at has changed."""
     for month in months:
-        shutil.rmtree(paths.prepared(month))
         run_month(paths, "prepare", month)
 
 

@@ -38,14 +38,16 @@ def argument(name: str, **options: Any) -> Argument:  # noqa: ANN401 (options of
 
 MONTH = argument("month", help="for example 2009-01")
 OPTIONAL_MONTHS = argument("months", nargs="*", metavar="month", help="for example 2009-01; default: all of `months`")
-PREPARED = "prepared months, a path or s3://...; default: data/trips"
+DONE_AGAIN = "months to do again; default: all of `months` that are out of date"
+AGAIN = argument("months", nargs="*", metavar="month", help=DONE_AGAIN)
+PREPARED = "prepared months, a path or s3://...; default: `storage.prepared`"
 TRIPS = argument("--trips", default="", metavar="LOCATION", help=PREPARED)
 VERSION = "a version number, or the id, name or DVC experiment of a run; default: the challenger"
-PREDICTIONS = "predictions, a path or s3://...; default: data/predictions"
+PREDICTIONS = "predictions, a path or s3://...; default: `storage.predictions`"
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
-    "download": Command("fetch the published files of a month, all or none", "stages.download:run", (MONTH,)),
-    "prepare": Command("convert a month to the schema", "stages.prepare:run", (MONTH,)),
+    "download": Command("fetch the published files of the months", "stages.download:run", (AGAIN,)),
+    "prepare": Command("convert the months to the schema", "stages.prepare:run", (AGAIN,)),
     "sample": Command("draw the sample of a month that has a role", "stages.sample:run", (MONTH,)),
     "learning_curve": Command("study how many rows the model needs", "stages.learning_curve:run"),
     "train": Command("fit the model on the sample", "stages.train:run"),

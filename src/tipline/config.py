@@ -110,6 +110,19 @@ class Labels(Section):
     on: Names
 
 
+class Storage(Section):
+    """Where prepared months and predictions are, if not in data/: folders or addresses that all machines reach."""
+
+    prepared: str | None = None
+    predictions: str | None = None
+
+    @model_validator(mode="after")
+    def _places_differ(self) -> Storage:
+        if self.prepared is not None and self.prepared == self.predictions:
+            raise ValueError("prepared and predictions are one place, so predictions would replace the prepared months")
+        return self
+
+
 class Demo(Section):
     """Simulated months."""
 
@@ -205,6 +218,7 @@ class Settings(Section):
     source: str
     schema_: str = Field(alias="schema", min_length=1)
     labels: Labels
+    storage: Storage
     demo: Demo
     prepare: Prepare
     sample: Sample
@@ -242,6 +256,10 @@ class PartialSettings:
     problem: UsageError | None  # what is wrong with it
     months: tuple[str, ...]  # the valid months of the list `months`
     model_name: str | None
+
+    @property
+    def storage(self) -> Storage:
+        return self.settings.storage if self.settings else Storage()
 
 
 def load_settings(path: Path) -> Settings:

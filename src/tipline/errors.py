@@ -54,6 +54,10 @@ class NotPublishedError(TiplineError):
     exit_code = 5
 
 
+class TemporaryError(TiplineError):
+    """A failure that may pass."""
+
+
 class ReportedCode(contextlib.AbstractContextManager[None]):
     """Report any error of code that is not tipline's, SystemExit included, as a UsageError or another kind."""
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ def hash_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
 def describe_file(path: Path) -> dict[str, Any]:
     """Return length and sha256 of a file, as manifests hold them."""
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def is_described(path: Path, described: Mapping[str, Any], manifest: Path) -> bool:
+    """Whether a file is the one that its manifest describes; it is hashed if it is younger than the manifest."""
+    if not (path.is_file() and manifest.is_file() and path.stat().st_size == described.get("bytes")):
+        return False
+    return path.stat().st_mtime_ns <= manifest.stat().st_mtime_ns or hash_file(path) == described.get("sha256")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from tipline import files
 from tipline.errors import TiplineError, UsageError, summarize_exception
+from tipline.paths import Paths
 
 SCHEME = "s3://"
 REQUESTS = 16  # at the same time
@@ -106,6 +107,14 @@ class Storage:
         """Return the bytes of each file in a folder, hidden ones included; empty if the folder is missing."""
         return {entry["name"]: entry["size"] for entry in self._list(folder) if entry["type"] == "file"}
 
+    def has_files(self, folder: str, described: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether a folder has the files that its manifest describes; local files that changed since are hashed."""
+        if self.is_local:
+            manifest = Path(self.address(f"{folder}/{files.MANIFEST}"))
+            return all(files.is_described(manifest.with_name(name), described[name], manifest) for name in described)
+        sizes = self.list_sizes(folder)
+        return all(sizes.get(name) == one["bytes"] for name, one in described.items())
+
     def list_folders(self) -> list[str]:
         """Return the names of the folders of the root, sorted."""
         return sorted(entry["name"] for entry in self._list("") if entry["type"] == "directory")
@@ -158,6 +167,19 @@ class Storage:
         self.remove_files(f"{folder}/{name}" for name in self.list_sizes(folder).keys() - {*names, files.MANIFEST})
         self.write(f"{folder}/{files.MANIFEST}", data)
 
+    def upload_folder(self, source: Path, folder: str) -> None:
+        """Copy a local folder with its manifest here, replacing the folder of that name; the manifest comes last."""
+        names = [path.name for path in source.iterdir() if path.name != files.MANIFEST]
+        if self.is_local:
+            with files.replace_folder(Path(self.address(folder)), Path(self.address("_staging"))) as staged:
+                shutil.copytree(source, staged, dirs_exist_ok=True)
+            return
+        self.remove_files([f"{folder}/{files.MANIFEST}"])
+        for name in names:
+            with self._explain_errors(f"{folder}/{name}"):
+                self._filesystem.put_file(str(source / name), self.address(f"{folder}/{name}"))
+        self.write(f"{folder}/{files.MANIFEST}", (source / files.MANIFEST).read_bytes())
+
     def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
         sources = [staged.address(f"{source}/{name}") for name in names]
         with self._explain_errors(folder):
@@ -179,6 +201,17 @@ class Storage:
         """Return the sha256 of a file that need not fit in memory; raise a TiplineError if it cannot be read."""
         with self._open(name, self.get_state(name)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextlib.contextmanager
+    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """Open a Parquet file of which only what is read is fetched; raise a TiplineError if it cannot be read."""
+        with self._open(name, self.get_state(name)) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+            yield parquet
+
+    def read_table(self, name: str, filters: Sequence[tuple[str, str, Any]] | None = None) -> pa.Table:
+        """Read the rows of a Parquet file that pass the filters; raise a TiplineError if it cannot be read."""
+        with self._open(name, self.get_state(name)) as file:
+            return pq.read_table(file, filters=filters)
 
     def count_group_rows(self, name: str, state: str | None) -> list[int]:
         """Return the number of rows of each row group of a Parquet file."""
@@ -210,7 +243,7 @@ class Storage:
         except (pa.ArrowException, OSError) as error:
             self._check_state(name, state)
             what = f"This file cannot be read: {summarize_exception(error)}."
-            todo = f"Prepare it again: dvc repro -f prepare@{name.partition('/')[0].removeprefix('month=')}"
+            todo = f"Prepare it again: tipline prepare {name.partition('/')[0].removeprefix('month=')}"
             raise TiplineError(what, self.address(name), todo) from error
 
     def _check_state(self, name: str, state: str | None) -> None:
@@ -258,3 +291,10 @@ def open_storage(address: str | Path) -> Storage:
     if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
         raise UsageError("Months cannot be stored there.", text, "Give a path or s3://BUCKET/FOLDER.")
     return Storage(SCHEME + text.removeprefix(SCHEME).strip("/"))
+
+
+def open_place(place: str | None, paths: Paths, default: Path) -> Storage:
+    """Return the storage at an address or a path relative to params.yaml; without one, at a folder of the project."""
+    if place is None:
+        return open_storage(default)
+    return open_storage(place if "://" in place else paths.workspace / place)

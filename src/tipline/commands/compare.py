@@ -48,7 +48,7 @@ def run(
     if a["digest"] == b["digest"]:
         yield f"Both are the same model ({a['digest'][:12]}): there is nothing to compare."
         return
-    locations, blocks = plan.Locations.resolve(paths, trips), list[plan.Block]()
+    locations, blocks = plan.Locations.resolve(settings, paths, trips), list[plan.Block]()
     for month in sorted(set(months or settings.months)):
         plan.read_prepared(locations.trips, month)  # raises an error if it is not
         blocks += [block for block in plan.list_blocks(locations, month, {"model": a["digest"]}) if block.rows]

@@ -2,25 +2,25 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse import issparse
 from sklearn.preprocessing import OneHotEncoder
 
 from tipline import files
 from tipline.config import Settings
-from tipline.errors import TiplineError, UsageError, summarize_exception
+from tipline.errors import TiplineError, UsageError
 from tipline.ingest import columns, readers
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, compiled, golden_rows
 from tipline.model.artifact import Model
 from tipline.model.transformers import OTHER
-from tipline.paths import Paths, month_folder
+from tipline.paths import Paths, month_folder, month_name
+from tipline.scoring import plan
+from tipline.storage import Storage
 
 
 def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]:
@@ -29,15 +29,16 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
         what = "The month is not in `months`, or the row number is out of range."
         raise UsageError(what, f"month {month}, row {row}", "Name a month of params.yaml and a row of its predictions.")
     manifest = files.read_json(month_folder(paths.predictions, month) / files.MANIFEST, "Run: dvc repro score")
-    group, stored = find_prediction(paths, month, row, manifest["parts"])
-    path, todo = paths.prepared_file(month), f"Run: dvc repro -f prepare@{month}"
-    trip = read_row(path, row, todo)
+    locations, folder = plan.Locations.resolve(settings, paths), month_name(month)
+    group, stored = find_prediction(locations, month, row, manifest["parts"])
+    name, todo = f"{folder}/{columns.PREPARED_FILE}", f"Run: tipline prepare {month}"
+    trip, address = read_row(locations.trips, name, row, todo), locations.trips.address(name)
     if trip is None:
-        raise TiplineError("The prepared month is not the one that was scored: it has no such row.", str(path), todo)
+        raise TiplineError("The prepared month is not the one that was scored: it has no such row.", address, todo)
     part, made, digest = manifest["parts"][group], manifest["made"], manifest["key"]["model"]
     yield f"{month}, row {row:,}: probability {stored!r}"
     prediction = {
-        "file": (month_folder(paths.predictions, month) / part["name"]).relative_to(paths.root),
+        "file": locations.predictions.address(f"{folder}/{part['name']}").removeprefix(f"{paths.root}/"),
         "sha256": part["sha256"],
         "scored by git revision": made["git"],
         "libraries": ", ".join(f"{name} {version}" for name, version in made["libraries"].items()),
@@ -45,11 +46,11 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     yield from format_section("prediction", prediction)
     yield from format_section("columns' digests", manifest["key"].get("columns", {}))
     folders = (paths.champion, paths.challenger)
-    folder = next((folder for folder in folders if artifact.try_read_digest(folder) == digest), None)
-    training = (files.try_read_json(folder / artifact.TRAINING) if folder else None) or {}
+    source = next((one for one in folders if artifact.try_read_digest(one) == digest), None)
+    training = (files.try_read_json(source / artifact.TRAINING) if source else None) or {}
     why = {"unknown": "the model has been replaced in this project; to score the month with the champion: dvc repro"}
-    if folder:
-        model, *_ = golden_rows.load_checked_model(artifact.read_artifact(folder), digest, "this machine")
+    if source:
+        model, *_ = golden_rows.load_checked_model(artifact.read_artifact(source), digest, "this machine")
         why = explain_score(model, trip, stored)
     yield from format_section("why (log-odds)", why)
     params = training.get("params")
@@ -62,12 +63,13 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
         "training sample's digest": training.get("data"),
     }
     yield from format_section("model", origin)
-    yield from format_section("prepared row", {"file": path.relative_to(paths.root), "row group": group} | trip)
+    shown = address.removeprefix(f"{paths.root}/")
+    yield from format_section("prepared row", {"file": shown, "row group": group} | trip)
     yield from format_section("published row", read_published_row(settings, paths, month, row))
-    source = files.read_json(paths.raw_manifest(month), f"Run: dvc repro download@{month}")
-    if "files" in source:
-        source["files"] = f"{len(source['files'])}, described in {paths.raw_manifest(month).relative_to(paths.root)}"
-    yield from format_section("source", source)
+    fetched = files.read_json(paths.raw_manifest(month), "Run: dvc repro download")
+    if "files" in fetched:
+        fetched["files"] = f"{len(fetched['files'])}, described in {paths.raw_manifest(month).relative_to(paths.root)}"
+    yield from format_section("source", fetched)
 
 
 def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -75,23 +77,25 @@ def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"  {name:24} {'-' if value is None else value}" for name, value in values.items())
 
 
-def read_row(path: Path, row: int, todo: str) -> dict[str, Any] | None:
+def read_row(storage: Storage, name: str, row: int, todo: str) -> dict[str, Any] | None:
     try:
-        found: list[dict[str, Any]] = pq.read_table(path, filters=[("row", "=", row)], partitioning=None).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise TiplineError(f"This file cannot be read: {summarize_exception(error)}.", str(path), todo) from error
+        found: list[dict[str, Any]] = storage.read_table(name, [("row", "=", row)]).to_pylist()
+    except TiplineError as error:
+        raise TiplineError(*error.parts[:2], todo) from error
     return found[0] if found else None
 
 
-def find_prediction(paths: Paths, month: str, row: int, parts: list[dict[str, Any]]) -> tuple[int, float]:
+def find_prediction(locations: plan.Locations, month: str, row: int, parts: list[dict[str, Any]]) -> tuple[int, float]:
     """Return the row group that a row was scored in, and its stored probability."""
+    folder = month_name(month)
     for group, part in enumerate(parts):
-        found = read_row(month_folder(paths.predictions, month) / part["name"], row, f"Run: tipline verify {month}")
+        found = read_row(locations.predictions, f"{folder}/{part['name']}", row, f"Run: tipline verify {month}")
         if found:
             return group, float(found["probability"])
-    quarantine, what = paths.prepared(month) / columns.QUARANTINE_FILE, "The month has no prediction for this row."
-    if quarantine.is_file() and (found := read_row(quarantine, row, f"Run: dvc repro -f prepare@{month}")):
-        what = f"This row was quarantined by `prepare`: {found['reason']}."
+    quarantine, what = f"{folder}/{columns.QUARANTINE_FILE}", "The month has no prediction for this row."
+    if quarantine.rpartition("/")[2] in locations.trips.list_sizes(folder):
+        found = read_row(locations.trips, quarantine, row, f"Run: tipline prepare {month}")
+        what = f"This row was quarantined by `prepare`: {found['reason']}." if found else what
     todo = f"Rows are counted from 0; {sum(part['rows'] for part in parts):,} rows of the month have predictions."
     raise UsageError(what, f"month {month}, row {row:,}", todo)
 

@@ -40,7 +40,7 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     ids = settings.settings.score.id_columns if settings.settings else ()
     unscored, spec = list(settings.months), files.try_read_json(paths.champion / pyfunc.SPEC)
     if spec:
-        planned, failed = plan.plan_months(plan.Locations.resolve(paths), settings.months, digest, spec, ids)
+        planned, failed = plan.plan_months(plan.Locations.resolve(settings, paths), settings.months, digest, spec, ids)
         unscored = sorted({*(month.month for month in planned), *failed})
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     findings = list(check_project(settings, paths, models))

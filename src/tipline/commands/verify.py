@@ -17,7 +17,7 @@ def run(
     settings: PartialSettings, paths: Paths, months: Sequence[str] = (), trips: str = "", predictions: str = ""
 ) -> Iterator[str]:
     """Check months, by default all; yield a line about each, then its problems. Raises at the end if there are any."""
-    locations = plan.Locations.resolve(paths, trips, predictions)
+    locations = plan.Locations.resolve(settings, paths, trips, predictions)
     published = [name.removeprefix("month=") for name in locations.predictions.list_folders() if "month=" in name]
     requested = list(dict.fromkeys(months or settings.months or published))
     missing, wrong = [month for month in requested if month not in published], []
@@ -93,7 +93,7 @@ def check_prepared(locations: plan.Locations, month: str, manifest: Mapping[str,
     prepared = plan.read_prepared(trips, month)
     plan.check_scored(prepared, key, trips.address(folder))
     if trips.hash_file(file := f"{folder}/{PREPARED_FILE}") != prepared["trips"]["sha256"]:
-        what, todo = "The prepared file is not the one that its manifest describes.", f"dvc repro -f prepare@{month}"
+        what, todo = "The prepared file is not the one that its manifest describes.", f"tipline prepare {month}"
         raise TiplineError(what, trips.address(file), f"Prepare the month again: {todo}")
     blocks = [(block.name, block.rows) for block in plan.list_blocks(locations, month, key)]
     if blocks != [(part["name"], part["rows"]) for part in manifest["parts"]]:

@@ -3,15 +3,13 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import yaml
 
 from tipline.errors import TiplineError, format_count, shorten_text
-from tipline.ingest.columns import QUARANTINE_FILE
 from tipline.ingest.conform import EXPECTED
 from tipline.ingest.schema import Schema
 
@@ -25,7 +23,11 @@ MAX_ODD_LABELS = 0.01
 
 
 def check_losses(
-    manifest: Mapping[str, Any], folder: Path, schema: Schema, max_quarantined: float, accept: Mapping[str, str]
+    manifest: Mapping[str, Any],
+    read_quarantine: Callable[[], pa.Table],
+    schema: Schema,
+    max_quarantined: float,
+    accept: Mapping[str, str],
 ) -> None:
     """Raise TiplineError if a prepared month has lost too much, unless `accept` has it.
 
@@ -44,10 +46,10 @@ def check_losses(
             what = f"{counts.total():,} values of {name} stand for none of {', '.join(column.aliases)}, such as "
             problems.append(f"{what}{example!r}; in the schema, {name}: {{aliases: {{VALUE: [{example!r}]}}}}")
     if problems and month not in accept:
-        sample = pq.read_table(folder / QUARANTINE_FILE).slice(0, SHOWN_ROWS).to_pylist()
+        sample = read_quarantine().slice(0, SHOWN_ROWS).to_pylist()
         problems += [f"row {row['row']:,}: {shorten_text(row['raw'])}" for row in sample]
         todo = "Correct the schema, which `tipline check` tries out, or the file; or take the month as it is, with "
-        todo += f"prepare.accept: {{{month}: REASON}} in params.yaml. `dvc repro --keep-going` does the other months."
+        todo += f"prepare.accept: {{{month}: REASON}} in params.yaml."
         raise TiplineError("\n  ".join(["The month would lose too much.", *problems]), f"month {month}", todo)
 
 

@@ -18,6 +18,8 @@ from tipline.ingest.columns import PREPARED_FILE, QUARANTINE_FILE
 from tipline.ingest.conform import QUARANTINE, Conformer
 from tipline.ingest.labels import LabelFiles, Labels
 from tipline.ingest.schema import ROW, Match, Schema
+from tipline.paths import month_name
+from tipline.storage import Storage
 
 # A row group is what a worker scores at once. Narrow months have many rows in one; wide ones would fill its memory.
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 2**20, 2**28
@@ -26,20 +28,20 @@ QUARANTINE_BYTES = 2**26  # of quarantined rows that are held before they are wr
 
 
 def find_prepared(
-    folder: Path, path: Path, schema: Schema, month: str, label_files: LabelFiles | None = None
+    trips: Storage, path: Path, schema: Schema, month: str, label_files: LabelFiles | None = None
 ) -> dict[str, Any] | None:
-    """Return the manifest of a folder that holds, undamaged, what `prepare_month` would make now, or None."""
-    manifest = files.try_read_json(folder / files.MANIFEST)
+    """Return the manifest of a month in storage that is what `prepare_month` would make of `path` now, or None."""
+    folder = month_name(month)
+    manifest = trips.read_json(f"{folder}/{files.MANIFEST}")
     if not isinstance(manifest, dict) or manifest.get("format") != formats.PREPARED:
         return None
     mapping = schema.describe_mapping(match_month(path, schema, month)[1], manifest.get("aliases", {}))
-    expected = {"trips": folder / PREPARED_FILE, "quarantine": folder / QUARANTINE_FILE}
     known = manifest.get("label_files", {})
     is_whole = (
         manifest.get("mapping", {}).get("digest") == files.hash_json(mapping)
-        and manifest.get("published") == readers.describe_published(path)
+        and manifest.get("published") == readers.find_published(path)
         and known == (label_files.describe(schema, month, known.get("aliases", {})) if label_files else {})
-        and all(file.is_file() and manifest.get(name) == files.describe_file(file) for name, file in expected.items())
+        and trips.has_files(folder, {PREPARED_FILE: manifest["trips"], QUARANTINE_FILE: manifest["quarantine"]})
     )
     return manifest if is_whole else None
 

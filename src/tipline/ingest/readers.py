@@ -350,21 +350,36 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and folder / LABELS not in path.parents)
 
 
-def describe_published(path: Path) -> dict[str, Any]:
+def describe_published(path: Path, describe: Callable[[Path], dict[str, Any]] = files.describe_file) -> dict[str, Any]:
     """Return bytes and sha256 of a published month; of several files, their sum and a digest of names and digests."""
     if path.is_file():
-        return files.describe_file(path)
-    described = {str(one.relative_to(path)): files.describe_file(one) for one in list_files(path)}
+        return describe(path)
+    described = {str(one.relative_to(path)): describe(one) for one in list_files(path)}
     if len(described) == 1:
         return next(iter(described.values()))
     return {"bytes": sum(one["bytes"] for one in described.values()), "sha256": files.hash_json(described)}
+
+
+def find_published(path: Path) -> dict[str, Any]:
+    """Describe a downloaded month as `describe_published` does; hash only files that are younger than its manifest."""
+    manifest = path.with_name(f"{path.name}.json")
+    known = files.try_read_json(manifest) or {}
+    listed = {one.get("name"): one for one in known.get("files", [known])}
+
+    def describe(file: Path) -> dict[str, Any]:
+        one = listed.get(str(file.relative_to(path)))
+        if one and files.is_described(file, one, manifest):
+            return {name: one[name] for name in ("bytes", "sha256")}
+        return files.describe_file(file)
+
+    return describe_published(path, describe)
 
 
 def open_month(path: Path, month: str, dialect: Csv) -> Month:
     """Open a published month, a file or a folder of files; their first bytes decide the format, not their names."""
     paths = list_files(path) if path.is_dir() else [path]
     if not paths:
-        raise TiplineError("The month has no published file.", str(path), f"Run: dvc repro -f download@{month}")
+        raise TiplineError("The month has no published file.", str(path), f"Run: tipline download {month}")
     parts: list[ParquetMonth | CsvMonth] = []
     try:
         for one in paths:
@@ -395,7 +410,7 @@ def report_damage(name: str, month: str) -> Iterator[None]:
 
 def explain_damage(error: Exception, name: str, month: str) -> TiplineError:
     what = f"The published month cannot be read: {summarize_exception(error)}."
-    todo = f"Download the month again (dvc repro -f download@{month}), or ask its publisher."
+    todo = f"Download the month again (tipline download {month}), or ask its publisher."
     return TiplineError(what, f"{name}, month {month}", todo)
 
 

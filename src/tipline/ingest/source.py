@@ -1,6 +1,7 @@
 """Fetch the published file of a month from its source: the simulation, a path, https or S3."""
 
 import codecs
+import fnmatch
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files
+from tipline import files, formats
 from tipline.errors import TiplineError, hide_secrets, summarize_exception
 from tipline.ingest import simulate
 from tipline.ingest.readers import is_parquet, open_text
@@ -55,8 +56,8 @@ def fetch_month(
     if source == "demo":
         name = f"yellow_tripdata_{month}.parquet"
         simulate.simulate_month(folder / name, month, demo["rows"], demo["seed"])
-        address = f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}"
-        return {"address": address, "name": name} | files.describe_file(folder / name)
+        simulated = {"address": describe_demo(month, demo), "format": formats.DOWNLOAD, "name": name}
+        return simulated | files.describe_file(folder / name)
     from tipline.ingest import transfer  # noqa: PLC0415
 
     listed, described = list_addresses(source, month, home), []
@@ -68,9 +69,43 @@ def fetch_month(
         upstream = {} if address.startswith("/") else {"upstream": {"size": state.size, "version": state.version}}
         described.append({"name": name} | files.describe_file(folder / name) | upstream)
     if len(listed) == 1:
-        return {"address": hide_secrets(listed[0][0]), **described[0]}
-    shown, total = hide_secrets(format_address(source, month, home)), sum(one["bytes"] for one in described)
-    return {"address": shown, "bytes": total, "files": described}
+        return {"address": show_address(listed[0][0], source, home), **described[0]}
+    shown = show_address(format_address(source, month, home), source, home)
+    return {"address": shown, "bytes": sum(one["bytes"] for one in described), "files": described}
+
+
+def describe_demo(month: str, demo: Mapping[str, int]) -> str:
+    return f"demo:{month}?rows={demo['rows']}&seed={demo['seed']}"
+
+
+def show_address(address: str, source: str, home: Path) -> str:
+    """Return an address for a manifest, without secrets. A relative one does not depend on where the project is."""
+    is_relative = address.startswith("/") and not source.startswith(("/", "file://"))
+    return os.path.relpath(address, home) if is_relative else hide_secrets(address)
+
+
+def is_kept(
+    source: str,
+    month: str,
+    home: Path,
+    folder: Path,
+    known: Mapping[str, Any],
+    demo: Mapping[str, int],
+    manifest: Path,
+    *,
+    ask: bool,
+) -> bool:
+    """Whether `folder` has the files `known` from `manifest`, of this source; `ask`: and the source states the same."""
+    if ask and source != "demo":
+        return is_unchanged(source, month, home, folder, known)
+    described = known.get("files", [known])
+    if not all(files.is_described(folder / str(one.get("name")), one, manifest) for one in described):
+        return False
+    if source == "demo":
+        return (known.get("address"), known.get("format")) == (describe_demo(month, demo), formats.DOWNLOAD)
+    shown = show_address(format_address(source, month, home), source, home)
+    pattern = f"{shown.rstrip('/')}/*" if source.endswith("/") else shown
+    return known["address"] == shown or fnmatch.fnmatchcase(known["address"], pattern)
 
 
 def is_unchanged(source: str, month: str, home: Path, folder: Path, known: Mapping[str, Any]) -> bool:
@@ -85,7 +120,7 @@ def is_unchanged(source: str, month: str, home: Path, folder: Path, known: Mappi
 
     listed = {name: address for address, name in list_addresses(source, month, home)}
     shown = format_address(source, month, home) if "files" in known else next(iter(listed.values()))
-    return (hide_secrets(shown), listed.keys()) == (known.get("address"), described.keys()) and all(
+    return (show_address(shown, source, home), listed.keys()) == (known.get("address"), described.keys()) and all(
         (folder / name).is_file()
         and files.hash_file(folder / name) == described[name].get("sha256")
         and transfer.fetch_state(address) == transfer.FileState(**described[name]["upstream"])

@@ -15,7 +15,7 @@ import tenacity
 from tqdm import tqdm
 
 from tipline import files
-from tipline.errors import NotPublishedError, TiplineError, hide_secrets, list_causes
+from tipline.errors import NotPublishedError, TemporaryError, TiplineError, hide_secrets, list_causes
 from tipline.s3 import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
 T = TypeVar("T")
@@ -45,10 +45,6 @@ class FileState:
 
 class NoRangeError(TiplineError):
     """The server sends whole files only."""
-
-
-class TemporaryError(TiplineError):
-    """A failure that may pass."""
 
 
 class RefusedError(TemporaryError, NotPublishedError):

@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from tipline import files, formats
+from tipline.config import PartialSettings, Settings
 from tipline.errors import TiplineError, UsageError, join_lines, summarize_exception
 from tipline.ingest import columns
 from tipline.ingest.columns import PREPARED_FILE
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_name
-from tipline.storage import Storage, open_storage
+from tipline.storage import Storage, open_place, open_storage
 
 SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("probability", pa.float32(), nullable=False)])
 MARKERS = ".made"
@@ -35,13 +36,14 @@ class Locations:
     staged: Storage
 
     @classmethod
-    def resolve(cls, paths: Paths, trips: str = "", to: str = "") -> Locations:
-        """Return the locations that the command names; default: the folders of the project."""
-        own = open_storage(paths.root / "data" / "trips")
+    def resolve(cls, settings: Settings | PartialSettings, paths: Paths, trips: str = "", to: str = "") -> Locations:
+        """Return the locations that the command names, or else those of params.yaml; default: the project's folders."""
+        places = settings.storage
+        own = open_place(places.prepared, paths, paths.prepared("").parent)
         source = open_storage(trips) if trips else own
-        if not to:
+        if not to and places.predictions is None:
             return cls(source, open_storage(paths.predictions), open_storage(paths.staging / "predictions"))
-        target = open_storage(to)
+        target = open_storage(to) if to else open_place(places.predictions, paths, paths.predictions)
         if target in (source, own):
             raise UsageError("The predictions would replace the prepared months.", to, "Name another place with --to.")
         # Inside the target, which may be a file system of its own; readers skip the underscore.
@@ -138,7 +140,7 @@ def plan_months(
 
 def read_prepared(trips: Storage, month: str) -> dict[str, Any]:
     """Return the manifest of a prepared month; raise a TiplineError without one that suits its file."""
-    folder, todo = month_name(month), f"Run: dvc repro -f prepare@{month}"
+    folder, todo = month_name(month), f"Run: tipline prepare {month}"
     manifest, where = trips.read_json(f"{folder}/{files.MANIFEST}"), trips.address(f"{folder}/{files.MANIFEST}")
     if manifest is None:
         raise TiplineError("The month is not prepared: it has no manifest.", where, todo)

@@ -1,8 +1,8 @@
-"""download@month: fetch the published file of a month, and its labels, with a manifest that says where from."""
+"""download: fetch the published files of the months, and their labels, with manifests that say where from."""
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -12,26 +12,39 @@ from tipline.config import Settings
 from tipline.errors import NotPublishedError
 from tipline.ingest import source
 from tipline.ingest.readers import LABELS
+from tipline.months import run_months
 from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, paths: Paths, month: str) -> None:
-    """Fetch a month, and its labels if there are some, into data/raw/, unless the server still states what is there.
+def run(settings: Settings, paths: Paths, months: Sequence[str] = ()) -> None:
+    """Fetch the months that data/raw/ does not have from this source, and labels that it does not have.
 
-    Raises NotPublishedError if the source does not have the month, TiplineError if it cannot be fetched or is not a
-    published month, or if another process is fetching it.
+    Of `months`, the source is asked: what it states differently, and what states no version, is fetched again. Raises
+    NotPublishedError if the source does not have a month, TiplineError if it cannot be fetched or is not a published
+    month, or if another process is fetching it.
     """
+    for path in paths.raw("").glob("*"):
+        if path.name.removesuffix(".json") not in settings.months:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with logging_redirect_tqdm():
+        run_months("download", settings.months, months, lambda month, ask: fetch_month(settings, paths, month, ask=ask))
+
+
+def fetch_month(settings: Settings, paths: Paths, month: str, *, ask: bool) -> bool:
+    """Fetch a month and its labels unless they are there, or with `ask` unchanged at the source; return whether."""
     parts, folder, manifest = paths.staging / "parts", paths.raw(month), paths.raw_manifest(month)
-    with files.hold_lock(parts / f"{month}.lock", "fetching this month"), logging_redirect_tqdm():
+    with files.hold_lock(parts / f"{month}.lock", "fetching this month"):
         fetched = files.try_read_json(manifest) or {}
         labels = fetched.pop("labels", None)
-        is_kept = source.is_unchanged(settings.source, month, paths.workspace, folder, fetched)
-        has_labels, labels_are_kept = check_labels(settings, paths, month, labels)
+        demo, home = settings.demo.model_dump(), paths.workspace
+        is_kept = source.is_kept(settings.source, month, home, folder, fetched, demo, manifest, ask=ask)
+        has_labels, labels_are_kept = check_labels(settings, paths, month, labels, ask=ask)
         if is_kept and labels_are_kept:
-            log.info("%s: unchanged at the source, kept", month)
-            return
+            if ask:
+                log.info("%s: unchanged at the source, kept", month)
+            return False
         with (
             files.replace_file(manifest) as new_manifest,
             files.replace_folder(folder, paths.staging / "raw") as staged,
@@ -39,27 +52,31 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
             if is_kept:
                 shutil.copytree(folder, staged, ignore=shutil.ignore_patterns(LABELS), dirs_exist_ok=True)
             else:
-                demo, part = settings.demo.model_dump(), parts / f"{month}.part"
-                fetched = source.fetch_month(settings.source, month, staged, paths.workspace, demo, part)
+                fetched = source.fetch_month(settings.source, month, staged, home, demo, parts / f"{month}.part")
             if has_labels:
                 address, part = str(settings.labels.source), parts / f"{month}.labels.part"
-                labels = source.fetch_month(address, month, staged / LABELS, paths.workspace, {}, part)
+                labels = source.fetch_month(address, month, staged / LABELS, home, {}, part)
                 fetched["labels"] = labels
             files.write_json(new_manifest, fetched)  # renamed after the folder
     for one in [fetched, *([labels] if has_labels else [])]:
         log.info("%s: %s bytes from %s", month, f"{one['bytes']:,}", one["address"])
+    return True
 
 
-def check_labels(settings: Settings, paths: Paths, month: str, known: Mapping[str, Any] | None) -> tuple[bool, bool]:
-    """Return whether the labels' source has the month, and whether nothing has changed there since `known`."""
+def check_labels(
+    settings: Settings, paths: Paths, month: str, known: Mapping[str, Any] | None, *, ask: bool
+) -> tuple[bool, bool]:
+    """Return whether the labels' source has the month, and whether the labels that are `known` still are the ones."""
     address, home = settings.labels.source, paths.workspace
     if address is None:
         return False, known is None
-    try:
-        source.check_published(address, month, home)
-    except NotPublishedError:
-        if known is not None:  # not removed without a word
-            raise
-        log.info("%s: no labels yet", month)
-        return False, True
-    return True, known is not None and source.is_unchanged(address, month, home, paths.raw(month) / LABELS, known)
+    if known is None or ask:
+        try:
+            source.check_published(address, month, home)
+        except NotPublishedError:
+            if known is not None:  # not removed without a word
+                raise
+            log.info("%s: no labels yet", month)
+            return False, True
+    folder, manifest = paths.raw(month) / LABELS, paths.raw_manifest(month)
+    return True, known is not None and source.is_kept(address, month, home, folder, known, {}, manifest, ask=ask)

@@ -32,7 +32,7 @@ def run(settings: Settings, paths: Paths) -> None:
         {"month": name, "role": settings.sample.months.get(name, ""), **verdict.summarize_month(counts, spec)}
         for name, counts in read_counts(settings, paths, names, spec).items()
     ]
-    manifests = [files.read_json(paths.prepared(n) / files.MANIFEST, f"Run: dvc repro prepare@{n}") for n in names]
+    manifests = [files.read_json(paths.prepared(n) / files.MANIFEST, "Run: dvc repro prepare") for n in names]
     unusual = losses.find_unusual(manifests)
     add_filled_values(months, manifests)
     for month in months:
@@ -75,7 +75,8 @@ def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: M
     Counts of another model would not match its reference. data/counts/ keeps them all for the next run.
     """
     digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
-    locations, found, stale = plan.Locations.resolve(paths), dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    locations = plan.Locations.resolve(settings, paths)
+    found, stale = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)

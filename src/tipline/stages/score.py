@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,9 +20,11 @@ from tipline.cluster import Client
 from tipline.config import Settings
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.model import artifact
+from tipline.months import refuse_experiment
 from tipline.paths import Paths, month_name
 from tipline.scoring import plan, worker
 from tipline.scoring.plan import Month
+from tipline.storage import REQUESTS, Storage, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
     `trips` and `to` locate prepared months and predictions; default: the project's folders. Only in these, predictions
     of months that are not in `months` any more are removed. Raises a MonthsFailedError if some months cannot be scored.
     """
-    locations = plan.Locations.resolve(paths, trips, to)
+    locations = plan.Locations.resolve(settings, paths, trips, to)
     plan.refuse_old_months(locations.trips, "Prepare them again with this version: dvc repro prepare")
     plan.refuse_old_months(locations.predictions, "Remove this folder and score again, or name another one (--to).")
     with locations.staged.hold_lock():
@@ -43,12 +46,13 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
         contents = artifact.read_artifact(paths.champion)
         artifact.check_digest(contents, ref["digest"])
         locations.trips.check_access()
+        is_mirrored = not to and settings.storage.predictions is not None
         if not to:
             paths.predictions.mkdir(parents=True, exist_ok=True)
-            listed = {month_name(month) for month in settings.months}
-            for name in locations.predictions.list_folders():
+            listed, own = {month_name(month) for month in settings.months}, open_storage(paths.predictions)
+            for name in own.list_folders():
                 if name.startswith("month=") and name not in listed:
-                    locations.predictions.remove_folder(name)
+                    own.remove_folder(name)
                     log.info("%s: no longer in `months`, predictions removed", name)
         months, failed = plan.plan_months(
             locations, settings.months, ref["digest"], artifact.read_spec(contents), settings.score.id_columns
@@ -61,12 +65,26 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
                 libraries[name] = version(name)
         made = {name: ref[name] for name in ("name", "version", "run")}
         made |= {"git": git.get_revision(), "python": platform.python_version(), "libraries": libraries}
+        if is_mirrored and months:
+            refuse_experiment(paths, locations.predictions.address(), months[0].month)
         failed |= score_months(settings, months, ref["digest"], contents, made)
+        if is_mirrored:
+            mirror_manifests(locations.predictions, paths, settings.months)
     if failed:
         what = f"{len(failed)} of {len(settings.months)} months failed: "
         what += "; ".join(f"{month}: {reason}" for month, reason in failed.items())
         todo = "The other months are published, finished parts are kept. Fix the cause and run it again (dvc repro)."
         raise MonthsFailedError(what, "score", todo)
+
+
+def mirror_manifests(predictions: Storage, paths: Paths, months: Sequence[str]) -> None:
+    """Copy the manifests of published months to data/predictions/: there they are DVC's output."""
+    names = [f"{month_name(month)}/{files.MANIFEST}" for month in months]
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        for name, data in zip(names, threads.map(predictions.read, names), strict=True):
+            path = paths.predictions / name
+            if data is not None and not (path.is_file() and path.read_bytes() == data):
+                files.write_text(path, data.decode())
 
 
 @dataclass

@@ -30,20 +30,19 @@ def compute_keys(rows: Values, month: str, seed: int) -> Values:
     return mix_bits(rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start))
 
 
-def sample_month(trips: Path, month: str, rows: int, seed: int) -> pa.Table:
+def sample_month(file: pq.ParquetFile, month: str, rows: int, seed: int) -> pa.Table:
     """Return the rows of a prepared month with the smallest keys, ordered by key.
 
     The first n of them are the sample of size n. Reads one row group at a time and holds at most three samples. The
     table has the prepared columns, `sample_key` (uint64), and in its schema's metadata the number of rows of the month.
     """
-    with pq.ParquetFile(trips) as file:
-        sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            table = table.append_column(KEY, pa.array(compute_keys(table["row"].to_numpy(), month, seed)))
-            # Most rows are dropped before the rest is copied.
-            sample = take_smallest(pa.concat_tables([sample, take_smallest(table, rows)]), rows)
-        return sample.replace_schema_metadata({AVAILABLE: str(file.metadata.num_rows)})
+    sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        table = table.append_column(KEY, pa.array(compute_keys(table["row"].to_numpy(), month, seed)))
+        # Most rows are dropped before the rest is copied.
+        sample = take_smallest(pa.concat_tables([sample, take_smallest(table, rows)]), rows)
+    return sample.replace_schema_metadata({AVAILABLE: str(file.metadata.num_rows)})
 
 
 def take_smallest(table: pa.Table, count: int) -> pa.Table:
