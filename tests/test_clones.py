@@ -13,7 +13,7 @@ from tests.stories import Story
 from tipline import cluster
 
 pytestmark = [*workbench.MLFLOW_WARNINGS, pytest.mark.timeout(1500)]
-MIRRORS = ["register", "record"]
+MIRRORS = (["register"], ["register", "record"])  # `record` where it has not run yet
 
 
 @dataclass
@@ -153,7 +153,7 @@ def test_a_lost_database_is_filled_again_and_an_older_commit_follows_todays_cham
 
 @pytest.mark.parametrize("name", ["no database", "back", "pulled", "copied"])
 def test_only_the_mirrors_run(life: Life, name: str) -> None:
-    assert life.steps[name].stages == MIRRORS
+    assert life.steps[name].stages in MIRRORS
 
 
 def test_no_clone_or_copy_writes_into_the_original(life: Life) -> None:

@@ -49,16 +49,15 @@ def test_every_step_but_the_mistakes_succeeds(story: Story) -> None:
 
 
 def test_the_first_repro_runs_every_stage(story: Story) -> None:
-    monthly = [f"{stage}@{month}" for stage in ("download", "prepare") for month in MONTHS]
     sampled = [f"sample@{month}" for month in MONTHS]
-    single = ["learning_curve", "train", "register", "evaluate", "score", "monitor", "record"]
-    assert sorted(story.repros["first"].stages) == sorted([*monthly, *sampled, *single])
+    single = ["download", "prepare", "learning_curve", "train", "register", "evaluate", "score", "monitor", "record"]
+    assert sorted(story.repros["first"].stages) == sorted([*sampled, *single])
 
 
 @pytest.mark.parametrize("step", ["second", "mended"])
-def test_a_repro_with_nothing_to_do_runs_register_and_record_only(story: Story, step: str) -> None:
+def test_a_repro_with_nothing_to_do_runs_register_only(story: Story, step: str) -> None:
     # Before "second" the module of the command line was edited, on which no stage depends.
-    assert story.repros[step].stages == ["register", "record"]
+    assert story.repros[step].stages == ["register"]
 
 
 def test_retraining_makes_a_challenger_and_scores_nothing(story: Story) -> None:
@@ -74,14 +73,17 @@ def test_promoting_scores_again_and_runs_nothing_upstream_of_register(story: Sto
 
 def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Story) -> None:
     assert story.repros["month added"].stages == [
-        f"download@{ADDED}",
-        f"prepare@{ADDED}",
+        "download",
+        "prepare",
         "register",
         "score",
         "monitor",
         "record",
     ]
-    assert f"{ADDED} (5,000 rows)" in story.repros["month added"].output
+    output = story.repros["month added"].output
+    assert f"{ADDED} (5,000 rows)" in output
+    assert output.count(f"\n{ADDED}: ") >= 2
+    assert output.count("3 months kept") == 2
     after = dict(story.manifests["month added"])
     assert after.pop(f"month={ADDED}")
     assert after == story.manifests["promoted"]

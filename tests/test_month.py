@@ -63,7 +63,7 @@ def test_the_next_command_waits_for_what_a_killed_one_has_left_running(project: 
 
 def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project: stories.Story) -> None:
     done = project.run("tipline", "month", NEW)
-    assert re.findall(r"Running stage '(.+?)'", done.stdout) == ["register", "record"]
+    assert re.findall(r"Running stage '(.+?)'", done.stdout) == ["register"]
     entry = json.loads((project.root / "reports/monitoring/months.json").read_text())[-1]
     assert f"last month  {NEW}: 5,000 rows, " in done.stdout
     assert f"verdict     {entry['verdict']}: {entry['reason']}\n" in done.stdout

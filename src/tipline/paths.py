@@ -28,6 +28,7 @@ class Paths:
         self.evaluation = root / "reports" / "evaluation.json"
         self.metrics = root / "reports" / "metrics.json"  # what `dvc metrics show` prints
         self.monitoring = root / "reports" / "monitoring"
+        self.recorded = root / "reports" / "recorded.json"  # written when MLflow has the reports
 
     @property
     def workspace(self) -> Path:

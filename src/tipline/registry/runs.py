@@ -203,6 +203,7 @@ def describe_months(paths: Paths, link: str) -> dict[str, Record]:
         params = {"month": month, "role": figures["role"] or "-", "version": version, "model_digest": key["model"][:12]}
         tags = {NOTE: f"{figures['verdict']}: {figures['reason']}\n\n{link}", "tipline.verdict": figures["verdict"]}
         pictures = [paths.monitoring / name for name in ("index.html", "monitoring.png")]
-        title, digest = f"{month}, version {version}", files.hash_json([figures, key])
+        shown = {name: value for name, value in figures.items() if name != "made_from"}  # a digest of the key
+        title, digest = f"{month}, version {version}", files.hash_json([shown, key])
         records[month] = Record(title, digest, params, {0: metrics}, tags, pictures)
     return records

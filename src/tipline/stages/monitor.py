@@ -30,7 +30,8 @@ def run(settings: Settings, paths: Paths) -> None:
     names = sorted(settings.months)
     months = [
         {"month": name, "role": settings.sample.months.get(name, ""), **verdict.summarize_month(counts, spec)}
-        for name, counts in read_counts(settings, paths, names, spec).items()
+        | {"made_from": key}
+        for name, (key, counts) in read_counts(settings, paths, names, spec).items()
     ]
     manifests = [files.read_json(paths.prepared(n) / files.MANIFEST, "Run: dvc repro prepare") for n in names]
     unusual = losses.find_unusual(manifests)
@@ -69,8 +70,10 @@ def add_filled_values(months: Sequence[Mapping[str, Any]], manifests: Sequence[M
                 drift[key] = share + (drift[key] or 0) if share else drift[key]
 
 
-def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: Mapping[str, Any]) -> dict[str, Counts]:
-    """Return the counts of months that the champion scored; count again those whose labels are not the counted ones.
+def read_counts(
+    settings: Settings, paths: Paths, months: Iterable[str], spec: Mapping[str, Any]
+) -> dict[str, tuple[str, Counts]]:
+    """Return digests of the keys and counts of months that the champion scored; count again where labels have changed.
 
     Counts of another model would not match its reference. data/counts/ keeps them all for the next run.
     """
@@ -98,7 +101,7 @@ def read_counts(settings: Settings, paths: Paths, months: Iterable[str], spec: M
             path.unlink()
     for month in months:
         files.write_json(paths.counts(month), found[month])
-    return {month: Counts.from_json(found[month]["counts"]) for month in months}
+    return {month: (files.hash_json(found[month]["key"]), Counts.from_json(found[month]["counts"])) for month in months}
 
 
 def recount_months(

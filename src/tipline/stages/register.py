@@ -1,6 +1,7 @@
 """register: the challenger as a run and a version in MLflow, and the champion's files in models/champion/.
 
-Runs at every `dvc repro`, because DVC cannot see that an alias was moved. What exists is not created again.
+Runs at every `dvc repro`, because DVC cannot see that an alias was moved or a store was lost. What exists is not
+created again.
 """
 
 import logging
@@ -10,13 +11,14 @@ from tipline import files
 from tipline.config import Settings
 from tipline.model import artifact  # before tipline.registry: beside MLflow it would import pandas and MLflow's models
 from tipline.paths import Paths
-from tipline.registry import champion, model_versions, runs, store
+from tipline.registry import champion, model_versions, reports, runs, store
 from tipline.registry.champion import Ref
 from tipline.registry.store import Client
 
 log = logging.getLogger(__name__)
 
 NO_ACCESS = "the challenger was not registered. Ask someone with access to run `dvc repro register`."
+NO_REPORTS = "the reports were not logged. Ask someone with access to run `dvc repro register`."
 
 
 def run(settings: Settings, paths: Paths) -> None:
@@ -26,6 +28,9 @@ def run(settings: Settings, paths: Paths) -> None:
         challenger = register_challenger(client, paths, settings.model.name)
         version = champion.resolve_champion(client, settings, paths, challenger["digest"])
         now = champion.update_champion_folder(paths, version, challenger)
+        if reports.are_current(paths):  # nothing is missing, unless the store lost it or DVC restored the reports
+            with store.skip_if_forbidden(NO_REPORTS):
+                reports.record_reports(client, settings, paths)
     log.info("challenger: %s %s; champion: %s", settings.model.name, format_ref(challenger), format_ref(now))
     if before and before["digest"] != now["digest"]:
         scored = champion.read_scored_digests(paths)
