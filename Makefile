@@ -67,8 +67,8 @@ $(READY): requirements.lock pyproject.toml
 
 # Needs uv. The lock has hashes and no addresses, so that it works with any package index.
 lock: ## resolve the dependencies again into requirements.lock
-	uv pip compile pyproject.toml --extra dev --extra server --extra boosting --universal --python-version 3.11 --upgrade \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra server --extra boosting --extra gcs --extra azure --universal \
+	  --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
 
 clean: ## remove the environment and the caches of tools; data, models and reports stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

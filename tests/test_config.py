@@ -62,7 +62,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("score.model", "latest", "score.model: 'latest' is neither 'champion' nor a positive whole number"),
     ("source", "https://example.org/trips.parquet",
      "source: 'https://example.org/trips.parquet' is not an address with {month} in it"),
-    ("source", "ftp://example.org/{month}.csv", "source: tipline does not fetch from ftp://; use a path, https or s3"),
+    ("source", "ftp://example.org/{month}.csv", "source: tipline does not fetch from ftp://; use a path, https, s3"),
     ("source", "https://me:secret@example.org/{month}.csv", "source: has a password or token in it, which DVC would"),
     ("source", 5, "source has to be a valid string, not 5: put it in quotes"),
     ("schema", "", "schema must not be empty"),

@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 from distributed import Client
 
 from tests import servers, workbench
@@ -35,7 +36,7 @@ RunCli = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
 NUMBERS = itertools.count()
 TIPLINE_SCORE = [str(Path(sys.executable).with_name("tipline")), "score"]
-SETTINGS = servers.KEYS | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+KINDS = ("s3", "gs", "abfs")
 # Start a process that finds nothing in a folder: it has a file system of its own there.
 ISOLATE = 'mount -t tmpfs none "$0" && mkdir "$0/scratch" && cd "$0/scratch" && exec "$@"'
 
@@ -62,22 +63,26 @@ def start_worker(address: str, folder: Path, environment: dict[str, str]) -> Ite
 
 @dataclass
 class Team:
-    """A scheduler, workers that see nothing of `folder`, and an S3 server."""
+    """A scheduler, workers that see nothing of `folder`, and servers of buckets."""
 
     address: str
     folder: Path
-    gateway: servers.Gateway
+    stores: dict[str, servers.ObjectStore]
 
     @property
     def environment(self) -> dict[str, str]:
-        return SETTINGS | {"AWS_ENDPOINT_URL": f"http://{self.gateway.place}"}
+        return {name: value for store in self.stores.values() for name, value in store.environment.items()}
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     base, folder = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("team")
-    with servers.gateway(folder) as gateway, workbench.scheduler(folder) as address, contextlib.ExitStack() as stack:
-        team = Team(address, base, gateway)
+    with (
+        servers.object_stores(folder) as stores,
+        workbench.scheduler(folder) as address,
+        contextlib.ExitStack() as stack,
+    ):
+        team = Team(address, base, stores)
         for _ in range(2):
             stack.enter_context(start_worker(address, base, team.environment))
         with Client(address) as client:
@@ -87,18 +92,13 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         yield team
 
 
-@pytest.fixture
-def store(team: Team, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s3fs.S3FileSystem]:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    for name, value in team.environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, team: Team, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.ObjectStore]:
+    store = team.stores[request.param]
+    store.connect(monkeypatch)
     monkeypatch.setenv(cluster.ADDRESS, team.address)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield s3fs.S3FileSystem(use_listings_cache=False)
-    s3fs.S3FileSystem.clear_instance_cache()
+    yield store
+    servers.forget_stores()
 
 
 @pytest.fixture(scope="module")
@@ -126,25 +126,34 @@ class Bucket:
     """The prepared months of a project in a bucket."""
 
     name: str
-    store: s3fs.S3FileSystem
+    server: servers.ObjectStore
+
+    @property
+    def root(self) -> str:
+        return f"{self.server.scheme}://{self.name}"
 
     @property
     def options(self) -> tuple[str, ...]:
-        return ("--trips", f"s3://{self.name}/trips", "--to", f"s3://{self.name}/predictions")
+        return ("--trips", f"{self.root}/trips", "--to", f"{self.root}/predictions")
 
     def read_tree(self, folder: str = "predictions") -> dict[str, bytes]:
-        start = f"{self.name}/{folder}/"
-        return {name.removeprefix(start): self.store.cat_file(name) for name in sorted(self.store.find(start))}
+        start, store = f"{self.name}/{folder}/", self.server.open()
+        return {name.removeprefix(start): store.cat_file(name) for name in sorted(store.find(start))}
+
+    def list_states(self) -> dict[str, str | None]:
+        predictions = storage.open_storage(f"{self.root}/predictions")
+        return {name: predictions.get_state(name) for name in self.read_tree()}
 
     def list_staged(self) -> list[str]:
-        return list(self.store.find(f"{self.name}/predictions/_staging"))
+        return list(self.server.open().find(f"{self.name}/predictions/_staging"))
 
 
 @pytest.fixture
-def bucket(team: Team, store: s3fs.S3FileSystem, project: Paths) -> Bucket:
+def bucket(store: servers.ObjectStore, project: Paths) -> Bucket:
     bucket = Bucket(f"tips-{next(NUMBERS)}", store)
+    opened = store.make(bucket.name)
     for name, data in workbench.read_tree(project.root / "data" / "trips").items():
-        team.gateway.put(bucket.name, f"trips/{name}", data)
+        opened.pipe_file(f"{bucket.name}/trips/{name}", data)
     return bucket
 
 
@@ -152,7 +161,7 @@ def assert_whole(bucket: Bucket, paths: Paths) -> None:
     """The bucket has the predictions of a local run, manifests that list them, and nothing else."""
     found = bucket.read_tree()
     assert {name: data for name, data in found.items() if name.endswith(".parquet")} == read_parts(paths)
-    storage_ = storage.open_storage(f"s3://{bucket.name}/predictions")
+    storage_ = storage.open_storage(f"{bucket.root}/predictions")
     for month in workbench.MONTHS:
         manifest = storage_.read_json(f"month={month}/{files.MANIFEST}")
         here = workbench.read_json(paths.predictions / f"month={month}" / files.MANIFEST)
@@ -175,16 +184,16 @@ def test_predictions_in_a_bucket_are_those_of_this_machine_until_another_champio
     score(run_cli, project, bucket)
     assert_whole(bucket, expected)
     assert not project.predictions.exists()
-    frame = pd.read_parquet(f"s3://{bucket.name}/predictions")
+    frame = pd.read_parquet(f"{bucket.root}/predictions")
     assert frame["month"].value_counts().to_dict() == dict.fromkeys(workbench.MONTHS, 5000)
-    before = bucket.store.find(f"{bucket.name}/predictions/", detail=True)
+    before = bucket.list_states()
     with monkeypatch.context() as patched:
         patched.setenv(cluster.ADDRESS, NOWHERE)
         score(run_cli, project, bucket)
-    assert bucket.store.find(f"{bucket.name}/predictions/", detail=True) == before
+    assert bucket.list_states() == before
     promote_another_model(project)
     other = f"{bucket.name}/predictions/_staging/month=2009-01.0123456789ab/part-00000.parquet"
-    bucket.store.pipe_file(other, b"of another run, which may go on")
+    bucket.server.open().pipe_file(other, b"of another run, which may go on")
     score(run_cli, project, bucket)
     assert bucket.list_staged() == [other]
     monkeypatch.setattr(storage, "ABANDONED_AFTER", dt.timedelta(seconds=-60))
@@ -223,7 +232,11 @@ def act_at(patched: pytest.MonkeyPatch, moment: str, number: int, action: Callab
     patched.setattr(storage.Storage, method, call)
 
 
-@pytest.mark.parametrize("moment", ["before _copy_files", "after _copy_files", "after write"])
+@pytest.mark.parametrize(
+    ("store", "moment"),
+    [("s3", "before _copy_files"), ("gs", "after _copy_files"), ("abfs", "after write")],
+    indirect=["store"],
+)
 def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
     bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -237,6 +250,7 @@ def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
     assert_whole(bucket, expected)
 
 
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_two_clones_with_one_model_that_score_to_one_bucket_both_end_well(
     bucket: Bucket, project: Paths, expected: Paths, tmp_path: Path
 ) -> None:
@@ -253,7 +267,7 @@ def test_two_clones_with_one_model_that_score_to_one_bucket_both_end_well(
     assert_whole(bucket, expected)
 
 
-@pytest.mark.parametrize("method", ["remove_files", "_copy_files"])
+@pytest.mark.parametrize(("store", "method"), [("gs", "remove_files"), ("abfs", "_copy_files")], indirect=["store"])
 def test_a_run_that_overtakes_another_one_while_it_replaces_a_month_leaves_the_month_whole(
     bucket: Bucket, run_cli: RunCli, tmp_path: Path, dask_address: str, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -283,55 +297,63 @@ def fail(run_cli: RunCli, project: Paths, *options: str) -> tuple[int, str]:
     return code, output
 
 
-def set_on_workers(team: Team, name: str, value: str) -> None:
+def set_on_workers(team: Team, values: dict[str, str]) -> None:
     def change() -> None:
-        os.environ[name] = value
-        s3fs.S3FileSystem.clear_instance_cache()
+        os.environ.update(values)
+        for kind in fsspec.registry.values():
+            kind.clear_instance_cache()
 
     with Client(team.address) as client:
         client.run(change)
 
 
-@pytest.mark.parametrize(("where", "fault"), [("driver", "keys"), ("workers", "keys"), ("workers", "address")])
+@pytest.mark.parametrize("where", ["driver", "workers"])
+@pytest.mark.parametrize("fault", ["keys", "address"])
 def test_a_store_that_cannot_be_used_is_explained(
     team: Team, bucket: Bucket, project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, where: str, fault: str
 ) -> None:
-    down = f"http://127.0.0.1:{servers.free_port()}"
-    name, value = ("AWS_SECRET_ACCESS_KEY", "wrong") if fault == "keys" else ("AWS_ENDPOINT_URL", down)
+    values = bucket.server.forge_keys() if fault == "keys" else bucket.server.locate(servers.free_port())
     if where == "driver":
-        monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        servers.forget_stores()
     else:
-        set_on_workers(team, name, value)
+        set_on_workers(team, values)
     try:
         code, output = fail(run_cli, project, *bucket.options)
     finally:
-        set_on_workers(team, name, team.environment[name])
+        set_on_workers(team, dict.fromkeys(values, "") | bucket.server.environment)
     assert code == 1
-    assert ("S3 refuses these keys: " if fault == "keys" else "S3 cannot be used: ") in output
-    assert fault == "keys" or f'Could not connect to the endpoint URL: "{down}/' in output
-    assert f"s3://{bucket.name}/" in output
-    assert name in output.split("to do:")[1]
+    assert ("refuses these credentials: " if fault == "keys" else "cannot be used: ") in output
+    assert f"{bucket.root}/" in output
+    assert next(iter(values)) in output.split("to do:")[1]
     assert ("from the worker at tcp://" in output) == (where == "workers")
 
 
 @pytest.mark.parametrize(
-    ("trips", "to", "code", "message"),
+    ("store", "trips", "to", "code", "message"),
     [
-        ("", "s3://nowhere", 1, "bucket does not exist.\n  where: s3://nowhere"),
-        ("s3://BUCKET/elsewhere", "", 4, "it has no manifest. where: s3://BUCKET/elsewhere/month=2009-01"),
-        ("data/trips", "", 1, "cannot be seen from here.\n  where: PROJECT/data/trips, from the worker at tcp://"),
-        ("", "data/there", 1, "cannot be seen from here.\n  where: PROJECT/data/there/_staging, from the worker at"),
+        *((kind, "", f"{kind}://nowhere", 1, f"does not exist.\n  where: {kind}://nowhere") for kind in KINDS),
+        *((kind, "ROOT/elsewhere", "", 4, "no manifest. where: ROOT/elsewhere/month=2009-01") for kind in KINDS),
+        (
+            "s3",
+            "data/trips",
+            "",
+            1,
+            "cannot be seen from here.\n  where: PROJECT/data/trips, from the worker at tcp://",
+        ),
+        ("s3", "", "data/to", 1, "cannot be seen from here.\n  where: PROJECT/data/to/_staging, from the worker at"),
     ],
+    indirect=["store"],
 )
 def test_places_that_cannot_be_used_are_explained(
     bucket: Bucket, project: Paths, run_cli: RunCli, trips: str, to: str, code: int, message: str
 ) -> None:
     given = bucket.options[1], bucket.options[3]
-    trips, to = (new.replace("BUCKET", bucket.name) or old for new, old in zip((trips, to), given, strict=True))
+    trips, to = (new.replace("ROOT", bucket.root) or old for new, old in zip((trips, to), given, strict=True))
     found, output = fail(run_cli, project, "--trips", trips, "--to", to)
     assert found == code
-    assert message.replace("BUCKET", bucket.name).replace("PROJECT", str(project.root)) in output
+    assert message.replace("ROOT", bucket.root).replace("PROJECT", str(project.root)) in output
 
 
 # ---- docs/cluster.md ----
@@ -373,36 +395,36 @@ def test_machines_with_the_certificates_of_the_page_score_and_others_are_refused
 # ---- requests ----
 
 
-@pytest.fixture
-def line(team: Team, store: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Line]:
-    del store
-    with servers.line(team.gateway.port) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield server
-
-
 NAME = "month=2009-02/trips.parquet"
 
 
-def test_only_the_needed_bytes_of_a_block_are_fetched_and_damage_is_explained(team: Team, line: servers.Line) -> None:
+def test_only_the_needed_bytes_of_a_block_are_fetched_and_damage_is_explained(
+    store: servers.ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, numbers, data = 100_000, np.random.default_rng(0), io.BytesIO()
     table = pa.table({name: numbers.random(rows) for name in "abcdefgh"})
     pq.write_table(table, data, row_group_size=rows // 4)
-    team.gateway.put("months", f"trips/{NAME}", data.getvalue())
-    months = storage.open_storage("s3://months/trips")
+    store.put("months", f"trips/{NAME}", data.getvalue())
+    months = storage.open_storage(f"{store.scheme}://months/trips")
     state = months.get_state(NAME)
-    assert months.count_group_rows(NAME, state) == [rows // 4] * 4
-    line.asked.clear()
-    before = sum(line.passed)
-    part = table.slice(rows // 2, rows // 4).select(["b", "c", "g"])
-    assert months.read_row_group(NAME, 2, ["b", "c", "g"], state).equals(part)
-    footer = pq.read_metadata(data).row_group(2)
-    needed = sum(footer.column(column).total_compressed_size for column in (1, 2, 6))
-    assert needed < sum(line.passed) - before < needed + 5000
-    assert sorted(line.requests()) == ["GET", "GET", "HEAD", "HEAD"]
+    with servers.line(store.port) as line:
+        for name, value in store.locate(line.server_address[1]).items():
+            monkeypatch.setenv(name, value)
+        servers.forget_stores()
+        assert months.count_group_rows(NAME, state) == [rows // 4] * 4
+        line.asked.clear()
+        before = sum(line.passed)
+        part = table.slice(rows // 2, rows // 4).select(["b", "c", "g"])
+        assert months.read_row_group(NAME, 2, ["b", "c", "g"], state).equals(part)
+        footer = pq.read_metadata(data).row_group(2)
+        needed = sum(footer.column(column).total_compressed_size for column in (1, 2, 6))
+        assert needed < sum(line.passed) - before < needed + 8000
+        ranges = re.findall(rb"(?i)^(?:x-ms-)?range: bytes=", b"".join(line.asked), re.MULTILINE)
+        assert len(ranges) == 2  # `b` and `c` lie side by side
+        assert store.scheme != "s3" or sorted(line.requests()) == ["GET", "GET", "HEAD", "HEAD"]
+    store.connect(monkeypatch)
     for broken in (data.getvalue()[:-1] + b"2", data.getvalue()[:-8] + b"\xff\xff\xff\x7fPAR1", b"1", b""):
-        team.gateway.put("months", f"trips/{NAME}", broken)
+        store.put("months", f"trips/{NAME}", broken)
         with pytest.raises(TiplineError, match="changed"):
             months.read_row_group(NAME, 3, ["b"], state)
         with pytest.raises(TiplineError, match="cannot be read"):

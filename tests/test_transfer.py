@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import s3fs
 
 from tests import servers
 from tests.workbench import read_json, read_tree, wait_for
@@ -209,96 +208,123 @@ def test_a_preview_where_only_whole_files_are_sent(shelf: servers.Shelf, manners
         file.read(8)
 
 
-# ---- S3 ----
+# ---- buckets ----
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Gateway]:
-    with servers.gateway(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, servers.ObjectStore]]:
+    with servers.object_stores(tmp_path_factory.mktemp("stores")) as found:
+        yield found
 
 
-@pytest.fixture
-def s3(gateway: servers.Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[servers.Gateway]:
-    """A real S3 server with one object; its keys are in the environment, and nowhere else."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    places = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(tmp_path / "none"))
-    own = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    for name, value in (servers.KEYS | places | own | {"AWS_ENDPOINT_URL": f"http://{gateway.place}"}).items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # it keeps the keys of another test
-    gateway.put("tlc", f"trips/{MONTH}.csv", OLD)
-    yield gateway
-    s3fs.S3FileSystem.clear_instance_cache()
+KINDS = ("s3", "gs", "abfs")
 
 
-SOURCE = "s3://tlc/trips/{month}.csv"
+@pytest.fixture(params=KINDS)
+def store(
+    request: pytest.FixtureRequest, stores: dict[str, servers.ObjectStore], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[servers.ObjectStore]:
+    """A real server with one object."""
+    store = stores[request.param]
+    store.connect(monkeypatch)
+    store.put("tlc", f"trips/{MONTH}.csv", OLD)
+    yield store
+    servers.forget_stores()
 
 
-def test_a_month_is_fetched_from_s3_and_kept(run_cli: RunCli, make_project: MakeProject, s3: servers.Gateway) -> None:
-    paths, address, size = make_project(source=SOURCE), SOURCE.replace("{month}", MONTH), len(OLD)
+def get_source(store: servers.ObjectStore, month: str = "{month}") -> str:
+    return f"{store.scheme}://tlc/trips/{month}.csv"
+
+
+def test_a_month_is_fetched_from_a_bucket_and_kept(
+    run_cli: RunCli, make_project: MakeProject, store: servers.ObjectStore
+) -> None:
+    paths, address = make_project(source=get_source(store)), get_source(store, MONTH)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: OLD}
-    manifest = read_json(paths.raw_manifest(MONTH))
-    assert (manifest["address"], manifest["upstream"]) == (address, {"size": size, "version": servers.etag(OLD)})
+    manifest, state = read_json(paths.raw_manifest(MONTH)), transfer.fetch_state(address)
+    assert (manifest["address"], manifest["upstream"]) == (address, {"size": len(OLD), "version": state.version})
     with transfer.open_preview(address) as (_, file):
         file.seek(5)
         assert file.read(9) == OLD[5:14]
     changed = paths.raw_manifest(MONTH).stat().st_mtime_ns
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert paths.raw_manifest(MONTH).stat().st_mtime_ns == changed
-    s3.put("tlc", f"trips/{MONTH}.csv", NEW)
+    store.put("tlc", f"trips/{MONTH}.csv", NEW)
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: NEW}
     assert run_cli(paths.root, "download", "2009-02")[0] == 5
+    listed = [(address, f"{MONTH}.csv")]
+    assert [transfer.list_files(get_source(store, name)) for name in ("2009*", "*-01")] == [listed] * 2
+    assert transfer.list_files(address.rpartition("/")[0]) == listed
 
 
 @pytest.mark.parametrize("newer", [OLD, NEW], ids=["same", "changed"])
-def test_a_cut_connection_to_s3_is_resumed_unless_the_object_changes(
-    part: Path, s3: servers.Gateway, monkeypatch: pytest.MonkeyPatch, newer: bytes
+def test_a_cut_connection_to_a_bucket_is_resumed_unless_the_object_changes(
+    part: Path, store: servers.ObjectStore, monkeypatch: pytest.MonkeyPatch, newer: bytes
 ) -> None:
-    with servers.line(s3.port) as line:
+    with servers.line(store.port) as line:
         line.cut_after = 5 * RANGE
-        line.at_cut = lambda: s3.put("tlc", f"trips/{MONTH}.csv", newer)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", line.address)
-        transfer.download_file(SOURCE.replace("{month}", MONTH), part, MONTH)
+        if newer != OLD:
+            line.at_cut = lambda: store.put("tlc", f"trips/{MONTH}.csv", newer)
+        for name, value in store.locate(line.server_address[1]).items():
+            monkeypatch.setenv(name, value)
+        transfer.download_file(get_source(store, MONTH), part, MONTH)
     assert part.read_bytes() == newer
     assert line.cuts == 0
     assert (sum(line.passed) < len(OLD) + 2 * RANGE) == (newer == OLD)
-    assert f"if-match: {servers.etag(OLD)}" in b"".join(line.asked).decode("latin-1").lower()
+    if store.scheme == "s3":
+        assert f"if-match: {servers.etag(OLD)}" in b"".join(line.asked).decode("latin-1").lower()
+
+
+AWS = [*servers.KEYS, "FSSPEC_S3_ANON=true"]
+GOOGLE = ["GOOGLE_APPLICATION_CREDENTIALS", "FSSPEC_GS_TOKEN=anon"]
+AZURE = ["AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ANON=true"]
+FORGED: Keys = {}  # stands for those of the store
 
 
 @pytest.mark.parametrize(
-    ("source", "keys", "what"),
+    ("store", "place", "keys", "words"),
     [
-        ("s3://tlc/trips/none-{month}.csv", {}, "does not have this month"),
-        ("s3://no-such-bucket/{month}.csv", {}, "The bucket does not exist."),
-        ("s3://A_B/{month}", {}, "S3 cannot be used"),
-        (SOURCE, {"AWS_SECRET_ACCESS_KEY": "wr0ng"}, "403 Forbidden"),
-        (SOURCE, dict.fromkeys(servers.KEYS), "Unable to locate credentials"),
-        (SOURCE, {"AWS_SECRET_ACCESS_KEY": None}, "Partial credentials"),
-        (SOURCE, {"AWS_PROFILE": "nobody"}, "The config profile (nobody) could not be found"),
+        *((kind, "tlc/none-{month}", None, ["does not have this month", "tlc/none-2009-01"]) for kind in KINDS),
+        *((kind, "nowhere/{month}", None, ["The bucket does not exist.", "nowhere/2009-01"]) for kind in KINDS),
+        ("s3", "A_B/{month}", None, ["S3 cannot be used"]),
+        ("abfs", "A_B/{month}", None, ["Azure Blob Storage cannot be used: 400 "]),
+        ("s3", "tlc/{month}", FORGED, ["403 Forbidden", *AWS]),
+        ("gs", "tlc/{month}", FORGED, ["401 ", *GOOGLE]),
+        ("abfs", "tlc/{month}", FORGED, ["403 ", *AZURE]),
+        ("s3", "tlc/{month}", dict.fromkeys(servers.KEYS), ["Unable to locate credentials", *AWS]),
+        ("s3", "tlc/{month}", {"AWS_SECRET_ACCESS_KEY": None}, ["Partial credentials", *AWS]),
+        ("s3", "tlc/{month}", {"AWS_PROFILE": "nobody"}, ["The config profile (nobody) could not be found", *AWS]),
+        ("abfs", "tlc/{month}", {AZURE[0]: None}, ["Must provide either a connection_string", *AZURE]),
+        ("abfs", "tlc/{month}", {AZURE[0]: "nonsense"}, ["Connection string", *AZURE]),
     ],
+    indirect=["store"],
 )
-@pytest.mark.usefixtures("s3")
-def test_what_s3_refuses_is_explained_and_keys_are_not_printed(
-    run_cli: RunCli, make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, source: str, keys: Keys, what: str
+def test_what_a_store_refuses_is_explained_and_keys_are_not_printed(
+    run_cli: RunCli,
+    make_project: MakeProject,
+    monkeypatch: pytest.MonkeyPatch,
+    store: servers.ObjectStore,
+    place: str,
+    keys: Keys | None,
+    words: list[str],
 ) -> None:
-    for name, value in keys.items():
+    for name, value in (store.forge_keys() if keys is FORGED else keys or {}).items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-    paths = make_project(source=source)
+    servers.forget_stores()
+    paths = make_project(source=f"{store.scheme}://{place}.csv")
     ended, printed = run_cli(paths.root, "download", MONTH)
-    words = [what, *([*servers.KEYS, "FSSPEC_S3_ANON=true"] if keys else [source.replace("{month}", MONTH)])]
-    assert (ended, [word for word in words if word not in printed]) == (5 if "none" in source else 1, [])
-    assert [word for word in ("wr0ng", servers.KEYS["AWS_SECRET_ACCESS_KEY"]) if word in printed] == []
+    assert (ended, [word for word in words if word not in printed]) == (5 if "none" in place else 1, [])
+    assert [word for word in ("wr0ng", "wr0ng", servers.KEYS["AWS_SECRET_ACCESS_KEY"]) if word in printed] == []
+    assert "Traceback" not in printed
     assert read_raw(paths) == {}
 
 
 def test_a_busy_public_bucket_is_read_without_keys(make_project: MakeProject, shelf: servers.Shelf) -> None:
     shelf.files[f"/tlc/trips/{MONTH}.csv"] = OLD
     shelf.statuses = [503, 500, 429]
-    paths = make_project(source=SOURCE)
+    paths = make_project(source="s3://tlc/trips/{month}.csv")
     environment = {"FSSPEC_S3_ANON": "true", "AWS_ENDPOINT_URL": shelf.address(""), "AWS_EC2_METADATA_DISABLED": "true"}
     with start_tipline(paths, "download", MONTH, **environment) as process:
         printed, _ = process.communicate(timeout=60)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3fs
 
 from tests import servers, workbench
 from tipline import files
@@ -161,18 +160,15 @@ def test_buckets_are_verified(
     scored_project: Paths, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (scored_project.root / "data").rename(tmp_path / "data")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with servers.gateway(tmp_path) as gateway:
-        for name, value in (servers.KEYS | {"AWS_ENDPOINT_URL": f"http://{gateway.place}"}).items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+    with servers.object_stores(tmp_path) as stores:
+        store = stores["s3"]
+        store.connect(monkeypatch)
         for path, data in workbench.read_tree(tmp_path / "data").items():
-            gateway.put("tips", path, data)
+            store.put("tips", path, data)
         locations = ("--predictions", "s3://tips/predictions", "--trips", "s3://tips/trips")
         code, printed = run_cli(scored_project.root, "verify", *locations)
         assert (code, printed.count(WHOLE)) == (0, len(workbench.MONTHS)), printed
-        gateway.put("tips", f"predictions/month={MONTH}/stray.parquet", b"0")
+        store.put("tips", f"predictions/month={MONTH}/stray.parquet", b"0")
         problems = list_problems(scored_project, run_cli, *locations)
         assert problems[1] == f"where: s3://tips/predictions/month={MONTH}/stray.parquet"
-        s3fs.S3FileSystem.clear_instance_cache()
+        servers.forget_stores()

@@ -40,10 +40,10 @@ MONTH = argument("month", help="for example 2009-01")
 OPTIONAL_MONTHS = argument("months", nargs="*", metavar="month", help="for example 2009-01; default: all of `months`")
 DONE_AGAIN = "months to do again; default: all of `months` that are out of date"
 AGAIN = argument("months", nargs="*", metavar="month", help=DONE_AGAIN)
-PREPARED = "prepared months, a path or s3://...; default: `storage.prepared`"
+PREPARED = "prepared months, a path or s3://, gs:// or abfs://...; default: `storage.prepared`"
 TRIPS = argument("--trips", default="", metavar="LOCATION", help=PREPARED)
 VERSION = "a version number, or the id, name or DVC experiment of a run; default: the challenger"
-PREDICTIONS = "predictions, a path or s3://...; default: `storage.predictions`"
+PREDICTIONS = "predictions, a path or s3://, gs:// or abfs://...; default: `storage.predictions`"
 COMMANDS = {
     # The stages, in the order of dvc.yaml.
     "download": Command("fetch the published files of the months", "stages.download:run", (AGAIN,)),
@@ -73,7 +73,7 @@ COMMANDS = {
         "show how the months of a source would be read, from their first rows; draft a schema from them",
         "commands.check:run",
         (
-            argument("source", help="a path, https:// or s3://, with {month} in it"),
+            argument("source", help="a path, https://, s3://, gs:// or abfs://, with {month} in it"),
             argument("months", nargs="+", metavar="month", help="for example 2009-01"),
             argument("--write", metavar="SCHEMA", help="draft a schema from the first month into this new file"),
         ),

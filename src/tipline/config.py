@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from tipline import validation
+from tipline import remote, validation
 from tipline.errors import UsageError, hide_secrets, shorten_text, summarize_exception
 from tipline.ingest.schema import Schema, load_schema
 from tipline.ingest.target import check_target
 from tipline.paths import ROLES
 
 # Schemes that `source` may begin with; a plain path has none.
-SCHEMES = ("", "file", "http", "https", "s3")
+SCHEMES = ("", "file", "http", "https", *remote.STORES)
 
 Role = Literal["train", "validation", "test"]
 # Short names of estimators; anything else is the import path of a class, or a function of the user's code file.
@@ -46,7 +46,7 @@ def check_source(source: str, key: str = "source", *, needs_month: bool = True) 
     """Raise ValueError for an address that months cannot be fetched from."""
     scheme = urlsplit(source).scheme
     if scheme not in SCHEMES:
-        raise ValueError(f"{key}: tipline does not fetch from {scheme}://; use a path, https or s3")
+        raise ValueError(f"{key}: tipline does not fetch from {scheme}://; use a path, https, s3, gs or abfs")
     if source == "demo" or (
         needs_month and "{month}" not in source and not {"{year}", "{mm}"} <= {*re.findall(r"{\w+}", source)}
     ):

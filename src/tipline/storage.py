@@ -1,4 +1,4 @@
-"""Storage for prepared months and predictions: a folder of an S3 bucket that all machines reach, or a local folder.
+"""Storage for prepared months and predictions: a folder of a bucket that all machines reach, or a local folder.
 
 Names are relative to the root and use slashes. A file appears whole or not at all.
 """
@@ -21,15 +21,17 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files
+from tipline import files, remote
 from tipline.errors import TiplineError, UsageError, summarize_exception
 from tipline.paths import Paths
 
-SCHEME = "s3://"
 REQUESTS = 16  # at the same time
 # A bucket has no locks. Younger staged files may belong to a run with another model that is still going on.
 ABANDONED_AFTER = dt.timedelta(days=1)
 MISSING = (FileNotFoundError, NotADirectoryError)
+# What s3fs, gcsfs, adlfs and local files call the version of a file and the time of its last change.
+VERSIONS = ("ETag", "LastModified", "generation", "etag", "last_modified", "ino", "mtime")
+TIMES = ("LastModified", "last_modified", "mtime")
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,11 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder, in which files are renamed and locked."""
-        return not self.root.startswith(SCHEME)
+        return "://" not in self.root
 
     @property
     def _filesystem(self) -> Any:  # noqa: ANN401 (fsspec is untyped)
-        if self.is_local:
-            return fsspec.filesystem("file")
-        from tipline import s3  # noqa: PLC0415 (local folders do not need it)
-
-        return s3.open_s3()
+        return fsspec.filesystem("file") if self.is_local else remote.open_store(self.root)
 
     def address(self, name: str = "") -> str:
         return f"{self.root}/{name}".rstrip("/")
@@ -65,7 +63,7 @@ class Storage:
         """
         self._list("")
         if self.is_local and not Path(self.root).is_dir():
-            todo = "Prepare months (dvc repro) or mount the folder; workers elsewhere need s3://... (--trips, --to)."
+            todo = "Prepare months (dvc repro) or mount the folder; workers elsewhere need a bucket (--trips, --to)."
             raise TiplineError("This folder is missing, or cannot be seen from here.", self.root, todo)
 
     def hold_lock(self) -> contextlib.AbstractContextManager[None]:
@@ -99,8 +97,10 @@ class Storage:
     def _list(self, folder: str) -> list[dict[str, Any]]:
         """List a folder, without the empty object by which some tools mark a folder of a bucket."""
         with contextlib.suppress(*MISSING), self._explain_errors(folder):
-            entries = self._filesystem.ls(self.address(folder), detail=True)
-            return [entry | {"name": entry["name"].rpartition("/")[2]} for entry in entries if entry["name"][-1] != "/"]
+            filesystem, address = self._filesystem, self.address(folder)
+            own = filesystem._strip_protocol(address)  # noqa: SLF001 (fsspec has no other name for it)
+            entries = [entry for entry in filesystem.ls(address, detail=True) if entry["name"][-1] != "/"]
+            return [entry | {"name": entry["name"].rpartition("/")[2]} for entry in entries if entry["name"] != own]
         return []
 
     def list_sizes(self, folder: str) -> dict[str, int]:
@@ -117,19 +117,21 @@ class Storage:
 
     def list_folders(self) -> list[str]:
         """Return the names of the folders of the root, sorted."""
-        return sorted(entry["name"] for entry in self._list("") if entry["type"] == "directory")
+        return sorted({entry["name"] for entry in self._list("") if entry["type"] == "directory"})
 
     def is_abandoned(self, folder: str) -> bool:
         """Whether no other run works on a staged folder: nothing in it is recent. Local folders are locked."""
+        changed = [] if self.is_local else [file for file in self._list(folder) if file["type"] == "file"]
         limit = dt.datetime.now(dt.UTC) - ABANDONED_AFTER
-        return all(entry["LastModified"] < limit for entry in self._list(folder) if "LastModified" in entry)
+        return all(min(file[name] for name in TIMES if name in file) < limit for file in changed)
 
     def remove_files(self, names: Iterable[str]) -> None:
         """Remove files; missing ones are skipped. One request per file, because not every store takes bulk deletes."""
+        filesystem = self._filesystem  # fsspec would open one per thread
 
         def remove_file(name: str) -> None:
             with contextlib.suppress(*MISSING), self._explain_errors(name):
-                self._filesystem.rm_file(self.address(name))
+                filesystem.rm_file(self.address(name))
 
         with ThreadPoolExecutor(REQUESTS) as threads:
             list(threads.map(remove_file, names))
@@ -183,7 +185,7 @@ class Storage:
     def _copy_files(self, staged: Storage, source: str, folder: str, names: Sequence[str]) -> None:
         sources = [staged.address(f"{source}/{name}") for name in names]
         with self._explain_errors(folder):
-            self._filesystem.copy(sources, [self.address(f"{folder}/{name}") for name in names])
+            remote.copy_files(self._filesystem, sources, [self.address(f"{folder}/{name}") for name in names])
 
     def recover_folders(self, staged: Storage) -> None:
         """Put back folders that a crash in `publish_folder` has left in `staged`; in a bucket there are none."""
@@ -194,7 +196,7 @@ class Storage:
         """Return a file's length, a dash, and what changes when it is replaced; None if it is missing."""
         with contextlib.suppress(*MISSING), self._explain_errors(name):
             info = self._filesystem.info(self.address(name))
-            return "-".join(str(info[key]) for key in ("size", "ETag", "LastModified", "ino", "mtime") if key in info)
+            return "-".join(str(info[key]) for key in ("size", *VERSIONS) if key in info)
         return None
 
     def hash_file(self, name: str) -> str:
@@ -249,7 +251,7 @@ class Storage:
     def _check_state(self, name: str, state: str | None) -> None:
         """Refuse a file that was removed or replaced since the run began."""
         if (now := self.get_state(name)) is None:
-            todo = "Restore it. Workers that do not see this machine's folders need s3://... (--trips, --to)."
+            todo = "Restore it. Workers that do not see this machine's folders need a bucket (--trips, --to)."
             raise TiplineError("This file is missing, or cannot be seen from here.", self.address(name), todo)
         if now != state:
             todo = "Make sure that nothing else writes there, and run it again."
@@ -257,23 +259,21 @@ class Storage:
 
     @contextlib.contextmanager
     def _explain_errors(self, name: str) -> Iterator[None]:
-        """Turn errors of S3 into TiplineErrors; those of the system and of Arrow and FileNotFoundErrors stay."""
+        """Turn errors of a store into TiplineErrors; those of the system and of Arrow and FileNotFoundErrors stay."""
         if self.is_local:
             yield
             return
-        import aiohttp  # noqa: PLC0415 (local folders do not need it)
-
-        from tipline import s3  # noqa: PLC0415
-
         try:
             yield
-        except (OSError, ValueError, aiohttp.ClientError, *s3.STORE_ERRORS) as error:
-            is_missing = isinstance(error, FileNotFoundError) and s3.get_store_answer(error)[1] != "NoSuchBucket"
-            # Arrow raises OSError for damaged pages, without the number that errors of the system and of S3 have.
-            if is_missing or isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+        except TiplineError:
+            raise
+        except remote.list_errors(self.root) as error:
+            # Arrow raises OSError for damaged pages, without a number and without an answer of the store.
+            is_damage = type(error) is OSError and error.errno is None and not remote.read_answer(error, self.root)[0]
+            if is_damage or isinstance(error, pa.ArrowException) or remote.is_missing(error, self.root):
                 raise
             todo = "Check --trips and --to, or create the bucket."
-            raise s3.explain_store_error(error, self.address(name), todo)[0] from error
+            raise remote.explain_store_error(error, self.address(name), todo)[0] from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -284,13 +284,15 @@ def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaD
 
 
 def open_storage(address: str | Path) -> Storage:
-    """Return the storage at a path or an address `s3://bucket/folder`; raise a UsageError for anything else."""
+    """Return the storage at a path or an address such as `s3://bucket/folder`; raise a UsageError for anything else."""
     text = str(address).removeprefix("file://")
-    if "://" not in text:
+    scheme, separator, place = text.partition("://")
+    if not separator:
         return Storage(str(Path(text).resolve()))
-    if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
-        raise UsageError("Months cannot be stored there.", text, "Give a path or s3://BUCKET/FOLDER.")
-    return Storage(SCHEME + text.removeprefix(SCHEME).strip("/"))
+    if scheme not in remote.STORES or not place.strip("/"):
+        known = ", ".join(f"{name}://BUCKET/FOLDER" for name in remote.STORES)
+        raise UsageError("Months cannot be stored there.", text, f"Give a path or one of {known}.")
+    return Storage(f"{'abfs' if scheme == 'az' else scheme}://{place.strip('/')}")
 
 
 def open_place(place: str | None, paths: Paths, default: Path) -> Storage:

@@ -30,7 +30,7 @@ def run(
     try:
         config.check_source(source, needs_month=len(months) != 1)
     except ValueError as error:
-        todo = "Name a path, https:// or s3:// address; for more than one month, with {month} in it."
+        todo = "Name a path, https://, s3://, gs:// or abfs:// address; for more than one month, with {month} in it."
         raise UsageError(f"{error}.", f"command line, {hide_secrets(source)}", todo) from None
     if write is not None:
         if (path := Path(write)).exists():

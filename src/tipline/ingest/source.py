@@ -1,4 +1,4 @@
-"""Fetch the published file of a month from its source: the simulation, a path, https or S3."""
+"""Fetch the published file of a month from its source: the simulation, a path, https or a bucket."""
 
 import codecs
 import fnmatch
@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files, formats
+from tipline import files, formats, remote
 from tipline.errors import TiplineError, hide_secrets, summarize_exception
 from tipline.ingest import simulate
 from tipline.ingest.readers import is_parquet, open_text
 
 HEAD_BYTES = 4096
-REMOTE = {"http", "https", "s3"}
+REMOTE = {"http", "https", *remote.STORES}
 TODO = "Check this address in params.yaml."
 
 

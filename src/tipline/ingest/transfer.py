@@ -1,4 +1,4 @@
-"""Download files through fsspec (paths, http, https, s3): in ranges, resumed, checked, retried."""
+"""Download files through fsspec (paths, https, buckets): in ranges, resumed, checked, retried."""
 
 import contextlib
 import functools
@@ -14,9 +14,8 @@ import fsspec
 import tenacity
 from tqdm import tqdm
 
-from tipline import files
+from tipline import files, remote
 from tipline.errors import NotPublishedError, TemporaryError, TiplineError, hide_secrets, list_causes
-from tipline.s3 import STORE_ERRORS, explain_store_error, find_cause, get_store_answer, open_s3
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -24,9 +23,9 @@ log = logging.getLogger(__name__)
 RANGE_BYTES = 4 << 20  # of one request
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5, 1.0, 30.0
 CONNECT_SECONDS, READ_SECONDS = 20.0, 30.0
+VERSIONS = ("generation", "ETag", "etag", "Last-Modified", "LastModified")  # of gcsfs, http and s3fs, adlfs
 GONE, FORBIDDEN = {404, 410}, 403
 TEMPORARY = {408, 425, 429, *range(500, 600)}
-CLIENT_ERRORS = (OSError, ValueError, aiohttp.ClientError, *STORE_ERRORS)
 LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 TODO = "Check this address in params.yaml, or try again later."
 MISSING = "The source does not have this month."
@@ -162,10 +161,8 @@ def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
     """Return the fsspec filesystem of an address, without its own retries."""
     if address.startswith("/"):
         return fsspec.filesystem("file")
-    if address.startswith("s3:"):
-        filesystem = open_s3(retries=0)
-        filesystem.retries = 1
-        return filesystem
+    if remote.find_store(address):
+        return remote.open_store(address, retries=0)
     # No limit on the whole transfer; proxies and .netrc as in curl and pip; compressed bytes have no stable ranges.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     client = {"timeout": timeout, "trust_env": True, "headers": {"Accept-Encoding": "identity"}}
@@ -173,11 +170,19 @@ def open_filesystem(address: str) -> Any:  # noqa: ANN401 (fsspec has no types)
 
 
 def request_state(address: str) -> FileState:
-    info = open_filesystem(address).info(address)
-    if info["type"] == "directory":
-        raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file.")
-    versions = (info.get(name) for name in ("ETag", "Last-Modified", "LastModified"))
-    return FileState(info["size"], next((str(version) for version in versions if version), None))
+    filesystem = open_filesystem(address)
+    try:
+        info = filesystem.info(address)
+    except FileNotFoundError as error:
+        missing = error
+    else:
+        if info["type"] == "directory":
+            raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file.")
+        versions = (info.get(name) for name in VERSIONS)
+        return FileState(info["size"], next((str(version) for version in versions if version), None))
+    if remote.find_store(address):
+        filesystem.ls(address)  # adlfs says only here that the whole bucket is missing
+    raise missing
 
 
 def list_files(address: str) -> list[tuple[str, str]]:
@@ -220,18 +225,21 @@ def explain_errors(address: str) -> Iterator[None]:
     """Turn errors of fsspec and its libraries into messages; a full disk is reported as it is."""
     try:
         yield
-    except CLIENT_ERRORS as error:
+    except TiplineError:
+        raise
+    except remote.list_errors(address) as error:
         if isinstance(error, OSError) and error.errno in files.DISK_FULL_ERRORS:
             raise
         raise (explain_http_error if address.startswith("http") else explain_error)(error, address) from error
 
 
 def explain_error(error: Exception, address: str) -> TiplineError:
-    if isinstance(error, FileNotFoundError) and get_store_answer(error)[1] != "NoSuchBucket":
+    is_local = address.startswith("/")
+    if isinstance(error, FileNotFoundError) and (is_local or remote.is_missing(error, address)):
         return NotPublishedError(MISSING, hide_secrets(address), TODO_MISSING)
-    if address.startswith("/"):
+    if is_local:
         return TiplineError(f"The month could not be read: {error}.", address, TODO)
-    final, may_pass = explain_store_error(error, address, "Check this address in params.yaml.")
+    final, may_pass = remote.explain_store_error(error, address, "Check this address in params.yaml.")
     return TemporaryError(*final.parts) if may_pass else final
 
 
@@ -241,7 +249,7 @@ def explain_http_error(error: Exception, address: str) -> TiplineError:
         what = "The server sends whole files only, so the footer of a Parquet file cannot be read alone."
         return NoRangeError(what, where, "`tipline download` fetches the month and checks it.")
     # fsspec reports any failure as a FileNotFoundError.
-    cause = find_cause(error, aiohttp.ClientError) or list_causes(error)[-1]
+    cause = remote.find_cause(error, aiohttp.ClientError) or list_causes(error)[-1]
     status, words = (cause.status, cause.message) if isinstance(cause, aiohttp.ClientResponseError) else (0, str(cause))
     if status in GONE or isinstance(cause, FileNotFoundError):
         return NotPublishedError(MISSING, where, TODO_MISSING)

@@ -1,0 +1,250 @@
+"""Object stores: the filesystem of each in this process, and their errors in words."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib
+import logging
+import os
+import pkgutil
+import re
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tipline.errors import TiplineError, UsageError, hide_secrets, list_causes, summarize_exception
+
+Answer = tuple[int, str, str]
+
+CONNECT_SECONDS, READ_SECONDS = 5, 60
+NO_BUCKET = "NoSuchBucket"
+REFUSED, CHANGED, BUSY, FAILED = {401, 403}, {412, 416}, {408, 429}, 500
+HERE = "here and on all workers"
+
+
+@dataclass(frozen=True)
+class Store:
+    """What differs between the kinds of stores."""
+
+    title: str
+    package: str  # that fsspec needs
+    extra: str | None  # of tipline, which installs it
+    open: Callable[[int], Any]  # with a number of retries
+    read_answer: Callable[[BaseException], Answer | None]  # of the server, if the error holds it
+    errors: tuple[str, ...]  # beside OSError, ValueError and aiohttp's
+    no_credentials: tuple[str, ...]  # errors before anything is asked
+    server: str  # what names the server
+    todo: str  # for credentials that are refused
+
+
+def find_store(address: str) -> Store | None:
+    """Return the kind of store of an address, or None for paths and web servers."""
+    return STORES.get(address.partition("://")[0])
+
+
+def open_store(address: str, retries: int = 3) -> Any:  # noqa: ANN401 (fsspec has no types)
+    """Return the filesystem of an address; a request without an answer is repeated `retries` times."""
+    scheme = address.partition("://")[0]
+    store = STORES[scheme]
+    try:
+        importlib.import_module(store.package)
+    except ImportError as error:
+        todo = f"Install it, {HERE}: pip install 'tipline[{store.extra}]'"
+        what = f"{scheme}:// needs the package {store.package}: {summarize_exception(error)}."
+        raise UsageError(what, hide_secrets(address), todo) from error
+    return store.open(retries)
+
+
+def copy_files(filesystem: Any, sources: Sequence[str], targets: Sequence[str]) -> None:  # noqa: ANN401
+    """Copy files of a store; raise a FileNotFoundError if one is missing."""
+    import fsspec.asyn  # noqa: PLC0415
+
+    filesystem.copy(list(sources), list(targets))
+    if type(filesystem).__name__ == "AzureBlobFileSystem":
+        fsspec.asyn.sync(filesystem.loop, wait_for_copies, filesystem, targets)
+
+
+def list_errors(address: str) -> tuple[type[Exception], ...]:
+    """Return the errors by which the filesystem of an address reports failures."""
+    import aiohttp  # noqa: PLC0415 (local folders do not need it)
+
+    store = find_store(address)
+    return OSError, ValueError, aiohttp.ClientError, *map(pkgutil.resolve_name, store.errors if store else ())
+
+
+def is_missing(error: Exception, address: str) -> bool:
+    """Whether an error says that a file is missing in a bucket that exists."""
+    return isinstance(error, FileNotFoundError) and read_answer(error, address)[1] != NO_BUCKET
+
+
+def read_answer(error: BaseException, address: str) -> Answer:
+    """Return HTTP status (0: none), error code and text of the answer that led to an error of a store."""
+    store = STORES[address.partition("://")[0]]
+    answers = (store.read_answer(cause) for cause in list_causes(error))
+    words = getattr(error, "strerror", None) or str(error) or repr(error)
+    return next((answer for answer in answers if answer), (0, "", str(words)))
+
+
+def explain_store_error(error: Exception, address: str, todo: str) -> tuple[TiplineError, bool]:
+    """Return the message for an error of a store, and whether it may pass; `todo` is for a bucket that is missing."""
+    store = STORES[address.partition("://")[0]]
+    status, code, words = read_answer(error, address)
+    where, words = hide_secrets(address), hide_secrets(words).strip(" .")
+    if code == NO_BUCKET:
+        return TiplineError("The bucket does not exist.", where, todo), False
+    kinds = (PermissionError, *map(pkgutil.resolve_name, store.no_credentials))
+    if status in REFUSED or find_cause(error, *kinds):
+        return TiplineError(f"{store.title} refuses these credentials: {words}.", where, store.todo), False
+    if status in CHANGED:
+        return TiplineError("This file changed while it was being used.", where, "Run the command again."), True
+    todo = f"Check the address, {store.server} and the network, here and on the workers; then run the command again."
+    may_pass = status >= FAILED or status in BUSY or not status
+    return TiplineError(f"{store.title} cannot be used: {words}.", where, todo), may_pass
+
+
+def find_cause(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """Return the first error of these kinds among an error and those that led to it, or None."""
+    return next((cause for cause in list_causes(error) if isinstance(cause, kinds)), None)
+
+
+# ---- S3 ----
+
+
+def open_s3(retries: int) -> Any:  # noqa: ANN401
+    import fsspec  # noqa: PLC0415
+
+    # Stores that only resemble S3 know no trailing checksums, and cached listings would hide what others write.
+    config: dict[str, Any] = {"retries": {"mode": "standard", "max_attempts": retries}}
+    config |= {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+    config |= {"request_checksum_calculation": "when_required"}
+    filesystem = fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=config)
+    if not retries:
+        filesystem.retries = 1  # s3fs repeats what botocore has given up
+    return filesystem
+
+
+def read_s3_answer(cause: BaseException) -> Answer | None:
+    from botocore.exceptions import ClientError  # noqa: PLC0415
+
+    if not isinstance(cause, ClientError):
+        return None
+    status, found = cause.response["ResponseMetadata"]["HTTPStatusCode"], cause.response["Error"]
+    code = str(found.get("Code", ""))
+    return int(status), code, f"{status} {code} {found.get('Message', '')}"
+
+
+# ---- Google Cloud Storage ----
+
+
+def open_gcs(retries: int) -> Any:  # noqa: ANN401
+    # Asks about each bucket over gRPC, which servers other than Google's do not speak.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import aiohttp  # noqa: PLC0415
+    import fsspec  # noqa: PLC0415
+    from gcsfs.retry import retry_request  # noqa: PLC0415
+
+    for name in ("gcsfs", "google.auth"):  # they log tracebacks of errors that they raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    options = {"requests_timeout": timeout, "session_kwargs": {"trust_env": True}}
+    filesystem = fsspec.filesystem("gs", use_listings_cache=False, **options)
+    # gcsfs repeats six times, for half a minute, and has no setting for it.
+    request = retry_request(retries=retries + 1)(type(filesystem)._request.__wrapped__)  # noqa: SLF001
+    filesystem._request = types.MethodType(request, filesystem)  # noqa: SLF001
+    return filesystem
+
+
+def read_gcs_answer(cause: BaseException) -> Answer | None:
+    from gcsfs.retry import HttpError  # noqa: PLC0415
+
+    text = str(cause)
+    if isinstance(cause, FileNotFoundError):  # the address of the request
+        return 404, NO_BUCKET if re.fullmatch("b/[^/]+/o", text) else "", text
+    if isinstance(cause, OSError) and text.startswith("Forbidden: "):
+        return 403, "", f"403 {text.partition(chr(10))[2]}"
+    if isinstance(cause, FileExistsError):
+        return 412, "", text
+    if isinstance(cause, HttpError) and cause.code:
+        refused = cause.__cause__  # of a token
+        words = summarize_exception(refused) if refused else text.removesuffix(f", {cause.code}")
+        return int(cause.code), "", f"{cause.code} {words}"
+    return None
+
+
+# ---- Azure ----
+
+
+def open_azure(retries: int) -> Any:  # noqa: ANN401
+    import fsspec  # noqa: PLC0415
+
+    logging.getLogger("azure").setLevel(logging.CRITICAL)  # warnings about each source of credentials
+    filesystem = fsspec.filesystem("abfs", use_listings_cache=False)
+    # adlfs passes no options to the client, which waits for 15 seconds before it repeats a request.
+    policy = filesystem.service_client._config.retry_policy  # noqa: SLF001
+    policy.total_retries, policy.initial_backoff, policy.increment_base, policy.random_jitter_range = retries, 1, 2, 1
+    return filesystem
+
+
+async def wait_for_copies(filesystem: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
+    """Wait for files that Azure copies after it has answered."""
+    for path in paths:
+        container, name, _ = filesystem.split_path(path)
+        async with filesystem.service_client.get_blob_client(container, name) as blob:
+            while (status := (await blob.get_blob_properties()).copy.status) == "pending":  # noqa: ASYNC110
+                await asyncio.sleep(1)  # the server sends no event
+        if status in {"aborted", "failed"}:
+            raise OSError(errno.EIO, f"the copy was {status}", path)
+
+
+def read_azure_answer(cause: BaseException) -> Answer | None:
+    from azure.core.exceptions import HttpResponseError  # noqa: PLC0415
+
+    if not isinstance(cause, HttpResponseError) or cause.status_code is None:
+        return None
+    status, code = cause.status_code, str(getattr(cause, "error_code", None) or "")
+    return status, NO_BUCKET if code == "ContainerNotFound" else code, f"{status} {code} {summarize_exception(cause)}"
+
+
+S3 = Store(
+    title="S3",
+    package="s3fs",
+    extra=None,
+    open=open_s3,
+    read_answer=read_s3_answer,
+    errors=("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
+    no_credentials=tuple(
+        f"botocore.exceptions:{name}" for name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+    ),
+    server="AWS_ENDPOINT_URL",
+    todo="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, "
+    f"and AWS_ENDPOINT_URL for a server other than Amazon's, {HERE}. FSSPEC_S3_ANON=true reads a public bucket "
+    "without keys.",
+)
+GCS = Store(
+    title="Google Cloud Storage",
+    package="gcsfs",
+    extra="gcs",
+    open=open_gcs,
+    read_answer=read_gcs_answer,
+    errors=("gcsfs.retry:HttpError", "gcsfs.retry:NonRetryableError", "google.auth.exceptions:GoogleAuthError"),
+    no_credentials=("gcsfs.retry:NonRetryableError", "google.auth.exceptions:RefreshError"),
+    server="STORAGE_EMULATOR_HOST",
+    todo="Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key or run `gcloud auth "
+    f"application-default login`, {HERE}. FSSPEC_GS_TOKEN=anon reads a public bucket.",
+)
+AZURE = Store(
+    title="Azure Blob Storage",
+    package="adlfs",
+    extra="azure",
+    open=open_azure,
+    read_answer=read_azure_answer,
+    errors=("azure.core.exceptions:AzureError",),
+    no_credentials=("azure.core.exceptions:ClientAuthenticationError", "builtins:ValueError"),
+    server="AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_ACCOUNT_NAME",
+    todo="Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or a role of this "
+    f"machine or `az login`, or else AZURE_STORAGE_CONNECTION_STRING, {HERE}. AZURE_STORAGE_ANON=true reads a public "
+    "container.",
+)
+STORES = {"s3": S3, "gs": GCS, "abfs": AZURE, "az": AZURE}
