@@ -184,7 +184,7 @@ def test_predictions_in_a_bucket_are_those_of_this_machine_until_another_champio
     score(run_cli, project, bucket)
     assert_whole(bucket, expected)
     assert not project.predictions.exists()
-    frame = pd.read_parquet(f"{bucket.root}/predictions")
+    frame = pd.read_parquet(f"{bucket.name}/predictions", filesystem=bucket.server.open())
     assert frame["month"].value_counts().to_dict() == dict.fromkeys(workbench.MONTHS, 5000)
     before = bucket.list_states()
     with monkeypatch.context() as patched:
@@ -307,8 +307,7 @@ def set_on_workers(team: Team, values: dict[str, str]) -> None:
         client.run(change)
 
 
-@pytest.mark.parametrize("where", ["driver", "workers"])
-@pytest.mark.parametrize("fault", ["keys", "address"])
+@pytest.mark.parametrize(("where", "fault"), [("driver", "keys"), ("workers", "address")])
 def test_a_store_that_cannot_be_used_is_explained(
     team: Team, bucket: Bucket, project: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, where: str, fault: str
 ) -> None:
@@ -322,7 +321,7 @@ def test_a_store_that_cannot_be_used_is_explained(
     try:
         code, output = fail(run_cli, project, *bucket.options)
     finally:
-        set_on_workers(team, dict.fromkeys(values, "") | bucket.server.environment)
+        set_on_workers(team, bucket.server.environment)
     assert code == 1
     assert ("refuses these credentials: " if fault == "keys" else "cannot be used: ") in output
     assert f"{bucket.root}/" in output
@@ -334,7 +333,7 @@ def test_a_store_that_cannot_be_used_is_explained(
     ("store", "trips", "to", "code", "message"),
     [
         *((kind, "", f"{kind}://nowhere", 1, f"does not exist.\n  where: {kind}://nowhere") for kind in KINDS),
-        *((kind, "ROOT/elsewhere", "", 4, "no manifest. where: ROOT/elsewhere/month=2009-01") for kind in KINDS),
+        ("abfs", "ROOT/elsewhere", "", 4, "no manifest. where: ROOT/elsewhere/month=2009-01"),
         (
             "s3",
             "data/trips",

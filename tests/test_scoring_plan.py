@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,16 @@ def test_other_addresses_are_refused(address: str) -> None:
         storage.open_storage(address)
 
 
-@pytest.mark.parametrize("trips", ["s3://bucket/trips", "data/trips", ""])
+@pytest.mark.parametrize(
+    ("address", "package", "extra"), [("gs://bucket/trips", "gcsfs", "gcs"), ("az://bucket/trips", "adlfs", "azure")]
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, address: str, package: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"needs the package {package}(.|\n)*'tipline\[{extra}\]'"):
+        storage.open_storage(address).check_access()
+
+
+@pytest.mark.parametrize("trips", ["az://bucket/trips", "data/trips", ""])
 def test_predictions_never_replace_the_months(paths: Paths, monkeypatch: pytest.MonkeyPatch, trips: str) -> None:
     monkeypatch.chdir(paths.root)
     with pytest.raises(UsageError, match="would replace the prepared months"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,3 +333,26 @@ def test_a_busy_public_bucket_is_read_without_keys(make_project: MakeProject, sh
     assert printed.count("Trying again in") == 3
     assert read_raw(paths) == {MONTH: OLD}
     assert "authorization" not in shelf.log[0].headers
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
+@pytest.mark.parametrize(
+    ("store", "address"), [("gs", "gs://dvc/tips"), ("abfs", "azure://dvc/tips")], indirect=["store"]
+)
+def test_dvc_keeps_its_files_in_a_bucket(
+    store: servers.ObjectStore, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc.repo import Repo
+
+    store.make("dvc")
+    monkeypatch.chdir(tmp_path)
+    repo, file = Repo.init(no_scm=True), tmp_path / "month"
+    with repo.config.edit() as config:
+        config["remote"]["team"], config["core"]["remote"] = {"url": address}, "team"
+    file.write_text("rows")
+    repo.add(str(file))
+    assert repo.push() == 1
+    file.unlink()
+    shutil.rmtree(repo.cache.local.path)
+    repo.pull()
+    assert file.read_text() == "rows"

@@ -160,8 +160,8 @@ def read_gcs_answer(cause: BaseException) -> Answer | None:
     from gcsfs.retry import HttpError  # noqa: PLC0415
 
     text = str(cause)
-    if isinstance(cause, FileNotFoundError):  # the address of the request
-        return 404, NO_BUCKET if re.fullmatch("b/[^/]+/o", text) else "", text
+    if isinstance(cause, FileNotFoundError):  # its text is the address; one that names no object lists or uploads
+        return 404, NO_BUCKET if re.search("(^|/)b/[^/]+/o$", text) else "", text
     if isinstance(cause, OSError) and text.startswith("Forbidden: "):
         return 403, "", f"403 {text.partition(chr(10))[2]}"
     if isinstance(cause, FileExistsError):
@@ -183,7 +183,7 @@ def open_azure(retries: int) -> Any:  # noqa: ANN401
     filesystem = fsspec.filesystem("abfs", use_listings_cache=False)
     # adlfs passes no options to the client, which waits for 15 seconds before it repeats a request.
     policy = filesystem.service_client._config.retry_policy  # noqa: SLF001
-    policy.total_retries, policy.initial_backoff, policy.increment_base, policy.random_jitter_range = retries, 1, 2, 1
+    policy.total_retries, policy.initial_backoff, policy.increment_base, policy.random_jitter_range = retries, 1, 1, 1
     return filesystem
 
 
@@ -203,7 +203,8 @@ def read_azure_answer(cause: BaseException) -> Answer | None:
 
     if not isinstance(cause, HttpResponseError) or cause.status_code is None:
         return None
-    status, code = cause.status_code, str(getattr(cause, "error_code", None) or "")
+    status, code = cause.status_code, getattr(cause, "error_code", None) or ""
+    code = str(getattr(code, "value", code))  # of an enumeration
     return status, NO_BUCKET if code == "ContainerNotFound" else code, f"{status} {code} {summarize_exception(cause)}"
 
 
