@@ -16,12 +16,11 @@ from typing import Any
 
 from tipline.errors import TiplineError, UsageError, hide_secrets, list_causes, summarize_exception
 
-Answer = tuple[int, str, str]
+Answer = tuple[int, str, str]  # HTTP status (0: none), error code, text
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 NO_BUCKET = "NoSuchBucket"
 REFUSED, CHANGED, BUSY, FAILED = {401, 403}, {412, 416}, {408, 429}, 500
-HERE = "here and on all workers"
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,12 @@ class Store:
 
     title: str
     package: str  # that fsspec needs
-    extra: str | None  # of tipline, which installs it
+    extra: str  # of tipline, which installs it
     open: Callable[[int], Any]  # with a number of retries
-    read_answer: Callable[[BaseException], Answer | None]  # of the server, if the error holds it
+    read_answer: Callable[[BaseException], Answer | None]  # of the server, if this error holds it
     errors: tuple[str, ...]  # beside OSError, ValueError and aiohttp's
     no_credentials: tuple[str, ...]  # errors before anything is asked
-    server: str  # what names the server
+    server: str  # variables that name the server
     todo: str  # for credentials that are refused
 
 
@@ -44,34 +43,46 @@ def find_store(address: str) -> Store | None:
     return STORES.get(address.partition("://")[0])
 
 
+def get_store(address: str) -> Store:
+    return STORES[address.partition("://")[0]]
+
+
 def open_store(address: str, retries: int = 3) -> Any:  # noqa: ANN401 (fsspec has no types)
     """Return the filesystem of an address; a request without an answer is repeated `retries` times."""
-    scheme = address.partition("://")[0]
-    store = STORES[scheme]
+    store = get_store(address)
+    # Otherwise gcsfs asks about each bucket over gRPC, which servers other than Google's do not speak.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         importlib.import_module(store.package)
     except ImportError as error:
-        todo = f"Install it, {HERE}: pip install 'tipline[{store.extra}]'"
-        what = f"{scheme}:// needs the package {store.package}: {summarize_exception(error)}."
+        what = f"{store.title} needs the package {store.package}: {summarize_exception(error)}."
+        todo = f"Install it, here and on all workers: pip install 'tipline[{store.extra}]'"
         raise UsageError(what, hide_secrets(address), todo) from error
     return store.open(retries)
 
 
 def copy_files(filesystem: Any, sources: Sequence[str], targets: Sequence[str]) -> None:  # noqa: ANN401
     """Copy files of a store; raise a FileNotFoundError if one is missing."""
-    import fsspec.asyn  # noqa: PLC0415
+    import fsspec.asyn  # noqa: PLC0415 (paths do not need it)
 
     filesystem.copy(list(sources), list(targets))
-    if type(filesystem).__name__ == "AzureBlobFileSystem":
-        fsspec.asyn.sync(filesystem.loop, wait_for_copies, filesystem, targets)
+    if hasattr(filesystem, "service_client"):
+        fsspec.asyn.sync(filesystem.loop, wait_for_azure, filesystem, targets)
 
 
 def list_errors(address: str) -> tuple[type[Exception], ...]:
     """Return the errors by which the filesystem of an address reports failures."""
-    import aiohttp  # noqa: PLC0415 (local folders do not need it)
+    import aiohttp  # noqa: PLC0415
 
     store = find_store(address)
     return OSError, ValueError, aiohttp.ClientError, *map(pkgutil.resolve_name, store.errors if store else ())
+
+
+def read_answer(error: BaseException, address: str) -> Answer:
+    """Return the server's answer that led to an error of a store."""
+    answers = map(get_store(address).read_answer, list_causes(error))
+    words = getattr(error, "strerror", None) or str(error) or repr(error)
+    return next((answer for answer in answers if answer), (0, "", str(words)))
 
 
 def is_missing(error: Exception, address: str) -> bool:
@@ -79,23 +90,13 @@ def is_missing(error: Exception, address: str) -> bool:
     return isinstance(error, FileNotFoundError) and read_answer(error, address)[1] != NO_BUCKET
 
 
-def read_answer(error: BaseException, address: str) -> Answer:
-    """Return HTTP status (0: none), error code and text of the answer that led to an error of a store."""
-    store = STORES[address.partition("://")[0]]
-    answers = (store.read_answer(cause) for cause in list_causes(error))
-    words = getattr(error, "strerror", None) or str(error) or repr(error)
-    return next((answer for answer in answers if answer), (0, "", str(words)))
-
-
 def explain_store_error(error: Exception, address: str, todo: str) -> tuple[TiplineError, bool]:
     """Return the message for an error of a store, and whether it may pass; `todo` is for a bucket that is missing."""
-    store = STORES[address.partition("://")[0]]
-    status, code, words = read_answer(error, address)
+    store, (status, code, words) = get_store(address), read_answer(error, address)
     where, words = hide_secrets(address), hide_secrets(words).strip(" .")
     if code == NO_BUCKET:
         return TiplineError("The bucket does not exist.", where, todo), False
-    kinds = (PermissionError, *map(pkgutil.resolve_name, store.no_credentials))
-    if status in REFUSED or find_cause(error, *kinds):
+    if status in REFUSED or find_cause(error, PermissionError, *map(pkgutil.resolve_name, store.no_credentials)):
         return TiplineError(f"{store.title} refuses these credentials: {words}.", where, store.todo), False
     if status in CHANGED:
         return TiplineError("This file changed while it was being used.", where, "Run the command again."), True
@@ -139,8 +140,6 @@ def read_s3_answer(cause: BaseException) -> Answer | None:
 
 
 def open_gcs(retries: int) -> Any:  # noqa: ANN401
-    # Asks about each bucket over gRPC, which servers other than Google's do not speak.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import aiohttp  # noqa: PLC0415
     import fsspec  # noqa: PLC0415
     from gcsfs.retry import retry_request  # noqa: PLC0415
@@ -187,7 +186,7 @@ def open_azure(retries: int) -> Any:  # noqa: ANN401
     return filesystem
 
 
-async def wait_for_copies(filesystem: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
+async def wait_for_azure(filesystem: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
     """Wait for files that Azure copies after it has answered."""
     for path in paths:
         container, name, _ = filesystem.split_path(path)
@@ -209,43 +208,43 @@ def read_azure_answer(cause: BaseException) -> Answer | None:
 
 
 S3 = Store(
-    title="S3",
-    package="s3fs",
-    extra=None,
-    open=open_s3,
-    read_answer=read_s3_answer,
-    errors=("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
-    no_credentials=tuple(
+    "S3",
+    "s3fs",
+    "s3",
+    open_s3,
+    read_s3_answer,
+    ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
+    tuple(
         f"botocore.exceptions:{name}" for name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
     ),
-    server="AWS_ENDPOINT_URL",
-    todo="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, "
-    f"and AWS_ENDPOINT_URL for a server other than Amazon's, {HERE}. FSSPEC_S3_ANON=true reads a public bucket "
-    "without keys.",
+    "AWS_ENDPOINT_URL",
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones) or AWS_PROFILE, and "
+    "AWS_ENDPOINT_URL for a server other than Amazon's, here and on all workers. FSSPEC_S3_ANON=true reads a public "
+    "bucket without keys.",
 )
 GCS = Store(
-    title="Google Cloud Storage",
-    package="gcsfs",
-    extra="gcs",
-    open=open_gcs,
-    read_answer=read_gcs_answer,
-    errors=("gcsfs.retry:HttpError", "gcsfs.retry:NonRetryableError", "google.auth.exceptions:GoogleAuthError"),
-    no_credentials=("gcsfs.retry:NonRetryableError", "google.auth.exceptions:RefreshError"),
-    server="STORAGE_EMULATOR_HOST",
-    todo="Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key or run `gcloud auth "
-    f"application-default login`, {HERE}. FSSPEC_GS_TOKEN=anon reads a public bucket.",
+    "Google Cloud Storage",
+    "gcsfs",
+    "gcs",
+    open_gcs,
+    read_gcs_answer,
+    ("gcsfs.retry:HttpError", "gcsfs.retry:NonRetryableError", "google.auth.exceptions:GoogleAuthError"),
+    ("gcsfs.retry:NonRetryableError", "google.auth.exceptions:RefreshError"),
+    "STORAGE_EMULATOR_HOST",
+    "Set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key or run `gcloud auth application-default "
+    "login`, here and on all workers. FSSPEC_GS_TOKEN=anon reads a public bucket.",
 )
 AZURE = Store(
-    title="Azure Blob Storage",
-    package="adlfs",
-    extra="azure",
-    open=open_azure,
-    read_answer=read_azure_answer,
-    errors=("azure.core.exceptions:AzureError",),
-    no_credentials=("azure.core.exceptions:ClientAuthenticationError", "builtins:ValueError"),
-    server="AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_ACCOUNT_NAME",
-    todo="Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or a role of this "
-    f"machine or `az login`, or else AZURE_STORAGE_CONNECTION_STRING, {HERE}. AZURE_STORAGE_ANON=true reads a public "
-    "container.",
+    "Azure Blob Storage",
+    "adlfs",
+    "azure",
+    open_azure,
+    read_azure_answer,
+    ("azure.core.exceptions:AzureError",),
+    ("azure.core.exceptions:ClientAuthenticationError", "builtins:ValueError"),
+    "AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_ACCOUNT_NAME",
+    "Set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN (or `az login`, or a "
+    "role of the machine), or else AZURE_STORAGE_CONNECTION_STRING, here and on all workers. AZURE_STORAGE_ANON=true "
+    "reads a public container.",
 )
 STORES = {"s3": S3, "gs": GCS, "abfs": AZURE, "az": AZURE}
