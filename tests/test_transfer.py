@@ -244,7 +244,8 @@ def test_a_month_is_fetched_from_a_bucket_and_kept(
     assert run_cli(paths.root, "download", MONTH)[0] == 0
     assert read_raw(paths) == {MONTH: OLD}
     manifest, state = read_json(paths.raw_manifest(MONTH)), transfer.fetch_state(address)
-    assert (manifest["address"], manifest["upstream"]) == (address, {"size": len(OLD), "version": state.version})
+    stated = {"size": len(OLD), "version": state.version, "modified": state.modified}
+    assert (manifest["address"], manifest["upstream"]) == (address, stated)
     with transfer.open_preview(address) as (_, file):
         file.seek(5)
         assert file.read(9) == OLD[5:14]

@@ -67,7 +67,21 @@ COMMANDS = {
     "month": Command(
         "add a published month to params.yaml, run `dvc repro`, print its verdict and what to commit",
         "commands.month:run",
-        (MONTH,),
+        (
+            argument(
+                "month",
+                help="for example 2009-01; next: the last listed one until it has a verdict, then the month after",
+            ),
+        ),
+    ),
+    "upstream": Command(
+        "list months that were published again since they were fetched; fetch and score them again, report what moved",
+        "commands.upstream:run",
+        (
+            OPTIONAL_MONTHS,
+            argument("--fetch", action="store_true", help="fetch them, run `dvc repro`, compare with the old scores"),
+            argument("--threshold", type=float, default=0.5, metavar="P", help="count scores that cross it: 0.5"),
+        ),
     ),
     "check": Command(
         "show how the months of a source would be read, from their first rows; draft a schema from them",
@@ -130,7 +144,7 @@ def create_parser() -> argparse.ArgumentParser:
         prog="tipline",
         description="Train on a sample, score every row. `dvc repro` runs all stages that are out of date.",
         epilog="exit codes: 0 done, 1 failed, 2 usage, 3 refused by the gate, 4 some months failed, "
-        "5 month not published yet, 130 interrupted",
+        "5 month not published yet, 6 months published again, 130 interrupted",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -155,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
     is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS
     settings = (config.load_partial_settings if is_partial else config.load_settings)(paths.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    if "month" in given:
+    if "month" in given and (arguments.command, given["month"]) != ("month", "next"):
         given["month"] = config.parse_month(given["month"])
     if "months" in given:
         given["months"] = [config.parse_month(month) for month in given["months"]]

@@ -58,6 +58,12 @@ class TemporaryError(TiplineError):
     """A failure that may pass."""
 
 
+class RepublishedError(TiplineError):
+    """Months were published again since they were fetched."""
+
+    exit_code = 6
+
+
 class ReportedCode(contextlib.AbstractContextManager[None]):
     """Report any error of code that is not tipline's, SystemExit included, as a UsageError or another kind."""
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from tipline import cluster, files
+from tipline.arrays import Floats
 from tipline.errors import UsageError
 from tipline.ingest import columns
 from tipline.model import artifact
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 WHERE = "command line"
 MEANS = ["mean_a", "mean_b", "mean_difference", "mean_absolute_difference", "crossed_share"]
 Models: TypeAlias = dict[str, dict[str, bytes]]  # their files by digest
-FORMATS = dict.fromkeys(("rows", "crossed_up", "crossed_down"), "{:,}".format)
+FORMATS = dict.fromkeys(("rows", "moved", "crossed_up", "crossed_down", "added", "removed"), "{:,}".format)
 
 
 def run(
@@ -127,15 +128,19 @@ def compare_block(
     batch = worker.read_block(block, types)
     models = [worker.get_worker_model(digest, form) for digest, form in forms.items()]
     a, b = (model.probabilities(batch).astype(np.float64) for model in models)
-    sizes, up, down = np.abs(b - a), (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
-    sums = {"rows": len(a), "mean_a": a.sum(), "mean_b": b.sum(), "mean_difference": (b - a).sum()}
-    sums |= {"mean_absolute_difference": sizes.sum(), "largest_difference": sizes.max()}
-    sums |= {"crossed_up": up.sum(), "crossed_down": down.sum(), "crossed_share": (up | down).sum()}
-    found = pd.Series(sizes).nlargest(count).index  # the first of equal ones
+    found = pd.Series(np.abs(b - a)).nlargest(count).index  # the first of equal ones
     rows = pd.DataFrame(batch.take(pa.array(found)).to_pylist(), dtype=object)
     scores = {"score_a": a[found], "score_b": b[found], "difference": (b - a)[found]}
     changes = pd.DataFrame({"month": block.month, "row": rows.pop("row"), **scores}).join(rows)
-    return {"month": block.month, **sums}, changes
+    return {"month": block.month, **sum_changes(a, b, threshold)}, changes
+
+
+def sum_changes(a: Floats, b: Floats, threshold: float) -> dict[str, Any]:
+    """Return sums over rows whose scores are `a` and `b`; `MEANS` are still to be divided by the rows."""
+    sizes, up, down = np.abs(b - a), (a <= threshold) & (b > threshold), (a > threshold) & (b <= threshold)
+    sums = {"rows": len(a), "mean_a": a.sum(), "mean_b": b.sum(), "mean_difference": (b - a).sum()}
+    sums |= {"mean_absolute_difference": sizes.sum(), "largest_difference": sizes.max(initial=0)}
+    return sums | {"crossed_up": up.sum(), "crossed_down": down.sum(), "crossed_share": (up | down).sum()}
 
 
 def format_table(table: pd.DataFrame) -> list[str]:

@@ -22,9 +22,20 @@ from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
+NEXT = "next"
+
 
 def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
-    """Add a month to params.yaml unless it is listed, run `dvc repro`, and yield the lines to print."""
+    """Add a month to params.yaml unless it is listed, run `dvc repro`, and yield the lines to print.
+
+    `next` is the last listed month until it has a verdict, then the month after it.
+    """
+    if month == NEXT:
+        month = max(settings.months)
+        judged = {one["month"] for one in files.try_read_json(paths.monitoring / "months.json") or ()}
+        if month in judged:
+            year, number = divmod(12 * int(month[:4]) + int(month[5:]), 12)
+            month = f"{year}-{number + 1:02d}"
     if not paths.raw_manifest(month).is_file():
         source.check_published(settings.source, month, paths.workspace)
     if month in settings.months:

@@ -5,6 +5,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import files, formats, remote
-from tipline.errors import TiplineError, hide_secrets, summarize_exception
+from tipline.errors import TiplineError, hide_secrets, shorten_text, summarize_exception
 from tipline.ingest import simulate
 from tipline.ingest.readers import is_parquet, open_text
 
 HEAD_BYTES = 4096
 REMOTE = {"http", "https", *remote.STORES}
+SHOWN = 40  # letters of an ETag or a digest
 TODO = "Check this address in params.yaml."
 
 
@@ -66,7 +68,7 @@ def fetch_month(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         part.replace(folder / name)
         check_format(folder / name, hide_secrets(address))
-        upstream = {} if address.startswith("/") else {"upstream": {"size": state.size, "version": state.version}}
+        upstream = {} if address.startswith("/") else {"upstream": asdict(state)}
         described.append({"name": name} | files.describe_file(folder / name) | upstream)
     if len(listed) == 1:
         return {"address": show_address(listed[0][0], source, home), **described[0]}
@@ -113,19 +115,43 @@ def is_unchanged(source: str, month: str, home: Path, folder: Path, known: Mappi
 
     Simulated and local months, and months of servers that state no version, are fetched again.
     """
-    described = {one.get("name"): one for one in known.get("files", [known])}
-    if not all((one.get("upstream") or {}).get("version") for one in described.values()):
-        return False
+    described = known.get("files", [known])
+    return (
+        all((one.get("upstream") or {}).get("version") for one in described)
+        and all((folder / str(one.get("name"))).is_file() for one in described)
+        and not find_changes(source, month, home, known)
+        and all(files.hash_file(folder / one["name"]) == one.get("sha256") for one in described)
+    )
+
+
+def find_changes(source: str, month: str, home: Path, known: Mapping[str, Any]) -> list[str]:
+    """Ask a source about the files of a month and describe what differs from its manifest `known`.
+
+    Local files are compared by sha256, those of servers by size and version. Errors are those of `fetch_month`.
+    """
+    if source == "demo":
+        return []
     from tipline.ingest import transfer  # noqa: PLC0415
 
+    before = {one.get("name"): one for one in known.get("files", [known])}
     listed = {name: address for address, name in list_addresses(source, month, home)}
-    shown = format_address(source, month, home) if "files" in known else next(iter(listed.values()))
-    return (show_address(shown, source, home), listed.keys()) == (known.get("address"), described.keys()) and all(
-        (folder / name).is_file()
-        and files.hash_file(folder / name) == described[name].get("sha256")
-        and transfer.fetch_state(address) == transfer.FileState(**described[name]["upstream"])
-        for name, address in listed.items()
-    )
+    place = format_address(source, month, home) if "files" in known else next(iter(listed.values()))
+    place = show_address(place, source, home)
+    changes = [] if place == known.get("address") else [f"address: {known.get('address')} -> {place}"]
+    changes += [f"{name}: not there any more" for name in before if name not in listed]
+    for name, address in listed.items():
+        state, one = asdict(transfer.fetch_state(address)), before.get(name)
+        if one is None:
+            changes.append(f"{name}: new")
+            continue
+        old = {"size": one.get("bytes")} | (one.get("upstream") or {})
+        if address.startswith("/"):
+            old["sha256"], state = one.get("sha256"), {"size": state["size"], "sha256": files.hash_file(Path(address))}
+        if any(old.get(key) != state[key] for key in state if key != "modified"):
+            shown = {key: [shorten_text(value, SHOWN) for value in (old.get(key), state[key])] for key in state}
+            words = [f"{key} {was} -> {now}" for key, (was, now) in shown.items() if was != now]
+            changes.append(f"{name}: {', '.join(words)}")
+    return changes
 
 
 def check_published(source: str, month: str, home: Path) -> None:

@@ -5,7 +5,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 RANGE_BYTES = 4 << 20  # of one request
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5, 1.0, 30.0
 CONNECT_SECONDS, READ_SECONDS = 20.0, 30.0
-VERSIONS = ("generation", "ETag", "etag", "Last-Modified", "LastModified")  # of gcsfs, http and s3fs, adlfs
+TIMES = ("Last-Modified", "LastModified", "last_modified", "updated")  # of http, s3fs, adlfs, gcsfs
+VERSIONS = ("generation", "ETag", "etag", *TIMES)  # of gcsfs, of http and s3fs, of adlfs
 GONE, FORBIDDEN = {404, 410}, 403
 TEMPORARY = {408, 425, 429, *range(500, 600)}
 LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
@@ -40,6 +41,7 @@ class FileState:
 
     size: int | None
     version: str | None
+    modified: str | None = field(default=None, compare=False)  # the time of the last change, for people
 
 
 class NoRangeError(TiplineError):
@@ -178,8 +180,8 @@ def request_state(address: str) -> FileState:
     else:
         if info["type"] == "directory":
             raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file.")
-        versions = (info.get(name) for name in VERSIONS)
-        return FileState(info["size"], next((str(version) for version in versions if version), None))
+        found = ((info.get(name) for name in names) for names in (VERSIONS, TIMES))
+        return FileState(info["size"], *(next((str(value) for value in values if value), None) for values in found))
     if remote.find_store(address):
         filesystem.ls(address)  # adlfs says only here that the whole bucket is missing
     raise missing

@@ -1,0 +1,184 @@
+"""`tipline upstream`: ask the source which months were published again; fetch them and report what changed.
+
+New scores are compared with a copy of the old ones in data/.staging, which a run that is killed leaves to the next one.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tipline import files
+from tipline.commands import compare
+from tipline.commands.month import run_repro
+from tipline.config import Settings
+from tipline.errors import (
+    MonthsFailedError,
+    NotPublishedError,
+    RepublishedError,
+    TiplineError,
+    UsageError,
+    format_count,
+    join_lines,
+)
+from tipline.ingest import source
+from tipline.paths import Paths, month_name
+from tipline.scoring import plan
+from tipline.stages import download
+from tipline.storage import Storage, open_storage
+
+REQUESTS = 4  # at the same time
+FIGURES = ["month", "rows", "moved", "crossed_up", "crossed_down", "largest_difference", "added", "removed"]
+PREPARED = "_prepared.json"  # the manifest of the prepared month that was scored
+RESUME = "tipline upstream --fetch"
+
+
+def run(
+    settings: Settings, paths: Paths, months: Sequence[str] = (), threshold: float = 0.5, *, fetch: bool = False
+) -> Iterator[str]:
+    """Ask about all fetched months and yield a line per difference; with `fetch`, fetch, run `dvc repro`, and compare.
+
+    Raises RepublishedError if months differ and are not fetched, MonthsFailedError if some cannot be asked or fetched.
+    """
+    if not 0 <= threshold < 1:
+        raise UsageError("The threshold is out of range.", "command line", "--threshold: 0 to below 1.")
+    fetched = [month for month in sorted(months or settings.months) if paths.raw_manifest(month).is_file()]
+    changed, failed = list[str](), list[str]()
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        for month, answer in zip(fetched, threads.map(partial(ask_source, settings, paths), fetched), strict=True):
+            if isinstance(answer, list):
+                changed += [month] if answer else []
+                yield from (f"{month}: {line}" for line in answer)
+            else:
+                failed.append(month)
+                yield f"{month}: not known: {join_lines(answer)}"
+    asked = format_count(len(fetched) - len(failed), "month")
+    yield f"{asked} asked, {len(changed)} published again" + (f", {len(failed)} not known" if failed else "")
+    if fetch:
+        with files.hold_lock(paths.staging / "upstream.lock", "fetching months again"):
+            failed += yield from restate_months(settings, paths, changed, threshold)
+    elif changed:
+        what = f"{format_count(len(changed), 'month')} changed at the source since they were fetched."
+        raise RepublishedError(what, ", ".join(changed), f"Fetch and score them again: {RESUME}")
+    if failed:
+        what = f"The source could not be asked about {format_count(len(failed), 'month')}."
+        raise MonthsFailedError(what, ", ".join(failed), "The reasons are printed above. Fix them and run it again.")
+
+
+def ask_source(settings: Settings, paths: Paths, month: str) -> list[str] | Exception:
+    """Return what differs at the source of a month and of its labels, or why that is not known."""
+    known, home, address = files.try_read_json(paths.raw_manifest(month)) or {}, paths.workspace, settings.labels.source
+    try:
+        changes = source.find_changes(settings.source, month, home, known)
+        if address and "labels" in known:
+            changes += [f"labels: {line}" for line in source.find_changes(address, month, home, known["labels"])]
+        elif address:
+            with contextlib.suppress(NotPublishedError):
+                source.check_published(address, month, home)
+                changes.append("labels: new")
+    except (TiplineError, OSError) as error:
+        return error
+    return changes
+
+
+def restate_months(
+    settings: Settings, paths: Paths, months: Sequence[str], threshold: float
+) -> Generator[str, None, list[str]]:
+    """Fetch months again, run `dvc repro` and yield the report; return the months that could not be fetched."""
+    locations, kept, failed = plan.Locations.resolve(paths), paths.staging / "restatement", list[str]()
+    for month in months:
+        keep_month(locations, month, kept, paths.staging / "kept")
+        try:
+            download.run(settings, paths, month)
+        except TiplineError as error:
+            failed.append(month)
+            yield f"{month}: {join_lines(error)}"
+    restated = [folder.name.removeprefix("month=") for folder in sorted(kept.glob("month=*"))]  # also a killed run's
+    if (months or restated) and run_repro(paths):
+        todo = f"Fix the cause, which is printed above, then resume: {RESUME}"
+        raise TiplineError("`dvc repro` failed.", ", ".join({*months, *restated}), todo)
+    reports = [compare_month(locations, open_storage(kept), month, threshold) for month in restated]
+    if reports:
+        yield from compare.format_table(pd.DataFrame(reports)[FIGURES])
+    for report in reports:
+        yield f"{report['month']}: {report['because']}"
+        name = f"{report['month']}-{files.hash_json(report)[:12]}.json"
+        files.write_json(paths.root / "reports" / "restatements" / name, report)
+        shutil.rmtree(kept / month_name(report["month"]))
+    return failed
+
+
+def keep_month(locations: plan.Locations, month: str, kept: Path, staging: Path) -> None:
+    """Copy the predictions of a month and its manifests, unless an earlier run has done so or it is not scored."""
+    name, predictions = month_name(month), locations.predictions
+    prepared, manifest = (one.read_json(f"{name}/{files.MANIFEST}") for one in (locations.trips, predictions))
+    is_scored = prepared and manifest and plan.is_published(predictions, month, manifest["key"])
+    if is_scored and not (kept / name).is_dir():
+        with files.replace_folder(kept / name, staging) as folder:
+            files.write_json(folder / PREPARED, prepared)
+            files.write_json(folder / files.MANIFEST, manifest)
+            for part in manifest["parts"]:
+                (folder / part["name"]).write_bytes(predictions.read(f"{name}/{part['name']}") or b"")
+
+
+def compare_month(locations: plan.Locations, kept: Storage, month: str, threshold: float) -> dict[str, Any]:
+    """Return what became of the scores of a month and why.
+
+    Rows are the same trip if they have the same identifiers, where predictions hold unique ones, or the same number.
+    """
+    name = month_name(month)
+    old, new = (one.read_json(f"{name}/{files.MANIFEST}") for one in (kept, locations.predictions))
+    was, now = kept.read_json(f"{name}/{PREPARED}"), locations.trips.read_json(f"{name}/{files.MANIFEST}")
+    a, b = (read_scores(storage, name, manifest) for storage, manifest in ((kept, old), (locations.predictions, new)))
+    ids = [column for column in a.column_names if column in b.column_names and column not in plan.SCHEMA.names]
+    is_unique = ids and all(len(one.group_by(ids).aggregate([])) == len(one) for one in (a, b))
+    on = ids if is_unique else ["row"]
+    a, b = (one.select([*on, "probability"]) for one in (a, b))
+    both = a.join(b, on, right_suffix="_new", join_type="inner")
+    before, after = (both[column].to_numpy().astype(float) for column in ("probability", "probability_new"))
+    counts = {
+        "moved": int(np.count_nonzero(before != after)),
+        "added": len(b) - len(both),
+        "removed": len(a) - len(both),
+    }
+    sums = {key: value for key, value in compare.sum_changes(before, after, threshold).items() if key in FIGURES}
+    return {
+        "month": month,
+        "threshold": threshold,
+        **{key: float(value) if key == "largest_difference" else int(value) for key, value in sums.items()},
+        **counts,
+        "joined_by": on,
+        "because": explain_change(old["key"], new["key"], was, now),
+    }
+
+
+def read_scores(storage: Storage, folder: str, manifest: Mapping[str, Any]) -> pa.Table:
+    parts = (storage.read(f"{folder}/{part['name']}") or b"" for part in manifest["parts"])
+    return pa.concat_tables([pq.read_table(pa.BufferReader(part)) for part in parts])
+
+
+def explain_change(
+    old: Mapping[str, Any], new: Mapping[str, Any], was: Mapping[str, Any], now: Mapping[str, Any]
+) -> str:
+    """Say why scores changed, from the keys of the predictions and the manifests of the prepared months."""
+    if old == new:
+        return "no score was computed again, because no column that the model reads has changed"
+    causes = {
+        "data": was["published"] != now["published"],
+        "schema": was["mapping"]["digest"] != now["mapping"]["digest"],
+        "format": (was["format"], old["format"]) != (now["format"], new["format"]),
+        f"model ({old['model'][:12]} -> {new['model'][:12]})": old["model"] != new["model"],
+    }
+    digests = [key["columns"] for key in (old, new)]
+    names = sorted(
+        name for name in digests[0].keys() | digests[1].keys() if len({one.get(name) for one in digests}) > 1
+    )
+    return f"because of {', '.join(cause for cause in causes if causes[cause])}; columns: {', '.join(names) or '-'}"
