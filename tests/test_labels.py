@@ -267,6 +267,11 @@ def test_labels_are_fetched_with_the_month_or_when_they_arrive(
     shelf.cut_after = None
     for fetched in (labels, labels * 2):
         shelf.files[f"/labels/{MONTH}.csv"] = fetched
+        code, printed = run_cli(paths.root, "upstream")
+        assert (code, f"{MONTH}: labels: {'new' if fetched == labels else f'{MONTH}.csv: size'}" in printed) == (
+            6,
+            True,
+        )
         for times in range(2):
             assert download()[0] == 0
             assert (f"{MONTH}: unchanged at the source, kept" in caplog.messages) == bool(times)

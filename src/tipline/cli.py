@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -135,6 +136,8 @@ PRELOADED = {
     "score": ["tipline.scoring.worker", "tipline.scoring.preload"],
     "compare": ["tipline.commands.compare"],
 }
+# The others change what is published; their events go to the command `notify` of params.yaml.
+READING = {"status", "check", "compare", "verify", "explain"}
 # These get `PartialSettings`, and so work with any params.yaml.
 ACCEPTING_INVALID_SETTINGS = {"status", "check", "rollback", "verify"}
 
@@ -179,9 +182,14 @@ def run(arguments: argparse.Namespace) -> None:
     gc.disable()
     function = pkgutil.resolve_name(f"tipline.{command.function}")
     gc.enable()
-    for line in function(settings, paths, **given) or ():
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+    valid: Any = getattr(settings, "settings", settings)  # None for an invalid file
+    events: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if valid and valid.notify and arguments.command not in READING and not paths.is_experiment_copy:
+        events = pkgutil.resolve_name("tipline.commands.notify:Events")(valid, paths, arguments.command)
+    with events:
+        for line in function(settings, paths, **given) or ():
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

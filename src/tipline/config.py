@@ -228,6 +228,7 @@ class Settings(Section):
     evaluate: Evaluate
     score: Score
     cluster: Cluster
+    notify: str | None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Settings:

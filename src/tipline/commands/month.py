@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 NEXT = "next"
 
 
+class ReproFailedError(TiplineError):
+    """`dvc repro` failed, and has printed why."""
+
+
 def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
     """Add a month to params.yaml unless it is listed, run `dvc repro`, and yield the lines to print.
 
@@ -43,9 +47,7 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
     else:
         files.write_text(paths.params, insert_month(paths.params.read_bytes().decode(), month, str(paths.params)))
         yield f"{month} is published; added it to params.yaml"
-    if run_repro(paths):
-        todo = f"Fix the cause, which is printed above, then resume: tipline month {month}"
-        raise TiplineError("`dvc repro` failed.", f"month {month}", todo)
+    run_repro(paths, f"month {month}", f"tipline month {month}")
     months = files.read_json(paths.monitoring / "months.json", "Run: dvc repro monitor")
     yield from format_month(next(one for one in months if one["month"] == month))
     yield from ("to commit:", "  git add params.yaml dvc.lock", f'  git commit -m "Score {month}"')
@@ -69,14 +71,20 @@ def insert_month(text: str, month: str, where: str) -> str:
     raise UsageError(what, where, f'Add it by hand, for example as - "{month}", and run the command again.')
 
 
-def run_repro(paths: Paths) -> int:
-    """Run `dvc repro` and return its exit code; wait for that of another `tipline month` first.
+def get_environment() -> dict[str, str]:
+    """Return the environment with its programs first on the PATH: stages call `tipline`, and cron activates nothing."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
 
-    DVC inherits the lock, so it lasts until DVC ends, also if this process is killed before. The programs of this
-    environment come first on the PATH, because the stages call `tipline`, and cron does not activate an environment.
+
+def run_repro(paths: Paths, where: str, resume: str) -> None:
+    """Run `dvc repro`; wait for that of another `tipline month` first. Raises ReproFailedError if it fails.
+
+    DVC inherits the lock, so it lasts until DVC ends, also if this process is killed before.
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     paths.staging.mkdir(parents=True, exist_ok=True)
     with (paths.staging / "month.lock").open("w") as lock:
         try:
@@ -85,13 +93,16 @@ def run_repro(paths: Paths) -> int:
             log.info("waiting for the `dvc repro` of another `tipline month` to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         remove_stale_lock(paths.root)
-        options: dict[str, Any] = {"cwd": paths.root, "env": {**os.environ, "PATH": path}}
+        options: dict[str, Any] = {"cwd": paths.root, "env": get_environment()}
         with subprocess.Popen(command, pass_fds=[lock.fileno()], **options) as process:  # noqa: S603 (fixed)
             try:
-                return process.wait()
+                code = process.wait()
             except KeyboardInterrupt:
                 process.wait()  # the terminal has interrupted DVC, too, which lets its stage end first
                 raise
+    if code:
+        todo = f"Fix the cause, which is printed above, then resume: {resume}"
+        raise ReproFailedError("`dvc repro` failed.", where, todo)
 
 
 def remove_stale_lock(root: Path) -> None:

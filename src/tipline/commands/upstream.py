@@ -102,9 +102,8 @@ def restate_months(
             failed.append(month)
             yield f"{month}: {join_lines(error)}"
     restated = [folder.name.removeprefix("month=") for folder in sorted(kept.glob("month=*"))]  # also a killed run's
-    if (months or restated) and run_repro(paths):
-        todo = f"Fix the cause, which is printed above, then resume: {RESUME}"
-        raise TiplineError("`dvc repro` failed.", ", ".join({*months, *restated}), todo)
+    if months or restated:
+        run_repro(paths, ", ".join(sorted({*months, *restated})), RESUME)
     reports = [compare_month(locations, open_storage(kept), month, threshold) for month in restated]
     if reports:
         yield from compare.format_table(pd.DataFrame(reports)[FIGURES])
