@@ -24,7 +24,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> stories.Story:
     """A project after its first `dvc repro`, in git with a remote, with a DVC remote."""
     project = stories.copy_first(tmp_path_factory, tmp_path_factory.mktemp("month") / "project")
     settings = project.root / "params.yaml"
-    settings.write_text("# a comment\n" + settings.read_text())
+    text = settings.read_text().replace("notify: null", "notify: cat >> ../events.jsonl")
+    settings.write_text("# a comment\n" + text)
     for command in (
         "git init --quiet --bare ../origin.git",
         "git config user.name t",
@@ -78,11 +79,18 @@ def test_a_second_run_runs_nothing_and_its_commands_commit_and_push_all(project:
 def test_a_month_that_cannot_be_prepared_says_how_to_resume(project: stories.Story) -> None:
     shutil.rmtree(project.root / "data/.staging/trips")
     (project.root / "data/.staging/trips").write_text("a file is in the way")
-    done = project.run("tipline", "month", "2009-05")
-    assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("then resume: tipline month 2009-05")
-    assert "Traceback" not in done.stdout + done.stderr
+    for words in ("2009-05 is published", "2009-05 is in params.yaml"):
+        done = project.run("tipline", "month", "next")
+        assert done.returncode == 1
+        assert done.stdout.startswith(words)
+        assert done.stderr.rstrip().endswith("then resume: tipline month 2009-05")
+        assert "Traceback" not in done.stdout + done.stderr
     assert read_months(project.root) == [*MONTHS, NEW]
+    events = [json.loads(line) for line in (project.root / "../events.jsonl").read_text().splitlines()]
+    told = [(event["kind"], event.get("month") or event["command"]) for event in events]
+    # The reason of the stage, and not also that `dvc repro` failed.
+    assert {*told} == {("published", NEW), ("verdict", NEW), ("failure", "prepare")}
+    assert told.count(("published", NEW)) == told.count(("verdict", NEW)) == 1
 
 
 @pytest.mark.parametrize("words", [("other", "repro"), ("dvc", "repro")])

@@ -90,9 +90,9 @@ def test_workflows_score_a_new_month_once_commit_it_and_then_nothing(
 
     before = read_log(tmp_path)
     line = (FOLDER / "crontab").read_text().splitlines()[-1].split(maxsplit=5)[5].replace("/srv/taxi", str(github.root))
-    done = subprocess.run(["/bin/sh", "-c", line], env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=False)
+    cron = subprocess.run(["/bin/sh", "-c", line], env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=False)
     log = (github.root / "routine.log").read_text()
-    assert done.returncode == 0, log
+    assert cron.returncode == 0, log
     assert "does not have this month" in log
     assert read_log(tmp_path) == before
 

@@ -54,7 +54,7 @@ def test_months_that_a_server_states_differently_are_listed_and_others_are_not_h
     assert run_cli(paths.root, "upstream")[0] == 0
     shelf.headers["Last-Modified"] = "Wed, 01 Apr 2009 00:00:00 GMT"  # alone, it says nothing
     code, printed = run_cli(paths.root, "upstream")
-    assert (code, printed) == (0, "3 months asked, 0 published again\n")
+    assert (code, printed) == (0, "3 months: 0 published again, 0 not known\n")
     shelf.files["/2009-03.csv"] = NEW_CSV
     del shelf.files["/2009-01.csv"]
     code, printed = run_cli(paths.root, "upstream")
@@ -63,7 +63,7 @@ def test_months_that_a_server_states_differently_are_listed_and_others_are_not_h
     old, new = servers.etag(CSV), servers.etag(NEW_CSV)
     times = "modified Sun, 01 Mar 2009 00:00:00 GMT -> Wed, 01 Apr 2009 00:00:00 GMT"
     expected = f"2009-03: 2009-03.csv: size {len(CSV)} -> {len(NEW_CSV)}, version {old} -> {new}, {times}\n"
-    assert f"{expected}2 months asked, 1 published again, 1 not known\n" in printed
+    assert f"{expected}3 months: 1 published again, 1 not known\n" in printed
     assert run_cli(paths.root, "upstream", "2009-02")[0] == 0
     assert run_cli(paths.root, "upstream", "2009-01")[0] == 4
 
@@ -106,9 +106,9 @@ def test_a_month_is_fetched_again_and_its_restatement_reported_after_a_kill(
     pattern = "../store/{month}/yellow_tripdata_{month}.parquet"
     workbench.change_settings(Paths(story.root), source=pattern, notify="cat >> ../events.jsonl")
     story.repro("moved")
-    assert "Running stage 'prepare" not in story.repros["moved"].output  # the same bytes
+    assert "score" not in story.repros["moved"].stages  # the same bytes
     asked = story.run("tipline", "upstream")
-    assert (asked.returncode, asked.stdout) == (0, "3 months asked, 0 published again\n")
+    assert (asked.returncode, asked.stdout) == (0, "3 months: 0 published again, 0 not known\n")
     published, old = store / month / f"yellow_tripdata_{month}.parquet", read_scores(story.root, month)
     trips = pq.read_table(published)
     name = next(name for name in trips.column_names if name.lower().startswith("fare"))
@@ -126,7 +126,7 @@ def test_a_month_is_fetched_again_and_its_restatement_reported_after_a_kill(
         process.wait()
     done = story.run("tipline", "upstream", "--fetch", "--threshold", "0.6")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 months asked, 0 published again" in done.stdout
+    assert "3 months: 0 published again" in done.stdout
     assert len(re.findall(r"Running stage 'prepare", done.stdout)) == 1
     new = read_scores(story.root, month)
     (path,) = (story.root / "reports/restatements").iterdir()
@@ -141,14 +141,17 @@ def test_a_month_is_fetched_again_and_its_restatement_reported_after_a_kill(
     assert f"{month}: because of data; columns: extra, fare_amount, " in done.stdout
     assert not list((story.root / "data/.staging/restatement").iterdir())
     again = story.run("tipline", "upstream", "--fetch")
-    assert (again.returncode, again.stdout) == (0, "3 months asked, 0 published again\n")
+    assert (again.returncode, again.stdout) == (0, "3 months: 0 published again, 0 not known\n")
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(event["kind"], event["month"]) for event in events][:1] == [("published", month)]
 
 
-def test_scores_are_compared_by_identifiers_where_predictions_have_them(tmp_path: Path) -> None:
+def test_scores_are_compared_by_identifiers_where_predictions_have_them(
+    make_project: MakeProject, tmp_path: Path
+) -> None:
+    paths = make_project()
     old, new = [("a", 0.1), ("b", 0.2), ("c", 0.9)], [("c", 0.9), ("a", 0.7), ("d", 0.3)]
-    locations = plan.Locations.resolve(Paths(tmp_path))
+    locations = plan.Locations.resolve(workbench.load_settings(paths), paths)
     prepared = {"published": 1, "mapping": {"digest": 1}, "format": 1}
     for folder, scores, model in ((locations.predictions, new, "m"), (open_storage(tmp_path / "kept"), old, "n")):
         columns = [pa.array(values) for values in (range(3), *zip(*scores, strict=True))]

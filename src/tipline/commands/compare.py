@@ -42,8 +42,7 @@ def run(
     trips: str = "",
 ) -> Iterator[str]:
     """Compare versions A and B; write reports/compare/A-B.json and .csv, and yield the report as lines."""
-    if not (0 <= threshold < 1 and largest >= 1):
-        raise UsageError("A number is out of range.", WHERE, "--threshold: 0 to below 1; --largest: 1 or more.")
+    check_numbers(threshold, largest)
     (a, b), models = fetch_versions(settings, paths, versions)
     yield from (f"{letter}: version {about['version']}, {about['name']}" for letter, about in (("A", a), ("B", b)))
     if a["digest"] == b["digest"]:
@@ -63,6 +62,11 @@ def run(
     files.write_csv(path.with_suffix(".csv"), changes.to_dict("records"))
     yield from [*format_table(table), "largest changes:", *format_table(changes.fillna("-"))]
     yield f"{path.relative_to(paths.root)}; the largest changes: {path.with_suffix('.csv').name}"
+
+
+def check_numbers(threshold: float, largest: int = 1) -> None:
+    if not (0 <= threshold < 1 and largest >= 1):
+        raise UsageError("A number is out of range.", WHERE, "--threshold: 0 to below 1; --largest: 1 or more.")
 
 
 def fetch_versions(settings: Settings, paths: Paths, names: Iterable[str]) -> tuple[list[dict[str, Any]], Models]:

@@ -18,16 +18,7 @@ from typing import Any
 from tipline import files
 from tipline.commands.month import ReproFailedError, get_environment
 from tipline.config import Settings
-from tipline.errors import (
-    GateRefusedError,
-    NotPublishedError,
-    RepublishedError,
-    TiplineError,
-    format_count,
-    hide_secrets,
-    join_lines,
-    shorten_text,
-)
+from tipline.errors import TiplineError, format_count, hide_secrets, join_lines, shorten_text
 from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -35,8 +26,9 @@ log = logging.getLogger(__name__)
 SECONDS = 60  # that the command may take
 KINDS = {"score": "published", "monitor": "verdict"} | dict.fromkeys(("register", "promote", "rollback"), "champion")
 WHOLE = {"month", "upstream", "record"}  # when one of these succeeds, no stage is failing
-REFUSALS = (GateRefusedError, NotPublishedError, RepublishedError)
+ANSWERS = {3, 5, 6}  # exit codes that are no failures: refused by the gate, not published yet, published again
 FIGURES = ("reason", "rows", "labelled_rows", "skill", "skill_low", "skill_high")
+MORE = {"text", *FIGURES}  # may change without an event
 Facts = dict[str, Any]
 
 
@@ -51,19 +43,17 @@ class Events(contextlib.AbstractContextManager[None]):
         """Take what is published already as seen if this is the first time, in a new clone for example."""
         with self.survive(), self.open_seen() as seen:
             if self.kind and self.kind not in seen:
-                facts = {subject: facts for subject, (facts, _) in self.list_facts().items()}
-                seen[self.kind] = {subject: [files.hash_json(one), None] for subject, one in facts.items()}
+                seen[self.kind] = {subject: [hash_facts(facts), None] for subject, facts in self.list_facts().items()}
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error and not isinstance(error, Exception):
             return  # interrupted; the next command collects
         with self.survive(), self.open_seen() as seen:
+            self.add_failure(error, seen.setdefault("failure", {}))
+        with self.survive(), self.open_seen() as seen:
             if self.kind in seen:
                 old, now = seen[self.kind], self.list_facts()
-                seen[self.kind] = {
-                    subject: self.add_event(self.kind, *one, old.get(subject)) for subject, one in now.items()
-                }
-            self.add_failure(error, seen.setdefault("failure", {}))
+                seen[self.kind] = {name: self.add_event(self.kind, one, old.get(name)) for name, one in now.items()}
         with self.survive():
             self.send()
 
@@ -83,66 +73,59 @@ class Events(contextlib.AbstractContextManager[None]):
             yield seen
             files.write_json(path, seen)
 
-    def list_facts(self) -> dict[str, tuple[Facts, Facts]]:
-        """Return what is published now, by subject: the facts that make it an event, and more to tell."""
+    def list_facts(self) -> dict[str, Facts]:
+        """Return the facts that are published now, by subject: month, or number of the change of champion."""
         if self.kind == "verdict":
             months = files.try_read_json(self.paths.monitoring / "months.json") or ()
+            texts = [f"{one['month']}: {one['verdict']}: {one['reason']}" for one in months]
             return {
-                one["month"]: (
-                    {"month": one["month"], "verdict": one["verdict"]},
-                    {
-                        "text": f"{one['month']}: {one['verdict']}: {one['reason']}",
-                        **{name: one.get(name) for name in FIGURES},
-                    },
-                )
-                for one in months
+                one["month"]: {"text": text, **{name: one.get(name) for name in ("month", "verdict", *FIGURES)}}
+                for one, text in zip(months, texts, strict=True)
             }
         if self.kind == "champion":
             from tipline.registry import champion, store  # noqa: PLC0415 (MLflow takes seconds)
 
             name = self.settings.model.name
             with store.connect_store(self.paths) as client:
-                changes = champion.list_changes(client, name)
+                changes = [change.model_dump(by_alias=True) for change in champion.list_changes(client, name)]
             return {
-                str(number): (
-                    {"model": name, **change.model_dump(by_alias=True)},
-                    {"text": f"champion of {name}: version {change.after.version} ({change.how})"},
-                )
-                for number, change in enumerate(changes)
+                str(number): {"text": f"champion of {name}: version {one['to']['version']} ({one['how']})", **one}
+                for number, one in enumerate(changes)
             }
-        found = dict[str, tuple[Facts, Facts]]()
+        found = dict[str, Facts]()
         for path in sorted(self.paths.predictions.glob(f"month=*/{files.MANIFEST}")):
             manifest = files.read_json(path, "Run: dvc repro score")
-            made, key = manifest["made"], manifest["key"]
-            facts = {"month": manifest["month"], "rows": manifest["rows"], "key": files.hash_json(key)}
-            facts |= {"model": made["name"], "version": made["version"], "digest": key["model"]}
-            count = format_count(manifest["rows"], "row")
-            text = f"{manifest['month']}: {count} scored with {made['name']} version {made['version']}"
-            found[manifest["month"]] = (facts, {"text": text})
+            month, made, key, rows = (manifest[name] for name in ("month", "made", "key", "rows"))
+            count = format_count(rows, "row")
+            text = f"{month}: {count} scored with {made['name']} version {made['version']}"
+            facts = {"month": month, "rows": rows, "version": made["version"], "digest": key["model"]}
+            found[month] = {"text": text, **facts, "key": files.hash_json(key)}
         return found
 
-    def add_event(self, kind: str, facts: Facts, more: Facts, before: list[str] | None) -> list[str | None]:
+    def add_event(self, kind: str, facts: Facts, before: list[str] | None) -> list[str | None]:
         """Put an event into the outbox unless its subject had these facts `before`; return what is to be seen as."""
-        state, last = files.hash_json(facts), before[1] if before else None
+        state, last = hash_facts(facts), before[1] if before else None
         if before and before[0] == state:
             return list(before)
-        # That of the event before is part of the id, so that a model that comes back by a rollback is no repeat.
-        event_id = files.hash_json([kind, facts, last])
-        event = {"id": event_id, "kind": kind, **more, **facts, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+        # The event before is part of the id, so that a model that comes back by a rollback is no repeat.
+        event_id, now = files.hash_json([kind, state, last]), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        event = {"id": event_id, "kind": kind, "time": now, "model": self.settings.model.name, **facts}
         files.write_text(self.outbox / f"{event_id}.json", json.dumps(event) + "\n")
         return [state, event_id]
 
     def add_failure(self, error: BaseException | None, seen: dict[str, list[Any]]) -> None:
         """Note whether the command failed. The same failure is one event until the command succeeds."""
         if error is None:
-            for command in list(seen) if self.command in WHOLE else [self.command] if self.command in seen else []:
-                seen[command][0] = None
-        elif self.command not in {"promote", "rollback"} and not isinstance(error, REFUSALS):
+            for command, state in seen.items():
+                if command == self.command or self.command in WHOLE:
+                    state[0] = None
+        elif getattr(error, "exit_code", 1) not in ANSWERS and self.command not in {"promote", "rollback"}:
             stages = [state for command, (state, _) in seen.items() if command not in WHOLE]
             if not (isinstance(error, ReproFailedError) and any(stages)):  # the stage has told its reason
-                facts = {"command": self.command, "message": hide_secrets(join_lines(error))}
-                more = {"text": shorten_text(f"tipline {self.command} failed: {facts['message']}", 1000)}
-                seen[self.command] = self.add_event("failure", facts, more, seen.get(self.command))
+                message = shorten_text(hide_secrets(join_lines(error)), 2000)
+                facts = {"text": f"tipline {self.command} failed: {message}", "command": self.command}
+                facts["message"] = message
+                seen[self.command] = self.add_event("failure", facts, seen.get(self.command))
 
     def send(self) -> None:
         """Give the events to the command, the oldest first, until one cannot be given."""
@@ -169,6 +152,9 @@ class Events(contextlib.AbstractContextManager[None]):
                 process.wait()
                 return f"the command did not end within {SECONDS} s"
             printed.seek(0)
-            lines = printed.read().decode(errors="replace").split("\n")
-        last = shorten_text(next((line for line in reversed(lines) if line.strip()), ""), 200)
-        return f"the command ended with {process.returncode}: {last}" if process.returncode else None
+            lines = printed.read().decode(errors="replace").split()
+        return f"the command ended with {process.returncode}: {' '.join(lines)[-200:]}" if process.returncode else None
+
+
+def hash_facts(facts: Facts) -> str:
+    return files.hash_json({name: value for name, value in facts.items() if name not in MORE})

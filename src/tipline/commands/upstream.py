@@ -16,19 +16,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tipline import files
+from tipline import errors, files
 from tipline.commands import compare
 from tipline.commands.month import run_repro
 from tipline.config import Settings
-from tipline.errors import (
-    MonthsFailedError,
-    NotPublishedError,
-    RepublishedError,
-    TiplineError,
-    UsageError,
-    format_count,
-    join_lines,
-)
+from tipline.errors import TiplineError, format_count, join_lines
 from tipline.ingest import source
 from tipline.paths import Paths, month_name
 from tipline.scoring import plan
@@ -48,29 +40,28 @@ def run(
 
     Raises RepublishedError if months differ and are not fetched, MonthsFailedError if some cannot be asked or fetched.
     """
-    if not 0 <= threshold < 1:
-        raise UsageError("The threshold is out of range.", "command line", "--threshold: 0 to below 1.")
-    fetched = [month for month in sorted(months or settings.months) if paths.raw_manifest(month).is_file()]
-    changed, failed = list[str](), list[str]()
+    compare.check_numbers(threshold)
+    listed = [month for month in sorted(settings.months) if not months or month in months]
+    fetched = [month for month in listed if paths.raw_manifest(month).is_file()]
     with ThreadPoolExecutor(REQUESTS) as threads:
-        for month, answer in zip(fetched, threads.map(partial(ask_source, settings, paths), fetched), strict=True):
-            if isinstance(answer, list):
-                changed += [month] if answer else []
-                yield from (f"{month}: {line}" for line in answer)
-            else:
-                failed.append(month)
-                yield f"{month}: not known: {join_lines(answer)}"
-    asked = format_count(len(fetched) - len(failed), "month")
-    yield f"{asked} asked, {len(changed)} published again" + (f", {len(failed)} not known" if failed else "")
+        answers = dict(zip(fetched, threads.map(partial(ask_source, settings, paths), fetched), strict=True))
+    changed = [month for month, answer in answers.items() if isinstance(answer, list) and answer]
+    failed = [month for month, answer in answers.items() if isinstance(answer, Exception)]
+    for month, answer in answers.items():
+        lines = answer if isinstance(answer, list) else [f"not known: {join_lines(answer)}"]
+        yield from (f"{month}: {line}" for line in lines)
+    yield f"{format_count(len(fetched), 'month')}: {len(changed)} published again, {len(failed)} not known"
     if fetch:
         with files.hold_lock(paths.staging / "upstream.lock", "fetching months again"):
             failed += yield from restate_months(settings, paths, changed, threshold)
     elif changed:
         what = f"{format_count(len(changed), 'month')} changed at the source since they were fetched."
-        raise RepublishedError(what, ", ".join(changed), f"Fetch and score them again: {RESUME}")
+        raise errors.RepublishedError(what, ", ".join(changed), f"Fetch and score them again: {RESUME}")
     if failed:
-        what = f"The source could not be asked about {format_count(len(failed), 'month')}."
-        raise MonthsFailedError(what, ", ".join(failed), "The reasons are printed above. Fix them and run it again.")
+        what = f"{format_count(len(failed), 'month')} could not be asked about or fetched."
+        raise errors.MonthsFailedError(
+            what, ", ".join(failed), "The reasons are printed above. Fix them, run it again."
+        )
 
 
 def ask_source(settings: Settings, paths: Paths, month: str) -> list[str] | Exception:
@@ -81,7 +72,7 @@ def ask_source(settings: Settings, paths: Paths, month: str) -> list[str] | Exce
         if address and "labels" in known:
             changes += [f"labels: {line}" for line in source.find_changes(address, month, home, known["labels"])]
         elif address:
-            with contextlib.suppress(NotPublishedError):
+            with contextlib.suppress(errors.NotPublishedError):
                 source.check_published(address, month, home)
                 changes.append("labels: new")
     except (TiplineError, OSError) as error:
@@ -93,11 +84,11 @@ def restate_months(
     settings: Settings, paths: Paths, months: Sequence[str], threshold: float
 ) -> Generator[str, None, list[str]]:
     """Fetch months again, run `dvc repro` and yield the report; return the months that could not be fetched."""
-    locations, kept, failed = plan.Locations.resolve(paths), paths.staging / "restatement", list[str]()
+    locations, kept, failed = plan.Locations.resolve(settings, paths), paths.staging / "restatement", list[str]()
     for month in months:
         keep_month(locations, month, kept, paths.staging / "kept")
         try:
-            download.run(settings, paths, month)
+            download.run(settings, paths, [month])
         except TiplineError as error:
             failed.append(month)
             yield f"{month}: {join_lines(error)}"
@@ -105,8 +96,7 @@ def restate_months(
     if months or restated:
         run_repro(paths, ", ".join(sorted({*months, *restated})), RESUME)
     reports = [compare_month(locations, open_storage(kept), month, threshold) for month in restated]
-    if reports:
-        yield from compare.format_table(pd.DataFrame(reports)[FIGURES])
+    yield from compare.format_table(pd.DataFrame(reports)[FIGURES]) if reports else ()
     for report in reports:
         yield f"{report['month']}: {report['because']}"
         name = f"{report['month']}-{files.hash_json(report)[:12]}.json"
@@ -134,34 +124,26 @@ def compare_month(locations: plan.Locations, kept: Storage, month: str, threshol
     Rows are the same trip if they have the same identifiers, where predictions hold unique ones, or the same number.
     """
     name = month_name(month)
-    old, new = (one.read_json(f"{name}/{files.MANIFEST}") for one in (kept, locations.predictions))
     was, now = kept.read_json(f"{name}/{PREPARED}"), locations.trips.read_json(f"{name}/{files.MANIFEST}")
-    a, b = (read_scores(storage, name, manifest) for storage, manifest in ((kept, old), (locations.predictions, new)))
+    storages = (kept, locations.predictions)
+    old, new = (storage.read_json(f"{name}/{files.MANIFEST}") for storage in storages)
+    a, b = (read_scores(*one) for one in zip(storages, (name, name), (old, new), strict=True))
     ids = [column for column in a.column_names if column in b.column_names and column not in plan.SCHEMA.names]
     is_unique = ids and all(len(one.group_by(ids).aggregate([])) == len(one) for one in (a, b))
     on = ids if is_unique else ["row"]
     a, b = (one.select([*on, "probability"]) for one in (a, b))
     both = a.join(b, on, right_suffix="_new", join_type="inner")
     before, after = (both[column].to_numpy().astype(float) for column in ("probability", "probability_new"))
-    counts = {
-        "moved": int(np.count_nonzero(before != after)),
-        "added": len(b) - len(both),
-        "removed": len(a) - len(both),
-    }
-    sums = {key: value for key, value in compare.sum_changes(before, after, threshold).items() if key in FIGURES}
-    return {
-        "month": month,
-        "threshold": threshold,
-        **{key: float(value) if key == "largest_difference" else int(value) for key, value in sums.items()},
-        **counts,
-        "joined_by": on,
-        "because": explain_change(old["key"], new["key"], was, now),
-    }
+    counts = compare.sum_changes(before, after, threshold) | {"moved": np.count_nonzero(before != after)}
+    counts |= {"added": len(b) - len(both), "removed": len(a) - len(both)}
+    figures = {key: float(counts[key]) if key == "largest_difference" else int(counts[key]) for key in FIGURES[1:]}
+    because = explain_change(old["key"], new["key"], was, now)
+    return {"month": month, "threshold": threshold, **figures, "joined_by": on, "because": because}
 
 
 def read_scores(storage: Storage, folder: str, manifest: Mapping[str, Any]) -> pa.Table:
     parts = (storage.read(f"{folder}/{part['name']}") or b"" for part in manifest["parts"])
-    return pa.concat_tables([pq.read_table(pa.BufferReader(part)) for part in parts])
+    return pa.concat_tables([pq.read_table(pa.BufferReader(part)) for part in parts] or [plan.SCHEMA.empty_table()])
 
 
 def explain_change(
@@ -176,8 +158,6 @@ def explain_change(
         "format": (was["format"], old["format"]) != (now["format"], new["format"]),
         f"model ({old['model'][:12]} -> {new['model'][:12]})": old["model"] != new["model"],
     }
-    digests = [key["columns"] for key in (old, new)]
-    names = sorted(
-        name for name in digests[0].keys() | digests[1].keys() if len({one.get(name) for one in digests}) > 1
-    )
-    return f"because of {', '.join(cause for cause in causes if causes[cause])}; columns: {', '.join(names) or '-'}"
+    a, b = old["columns"], new["columns"]
+    names = ", ".join(sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name)))
+    return f"because of {', '.join(cause for cause in causes if causes[cause])}; columns: {names or '-'}"
