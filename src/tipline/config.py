@@ -1,7 +1,5 @@
 """Read params.yaml into frozen settings. The comments in that file say what each key means."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import difflib
@@ -9,7 +7,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
@@ -158,7 +156,7 @@ class LearningCurve(Section):
     max_rows: int | None = Field(ge=1)
 
     @model_validator(mode="after")
-    def _max_rows_hold_a_sample(self) -> LearningCurve:
+    def _max_rows_hold_a_sample(self) -> Self:
         if self.max_rows is not None and self.max_rows < self.smallest:
             raise ValueError(f"max_rows: {self.max_rows:,} is less than `smallest`, {self.smallest:,}")
         return self
@@ -231,7 +229,7 @@ class Settings(Section):
     notify: str | None
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Settings:
+    def _sections_agree(self) -> Self:
         unlisted = sorted(set(self.sample.months) - set(self.months))
         if unlisted:
             raise ValueError(f"sample.months: {unlisted[0]} is not in the list `months`")

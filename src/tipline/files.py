@@ -70,10 +70,7 @@ def create_token() -> str:
 
 @contextlib.contextmanager
 def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` if the block succeeds, remove it otherwise.
-
-    The result survives a power cut if it is flushed.
-    """
+    """Yield a temporary path; flush it unless told otherwise, and rename it to `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{create_token()}.tmp")
     try:
@@ -140,10 +137,7 @@ def recover_folders(staging: Path, parent: Path) -> None:
 
 @contextlib.contextmanager
 def hold_lock(path: Path, activity: str, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of the block; the system releases the lock of a process that dies.
-
-    Raises TiplineError if another process is in it and this one does not wait; `activity` says what that is doing.
-    """
+    """Keep other processes out of the block; raise TiplineError if one is in it, unless this one is to `wait`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:

@@ -33,10 +33,9 @@ def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -
 
 
 def read_mapping(path: Path, missing: str) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping; raise a UsageError for anything else.
+    """Read a YAML file whose top level is a mapping; `missing` says what to do if there is no such file.
 
     DVC's own parser, which reads the same file, so that 1e-3 is a number for both and a repeated key is refused.
-    `missing` says what to do if there is no such file.
     """
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

@@ -23,10 +23,7 @@ ROWS, HEAD_BYTES = 1000, 2**19
 def run(
     settings: PartialSettings, paths: Paths, source: str, months: Sequence[str], write: str | None
 ) -> Iterator[str]:
-    """Yield lines about months of a source. Raises TiplineError after them if `prepare` would refuse a month.
-
-    With `write`, a schema is drafted from the first month into a new file of that name.
-    """
+    """Yield lines about months of a source, and raise TiplineError after them if `prepare` would refuse one."""
     try:
         config.check_source(source, needs_month=len(months) != 1)
     except ValueError as error:
@@ -61,10 +58,7 @@ def run(
 
 @contextlib.contextmanager
 def open_preview(address: str, month: str, dialect: Csv | None) -> Iterator[tuple[str, list[str], readers.Month]]:
-    """Fetch the first rows of a month into a file; yield a title, the names of the month's files, and that file.
-
-    Without a dialect, that of a CSV file is guessed.
-    """
+    """Fetch the first rows of a month into a file; yield a title, the names of the month's files, and that file."""
     listed = source.list_addresses(address, month, Path.cwd())
     location, name = listed[-1]  # of a month's days, the last ones say most about the form of dates
     where = hide_secrets(location)

@@ -136,8 +136,7 @@ def find_unseen(model: Model, batch: pa.RecordBatch) -> list[str]:
 def compute_contributions(model: Model, batch: pa.RecordBatch) -> tuple[float, dict[str, float]]:
     """Return the log-odds that all rows start from, and what each column adds to those of the first row.
 
-    These are coefficient times value for a logistic regression, and SHAP values for LightGBM and XGBoost. There are
-    none for other models, and none without the built-in preprocessing.
+    Coefficient times value for a logistic regression, SHAP values for LightGBM and XGBoost, nothing for other models.
     """
     if model.is_external or "preprocess" not in model.estimator.named_steps:
         return 0.0, {}

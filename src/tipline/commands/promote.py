@@ -44,7 +44,7 @@ def run(
         words = "There was no other champion."
         if now:
             champion.record_external_change(client, now)
-            verdict = ask_gate(client, settings, paths, chosen, now)
+            verdict = ask_gate(client, settings, paths, chosen, contents, now)
             words = str(verdict["words"])
             if not verdict["promote"] and force is None:
                 where = f"{model_versions.format_version(chosen)} against the champion, version {now.version}"
@@ -72,55 +72,42 @@ def find_version(client: Client, paths: Paths, name: str, wanted: str | None) ->
     raise UsageError(what, "MLflow's registry", "Run: dvc repro register")
 
 
-def ask_gate(client: Client, settings: Settings, paths: Paths, chosen: Version, now: Version) -> dict[str, Any]:
-    """Return the gate's verdict. Whatever keeps the champion from being compared is a reason to refuse.
+def ask_gate(
+    client: Client, settings: Settings, paths: Paths, chosen: Version, contents: Mapping[str, bytes], now: Version
+) -> dict[str, Any]:
+    """Return the gate's verdict and record it. What keeps the champion from being compared is a reason to refuse."""
 
-    A version that passes has to pass against the best champion of the history, too. The decision is recorded.
-    """
+    def compare_with(other: Version) -> dict[str, Any]:
+        former = model_versions.adopt_version(client, settings, paths, other)
+        both = {"challenger": contents, "champion": model_versions.read_files(former)}
+        tagged = {role: model_versions.get_months(one) for role, one in (("challenger", chosen), ("champion", former))}
+        return comparison.compare_models(settings, paths, both, tagged)[0]
+
     try:
-        report = compare_versions(client, settings, paths, chosen, now)
+        report = compare_with(now)
     except UNREADABLE as error:
         return gate.build_verdict([f"it cannot judge: {join_lines(error)}"])
     verdict: dict[str, Any] = report["gate"]
     if verdict["gain"] is None:
         return verdict
-    if verdict["promote"] and (reason := find_better_champion(client, settings, paths, chosen, report)):
+    # A version that passes has to pass against the best champion of the history, too.
+    reason, best, tolerance = None, report["champion"]["log_loss"], settings.evaluate.tolerance
+    for one in champion.list_former_champions(champion.list_changes(client, chosen.name)) if verdict["promote"] else ():
+        version = model_versions.find_version(client, chosen.name, one.digest)
+        if version is None or one.digest in report["made"].values():
+            continue
+        with contextlib.suppress(*UNREADABLE):  # one that cannot be judged on the same months is left out
+            other = compare_with(version)
+            gain, loss = other["gate"]["gain"], other["champion"]["log_loss"]
+            if gain and other["gate"]["months"] == verdict["months"] and loss < best:
+                named = f"it may be worse than version {version.version}, the best champion so far"
+                words = f"{named}: its gain may be as low as {gain['lower']:+.4f}, which is not above {-tolerance:+.4f}"
+                reason, best = words if gain["lower"] <= -tolerance else None, loss
+    if reason:
         verdict = gate.add_reason(verdict, reason)
     decision = champion.Decision(months=verdict["months"], promote=verdict["promote"], **report["made"])
     verdict["words"] += gate.describe_decisions(*champion.count_decisions(client, chosen.name, decision))
     return verdict
-
-
-def compare_versions(
-    client: Client, settings: Settings, paths: Paths, chosen: Version, other: Version
-) -> dict[str, Any]:
-    """Return the report on two versions, as challenger and champion."""
-    versions = {"challenger": chosen, "champion": model_versions.adopt_version(client, settings, paths, other)}
-    contents = {role: model_versions.read_files(version) for role, version in versions.items()}
-    tagged = {role: model_versions.get_months(version) for role, version in versions.items()}
-    return comparison.compare_models(settings, paths, contents, tagged)[0]
-
-
-def find_better_champion(
-    client: Client, settings: Settings, paths: Paths, chosen: Version, report: Mapping[str, Any]
-) -> str | None:
-    """Return why the challenger does not pass against the best former champion, or None.
-
-    `report` compares it with the champion. Those that cannot be judged on the same months are left out.
-    """
-    reason, best, tolerance = None, report["champion"]["log_loss"], settings.evaluate.tolerance
-    for former in champion.list_former_champions(champion.list_changes(client, chosen.name)):
-        version = model_versions.find_version(client, chosen.name, former.digest)
-        if version is None or former.digest in report["made"].values():
-            continue
-        with contextlib.suppress(*UNREADABLE):
-            other = compare_versions(client, settings, paths, chosen, version)
-            gain, loss = other["gate"]["gain"], other["champion"]["log_loss"]
-            if gain and other["gate"]["months"] == report["gate"]["months"] and loss < best:
-                named = f"it may be worse than version {version.version}, the best champion so far"
-                words = f"{named}: its gain may be as low as {gain['lower']:+.4f}, which is not above {-tolerance:+.4f}"
-                reason, best = words if gain["lower"] <= -tolerance else None, loss
-    return reason
 
 
 def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:

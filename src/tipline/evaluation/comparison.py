@@ -22,6 +22,7 @@ ROLES = ("challenger", "champion")
 FAILURES = (TiplineError, pa.ArrowException)
 SAME = "The challenger is the champion: there is nothing to promote."
 Groups = Mapping[str, tuple[Sequence[str], Codes]]
+Values = Mapping[str, Probabilities | Floats]  # of rows, by role and `baseline`
 HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
@@ -55,11 +56,9 @@ def compare_models(
             scores[role] = found
         else:
             obstacles.append(f"the {role} cannot score these rows: some of its scores are not finite")
-    time = next((spec["time"] for spec in specs.values() if "time" in spec), "")
-    if not time:
-        obstacles.append("neither model says which column is the time")
-    fitted, groups = specs["champion"]["baseline"], group_segments(settings, rows, time)
-    probabilities: dict[str, Probabilities | Floats] = {**scores, "baseline": baseline.predict_baseline(rows, fitted)}
+    time, fitted = specs["challenger"]["time"], specs["champion"]["baseline"]
+    groups = group_segments(settings, rows, time)
+    probabilities: Values = {**scores, "baseline": baseline.predict_baseline(rows, fitted)}
     losses = {name: metrics.compute_log_loss(values, labels) for name, values in probabilities.items()}
     if digests["challenger"] == digests["champion"]:
         verdict = gate.build_verdict([SAME]) | {"words": SAME}
@@ -80,12 +79,10 @@ def compare_models(
 def group_segments(settings: Settings, rows: pa.RecordBatch, time: str) -> Groups:
     """Return the segments by column: their names, and the segment of each row as a position among them."""
     groups = {name: baseline.group_rows(rows, [name]) for name in settings.evaluate.segments}
-    return groups | ({"hour": group_hours(rows[time])} if time else {})
+    return groups | {"hour": group_hours(rows[time])}
 
 
-def share_losses(
-    groups: Groups, losses: Mapping[str, Probabilities | Floats], specs: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def share_losses(groups: Groups, losses: Values, specs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each segment's shares of the rows and of each model's loss, and the models that never saw its value."""
     known = {
         (role, column): {*bins["values"], *([baseline.MISSING] if bins["counts"][-1] else [])}
@@ -105,9 +102,7 @@ def share_losses(
     return shares
 
 
-def describe_unseen(
-    shares: Sequence[Mapping[str, Any]], groups: Groups, losses: Mapping[str, Probabilities | Floats]
-) -> str:
+def describe_unseen(shares: Sequence[Mapping[str, Any]], groups: Groups, losses: Values) -> str:
     """Return sentences about values that a model never saw and that carry a tenth of its loss."""
     words, kept = "", np.ones(len(losses["baseline"]), bool)
     for one in shares:
@@ -123,9 +118,7 @@ def describe_unseen(
     return words
 
 
-def build_gate_rows(
-    settings: Settings, rows: pa.RecordBatch, time: str, losses: Mapping[str, Probabilities | Floats], groups: Groups
-) -> gate.Rows:
+def build_gate_rows(settings: Settings, rows: pa.RecordBatch, time: str, losses: Values, groups: Groups) -> gate.Rows:
     """Build what the gate judges on from the losses of both models and the baseline; `time` is a column."""
     month, day = rows[sampling.MONTH].to_numpy(), metrics.read_days(rows[time])
     challenger, champion, unit = (losses[name].astype(float) for name in (*ROLES, "baseline"))
@@ -137,12 +130,7 @@ def group_hours(times: pa.Array) -> tuple[list[str], Codes]:
     return HOURS, (fill_nulls(pc.hour(times), 24) // 6).astype(np.int32)
 
 
-def measure_scores(
-    name: str,
-    scores: Mapping[str, Probabilities | Floats],
-    losses: Mapping[str, Probabilities | Floats],
-    labels: Labels,
-) -> dict[str, float | None]:
+def measure_scores(name: str, scores: Values, losses: Values, labels: Labels) -> dict[str, float | None]:
     """Return the figures of one model or the baseline; without scores all are None, for rows of one class the AUC."""
     if name not in scores:
         return dict.fromkeys(("log_loss", "skill", "auc"))
@@ -152,7 +140,6 @@ def measure_scores(
 
 
 def describe_skills(figures: Mapping[str, Mapping[str, float | None]], by: str) -> str:
-    """Return a sentence about the challenger's skill, beside the champion's."""
     challenger, champion = (figures[role]["skill"] for role in ROLES)
     if figures["challenger"]["log_loss"] is None:
         return "The challenger cannot score these rows."

@@ -4,13 +4,11 @@ A gain is in skill points: the log-loss that the challenger takes off the champi
 champion's baseline, which stays the same from challenger to challenger. docs/statistics.md has the rule and its errors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -42,7 +40,7 @@ class Rows:
     labels: Labels
     segments: Mapping[str, tuple[Sequence[str], Codes]]  # by column: names of its segments, positions among them
 
-    def select(self, keep: Labels) -> Rows:
+    def select(self, keep: Labels) -> Self:
         kept: Any = {name: getattr(self, name)[keep] for name in ("month", "day", "gain", "baseline", "labels")}
         segments = {column: (names, codes[keep]) for column, (names, codes) in self.segments.items()}
         return replace(self, **kept, segments=segments)

@@ -1,9 +1,8 @@
 """Confidence intervals of ratios of sums by day, which allow for days that resemble the day before, or by month."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy.stats import nct
@@ -43,7 +42,7 @@ class Ratio:
     freedom: int  # degrees of freedom of Student's t
 
     @classmethod
-    def estimate(cls, numerators: Floats, denominators: Floats, *, are_days: bool = True) -> Ratio:
+    def estimate(cls, numerators: Floats, denominators: Floats, *, are_days: bool = True) -> Self:
         """Estimate from one numerator and one denominator per block; days have to be in order of time.
 
         Blocks that are not days count as independent: the error is that of the ratio estimator (Cochran 1977,

@@ -49,7 +49,6 @@ def compute_log_loss(probabilities: Probabilities | Floats, labels: Labels) -> P
 
 
 def divide_or_none(total: float, rows: int) -> float | None:
-    """Return a mean, None for no rows."""
     return total / rows if rows else None
 
 

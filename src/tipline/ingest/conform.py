@@ -31,7 +31,7 @@ EXPECTED = {
 
 
 def find_indices(encoded: pa.DictionaryArray, codes: list[int]) -> list[int]:
-    """Return the indices of an array at which one of some codes of its dictionary is."""
+    """Return the indices at which an array has one of some codes of its dictionary."""
     if not codes:
         return []
     mask = pc.is_in(encoded.indices, pa.array(codes, encoded.indices.type))
@@ -89,7 +89,7 @@ class Conformer:
             return self._encode(name, array)
         if column.type in {"number", "integer"} and self.schema.csv.decimal != "." and is_text_type(array.type):
             array = pc.replace_substring(array, self.schema.csv.decimal, ".")
-        return cast_column(array, column, self.schema.list_formats(name), self.nulls)
+        return cast_column(array, column, (*column.formats, *self.schema.csv.timestamp_formats), self.nulls)
 
     def _encode(self, name: str, array: pa.Array) -> tuple[pa.Array, list[int]]:
         """Encode a category by its distinct values: first the schema's values, then others as the month has them."""
@@ -165,10 +165,7 @@ def cast_column(
 
 
 def cast_directly(array: pa.Array, column: Column) -> pa.Array:
-    """Cast an array as Arrow does; raise ArrowInvalid or ArrowNotImplementedError if it refuses a value.
-
-    A float's NaN counts as missing, because pandas writes it for null.
-    """
+    """Cast an array as Arrow does, which raises an error if it refuses a value; NaN counts as missing, as in pandas."""
     type_, target = array.type, TYPES[column.type]
     is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_)
     if pa.types.is_dictionary(type_):  # not decoded, because one long text may be in every row
@@ -194,7 +191,7 @@ def cast_directly(array: pa.Array, column: Column) -> pa.Array:
 def read_values(
     given: Sequence[str | None], column: Column, forms: Sequence[str], nulls: Collection[str]
 ) -> tuple[pa.Array, list[int]]:
-    """Read values of a column by their text; return the indices of those that cannot be read, null in the array."""
+    """Read values by their text; return the indices of those that cannot be read, null in the array."""
     words, target = [(text or "").strip() for text in given], TYPES[column.type]
     if column.type == "timestamp":
         values, is_read = texts.read_times(words, forms, str(column.zone) if column.zone else None)

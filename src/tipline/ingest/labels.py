@@ -133,8 +133,7 @@ def read_labels(
 def hash_rows(columns: pa.RecordBatch) -> tuple[Values, Values]:
     """Return a hash of 96 bits of the texts of each row, in parts of 64 and 32.
 
-    The first part of a single text of up to 8 bytes is different for each text of its length. That any two of 30
-    million texts have both parts in common has a probability below 1e-14.
+    That any two of 30 million texts have both parts in common has a probability below 1e-14.
     """
     first, second = (np.full(len(columns), seed, np.uint64) for seed in SEEDS)
     for column in columns.columns if len(columns) else ():

@@ -31,8 +31,7 @@ def check_losses(
 ) -> None:
     """Raise TiplineError if a prepared month has lost too much, unless `accept` has it.
 
-    It has if it lost all its rows, or most values of a required category, or at least MIN_QUARANTINED rows that are
-    more than the share `max_quarantined`.
+    That is all rows, MIN_QUARANTINED rows above the share `max_quarantined`, or most values of a required category.
     """
     month, rows, lost, problems = manifest["month"], manifest["rows_in"], manifest["quarantined"], []
     if lost == rows > 0 or (lost >= MIN_QUARANTINED and lost > max_quarantined * rows):

@@ -60,8 +60,7 @@ def prepare_month(
 ) -> dict[str, Any]:
     """Write rows, quarantine and manifest of a published file into an empty folder; return the manifest.
 
-    Labels are filled in from label files. Raises TiplineError if a file or all of its rows cannot be read, columns do
-    not match, or a row would be lost.
+    Raises TiplineError if a file or all of its rows cannot be read, columns do not match, or a row would be lost.
     """
     published, match = match_month(path, schema, month)
     conformer = Conformer(schema, match.names, month)
@@ -103,10 +102,7 @@ def prepare_month(
 
 
 def hash_columns(path: Path) -> dict[str, str]:
-    """Return the sha256 of the encoded values of each column of a Parquet file, over all row groups.
-
-    Predictions are made from these: a column that the model does not read may change without scoring again.
-    """
+    """Return the sha256 of the encoded values of each column of a Parquet file, which predictions are made from."""
     footer = pq.read_metadata(path)
     digests = {name: hashlib.sha256() for name in footer.schema.names}
     with path.open("rb") as file:
@@ -121,10 +117,7 @@ def hash_columns(path: Path) -> dict[str, str]:
 def write_month(
     conformer: Conformer, month: readers.Month, folder: Path, labels: Labels | None = None
 ) -> dict[str, int]:
-    """Write the rows and the quarantine of a month; return the counts of rows.
-
-    A thread writes a row group while the next one is read and cast: Arrow holds Python's lock for neither.
-    """
+    """Write the rows and the quarantine of a month; a thread writes a row group while the next one is read and cast."""
     columns, rows_out, quarantined = conformer.schema.columns, 0, 0
     categories = [name for key, name in conformer.names.items() if columns[key].type == "category"]
     read = read_ahead(month.batches(list(conformer.names.values()), categories))

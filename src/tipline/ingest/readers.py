@@ -103,8 +103,8 @@ class ParquetMonth:
     def _choose_encoded(self, names: Sequence[str], categories: Sequence[str]) -> list[str]:
         """Choose the text columns to read dictionary-encoded: decoding takes longer than everything else.
 
-        These are categories, and text views, for which Arrow has few functions; all of them if there is a long text,
-        which may be in every row; and none if Arrow cannot read them this way.
+        Categories, and text views, for which Arrow has few functions; all if there is a long text, which may be in each
+        row; and none if Arrow cannot read them this way.
         """
         texts = [name for name in names if is_text_type(self.schema.field(name).type)]
         views = [name for name in texts if pa.types.is_string_view(self.schema.field(name).type)]
@@ -132,10 +132,9 @@ def check_counts(footer: pq.FileMetaData, names: Sequence[str]) -> None:
 
 
 class CsvMonth:
-    """A month in CSV, every field as text. Blank lines are not counted as rows.
+    """A month in CSV, every field as text; `rows`, without blank lines, is complete once all batches have been read.
 
-    Rows with another number of fields than the header are malformed, unless all surplus fields are blank. `rows` is
-    complete once all batches have been read.
+    Rows with another number of fields than the header are malformed, unless all surplus fields are blank.
     """
 
     def __init__(self, path: Path, dialect: Csv) -> None:
@@ -182,7 +181,7 @@ class CsvMonth:
             yield rest
 
     def _find_end(self, data: bytes) -> int:
-        """Return where to cut: behind the last line end with an even number of quotes before it.
+        """Return where to cut: behind the last line end that has an even number of quotes before it.
 
         If a field is open for a whole block, its quote is taken for a stray one.
         """
@@ -224,8 +223,7 @@ class CsvMonth:
     def _split_rows(self, block: bytes) -> Iterator[tuple[bytes, list[str] | None]]:
         """Yield the text and the fields of each row; a row that is not UTF-8 has no fields, but None.
 
-        A line whose quotes do not pair is joined with the next ones if this makes a row, and is read as it stands
-        otherwise.
+        A line whose quotes do not pair is joined with the next ones if this makes a row, or else read as it stands.
         """
         lines, index, width = LINE_END.split(block), 0, len(self.schema)
         while index < len(lines):

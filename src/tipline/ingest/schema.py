@@ -1,7 +1,5 @@
 """The schema file, and how the columns of a published month map to it."""
 
-from __future__ import annotations
-
 import codecs
 import difflib
 import itertools
@@ -11,7 +9,7 @@ import zoneinfo
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -109,7 +107,7 @@ class Column(BaseModel):
     known_after_outcome: bool = False
 
     @model_validator(mode="after")
-    def _suits_its_type(self) -> Column:
+    def _suits_its_type(self) -> Self:
         aliases = [normalize_name(alias) for aliases in self.aliases.values() for alias in aliases]
         repeated = next((alias for alias in aliases if aliases.count(alias) > 1), None)
         is_number, is_category = self.type in {"number", "integer"}, self.type == "category"
@@ -139,10 +137,7 @@ class Column(BaseModel):
         return {normalize_name(alias): value for value, aliases in self.aliases.items() for alias in aliases}
 
     def canonical(self, alias: str, nulls: Collection[str] = ()) -> str | None:
-        """Return the value that an alias stands for; an unknown one stands for itself, a null or blank one for nothing.
-
-        A whole number such as 1.0 stands for 1, because pandas writes it so beside a missing value.
-        """
+        """Return the value that an alias stands for: itself if unknown, None if blank or null. 1.0 is 1, too."""
         name = normalize_name(alias)
         whole = re.fullmatch(r"(-?(?:0|[1-9]\d*))\.0+", name)
         value = self.known.get(name) or (self.known.get(whole[1]) if whole else None)
@@ -180,7 +175,7 @@ class Schema(BaseModel):
     ignored: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Schema:
+    def _is_consistent(self) -> Self:
         owners = {normalize_name(name): "ignored" for name in self.ignored}
         for key, column in self.columns.items():
             for era in sorted(set(column.names) - set(self.eras)):
@@ -208,10 +203,9 @@ class Schema(BaseModel):
         return next(name for name, column in self.columns.items() if column.type == "timestamp")
 
     def match(self, published: pa.Schema, where: str, get_example: Callable[[str], object] | None = None) -> Match:
-        """Map the columns of a published month to the schema's.
+        """Map the columns of a published month to the schema's; `get_example` returns a value of a column for messages.
 
-        Raises TiplineError if a required column is missing, two columns have the same meaning, or a type cannot be
-        read; the message shows the value that `get_example` returns for the column's name.
+        Raises TiplineError if a required column is missing, two have the same meaning, or a type cannot be read.
         """
         names = list(published.names)
         if len(names) + sum(map(len, names)) > MAX_HEADER_LETTERS:
@@ -258,10 +252,6 @@ class Schema(BaseModel):
         if type_ == "timestamp" and any(test(field.type) for test in NUMBERS):
             return what, f"If they are seconds since 1970, add to {key} in the schema, formats: [seconds] and {zones}."
         return what, f"Check the file, and `type` of {key} in the schema."
-
-    def list_formats(self, key: str) -> tuple[str, ...]:
-        """Return the forms of times that a column may have beside ISO 8601."""
-        return (*self.columns[key].formats, *self.csv.timestamp_formats)
 
     def describe_mapping(self, match: Match, aliases: Mapping[str, Iterable[str]]) -> dict[str, Any]:
         """Return the part of the schema that a month with these columns and aliases depends on, and nothing else."""

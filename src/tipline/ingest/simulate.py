@@ -70,8 +70,7 @@ class Dice:
 def simulate_month(path: Path, month: str, rows: int, seed: int) -> None:
     """Write `rows` simulated trips of `month` to a Parquet file; errors as for `get_published_schema`.
 
-    Memory does not grow with `rows`. Equal arguments give equal bytes with the same numpy and pyarrow, and a smaller
-    file holds the first rows of a larger one.
+    Equal arguments give equal bytes with the same libraries; a smaller file holds the first rows of a larger one.
     """
     schema, attributes = get_published_schema(month), [name for _, name, _ in list_columns(month)]
     with pq.ParquetWriter(path, schema) as writer:
@@ -119,7 +118,10 @@ def simulate_trips(month: str, dice: Dice) -> Trips:
         extra=extra,
     )
     add_tips(years, trips, dice)
-    add_errors(trips, dice)
+    trips.fare[dice.chance("fare negative", 1e-4)] *= -1
+    trips.miles[dice.chance("miles", 2e-5)] = 259_777
+    trips.passengers[dice.chance("many passengers", 2e-5)] = 208
+    trips.pickup[dice.chance("clock", 3e-5)] -= np.timedelta64(2924, "D")
     trips.total = np.round(trips.fare + trips.extra + trips.tip, 2)
     if month < "2010":
         trips.pickup = np.where(trips.vendor == VTS, trips.pickup.astype("M8[m]"), trips.pickup)
@@ -151,10 +153,3 @@ def add_tips(years: float, trips: Trips, dice: Dice) -> None:
     labels = dice.chance("tip", np.where(trips.payment == CREDIT, odds / (1 + odds), 0.0003))
     dollars = np.maximum(trips.fare * np.exp(0.4 * dice.normal("generosity") - 1.8), 0.01)
     trips.tip = np.where(dice.chance("whole", 0.5), np.ceil(dollars), dollars.round(2)) * labels
-
-
-def add_errors(trips: Trips, dice: Dice) -> None:
-    trips.fare[dice.chance("fare negative", 1e-4)] *= -1
-    trips.miles[dice.chance("miles", 2e-5)] = 259_777
-    trips.passengers[dice.chance("many passengers", 2e-5)] = 208
-    trips.pickup[dice.chance("clock", 3e-5)] -= np.timedelta64(2924, "D")

@@ -20,10 +20,7 @@ HAS_ZONE = r":\d\d(?:\.\d+)? ?(?:Z|[-+]\d\d(?::?\d\d)?)\s*$"
 
 
 def list_texts(values: pa.Array) -> list[str | None]:
-    """Return values as text: "" for a missing one, None for bytes that are not UTF-8, which Parquet may call text.
-
-    A whole number has the same text if nulls have made its column double.
-    """
+    """Return values as text: "" for a missing one, None for bytes that are not UTF-8; 2.0 is "2"."""
     if is_text_type(values.type):
         values = values.cast(pa.large_binary())
     elif pa.types.is_temporal(values.type):  # Arrow's times reach further than Python's
@@ -58,8 +55,7 @@ def read_numbers(texts: Sequence[str]) -> Floats:
 def read_times(texts: Sequence[str], forms: Sequence[str], zone: str | None) -> tuple[pa.Array, Values]:
     """Return the local times of `zone` that texts stand for, and which of the texts could be read.
 
-    They are in ISO 8601 or one of `forms`. Without a zone, times with one cannot be read, nor seconds since 1970, which
-    are of UTC.
+    In ISO 8601 or one of `forms`. Without a zone, times with one and seconds since 1970, in UTC, cannot be read.
     """
     import pandas as pd  # noqa: PLC0415 (half a second, and most months do without)
 

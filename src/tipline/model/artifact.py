@@ -5,6 +5,7 @@ Separate from `pipeline`, because most of tipline needs no more than this and sc
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property, partial
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from tipline.config import Settings
 
-FORMATS = 5, 6  # of model.json that this tipline reads, the last one that it writes; models of tipline 0.1 have none
+FORMATS = 5, 6  # of model.json that this tipline reads, the last one that it writes
 FORMAT = FORMATS[-1]
 TRAINING = loader.TRAINING  # facts about the training, kept beside the model; not part of its digest
 TRANSFORMERS = Path(__file__).with_name("transformers.py")  # tipline's own code file in each model
@@ -35,10 +36,10 @@ FORMS = KERNELS, COMPILED, PIPELINE = "kernels", "compiled", "pipeline"
 
 
 class Model:
-    """A loaded model, from its files, whose digest was checked. It may be one that tipline did not make.
+    """A loaded model of any origin, from its files, whose digest was checked; `spec` is model.json.
 
-    `spec` is model.json. With `use_compiled`, a model is scored with its compiled form if it has one, with kernels if
-    it is to score so many `rows` that they pay; `form` says how.
+    With `use_compiled`, it is scored with its compiled form if it has one, with kernels if they pay for so many `rows`;
+    `form` says how.
     """
 
     def __init__(self, files: Mapping[str, bytes], *, use_compiled: bool = True, rows: int = 0) -> None:
@@ -139,6 +140,8 @@ def read_frame(batch: pa.RecordBatch, inputs: list[dict[str, str]]) -> pd.DataFr
 
 def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.RecordBatch:
     """Return columns after the user's function as Arrow has prepared rows."""
+    from tipline.model.transformers import name_values  # noqa: PLC0415 (imports scikit-learn, as the pipeline does)
+
     arrays = {}
     for feature in features:
         values, kind = frame[feature["name"]], feature["kind"]
@@ -149,7 +152,7 @@ def write_batch(frame: pd.DataFrame, features: list[dict[str, str]]) -> pa.Recor
             array = pa.array(plain, from_pandas=True)  # in chunks, if pandas has it so
             whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
             encoded = whole.dictionary_encode()
-            names = pa.array(compiled.list_names(encoded.dictionary.to_numpy(zero_copy_only=False)), pa.string())
+            names = pa.array(name_values(encoded.dictionary.to_pylist()), pa.string())
             arrays[feature["name"]] = pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), names)
         else:
             plain = values.to_numpy() if kind == "hour" else values.to_numpy(np.float64, na_value=np.nan)
@@ -186,10 +189,9 @@ def read_digest(folder: Path) -> str:
 
 def try_read_digest(folder: Path) -> str | None:
     """Return the digest of the model in a folder, or None if a file is missing."""
-    try:
+    with contextlib.suppress(TiplineError):
         return read_digest(folder)
-    except TiplineError:
-        return None
+    return None
 
 
 def check_digest(files: Mapping[str, bytes], expected: str, where: str = "") -> None:
@@ -204,18 +206,14 @@ def read_spec(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return a model's model.json; raise TiplineError if it has another format than this tipline reads."""
     spec: dict[str, Any] = json.loads(files[pyfunc.SPEC])
     if not external.is_external(files) and (found := spec.get("format")) not in FORMATS:
-        maker = "tipline 0.1" if found is None else f"a tipline whose model format is {found}"
-        what = f"This model was made by {maker}; this tipline reads the formats {FORMATS[0]} to {FORMAT}."
+        what = f"This model has the format {found}; this tipline reads the formats {FORMATS[0]} to {FORMAT}."
         todo = "Train it again with this tipline (dvc repro train register), then: tipline promote --force REASON"
         raise TiplineError(what, f"digest {hash_artifact(files)[:12]}", todo)
     return spec
 
 
 def load_model(files: Mapping[str, bytes], expected: str, *, use_compiled: bool = True, rows: int = 0) -> Model:
-    """Load a model with its code, to score about as many rows.
-
-    Before any of it runs, refuse another digest and files that may not be loaded.
-    """
+    """Load a model with its code, to score about as many rows; first refuse another digest and unsafe files."""
     check_digest(files, expected)
     spec = read_spec(files)
     if external.is_external(files):

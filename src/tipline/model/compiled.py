@@ -7,7 +7,7 @@ Scoring uses these forms only if they give the pipeline's scores of the golden r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # A worker takes longer to add up this many leaves (rows times trees) without kernels than to load numba and these.
 KERNEL_LEAVES = 50_000_000
-OTHER, MISSING = "(other)", "(missing)"  # as in transformers.py, whose import takes a second
 # The parts of the built-in preprocessing for trees, and their classes.
 TREE_STEPS = {"categories": "OrdinalEncoder", "hours": "FunctionTransformer", "numbers": "FunctionTransformer"}
 
@@ -72,22 +71,15 @@ def has_numbers(step: Any) -> bool:  # noqa: ANN401
 
 
 def build_table(step: Any, index: int, weights: Sequence[float], fill: float) -> dict[str, Any]:  # noqa: ANN401
-    """Return the values of an encoded column and their weights, followed by those of unseen and missing values.
+    """Return the values of an encoded column and their weights, followed by those of unseen and missing values."""
+    from tipline.model.transformers import MISSING, OTHER, name_values  # noqa: PLC0415 (imports scikit-learn)
 
-    `weights` are those of the encoder's categories. Without `OtherLevel`, `fill` is the weight of all others.
-    """
-    names = list_names(find_encoder(step).categories_[index])
+    names = name_values(find_encoder(step).categories_[index].tolist())
     if "unseen" not in getattr(step, "named_steps", ()):
         return {"values": names, "table": [*weights, fill]}
     of_names, levels = dict(zip(names, weights, strict=True)), step["unseen"].levels_[index]
     last = [OTHER, MISSING if MISSING in levels else OTHER]
     return {"values": levels, "table": [of_names[level] for level in (*levels, *last)]}
-
-
-def list_names(values: Iterable[Any]) -> list[str]:
-    """Return categories as text; a number has one name, whether pandas holds it as an integer or not."""
-    kept = (str, bool, np.bool)
-    return [str(value if isinstance(value, kept) else float(value) + 0.0) for value in values]  # no -0.0
 
 
 def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> Iterator[tuple[slice, Floats]]:
@@ -163,10 +155,7 @@ def encode_matrix(batch: pa.RecordBatch, terms: Sequence[Mapping[str, Any]]) -> 
 
 
 def create_scorer(classifier: Any, terms: Sequence[Mapping[str, Any]], rows: int) -> Scorer | None:  # noqa: ANN401
-    """Return a function from a batch to probabilities for a classifier behind `terms`, if numba's start pays.
-
-    It is worth it for many `rows`, on one worker, and ensembles of trees in a known form; None for anything else.
-    """
+    """Return a function from a batch to probabilities, or None for unknown classifiers and few `rows` per worker."""
     ensemble = trees.convert_classifier(classifier) if rows else None
     if ensemble is None or rows * len(ensemble.trees) < KERNEL_LEAVES:
         return None

@@ -1,7 +1,5 @@
 """The user's code file, and the estimator that `train` names."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import inspect
@@ -57,8 +55,7 @@ def create_classifier(train: Train, functions: Mapping[str, Any]) -> Any:  # noq
 def list_defaults(classifier: Any, seed: int) -> dict[str, Any]:  # noqa: ANN401 (a classifier of any package)
     """Return the seed and one thread for all parts of an estimator that leave them open.
 
-    Boosting libraries would start a thread per core in each of as many processes; `n_jobs` in `params` allows more.
-    LightGBM and CatBoost would also print a page per fit, and CatBoost write files into the working directory.
+    Boosting libraries would start a thread per core in each process, LightGBM and CatBoost also print a page per fit.
     """
     params: dict[str, Any] = classifier.get_params()
     defaults: dict[str, Any] = {}

@@ -110,10 +110,7 @@ def load_predict(files: Mapping[str, bytes], spec: Mapping[str, Any]) -> Callabl
 
 
 def extract_scores(given: Any) -> Floats | None:  # noqa: ANN401 (whatever the model gives)
-    """Return one float per row: a single column, or the second of two as predict_proba returns them.
-
-    Return None for anything else. Whole numbers and booleans are classes, not probabilities.
-    """
+    """Return one float per row, of one column or the second of two; None for anything else, such as classes."""
     values = np.asarray(given)
     if values.shape[1:] in {(1,), (2,)}:
         values = values[:, -1]

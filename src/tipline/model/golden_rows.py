@@ -20,10 +20,7 @@ UNSEEN_NUMBER, UNSEEN = -(2**31), {CATEGORY: "(unseen)", pa.bool_(): None}
 
 
 def add_golden_rows(model: Model, trips: pa.RecordBatch) -> dict[str, Any]:
-    """Return the model's model.json with the first of these prepared rows and their scores added.
-
-    Two more rows have unseen and missing categories. One that the user's function cannot take is left out.
-    """
+    """Return model.json with the first of these rows, and two with unseen and missing categories, and their scores."""
     schema = create_json_schema(model)
     rows = trips.select(schema.names).slice(0, ROWS).cast(schema).to_pylist()
     if "preprocess" in model.estimator.named_steps:
@@ -43,8 +40,7 @@ def load_checked_model(
     """Load a model on the machine `where`, in the first of some forms that works there, to score about `rows` rows.
 
     Returns it, how many float32 steps its golden rows are off, 0 or 1, and why a faster form is not used. Raises
-    TiplineError if the pipeline does not give their scores, either: this machine computes differently from the one that
-    trained.
+    TiplineError if this machine computes differently from the one that trained.
     """
     reason = ""
     for form in forms:

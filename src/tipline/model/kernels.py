@@ -4,8 +4,6 @@ The machine code is kept on disk, beside this file or in NUMBA_CACHE_DIR. Sums a
 in the precision of the leaves, without fused or reordered operations: they equal those of the libraries bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, cast

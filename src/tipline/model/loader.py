@@ -68,8 +68,7 @@ def refuse_model(reason: str, where: str) -> TiplineError:
 def remove_leftovers(root: Path) -> None:
     """Remove what MLflow and Python write beside a model's files, in the store, too.
 
-    MLflow's note holds the version number, which differs between registries. Python would run compiled code instead of
-    the file that was checked.
+    MLflow's note differs between registries; Python would run compiled code instead of the file that was checked.
     """
     (root / MLFLOW_NOTE).unlink(missing_ok=True)
     for folder in sorted(root.rglob(COMPILED)):
@@ -146,7 +145,7 @@ def find_objection(logged: Mapping[str, bytes]) -> str | None:
 
 
 def check_skops(name: str, dump: bytes, where: str, code: Mapping[str, bytes], spec: bytes = b"{}") -> None:
-    """Refuse a skops file by tipline's own list of types and the model's `code`, or made with another scikit-learn.
+    """Refuse a skops file that has types neither trusted nor of the model's `code`, or is of another scikit-learn.
 
     A linear model is scored from `spec`, its model.json, with any scikit-learn: its golden rows show that it is right.
     """

@@ -119,11 +119,10 @@ def save_spec(folder: Path, spec: Mapping[str, Any]) -> None:
 
 
 def make_canonical(dump: bytes) -> bytes:
-    """Remove from a skops dump what differs between dumps of equal estimators.
+    """Remove from a skops dump what differs between dumps of equal estimators: memory addresses and times.
 
-    skops names nodes and files by memory addresses, and zip entries hold the time. Here nodes and files are numbered in
-    order of appearance; entries have one date and no compression. Plain values get a number each: whether equal ones
-    are one object in memory is chance.
+    Nodes and files are numbered in order of appearance. Plain values get a number each: whether equal ones are one
+    object in memory is chance.
     """
     with zipfile.ZipFile(io.BytesIO(dump)) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}

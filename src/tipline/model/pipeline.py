@@ -1,7 +1,5 @@
 """The scikit-learn pipeline: from a DataFrame of prepared columns to probabilities, built and fitted."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +60,7 @@ def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
 def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.DataFrame) -> BuiltPipeline:
     """Build the unfitted pipeline for the columns and categories of a frame of training rows.
 
-    Its steps are the user's function, if `model.features` names one; the preprocessing, unless the whole estimator is
-    the user's; and the classifier.
+    Its steps are the user's function, the preprocessing unless the whole estimator is the user's, and the classifier.
     """
     model, code = settings.model, root / settings.model.code
     functions = load_functions(code)
@@ -132,9 +129,8 @@ def build_preprocessing(
 ) -> ColumnTransformer:
     """Build the preprocessing in the form that suits the classifier. docs/own-model.md has a table of both.
 
-    Classifiers that accept missing values, such as forests and boosting, get codes of categories, and numbers as they
-    are. The rest get categories and hours one-hot, and numbers clipped to their plausible range, imputed and scaled.
-    Unless `model.other_share` is 0, categories go through an `OtherLevel` first, whose levels are text.
+    Classifiers that accept missing values get codes of categories, and numbers as they are. The rest get categories and
+    hours one-hot, and numbers clipped to their plausible range, imputed and scaled.
     """
     names = {kind: [column["name"] for column in features if column["kind"] == kind] for kind in KINDS}
     levels = [list_levels(frame[name], settings.model.categories.get(name)) for name in names["category"]]
@@ -171,7 +167,7 @@ def build_preprocessing(
     return ColumnTransformer([part for part in parts if part[2]], sparse_threshold=1.0)
 
 
-def list_levels(values: pd.Series[Any], listed: Sequence[str] | None) -> np.ndarray[Any, Any]:
+def list_levels(values: "pd.Series[Any]", listed: Sequence[str] | None) -> np.ndarray[Any, Any]:
     """Return the categories of a column, in order. A missing value is none of them, so it counts as an unseen one."""
     if pd.api.types.is_numeric_dtype(values):
         return np.array(sorted(values.dropna().unique().tolist()) or [np.inf])  # an encoder needs one at least

@@ -7,8 +7,6 @@ vector of the leaves that it still allows is stored, and the leftmost one that a
 rows of a block together. Bits are faster where trees are small and columns few.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,10 +179,7 @@ class TooLargeError(Exception):
 
 
 class TreeScorer:
-    """Scores rows with an ensemble; `use_bits` overrides the choice between the two ways.
-
-    Raises TooLargeError if the trees have more columns, thresholds or sets than there is room for.
-    """
+    """Scores rows with an ensemble; `use_bits` overrides the choice. Raises TooLargeError if it has no room for it."""
 
     def __init__(self, ensemble: Ensemble, *, use_bits: bool | None = None) -> None:
         from tipline.model import kernels  # noqa: PLC0415 (imports numba)

@@ -1,7 +1,6 @@
 """Find which rows carry a month's loss, and what would help. The groups are those of the baseline."""
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,7 @@ def find_cause(
 
     These are values that training never had, if they carry a tenth of the loss or have all rows, or the one value that
     all rows have where training had several; otherwise, in a month that is significantly worse than the baseline, the
-    group that costs most, if the month is not worse without it. `measure_skill` returns `skill`,
-    `skill_low` and `skill_high` of the month without some groups.
+    group that costs most, if the month is not worse without it, as `measure_skill` measures it.
     """
     groups: Mapping[str, Figures] = month["groups"]
     unseen = [name for name in groups if name not in baseline["rates"]]
@@ -80,12 +78,6 @@ def choose_verdict(month: Figures) -> str:
     if cause and cause["unseen"] and not is_negative(cause["skill_high"]):
         return CHECK_SOURCE
     best = min(month[name] for name in ("baseline_log_loss", "refitted_log_loss") if month[name] is not None)
-    return RECALIBRATE if compute_recalibrated_loss(month["calibration"]) < best else RETRAIN
-
-
-def compute_recalibrated_loss(calibration: Sequence[Figures]) -> float:
-    """Return the mean log-loss if each group of scores had its observed positive rate as its probability."""
-    rows = np.array([group["rows"] for group in calibration])
-    rates = np.array([group["observed"] for group in calibration])
+    rows, rates = (np.array([group[name] for group in month["calibration"]]) for name in ("rows", "observed"))
     entropies = -sum(share * np.log(np.maximum(share, np.finfo(float).tiny)) for share in (rates, 1 - rates))
-    return float(np.average(entropies, weights=rows)) if len(rows) else math.inf
+    return RECALIBRATE if len(rows) and np.average(entropies, weights=rows) < best else RETRAIN

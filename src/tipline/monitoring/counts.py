@@ -90,10 +90,7 @@ class Counts:
         columns: pa.RecordBatch,
         month: str = "",
     ) -> Counts:
-        """Count a batch of prepared trips, by day of `month` if one is given.
-
-        `scores` are those of the model whose model.json is `spec`, `columns` those that its preprocessing sees.
-        """
+        """Count a batch of prepared trips, by day of `month` if one is given; `columns` are those after derivation."""
         labels, known = metrics.read_labels(trips, spec["target"])
         groups, codes = group_rows(trips, spec["baseline"]["by"])
         days, start, times = [OTHER], 0, np.zeros(len(trips), np.int64)
@@ -201,10 +198,7 @@ def assign_band(probabilities: Probabilities) -> Codes:
 
 
 def group_bands(rows: Rows, groups: int) -> Rows:
-    """Return the group of each band, of some groups that have about the same sum of p (1 - p) over their rows.
-
-    Of groups of equally many rows, most would have few positive ones.
-    """
+    """Return the group of each band, of some with about the same sum of p (1 - p), so that each has positive rows."""
     middles = (np.arange(BANDS) + 0.5) / BANDS
     variance = rows * middles * (1 - middles)
     before: Floats = (np.cumsum(variance) - variance / 2) / max(variance.sum(), metrics.NEXT_TO_NOTHING)
@@ -257,5 +251,4 @@ def read_hours(column: pa.Array, step: int = 1) -> Codes:
 
 
 def read_numbers(column: pa.Array) -> Floats:
-    """Return a column's values as doubles, missing ones as NaN."""
     return fill_nulls(column.cast(pa.float64()), nan)

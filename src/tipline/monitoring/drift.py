@@ -32,9 +32,8 @@ def build_reference(
 ) -> dict[str, Any]:
     """Describe the training rows, so that later months can be compared with them.
 
-    `spec` is model.json so far, `columns` are those that the preprocessing sees. The result has `rows`, `days`,
-    `features` and `score`; the last two hold bins, `counts` by bin (missing values last), and `psi_bound`, which is
-    None under MIN_DAYS days.
+    `spec` is model.json so far, `columns` are those that the preprocessing sees. Features and score have bins, `counts`
+    by bin (missing values last), and `psi_bound`, which is None under MIN_DAYS days.
     """
     days, features = metrics.rank_values(metrics.read_days(rows[spec["time"]])), {}
     for feature in spec["features"]:
@@ -124,7 +123,6 @@ def find_leaks(
     """Return a warning for each feature that alone does nearly as well as the model, the worst first.
 
     A feature alone predicts the rate of its bin in the model's `reference`, mixed with one row of the overall rate.
-    `losses` are the model's. Columns of the baseline may do as well as the model.
     """
     labels, _ = metrics.read_labels(trips, spec["target"])
     rate = labels.mean()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import t as student
 
-from tipline.arrays import Floats, Probabilities, Rows
+from tipline.arrays import Probabilities
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, predict_baseline, sum_group_loss
 from tipline.evaluation.intervals import CONFIDENCE, MIN_DAYS
@@ -31,14 +31,17 @@ FIGURES = (
 def measure_reliability(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: Probabilities) -> dict[str, Any] | None:
     """Describe how scores of labelled rows came true, in bins of bands; None for rows of one label.
 
-    The errors are standard deviations per row of what is realised minus what is estimated, by day; None under MIN_DAYS
-    days.
+    The errors are standard deviations per row of realised minus estimated, by day; None under MIN_DAYS days.
     """
     labels, _ = metrics.read_labels(rows, spec["target"])
     if labels.all() or not labels.any():
         return None
     bands = assign_band(scores)
-    starts = choose_starts(np.bincount(bands, minlength=BANDS).astype(np.int64))
+    # Bins have about the same sum of p (1 - p), and rows.
+    by_band = np.bincount(bands, minlength=BANDS).astype(np.int64)
+    found = np.flatnonzero(by_band)
+    _, first = np.unique(group_bands(by_band, BINS)[found], return_index=True)
+    starts = [0, *found[first[1:]].tolist()]
     codes = np.searchsorted(starts, bands, side="right") - 1
     losses, rates = metrics.compute_log_loss(scores, labels), predict_baseline(rows, spec["baseline"])
     counts, positive, loss = (np.bincount(codes, weights, len(starts)) for weights in (None, labels, losses))
@@ -52,38 +55,24 @@ def measure_reliability(rows: pa.RecordBatch, spec: Mapping[str, Any], scores: P
     ratio = losses.sum(dtype=np.float64) / max(float(np.where(labels, yes, no).sum()), metrics.NEXT_TO_NOTHING)
     gaps = losses - (loss / counts).take(codes), (labels - expected) * (yes - no)
     days = metrics.rank_values(metrics.read_days(rows[spec["time"]]))
-    errors = [measure_scatter(np.bincount(days, gap).astype(float)) for gap in (gaps[0], ratio * gaps[1] - gaps[0])]
+    daily = [np.bincount(days, gap).astype(float) for gap in (gaps[0], ratio * gaps[1] - gaps[0])]
+    count, errors = len(daily[0]), list[float | None]([None, None])
+    if count >= MIN_DAYS:
+        errors = [float(np.sqrt(count / (count - 1) * (gap @ gap)) / len(rows) ** 0.5) for gap in daily]
     return {
         "starts": starts,
         "rows": counts.astype(int).tolist(),
         "positive": positive.astype(int).tolist(),
         "loss": loss.tolist(),
         "shifts": {names[i]: float(shifts[i]) for i in np.flatnonzero(members)},
-        "days": int(days.max()) + 1,
-        **{
-            name: error / len(rows) ** 0.5 if error is not None else None
-            for name, error in zip(("loss_error", "skill_error"), errors, strict=True)
-        },
+        "days": count,
+        "loss_error": errors[0],
+        "skill_error": errors[1],
     }
 
 
-def choose_starts(rows: Rows) -> list[int]:
-    """Return the first band of each bin; bins have about the same sum of p (1 - p), and rows."""
-    group, found = group_bands(rows, BINS), np.flatnonzero(rows)
-    starts: list[int] = found[np.unique(group[found], return_index=True)[1]].tolist()
-    return [0, *starts[1:]]
-
-
-def measure_scatter(gaps: Floats) -> float | None:
-    """Return the square root of the sum of squares of daily gaps; None under MIN_DAYS days."""
-    return float(np.sqrt(len(gaps) / (len(gaps) - 1) * (gaps @ gaps))) if len(gaps) >= MIN_DAYS else None
-
-
 def estimate_month(counts: Counts, spec: Mapping[str, Any], month: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the estimated figures of all rows of a month, and whether the realised loss contradicts them.
-
-    `month` has the realised figures. All are None for a model without `reliability` and for a month without rows.
-    """
+    """Return the estimated figures of all rows, and whether the realised ones in `month` contradict them; or None."""
     found, reliability = dict[str, Any].fromkeys(FIGURES), spec.get("reliability")
     if not reliability or not counts.rows:
         return found
@@ -109,10 +98,7 @@ def estimate_month(counts: Counts, spec: Mapping[str, Any], month: Mapping[str, 
 
 
 def estimate_baseline_loss(counts: Counts, spec: Mapping[str, Any]) -> float:
-    """Return the baseline's expected loss if in each group as many rows are positive as its scores say.
-
-    As much as they said too little or too much on validation rows is corrected, as a shift of log-odds does.
-    """
+    """Return the baseline's expected loss if as many rows of each group are positive as its corrected scores say."""
     groups, total = counts.groups(), 0.0
     for name, sums in counts.unlabelled.items():
         groups[name] = groups.get(name, Sums()) + sums

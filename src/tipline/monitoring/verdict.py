@@ -161,8 +161,5 @@ def judge_month(month: Mapping[str, Any], by: str, shortage: str | None) -> tupl
         words = "Significantly better than"
     else:
         words = "Not significantly different from"
-    return verdict, f"{words} {what}: {format_skill(month, name)}."
-
-
-def format_skill(month: Mapping[str, Any], name: str) -> str:
-    return f"skill {month[name]:.1%} ({month[name + '_low']:.1%} to {month[name + '_high']:.1%})"
+    skill, low, high = (month[f"{name}{bound}"] for bound in ("", "_low", "_high"))
+    return verdict, f"{words} {what}: skill {skill:.1%} ({low:.1%} to {high:.1%})."

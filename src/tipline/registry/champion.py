@@ -96,10 +96,7 @@ def list_former_champions(changes: Sequence[Change]) -> list[Champion]:
 
 
 def count_decisions(client: Client, name: str, decision: Decision) -> tuple[int, int]:
-    """Record a decision; return how many others were made on these months before, and how many of them refused.
-
-    Asking again about the same two models on the same months is the same decision.
-    """
+    """Record a decision, unless these models had one on these months; return how many others used them, and refused."""
     decisions = list_records(client, name, DECISION, Decision)
     if decision not in decisions:
         with store.skip_if_forbidden():
@@ -141,10 +138,9 @@ def record_change(client: Client, version: Version, how: str, reason: str | None
 
 
 def find_previous_champion(changes: Sequence[Change], digest: str | None) -> Champion | None:
-    """Return the champion before the one of this digest; each rollback takes one change back.
+    """Return the champion before the one of this digest, or None; each rollback takes one change back.
 
-    Returns None if there was none, or if the history does not end with this digest. A digest of None stands for a
-    champion that was never adopted: it is not in the history, so the last one there is the one before it.
+    A digest of None stands for a champion that was never adopted: it is not in the history.
     """
     champions: list[Champion] = []
     for change in changes:
@@ -181,7 +177,7 @@ def find_champion(client: Client, paths: Paths, name: str) -> Version | None:
 def resolve_champion(client: Client, settings: Settings, paths: Paths, digest: str) -> Version | None:
     """Return the version to score with: the pinned one, the champion, or if there never was one the challenger.
 
-    `digest` is the challenger's. Returns None if nothing is registered and this user or this copy may not register it.
+    Returns None if nothing is registered and this user or this copy may not register it. `digest` is the challenger's.
     """
     name, wanted = settings.model.name, settings.score.model
     if isinstance(wanted, int):

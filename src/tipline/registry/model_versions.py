@@ -155,10 +155,7 @@ def check_known_code(paths: Paths, contents: Mapping[str, bytes], version: Versi
 
 @contextlib.contextmanager
 def open_download(version: Version, *, trust_code: bool = False) -> Iterator[Path]:
-    """Yield a folder with the files of a version as MLflow logged them; refuse code that should not run.
-
-    A version that was promoted with `--trust-code` is compared with its digest alone, by the callers.
-    """
+    """Yield a folder with the files of a version as MLflow logged them; refuse code that should not run."""
     where, uri = format_version(version), f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory(prefix="tipline-") as scratch:
         try:

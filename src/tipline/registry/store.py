@@ -50,8 +50,8 @@ NO_CONNECTION = (requests.Timeout, requests.ConnectionError, requests.exceptions
 def get_store_address(paths: Paths) -> str:
     """Return MLFLOW_TRACKING_URI, or else the database that plain `mlflow ui` opens in the project.
 
-    A relative database belongs to the workspace: `dvc exp run --temp` works in a copy, which DVC deletes. The address
-    is built as text, because SQLAlchemy's URL objects encode it and MLflow then creates a folder of the encoded name.
+    A relative database belongs to the workspace, not to the copy of `dvc exp run --temp`. The address is built as text,
+    because SQLAlchemy's URL objects encode it and MLflow then creates a folder of the encoded name.
     """
     address = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE}"
     database, question_mark, query = address.removeprefix(SQLITE).partition("?")
@@ -131,10 +131,7 @@ def check_database(connection: sqlite3.Connection, database: Path) -> None:
 
 
 def follow_move(connection: sqlite3.Connection, home: Path, project: Path) -> None:
-    """Replace the absolute paths in a database that was moved or copied together with its artifacts.
-
-    MLflow has no command for it. Without it a moved project loses its models, and a copy writes into the original.
-    """
+    """Replace the absolute paths in a database that was moved or copied together with its artifacts: MLflow cannot."""
     query = "SELECT artifact_location FROM experiments WHERE name = ?"
     row = connection.execute(query, (f"{PREFIX}train",)).fetchone()
     old, is_own, _ = str(row[0] if row else "").rpartition(f"/{ARTIFACTS}/train")

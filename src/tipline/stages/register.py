@@ -41,10 +41,7 @@ def run(settings: Settings, paths: Paths) -> None:
 
 
 def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
-    """Return the challenger as MLflow has it.
-
-    An experiment in a copy of the project logs a run and no version: a sweep of 50 runs does not create 50 versions.
-    """
+    """Return the challenger as MLflow has it; an experiment in a copy of the project creates no version."""
     digest, run_id = artifact.read_digest(paths.challenger), None
     with store.skip_if_forbidden(NO_ACCESS):
         run = runs.ensure_training_run(client, paths, paths.challenger)

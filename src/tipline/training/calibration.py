@@ -21,8 +21,7 @@ WRONG_ORDER = "Set it to null, and see auc in reports/learning_curve.csv for wha
 def fit_calibration(method: str, probabilities: Floats, labels: Labels) -> dict[str, Any]:
     """Fit the correction that `pyfunc.apply_calibration` applies, on rows that the model was not fitted on.
 
-    `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002). Raises UsageError for
-    rows that cannot calibrate, and TiplineError if the model ranks them the wrong way round.
+    `method` is `sigmoid` (Platt 1999, without a penalty) or `isotonic` (Zadrozny and Elkan 2002).
     """
     rows, positive = len(labels), int(labels.sum())
     todo = "Set it to null, raise sample.rows, or give the role validation to other months."

@@ -151,8 +151,7 @@ def measure_scores(scores: Floats, validation: Examples) -> tuple[dict[str, floa
 def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | None = None) -> dict[str, Any]:
     """Choose the smallest size that the largest one beats by less than `min_gain` skill points, with 95% confidence.
 
-    If no smaller size is enough, all `available` rows are chosen, up to `max_rows`. The result has rows, levelled_off,
-    reason, min_gain, the figures of the baseline, and a list `sizes` with the figures of each size, None if undefined.
+    If no smaller size is enough, all `available` rows are chosen, up to `max_rows`. Undefined figures are None.
     """
     mean, upper = bound_excess(study)
     if problem := find_problem(study):
@@ -206,10 +205,9 @@ def bound_excess(study: Study) -> tuple[Floats, Floats]:
 def bootstrap_skill(study: Study, losses: Cube, confidence: float = CONFIDENCE) -> tuple[Floats, Matrix]:
     """Return losses in units of the baseline's, shape (sizes,), and resampled, shape (draws, sizes).
 
-    Repeats and days are resampled independently. A resample varies less than the sample it is drawn from, so deviations
-    are widened by sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles at
-    `confidence` of Student's t with k - 1 degrees of freedom and the normal distribution. Both are NaN with nothing to
-    gain, draws with one repeat or day.
+    Repeats and days are resampled independently. A resample varies less than its sample, so deviations are widened by
+    sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles at `confidence`
+    of Student's t with k - 1 degrees of freedom and the normal distribution. NaN with nothing to gain, or for k = 1.
     """
     too_small = study.baseline["log_loss"] < NEXT_TO_NOTHING
     unit: Floats = np.where(too_small, np.nan, study.baseline_losses)
@@ -312,10 +310,7 @@ def describe_curves(curves: Curves, sizes: Sequence[Mapping[str, Any]], availabl
 
 
 def fit_curves(study: Study) -> Curves | None:
-    """Fit a curve to the losses on the `validation` rows, in units of the baseline's, and to each resample of them.
-
-    Returns None with too few sizes, repeats or days, or nothing to gain.
-    """
+    """Fit a curve to the losses in units of the baseline's, and to each resample; None with too little to fit."""
     mean, draws = bootstrap_skill(study, study.losses)
     if len(study.sizes) < MIN_SIZES or not np.isfinite(draws).all():
         return None
@@ -323,10 +318,9 @@ def fit_curves(study: Study) -> Curves | None:
 
 
 def fit_mmf(sizes: Sequence[int], losses: Matrix, spread: Floats) -> Curves:
-    """Fit curves to losses, shape (curves, sizes), with height >= 0, half and exponent from a grid.
+    """Fit curves to losses, shape (curves, sizes), with `height` >= 0 and standard errors `spread`, shape (sizes,).
 
-    Least squares for limit and height at each point of the grid, so the result is always the same. `spread` has the
-    standard errors, shape (sizes,), for the weights.
+    Least squares for limit and height at each point of a grid of half and exponent: the result is always the same.
     """
     # Without a floor, one size with almost no spread would decide alone.
     weights = 1 / np.maximum(spread, max(spread.max(), np.finfo(float).tiny) / 100) ** 2

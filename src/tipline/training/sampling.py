@@ -31,10 +31,9 @@ def compute_keys(rows: Values, month: str, seed: int) -> Values:
 
 
 def sample_month(file: pq.ParquetFile, month: str, rows: int, seed: int) -> pa.Table:
-    """Return the rows of a prepared month with the smallest keys, ordered by key.
+    """Return the rows of a prepared month with the smallest keys, ordered by key: its first n are the sample of size n.
 
-    The first n of them are the sample of size n. Reads one row group at a time and holds at most three samples. The
-    table has the prepared columns, `sample_key` (uint64), and in its schema's metadata the number of rows of the month.
+    Reads one row group at a time. The schema's metadata have the number of rows of the month.
     """
     sample = file.schema_arrow.append(pa.field(KEY, pa.uint64())).empty_table()
     for group in range(file.num_row_groups):
