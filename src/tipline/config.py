@@ -313,12 +313,11 @@ def check_columns(settings: Settings, schema: Schema, where: str) -> None:
         what = f"The schema fills missing values of {filled[0]}, so trips without a label would seem to have one."
         raise UsageError(what, f"{where}, labels", f"Remove `fill` of {filled[0]} from the schema.")
     schema.check_features([name for name in model.hidden if name not in schema.columns], f"{where}, model.hidden")
+    reasons = dict.fromkeys(model.hidden, "hidden")
+    reasons |= dict.fromkeys(target.columns, "part of the target; as a feature it would give the answer away")
     for name in model.columns:
-        reason = "hidden" if name in model.hidden else ""
-        if name in target.columns:
-            reason = "part of the target; as a feature it would give the answer away"
-        if reason:
-            raise UsageError(f"{name} is {reason}.", f"{where}, model.columns", "Remove it from the list.")
+        if name in reasons:
+            raise UsageError(f"{name} is {reasons[name]}.", f"{where}, model.columns", "Remove it from the list.")
     for key, kind, names in (
         ("score.id_columns", "identifier", settings.score.id_columns),
         ("labels.on", "identifier", settings.labels.on),

@@ -94,7 +94,6 @@ def hide_secrets(text: str) -> str:
 
 
 def join_lines(error: object) -> str:
-    """Put a message on one line."""
     return " ".join(str(error).split())
 
 

@@ -44,7 +44,6 @@ def hash_json(value: Any) -> str:  # noqa: ANN401 (any JSON value)
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Return length and sha256 of a file, as manifests hold them."""
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 

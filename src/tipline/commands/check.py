@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tipline import config, files
-from tipline.config import PartialSettings
 from tipline.errors import MonthsFailedError, TiplineError, UsageError, format_count, hide_secrets, shorten_text
 from tipline.ingest import draft, losses, readers, source, transfer
 from tipline.ingest.conform import Conformer
@@ -21,7 +20,7 @@ ROWS, HEAD_BYTES = 1000, 2**19
 
 
 def run(
-    settings: PartialSettings, paths: Paths, source: str, months: Sequence[str], write: str | None
+    settings: config.PartialSettings, paths: Paths, source: str, months: Sequence[str], write: str | None
 ) -> Iterator[str]:
     """Yield lines about months of a source, and raise TiplineError after them if `prepare` would refuse one."""
     try:

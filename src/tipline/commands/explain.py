@@ -16,7 +16,6 @@ from tipline.errors import TiplineError, UsageError
 from tipline.ingest import columns, readers
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, compiled, golden_rows
-from tipline.model.artifact import Model
 from tipline.model.transformers import OTHER
 from tipline.paths import Paths, month_folder, month_name
 from tipline.scoring import plan
@@ -100,7 +99,7 @@ def find_prediction(locations: plan.Locations, month: str, row: int, parts: list
     raise UsageError(what, f"month {month}, row {row:,}", todo)
 
 
-def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
+def explain_score(model: artifact.Model, trip: Mapping[str, Any], stored: float) -> dict[str, Any]:
     """Return the columns that the preprocessing sees and, if the model has them, what each adds to the log-odds."""
     types = columns.list_input_columns(model.spec)
     batch = pa.RecordBatch.from_pylist([{name: trip.get(name) for name in types}], schema=pa.schema(types))
@@ -123,7 +122,7 @@ def explain_score(model: Model, trip: Mapping[str, Any], stored: float) -> dict[
     return lines | {"probability": f"{probability!r}, {comparison}"}
 
 
-def find_unseen(model: Model, batch: pa.RecordBatch) -> list[str]:
+def find_unseen(model: artifact.Model, batch: pa.RecordBatch) -> list[str]:
     """Return the columns whose category in the first row is one that training does not have."""
     preprocess = None if model.is_external else model.estimator.named_steps.get("preprocess")
     for kind, step, names in getattr(preprocess, "transformers_", ()):
@@ -133,7 +132,7 @@ def find_unseen(model: Model, batch: pa.RecordBatch) -> list[str]:
     return []
 
 
-def compute_contributions(model: Model, batch: pa.RecordBatch) -> tuple[float, dict[str, float]]:
+def compute_contributions(model: artifact.Model, batch: pa.RecordBatch) -> tuple[float, dict[str, float]]:
     """Return the log-odds that all rows start from, and what each column adds to those of the first row.
 
     Coefficient times value for a logistic regression, SHAP values for LightGBM and XGBoost, nothing for other models.

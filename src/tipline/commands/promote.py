@@ -92,9 +92,10 @@ def ask_gate(
         return verdict
     # A version that passes has to pass against the best champion of the history, too.
     reason, best, tolerance = None, report["champion"]["log_loss"], settings.evaluate.tolerance
-    for one in champion.list_former_champions(champion.list_changes(client, chosen.name)) if verdict["promote"] else ():
-        version = model_versions.find_version(client, chosen.name, one.digest)
-        if version is None or one.digest in report["made"].values():
+    former = champion.list_former_champions(champion.list_changes(client, chosen.name)) if verdict["promote"] else ()
+    for digest in dict.fromkeys(one.digest for one in former):
+        version = model_versions.find_version(client, chosen.name, digest)
+        if version is None or digest in report["made"].values():
             continue
         with contextlib.suppress(*UNREADABLE):  # one that cannot be judged on the same months is left out
             other = compare_with(version)
@@ -111,7 +112,6 @@ def ask_gate(
 
 
 def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
-    """Make the previous champion the champion again, without asking the gate."""
     name = settings.model_name
     if name is None:
         raise settings.problem or UsageError("model.name is missing.", str(paths.params), "Add it.")

@@ -12,7 +12,6 @@ from tipline.arrays import Codes, Floats, Labels, Probabilities, fill_nulls
 from tipline.config import Settings
 from tipline.errors import TiplineError, join_lines
 from tipline.evaluation import baseline, gate, metrics
-from tipline.evaluation.gate import MadeOn
 from tipline.ingest import columns
 from tipline.model import artifact, golden_rows
 from tipline.paths import Paths
@@ -27,7 +26,7 @@ HOURS = ["0 to 5", "6 to 11", "12 to 17", "18 to 23", baseline.MISSING]
 
 
 def compare_models(
-    settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], tagged: MadeOn
+    settings: Settings, paths: Paths, contents: Mapping[str, Mapping[str, bytes]], tagged: gate.MadeOn
 ) -> tuple[dict[str, Any], dict[str, Probabilities], Labels]:
     """Return the report on `challenger` and `champion`, given as files, their scores, and the labels of the rows.
 

@@ -163,7 +163,6 @@ def judge_segments(rows: Rows, tolerance: float) -> list[dict[str, Any]]:
 
 
 def add_reason(verdict: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """Return a verdict on compared models with one more reason against the challenger."""
     figures = {name: verdict[name] for name in ("gain", "power", "segments", "tolerated")}
     return build_verdict([*verdict["reasons"], reason], verdict["months"], verdict["dropped"], figures)
 

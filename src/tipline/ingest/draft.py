@@ -124,7 +124,6 @@ def draft_schema(month: Month, first: str, names: Sequence[str]) -> str:
 
 
 def draft_column(name: str, type_: pa.DataType, values: pa.Array, nulls: set[str], decimal: str) -> Guess:
-    """Return the keys of a column of the schema and what is doubtful about them."""
     required = {} if values.null_count else {"required": True}
     if types.is_timestamp(type_) or types.is_date(type_):
         is_zoned = getattr(type_, "tz", None) is not None

@@ -18,7 +18,6 @@ import pyarrow as pa
 from tipline.arrays import CHUNK_ROWS, Codes, Floats, Probabilities, Rows, fill_nulls, hour_of_day
 from tipline.evaluation import metrics
 from tipline.evaluation.baseline import group_rows, sum_group_loss
-from tipline.evaluation.metrics import Counted
 
 BANDS = 1000
 DAY_MICROSECONDS = 86_400_000_000
@@ -74,7 +73,7 @@ class Counts:
     rows: int = 0  # with and without a known target
     probability: float = 0.0  # sum over all rows
     # Shape (BANDS, 3): rows by band of score: negative, positive, without a label.
-    bands: Counted = field(default_factory=lambda: np.zeros((BANDS, 3), dtype=np.int64))
+    bands: metrics.Counted = field(default_factory=lambda: np.zeros((BANDS, 3), dtype=np.int64))
     # By day of the month ("1" to "31", OTHER), then by the baseline's group.
     days: dict[str, dict[str, Sums]] = field(default_factory=dict)
     unlabelled: dict[str, Sums] = field(default_factory=dict)  # rows and probability, by group

@@ -15,7 +15,6 @@ from tipline.arrays import Codes, Floats, Probabilities, Values
 from tipline.evaluation import metrics
 from tipline.evaluation.intervals import MIN_DAYS
 from tipline.monitoring import counts
-from tipline.monitoring.counts import Counts
 
 BINS = 10
 MARGIN = 1e-6  # more than the error of a float32
@@ -98,7 +97,7 @@ def judge_drift(reference: Mapping[str, Any], rows: Sequence[float]) -> dict[str
     return {"psi": psi, "psi_bound": bound, "flagged": flagged}
 
 
-def measure_drift(month: Counts, reference: Mapping[str, Any]) -> dict[str, Any]:
+def measure_drift(month: counts.Counts, reference: Mapping[str, Any]) -> dict[str, Any]:
     """Return the drift of each feature and of the score, missing rates and new categories."""
     features = {}
     for name, expected in reference["features"].items():

@@ -67,19 +67,15 @@ def find_changes(months: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, st
             if rate > usual + MORE_MISSING:
                 words = f"missing ({usual:.1%} of the rows in training)"
                 found.setdefault((name, words), []).append(f"{month['month']}: {rate:.1%}")
-    changes = [
-        (name, format_new_values(new[name]) if words == "new" else words, ", ".join(where))
-        for (name, words), where in found.items()
-    ]
+    changes = []
+    for (name, words), where in found.items():
+        if words == "new":
+            values = [f"{value} ({format_count(rows, 'row')})" for value, rows in new[name].most_common(SHOWN_VALUES)]
+            rest = [f"{len(new[name]) - SHOWN_VALUES} more"] if len(new[name]) > SHOWN_VALUES else []
+            words = f"new: {', '.join(values + rest)}"
+        changes.append((name, words, ", ".join(where)))
     more = [(f"{len(changes) - SHOWN_CHANGES} more", "see months.json", "")] if len(changes) > SHOWN_CHANGES else []
     return changes[:SHOWN_CHANGES] + more
-
-
-def format_new_values(rows: Counter[str]) -> str:
-    """Return the most frequent values with their rows."""
-    words = [f"{value} ({format_count(count, 'row')})" for value, count in rows.most_common(SHOWN_VALUES)]
-    more = [f"{len(rows) - len(words)} more"] if len(rows) > len(words) else []
-    return f"new: {', '.join(words + more)}"
 
 
 def format_number(value: float | None, form: str) -> str:

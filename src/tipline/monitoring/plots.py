@@ -50,7 +50,6 @@ def get_column(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
 
 
 def plot_learning_curve(path: Path, decision: Mapping[str, Any]) -> None:
-    """Draw skill by rows, the fitted curve, and the chosen size."""
     sizes, curve = decision["sizes"], decision["fitted_curve"]
     rows = [size["rows"] for size in sizes]
     with create_picture(path, 4.8) as figure:

@@ -66,7 +66,6 @@ class Decision(BaseModel, frozen=True):
 
 
 def list_changes(client: Client, name: str) -> list[Change]:
-    """Return the changes of a registered model's champion, oldest first."""
     return list_records(client, name, TAG, Change)
 
 
@@ -86,13 +85,14 @@ def add_record(client: Client, name: str, prefix: str, record: BaseModel) -> Non
 
 
 def list_former_champions(changes: Sequence[Change]) -> list[Champion]:
-    """Return the champions of the history, each once, but for those that a rollback has taken back."""
-    champions = dict[str, Champion]()
+    """Return the champions in order of time, but for those that a rollback has taken back."""
+    champions: list[Champion] = []
     for change in changes:
-        if change.how == "rollback" and change.before:
-            champions.pop(change.before.digest, None)
-        champions[change.after.digest] = change.after
-    return list(champions.values())
+        while change.how == "rollback" and champions and champions[-1].digest != change.after.digest:
+            champions.pop()
+        if not champions or champions[-1].digest != change.after.digest:
+            champions.append(change.after)
+    return champions
 
 
 def count_decisions(client: Client, name: str, decision: Decision) -> tuple[int, int]:
@@ -142,12 +142,7 @@ def find_previous_champion(changes: Sequence[Change], digest: str | None) -> Cha
 
     A digest of None stands for a champion that was never adopted: it is not in the history.
     """
-    champions: list[Champion] = []
-    for change in changes:
-        while change.how == "rollback" and champions and champions[-1].digest != change.after.digest:
-            champions.pop()
-        if not champions or champions[-1].digest != change.after.digest:
-            champions.append(change.after)
+    champions = list_former_champions(changes)
     if digest is None:
         return champions[-1] if champions else None
     return champions[-2] if len(champions) > 1 and champions[-1].digest == digest else None

@@ -14,7 +14,6 @@ from tipline.ingest.schema import load_schema
 from tipline.model import artifact, pyfunc
 from tipline.paths import Paths
 from tipline.registry import champion, model_versions, runs, store
-from tipline.registry.store import Client, Run, Version
 
 END = "*Written by `tipline record`; text below this line is kept.*"
 DESCRIPTION_LETTERS = 5000  # a registry on PostgreSQL takes no more
@@ -31,8 +30,8 @@ class ModelEntry:
 
     role: str
     digest: str
-    version: Version | None
-    run: Run | None
+    version: store.Version | None
+    run: store.Run | None
 
     @property
     def link(self) -> str:
@@ -43,14 +42,14 @@ class ModelEntry:
         return runs.format_run_link(self.run.info.run_name, self.run) if self.run else self.digest[:12]
 
 
-def find_entry(client: Client, paths: Paths, name: str, role: str) -> ModelEntry:
+def find_entry(client: store.Client, paths: Paths, name: str, role: str) -> ModelEntry:
     digest = artifact.read_digest(getattr(paths, role))
     run = store.find_runs(store.ensure_experiment(client, paths, "train"), digest).get(digest)
     return ModelEntry(role, digest, model_versions.find_version(client, name, digest), run)
 
 
 def describe_model(
-    client: Client, settings: Settings, paths: Paths, entry: ModelEntry, links: Mapping[str, str]
+    client: store.Client, settings: Settings, paths: Paths, entry: ModelEntry, links: Mapping[str, str]
 ) -> None:
     """Bring a model's run and version up to date; `links` are links to the runs of the evaluation and of the months."""
     report, run, version = files.read_json(paths.evaluation, runs.TODO), entry.run, entry.version

@@ -36,7 +36,6 @@ FROM_RUN = (store.DIGEST, loader.FILES, runs.EXTERNAL_SPEC)  # tags that a versi
 
 
 def get_champion(client: Client, name: str) -> Version | None:
-    """Return the version that the alias `champion` names, or None."""
     model = store.find_model(client, name)
     number = model.aliases.get(CHAMPION) if model else None
     return client.get_model_version(name, str(number)) if number else None

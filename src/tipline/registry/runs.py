@@ -129,7 +129,6 @@ def log_model(run_id: str, folder: Path) -> str:
 
 
 def list_training_runs(client: Client) -> list[Run]:
-    """Return the runs that have a model of tipline's."""
     experiment = client.get_experiment_by_name(f"{store.PREFIX}train")
     found = store.find_runs(experiment.experiment_id).values() if experiment else ()
     return [run for run in found if MODEL_URI in run.data.tags]

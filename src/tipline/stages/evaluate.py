@@ -1,4 +1,4 @@
-"""evaluate: challenger and champion on the `test` months, and the gate's verdict."""
+"""evaluate: report on challenger and champion on the `test` months, its picture, and five numbers for DVC."""
 
 import logging
 
@@ -14,7 +14,6 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Write the report, its picture, and the five numbers of `dvc metrics show`."""
     sampling.remove_unlisted_samples(settings, paths)
     contents = {role: artifact.read_artifact(getattr(paths, role)) for role in comparison.ROLES}
     ref = files.try_read_json(paths.champion_ref) or {}

@@ -1,4 +1,4 @@
-"""learning_curve: how many rows the model needs. Fits on the `train` months, scores on the `validation` months."""
+"""learning_curve: how many rows the model needs, fitted on `train` and scored on `validation` months."""
 
 import logging
 
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Write the study's table, picture and decision, and models/sample_size.json."""
     sampling.remove_unlisted_samples(settings, paths)
     schema, curve = load_schema(paths.root / settings.schema_), settings.learning_curve
     spec = create_spec(settings, schema)

@@ -15,7 +15,6 @@ NO_ACCESS = "new results were not logged. Ask someone with access to run `dvc re
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Create the runs that are missing, and bring descriptions up to date."""
     recorded = 0
     with store.connect_store(paths) as client, store.lock_store(paths), store.skip_if_forbidden(NO_ACCESS):
         recorded = reports.record_reports(client, settings, paths)

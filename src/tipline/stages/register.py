@@ -12,8 +12,6 @@ from tipline.config import Settings
 from tipline.model import artifact  # before tipline.registry: beside MLflow it would import pandas and MLflow's models
 from tipline.paths import Paths
 from tipline.registry import champion, model_versions, reports, runs, store
-from tipline.registry.champion import Ref
-from tipline.registry.store import Client
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +20,6 @@ NO_REPORTS = "the reports were not logged. Ask someone with access to run `dvc r
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Register the challenger, find the champion and fetch its files."""
     before = files.try_read_json(paths.champion_ref)
     with store.connect_store(paths) as client, store.lock_store(paths):
         challenger = register_challenger(client, paths, settings.model.name)
@@ -40,7 +37,7 @@ def run(settings: Settings, paths: Paths) -> None:
         log.info("the champion moved from %s to %s%s", old, new, again)
 
 
-def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
+def register_challenger(client: store.Client, paths: Paths, name: str) -> champion.Ref:
     """Return the challenger as MLflow has it; an experiment in a copy of the project creates no version."""
     digest, run_id = artifact.read_digest(paths.challenger), None
     with store.skip_if_forbidden(NO_ACCESS):
@@ -55,5 +52,5 @@ def register_challenger(client: Client, paths: Paths, name: str) -> Ref:
     return champion.describe_version(version) if version else unregistered
 
 
-def format_ref(ref: Ref) -> str:
+def format_ref(ref: champion.Ref) -> str:
     return "not registered" if ref["version"] is None else f"version {ref['version']}"

@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths, month: str) -> None:
-    """Sample one month into the folder of its role."""
     role, rows = settings.sample.months.get(month), settings.sample.rows
     if role is None:
         todo = "Give it one of train, validation, test."

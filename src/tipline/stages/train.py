@@ -29,7 +29,6 @@ LIBRARIES = ("scikit-learn", "scipy", "numpy", "pandas", "pyarrow", "skops")  # 
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    """Fit on the first rows of the sample and write models/challenger/."""
     sampling.remove_unlisted_samples(settings, paths)
     spec = model_pipeline.create_spec(settings, load_schema(paths.root / settings.schema_))
     pool = sampling.read_role(settings, paths, "train", list_needed_columns(spec))

@@ -184,7 +184,6 @@ def choose_rows(study: Study, min_gain: float, available: int, max_rows: int | N
 
 
 def find_problem(study: Study) -> str | None:
-    """Return why the study cannot judge smaller sizes, or None."""
     if study.baseline["log_loss"] < NEXT_TO_NOTHING:
         return "The baseline leaves nothing to gain on the `validation` rows"
     if math.isnan(study.baseline["auc"]):
