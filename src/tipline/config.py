@@ -70,7 +70,6 @@ def check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_roles(months: dict[str, Role]) -> dict[str, Role]:
-    """Return months in which each role comes after the one before; raise ValueError otherwise."""
     by_role = {role: [month for month, its_role in months.items() if its_role == role] for role in ROLES}
     for role in ROLES:
         if not by_role[role]:

@@ -97,7 +97,6 @@ def describe_challenger(models: Models, folder: Path) -> str:
 
 
 def advise_next(settings: PartialSettings, paths: Paths, models: Models, unscored: Sequence[str]) -> str:
-    """Advise what to type next, if no check found anything."""
     version, ref = models.champion, models.ref
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     if ref is None or version is None or models.challenger_digest is None:

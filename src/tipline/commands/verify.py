@@ -71,7 +71,6 @@ def read_manifest(data: bytes | None, month: str) -> dict[str, Any] | None:
 
 
 def list_differences(predictions: Storage, folder: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the files of a month that are not those of its manifest, and how they differ."""
     found, listed = {}, {part["name"]: part for part in parts}
     for name, part in listed.items():
         data = predictions.read(f"{folder}/{name}")
@@ -88,7 +87,6 @@ def list_differences(predictions: Storage, folder: str, parts: Sequence[Mapping[
 
 
 def check_prepared(locations: plan.Locations, month: str, manifest: Mapping[str, Any], todo: str) -> None:
-    """Raise TiplineError if the prepared month is not the one that was scored."""
     trips, folder, key = locations.trips, month_name(month), manifest["key"]
     prepared = plan.read_prepared(trips, month)
     plan.check_scored(prepared, key, trips.address(folder))

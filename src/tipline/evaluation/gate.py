@@ -65,7 +65,6 @@ class Rows:
         return self.month if self.by == "month" else self.days
 
     def estimate_gain(self, units: Floats, inside: Labels) -> Ratio | str:
-        """Estimate the gain on some of the rows, or return why they are too few."""
         blocks = rank_values(self.blocks[inside])
         days, count = len(np.unique(self.days[inside])), len(np.unique(blocks))
         if self.by == "month" and count < MIN_MONTHS:

@@ -31,7 +31,6 @@ EXPECTED = {
 
 
 def find_indices(encoded: pa.DictionaryArray, codes: list[int]) -> list[int]:
-    """Return the indices at which an array has one of some codes of its dictionary."""
     if not codes:
         return []
     mask = pc.is_in(encoded.indices, pa.array(codes, encoded.indices.type))

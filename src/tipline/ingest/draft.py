@@ -163,6 +163,5 @@ def name_column(name: str, taken: Sequence[str]) -> str:
 
 
 def format_yaml(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a mapping, its innermost lists and mappings on one line each."""
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=math.inf)
     yield from text.splitlines()

@@ -143,7 +143,6 @@ def write_month(
 
 
 def read_ahead(batches: Iterator[readers.Batch]) -> Iterator[readers.Batch]:
-    """Yield batches; a thread reads the next one meanwhile."""
     with ThreadPoolExecutor(1) as reading:
         following = reading.submit(next, batches, None)
         while (batch := following.result()) is not None:

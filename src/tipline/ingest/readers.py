@@ -217,7 +217,6 @@ class CsvMonth:
         return [pa.array([fields[index] or None for fields in good], pa.string()) for index in indices], malformed
 
     def _list_texts(self, block: bytes, lost: Collection[int]) -> list[str]:
-        """Return the text of the rows of a block, without those at the positions `lost`."""
         return [decode_text(text) for row, (text, _) in enumerate(self._split_rows(block)) if row not in lost]
 
     def _split_rows(self, block: bytes) -> Iterator[tuple[bytes, list[str] | None]]:

@@ -242,7 +242,6 @@ class Schema(BaseModel):
         )
 
     def _explain_type(self, key: str, field: pa.Field) -> tuple[str, str]:
-        """Say what is wrong with the type of a published column, and what to do."""
         type_, zones = self.columns[key].type, "zone: UTC, or the zone whose local time it is to have, America/New_York"
         what = f"The column {shorten_text(field.name)!r} is of type {shorten_text(field.type)}"
         if type_ == "timestamp" and pa.types.is_timestamp(field.type):

@@ -65,7 +65,6 @@ def find_encoder(step: Any) -> Any:  # noqa: ANN401 (a transformer or a pipeline
 
 
 def has_numbers(step: Any) -> bool:  # noqa: ANN401
-    """Whether some of the categories are numbers."""
     levels = step.categories_ if find_encoder(step) is step else step["unseen"].levels
     return not all(isinstance(value, str) for values in levels for value in values)
 
@@ -98,7 +97,17 @@ def compute_probabilities(batch: pa.RecordBatch, linear: Mapping[str, Any]) -> I
 
 def create_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
     if term["kind"] == "numbers":
-        return create_number_term(column, term)
+        doubles, has_nulls = column.cast(pa.float64()), column.null_count > 0
+        values = doubles.to_numpy(zero_copy_only=False) if has_nulls else view_values(doubles)
+        low, high = (end if term[name] is None else term[name] for name, end in (("low", -np.inf), ("high", np.inf)))
+
+        def compute(rows: slice, out: Floats) -> None:
+            np.clip(values[rows], low, high, out=out)
+            if has_nulls:
+                np.copyto(out, term["median"], where=np.isnan(out))
+            np.multiply(out, term["slope"], out=out)
+
+        return compute
     table, missing = np.array(term["table"], np.float64), len(term["table"]) - 1
     if term["kind"] == "categories":
         places, unseen = {value: place for place, value in enumerate(term["values"])}, len(term["values"])
@@ -112,20 +121,6 @@ def create_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
     hours = hour_of_day(microseconds)
     hours[column.is_null().to_numpy(zero_copy_only=False)] = missing
     return lambda rows, out: np.take(table, hours[rows], out=out, mode="clip")
-
-
-def create_number_term(column: pa.Array, term: Mapping[str, Any]) -> Term:
-    doubles, missing = column.cast(pa.float64()), column.null_count > 0
-    values = doubles.to_numpy(zero_copy_only=False) if missing else view_values(doubles)
-    low, high = (end if term[name] is None else term[name] for name, end in (("low", -np.inf), ("high", np.inf)))
-
-    def compute(rows: slice, out: Floats) -> None:
-        np.clip(values[rows], low, high, out=out)
-        if missing:
-            np.copyto(out, term["median"], where=np.isnan(out))
-        np.multiply(out, term["slope"], out=out)
-
-    return compute
 
 
 def list_tree_terms(pipeline: Pipeline) -> list[dict[str, Any]] | None:

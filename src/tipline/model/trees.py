@@ -128,7 +128,6 @@ def read_lightgbm_tree(table: Mapping[str, str]) -> Array:
 
 
 def read_lightgbm_sets(table: Mapping[str, str]) -> Array:
-    """Return the sets of categories of a tree of LightGBM's text, shape (sets, categories)."""
     words = np.array(table.get("cat_threshold", "").split(), np.uint32)
     sizes = np.diff(np.array(table.get("cat_boundaries", "0").split(), int))
     rows = np.zeros((len(sizes), sizes.max(initial=0)), np.uint32)
@@ -221,7 +220,6 @@ class TreeScorer:
         return result
 
     def _join_trees(self, ensemble: Ensemble) -> None:
-        """Put the nodes of all trees into one array."""
         sizes = np.array(list(map(len, ensemble.trees)))
         self.nodes, self.roots = np.concatenate(ensemble.trees), np.cumsum(sizes) - sizes
         self.tree, self.sets = np.repeat(np.arange(len(sizes)), sizes), np.zeros((0, 0), bool)

@@ -46,7 +46,6 @@ def is_negative(bound: float | None) -> bool:
 
 
 def describe_groups(names: Collection[str], groups: Mapping[str, Figures]) -> dict[str, Any]:
-    """Return names and shares of groups, the largest first."""
     shares = {share: sum(groups[name][share] for name in names) for share in ("row_share", "loss_share")}
     return {"groups": sorted(names, key=lambda name: -groups[name]["rows"]), **shares}
 

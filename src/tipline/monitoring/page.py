@@ -68,8 +68,9 @@ def find_changes(months: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, st
                 words = f"missing ({usual:.1%} of the rows in training)"
                 found.setdefault((name, words), []).append(f"{month['month']}: {rate:.1%}")
     changes = []
-    for (name, words), where in found.items():
-        if words == "new":
+    for (name, change), where in found.items():
+        words = change
+        if change == "new":
             values = [f"{value} ({format_count(rows, 'row')})" for value, rows in new[name].most_common(SHOWN_VALUES)]
             rest = [f"{len(new[name]) - SHOWN_VALUES} more"] if len(new[name]) > SHOWN_VALUES else []
             words = f"new: {', '.join(values + rest)}"

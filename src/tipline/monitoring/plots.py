@@ -90,7 +90,6 @@ def plot_evaluation(path: Path, report: Mapping[str, Any], scores: Mapping[str, 
 
 
 def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the gain overall and by segment, with bounds, beside what the gate tolerates."""
     rows = [gate["gain"] | {"gain": gate["gain"]["value"], "column": "all", "value": "rows"}, *segments]
     low, gain, high = (get_column(rows, name) for name in ("lower", "gain", "upper"))
     axes.errorbar(gain, range(len(rows)), xerr=(gain - low, high - gain), fmt="o", color=BLUE)

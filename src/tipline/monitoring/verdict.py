@@ -122,7 +122,6 @@ def refit_daily_losses(days: Sequence[Mapping[str, Sums]], total: Mapping[str, S
 
 
 def summarize_group(name: str, sums: Sums, total: Sums, baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of one of the baseline's groups, with its shares of the month's rows and loss."""
     rows, positive, probability, loss = sums
     means = {"positive_rate": positive / rows, "mean_probability": probability / rows, "log_loss": loss / rows}
     baseline_loss = sum_group_loss(baseline, name, rows, positive)

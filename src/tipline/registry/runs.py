@@ -55,7 +55,6 @@ def ensure_runs(client: Client, paths: Paths, experiment: str, *records: Record)
 
 
 def log_run(client: Client, experiment_id: str, record: Record, run: Run | None) -> Run:
-    """Log a record into a new run, or into the one given; return the finished run."""
     if run is None:
         revision = git.get_revision()
         tags = {"tipline.git": revision, "mlflow.source.git.commit": revision.removesuffix("-dirty"), **record.tags}

@@ -170,7 +170,6 @@ def skip_if_forbidden(warning: str | None = None) -> Iterator[None]:
 
 
 def get_status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error stands for, or None if it stands for none."""
     for cause in list_causes(error):
         if isinstance(cause, requests.RequestException) and cause.response is not None:
             return int(cause.response.status_code)

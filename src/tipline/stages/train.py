@@ -52,7 +52,6 @@ def run(settings: Settings, paths: Paths) -> None:
 def train_model(
     settings: Settings, paths: Paths, spec: dict[str, Any], rows: pa.RecordBatch, folder: Path
 ) -> dict[str, Any]:
-    """Fit the model, save its files in the folder, and return a description of the training."""
     labels, _ = metrics.read_labels(rows, spec["target"])
     frame, schema = artifact.read_frame(rows, spec["inputs"]), load_schema(paths.root / settings.schema_)
     built = model_pipeline.build_pipeline(settings, schema, paths.root, frame)
