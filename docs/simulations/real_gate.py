@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from tables import replace_table
 
 from tipline import config
 from tipline.evaluation import baseline, comparison, gate, metrics
@@ -82,7 +83,8 @@ def main() -> None:
         scores = {name: scored(settings, paths, spec, rows, **choice) for name, choice in MODELS.items()}
         spec["baseline"] = rule(settings, pool(paths, spec, 1))
         lines = [line(settings, rows, spec, scores, *pair) for pair in PAIRS]
-    put(given.into, [HEADER, ["---"] * 2 + ["---:"] * (len(HEADER) - 2), *lines])
+    table = [HEADER, ["---"] * 2 + ["---:"] * (len(HEADER) - 2), *lines]
+    replace_table(given.into, "real", "\n".join(f"| {' | '.join(row)} |" for row in table))
 
 
 def project(folder: Path, months: Path) -> Paths:
@@ -198,14 +200,6 @@ def between(months: Sequence[gate.Rows]) -> float:
     seen = [Ratio.estimate(*sums(one, one.days), are_days=False) for one in months]
     variance = float(np.var([one.value for one in seen], ddof=1) - np.mean([one.error**2 for one in seen]))
     return math.sqrt(max(variance, 0.0))
-
-
-def put(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write a table between its markers."""
-    before, start, rest = path.read_text(encoding="utf-8").partition("<!-- real -->\n")
-    _, end, after = rest.partition("<!-- end of real -->")
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    path.write_text(f"{before}{start}{table}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
