@@ -154,6 +154,6 @@ def test_changed_or_missing_files_are_refused_before_they_run(save: Save, make_p
 def test_model_of_another_tipline_is_refused(trained_template: Paths) -> None:
     contents = artifact.read_artifact(trained_template.challenger)
     contents[pyfunc.SPEC] = json.dumps(json.loads(contents[pyfunc.SPEC]) | {"format": 7}).encode()
-    with pytest.raises(TiplineError, match=r"made by.*this tipline reads the formats 5 to 6") as caught:
+    with pytest.raises(TiplineError, match=r"has the format.*this tipline reads the formats 5 to 6") as caught:
         artifact.load_model(contents, artifact.hash_artifact(contents))
     assert "Train it again" in caught.value.parts[2]

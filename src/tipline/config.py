@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from tipline import remote, validation
 from tipline.errors import UsageError, hide_secrets, shorten_text, summarize_exception
 from tipline.ingest.schema import Schema, load_schema
 from tipline.ingest.target import check_target
 from tipline.paths import ROLES
+from tipline.validation import Section
 
 # Schemes that `source` may begin with; a plain path has none.
 SCHEMES = ("", "file", "http", "https", *remote.STORES)
@@ -92,12 +93,6 @@ def check_model_name(name: str) -> str:
 Month = Annotated[str, PlainValidator(check_month)]
 Names = Annotated[tuple[str, ...], AfterValidator(check_distinct)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Labels(Section):

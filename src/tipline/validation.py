@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tipline.errors import UsageError, join_lines, shorten_text
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a YAML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def validate_values(values: Mapping[str, Any], model: type[Model], path: Path) -> Model:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tipline import validation
 from tipline.errors import TiplineError, UsageError, shorten_text
 from tipline.ingest import columns
+from tipline.validation import Section
 
 ROW = pa.field("row", pa.int64(), nullable=False)
 MAX_HEADER_LETTERS = 2**16  # of all names of a month, which has two dozen columns
@@ -75,10 +76,8 @@ Format = Annotated[str, AfterValidator(check_format)]
 Letter = Annotated[str, Field(min_length=1, max_length=1)]
 
 
-class Csv(BaseModel):
+class Csv(Section):
     """How CSV files of the data are written; schema.yaml explains the keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     delimiter: Letter = ","
     quote: Letter | None = '"'
@@ -88,16 +87,14 @@ class Csv(BaseModel):
     null_values: tuple[str, ...] = ("null", "nan", r"\N")
 
 
-class Column(BaseModel):
+class Column(Section):
     """A column of the schema; schema.yaml explains the keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["category", "identifier", "timestamp", "number", "integer", "boolean"]
     meaning: str
     unit: str | None = None
     names: Annotated[dict[str, Annotated[tuple[str, ...], BeforeValidator(wrap_name)]], Field(min_length=1)]
-    aliases: dict[str, tuple[str, ...]] = {}
+    aliases: dict[str, tuple[str, ...]] = Field(default={})
     open: bool = False
     formats: tuple[Format, ...] = ()
     zone: zoneinfo.ZoneInfo | None = None
@@ -163,10 +160,8 @@ class Match:
     unknown: list[str]  # published names that the schema does not have
 
 
-class Schema(BaseModel):
+class Schema(Section):
     """The columns that every prepared month has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Annotated[int, Field(ge=1)]
     eras: dict[str, str]
