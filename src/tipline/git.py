@@ -18,8 +18,7 @@ def get_revision() -> str:
 def is_committed(data: bytes) -> bool:
     """Whether a file with these bytes is in the history of HEAD, or of a DVC experiment, under any name."""
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    revisions = ("HEAD", "--glob=refs/exps")
-    return bool(run_git("log", "--format=%H", "--max-count=1", f"--find-object={blob}", *revisions))
+    return bool(run_git("log", "--format=%H", "--max-count=1", f"--find-object={blob}", "HEAD", "--glob=refs/exps"))
 
 
 def run_git(*arguments: str) -> str | None:

@@ -32,10 +32,7 @@ class Paths:
 
     @property
     def workspace(self) -> Path:
-        """The folder that the user works in, which has MLflow's store and relative sources.
-
-        `dvc exp run --temp` runs the stages in a copy of the project and names the original in DVC_ROOT.
-        """
+        """The folder that the user works in, which DVC_ROOT names in the copies of `dvc exp run --temp`."""
         top = os.environ.get("DVC_ROOT")
         here = next((folder for folder in (self.root, *self.root.parents) if (folder / ".dvc").is_dir()), self.root)
         if top is None or Path(top).resolve() == here.resolve():

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from tipline import config, files
 from tipline.errors import MonthsFailedError, TiplineError, UsageError, format_count, hide_secrets, shorten_text
-from tipline.ingest import draft, losses, readers, source, transfer
-from tipline.ingest.conform import Conformer
+from tipline.ingest import conform, draft, losses, readers, source, transfer
 from tipline.ingest.schema import Csv, Schema, format_names, load_schema
 from tipline.paths import Paths
 
@@ -93,7 +92,7 @@ def describe_month(preview: readers.Month, month: str, schema: Schema) -> Iterat
     """Yield what each column becomes, with an example, and which of the first rows cannot be read."""
     where = f"{preview.path.name}, month {month}"
     match = schema.match(preview.schema, where, lambda name: readers.get_example(preview, name))
-    conformer, names = Conformer(schema, match.names, month), list(match.names.values())
+    conformer, names = conform.Conformer(schema, match.names, month), list(match.names.values())
     batch = next(preview.batches(names, names), None)
     yield f"  era      {match.era}: {schema.eras[match.era]}"
     if batch is not None:

@@ -149,10 +149,7 @@ def count_outside(array: pa.Array, low: float, high: float) -> int:
 def cast_column(
     array: pa.Array, column: Column, forms: Sequence[str], nulls: Collection[str]
 ) -> tuple[pa.Array, list[int]]:
-    """Cast an array to a column's type; return it and the indices of values that cannot be read, null in it.
-
-    Arrow casts all at once; if it refuses a value, the different ones are read by their text.
-    """
+    """Cast as Arrow does, or else by the text of each value; return the indices of those that cannot be read, too."""
     with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
         values = cast_directly(array, column)
         if column.type == "identifier":

@@ -48,10 +48,7 @@ class LabelFiles:
 
 
 class Labels:
-    """The labels of a month, one per identifier: of several, the last one in the order of the files.
-
-    `counts` has what was read and, after `fill` for all trips, what became of it.
-    """
+    """The labels of a month, the last one of each identifier in the order of the files, and `counts` of all of them."""
 
     def __init__(self, source: LabelFiles, schema: Schema, month: str) -> None:
         self.on, keys, columns, self.aliases, rows = source.on, *read_labels(source, schema, month)
@@ -131,10 +128,7 @@ def read_labels(
 
 
 def hash_rows(columns: pa.RecordBatch) -> tuple[Values, Values]:
-    """Return a hash of 96 bits of the texts of each row, in parts of 64 and 32.
-
-    That any two of 30 million texts have both parts in common has a probability below 1e-14.
-    """
+    """Return 96 bits of hashes of each row's texts, as 64 and 32: two of 30 million rows clash in 1 of 1e14 months."""
     first, second = (np.full(len(columns), seed, np.uint64) for seed in SEEDS)
     for column in columns.columns if len(columns) else ():
         offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1, 4 * column.offset)

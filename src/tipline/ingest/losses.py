@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 
 from tipline.errors import TiplineError, format_count, shorten_text
-from tipline.ingest.conform import EXPECTED
+from tipline.ingest import conform
 from tipline.ingest.schema import Schema
 
 MIN_QUARANTINED = 100  # rows; fewer do not stop a month
@@ -63,7 +63,7 @@ def describe_losses(counts: Mapping[str, Any], schema: Schema) -> Iterator[str]:
             form = {name: keys} if keys["type"] != "category" else {"csv": {"null_values": [example]}}
             line = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=math.inf).strip()[1:-1]
             line += " if that word stands for a missing value" if "csv" in form else ""
-            accepted = EXPECTED[schema.columns[name].type][1]
+            accepted = conform.EXPECTED[schema.columns[name].type][1]
             text = f", for example {example!r}; accepted: {accepted}; in the schema, {line}"
         yield f"{reason}: {format_count(count, 'row')}{text}"
 

@@ -58,10 +58,7 @@ def match_month(path: Path, schema: Schema, month: str) -> tuple[readers.Month, 
 def prepare_month(
     path: Path, folder: Path, schema: Schema, month: str, label_files: LabelFiles | None = None
 ) -> dict[str, Any]:
-    """Write rows, quarantine and manifest of a published file into an empty folder; return the manifest.
-
-    Raises TiplineError if a file or all of its rows cannot be read, columns do not match, or a row would be lost.
-    """
+    """Write the files of a prepared month into an empty folder, return its manifest; raise if a row would be lost."""
     published, match = match_month(path, schema, month)
     conformer = Conformer(schema, match.names, month)
     labels = Labels(label_files, schema, month) if label_files else None

@@ -181,10 +181,7 @@ class CsvMonth:
             yield rest
 
     def _find_end(self, data: bytes) -> int:
-        """Return where to cut: behind the last line end that has an even number of quotes before it.
-
-        If a field is open for a whole block, its quote is taken for a stray one.
-        """
+        """Return where to cut: behind the last line end with an even number of quotes before it, or one stray quote."""
         last = end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if self._quote and self._quote in data:  # to count takes much longer
             count = data.count(self._quote, 0, end)

@@ -36,8 +36,7 @@ class Target:
         answers = evaluate_node(self.tree, columns)
         if not any(column.null_count for column in columns.values()):
             return answers
-        known = reduce(pc.and_, (column.is_valid() for column in columns.values()))
-        return pc.if_else(known, answers, None)
+        return pc.if_else(reduce(pc.and_, (column.is_valid() for column in columns.values())), answers, None)
 
 
 @lru_cache(maxsize=16)

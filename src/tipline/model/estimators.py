@@ -29,8 +29,7 @@ def load_functions(path: Path) -> dict[str, Any]:
     """Import the user's code file as a model carries it; return the functions and classes that it defines."""
     with ReportedCode(path.name, "params.yaml, model.code", TODO):
         module = pyfunc.install_code(path.name, path.read_bytes())
-    values = vars(module).items()
-    return {name: value for name, value in values if getattr(value, "__module__", "") == module.__name__}
+    return {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
 
 
 def create_classifier(train: Train, functions: Mapping[str, Any]) -> Any:  # noqa: ANN401 (of any package)

@@ -66,10 +66,7 @@ def refuse_model(reason: str, where: str) -> TiplineError:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what MLflow and Python write beside a model's files, in the store, too.
-
-    MLflow's note differs between registries; Python would run compiled code instead of the file that was checked.
-    """
+    """Remove MLflow's note, which differs between registries, and compiled code, which Python would run unchecked."""
     (root / MLFLOW_NOTE).unlink(missing_ok=True)
     for folder in sorted(root.rglob(COMPILED)):
         if folder.is_dir() and not folder.is_symlink():

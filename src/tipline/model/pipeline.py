@@ -58,10 +58,7 @@ def create_spec(settings: Settings, schema: Schema) -> dict[str, Any]:
 
 
 def build_pipeline(settings: Settings, schema: Schema, root: Path, frame: pd.DataFrame) -> BuiltPipeline:
-    """Build the unfitted pipeline for the columns and categories of a frame of training rows.
-
-    Its steps are the user's function, the preprocessing unless the whole estimator is the user's, and the classifier.
-    """
+    """Build the unfitted pipeline for a frame of training rows: the user's function, preprocessing, classifier."""
     model, code = settings.model, root / settings.model.code
     functions = load_functions(code)
     files, steps = {TRANSFORMERS.name: TRANSFORMERS.read_bytes()}, []

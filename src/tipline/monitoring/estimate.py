@@ -110,10 +110,7 @@ def estimate_baseline_loss(counts: Counts, spec: Mapping[str, Any]) -> float:
 
 
 def compute_width(reliability: Mapping[str, Any], name: str, rows: int, confidence: float) -> float:
-    """Return the half-width of the interval of a month's mean.
-
-    More rows than the validation's do not narrow it: days differ by more than chance, by how much is not known.
-    """
+    """Return the half-width of a month's interval, which rows beyond the validation's do not narrow: days differ."""
     known = sum(reliability["rows"])
     quantile = float(student.ppf(confidence, reliability["days"] - 1))
     return quantile * float(reliability[name]) * math.sqrt(1 / min(rows, known) + 1 / known)

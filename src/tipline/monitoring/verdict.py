@@ -12,7 +12,6 @@ from tipline.evaluation.baseline import compute_rates, sum_group_loss
 from tipline.evaluation.intervals import Ratio, find_shortage
 from tipline.evaluation.metrics import Counted, compute_skill, divide_or_none
 from tipline.monitoring import causes, drift, estimate
-from tipline.monitoring.causes import ADVICE, CHECK_SOURCE, KEEP, NO_LABELS
 from tipline.monitoring.counts import BANDS, OTHER, Counts, Sums, group_bands, sum_baseline_loss
 
 CALIBRATION_GROUPS = 10
@@ -63,7 +62,7 @@ def summarize_month(counts: Counts, spec: Mapping[str, Any]) -> dict[str, Any]:
     verdict, reason = judge_month(month, by, shortage)
     if month["cause"]:
         reason += " " + causes.format_cause(month["cause"], by)
-    if advice := ADVICE.get(CHECK_SOURCE if verdict == KEEP and month["cause"] else verdict):
+    if advice := causes.ADVICE.get(causes.CHECK_SOURCE if verdict == causes.KEEP and month["cause"] else verdict):
         reason += f" Advice: {advice}."
     if drifted:
         more = f" and {len(drifted) - NAMED_FEATURES} more" if len(drifted) > NAMED_FEATURES else ""
@@ -145,12 +144,12 @@ def compute_calibration(bands: Counted) -> list[dict[str, Any]]:
 def judge_month(month: Mapping[str, Any], by: str, shortage: str | None) -> tuple[str, str]:
     """Return the verdict and the reason for it in a sentence. Only skill decides; `shortage` is why it cannot."""
     if not month["labelled_rows"]:
-        return NO_LABELS, "No labels are known yet, so the scores cannot be judged."
+        return causes.NO_LABELS, "No labels are known yet, so the scores cannot be judged."
     if month["skill"] is None:
-        return KEEP, f"The positive rate by {by} leaves nothing to gain, so skill is undefined."
+        return causes.KEEP, f"The positive rate by {by} leaves nothing to gain, so skill is undefined."
     if month["skill_high"] is None:
-        return KEEP, f"Not enough data: {shortage}. The skill of these rows is {month['skill']:.1%}."
-    verdict, name, what = KEEP, "skill", f"the positive rate by {by}"
+        return causes.KEEP, f"Not enough data: {shortage}. The skill of these rows is {month['skill']:.1%}."
+    verdict, name, what = causes.KEEP, "skill", f"the positive rate by {by}"
     if month["skill_high"] < 0:
         words, verdict = "Significantly worse than", causes.choose_verdict(month)
     elif (month["refitted_skill_high"] or 0) < 0:

@@ -131,8 +131,7 @@ def adopt_version(
     digest = external.hash_model({f"{external.FOLDER}/{name}": data for name, data in logged.items()})
     spec = {name: own[name] for name in ("target", "target_columns", "time", "baseline")}
     spec |= {"name": where, "inputs": inputs, "trusted": digest if trust_code else None}
-    tags = {store.DIGEST: digest, runs.EXTERNAL_SPEC: json.dumps(spec)}
-    return tag_version(client, version, tags)
+    return tag_version(client, version, {store.DIGEST: digest, runs.EXTERNAL_SPEC: json.dumps(spec)})
 
 
 def check_known_code(paths: Paths, contents: Mapping[str, bytes], version: Version) -> None:

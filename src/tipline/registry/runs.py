@@ -161,8 +161,7 @@ def describe_curve(settings: Settings, paths: Paths) -> Record:
     params["months"] = ", ".join(settings.sample.get_months("train"))
     digest = files.hash_json([params, list(steps.items()), decision["reason"]])  # without the seconds of the fits
     title, tags = artifact.format_title(settings, decision["rows"]), {NOTE: decision["reason"]}
-    table_and_picture = [paths.learning_curve, paths.learning_curve.with_suffix(".png")]
-    return Record(title, digest, params, steps, tags, table_and_picture)
+    return Record(title, digest, params, steps, tags, [paths.learning_curve, paths.learning_curve.with_suffix(".png")])
 
 
 def describe_evaluation(settings: Settings, paths: Paths, links: Mapping[str, str]) -> Record:

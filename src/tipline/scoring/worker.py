@@ -129,10 +129,7 @@ def score_block(block: Block) -> dict[str, Any]:
 
 
 def recount_block(block: Block, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Count the scores of a published part beside the labels, groups and times that its rows have now.
-
-    Features are not counted: they are what they were when the part was scored.
-    """
+    """Count a published part with the labels, groups and times of now; features stay as they were counted."""
     predictions, name = block.locations.predictions, f"{month_name(block.month)}/{block.name}"
     data, batch = predictions.read(name), read_block(block, columns.list_counted_columns(spec))
     if data is None:

@@ -10,9 +10,7 @@ from tipline.config import Settings
 from tipline.evaluation import baseline, metrics
 from tipline.ingest import columns
 from tipline.ingest.schema import load_schema
-from tipline.model import artifact
-from tipline.model.persistence import try_pipeline
-from tipline.model.pipeline import build_pipeline, create_spec
+from tipline.model import artifact, persistence, pipeline
 from tipline.monitoring import plots
 from tipline.paths import Paths
 from tipline.training import learning_curve, sampling
@@ -23,7 +21,7 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, paths: Paths) -> None:
     sampling.remove_unlisted_samples(settings, paths)
     schema, curve = load_schema(paths.root / settings.schema_), settings.learning_curve
-    spec = create_spec(settings, schema)
+    spec = pipeline.create_spec(settings, schema)
     types = columns.list_needed_columns(spec)
     pool, rows = (sampling.read_role(settings, paths, role, types) for role in ("train", "validation"))
     frame, labels = artifact.read_frame(pool, spec["inputs"]), metrics.read_labels(pool, spec["target"])[0]
@@ -35,8 +33,8 @@ def run(settings: Settings, paths: Paths) -> None:
     )
     sizes = learning_curve.choose_sizes(curve, len(pool))
     orders = learning_curve.shuffle_rows(labels, curve.repeats, curve.smallest, settings.sample.seed)
-    built = build_pipeline(settings, schema, paths.root, frame)
-    try_pipeline(built, frame, labels)
+    built = pipeline.build_pipeline(settings, schema, paths.root, frame)
+    persistence.try_pipeline(built, frame, labels)
     with (
         cluster.connect_client(settings.cluster.n_workers),
         joblib.parallel_config("dask", scatter=[frame, labels, validation]),

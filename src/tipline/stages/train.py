@@ -17,8 +17,7 @@ from tipline.ingest.columns import list_needed_columns
 from tipline.ingest.schema import load_schema
 from tipline.model import artifact, golden_rows, persistence, pyfunc
 from tipline.model import pipeline as model_pipeline
-from tipline.monitoring import drift, estimate
-from tipline.monitoring.counts import Counts
+from tipline.monitoring import counts, drift, estimate
 from tipline.paths import Paths
 from tipline.training import calibration, sampling
 
@@ -69,7 +68,7 @@ def train_model(
     if reliability := estimate.measure_reliability(others, model.spec, model.probabilities(others)):
         model.spec["reliability"] = reliability
     persistence.save_spec(folder, golden_rows.add_golden_rows(model, rows))
-    figures = Counts.from_rows(rows, model.spec, scores, derived).figures(baseline)
+    figures = counts.Counts.from_rows(rows, model.spec, scores, derived).figures(baseline)
     packages = persistence.list_packages((folder / pyfunc.ESTIMATOR).read_bytes())
     examples = rows.select(list(settings.model.columns)).slice(0, EXAMPLE_ROWS).to_pylist()
     return {
