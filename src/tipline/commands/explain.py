@@ -164,8 +164,7 @@ def compute_contributions(model: artifact.Model, batch: pa.RecordBatch) -> tuple
 
 def read_published_row(settings: Settings, paths: Paths, month: str, row: int) -> dict[str, Any]:
     """Read the published row: the line of a CSV file, the values of a Parquet file."""
-    schema = load_schema(paths.root / settings.schema_)
-    published = readers.open_month(paths.raw(month), month, schema.csv)
+    published = readers.open_month(paths.raw(month), month, load_schema(paths.root / settings.schema_).csv)
     text = readers.read_row(published, row)
     lines = {"file": published.path.relative_to(paths.root), **readers.describe_published(published.path)}
     if text is None:

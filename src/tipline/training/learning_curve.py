@@ -208,8 +208,7 @@ def bootstrap_skill(study: Study, losses: Cube, confidence: float = CONFIDENCE) 
     sqrt(k / (k - 1)), with k the smaller number of repeats or days, and by the ratio of the quantiles at `confidence`
     of Student's t with k - 1 degrees of freedom and the normal distribution. NaN with nothing to gain, or for k = 1.
     """
-    too_small = study.baseline["log_loss"] < NEXT_TO_NOTHING
-    unit: Floats = np.where(too_small, np.nan, study.baseline_losses)
+    unit: Floats = np.where(study.baseline["log_loss"] < NEXT_TO_NOTHING, np.nan, study.baseline_losses)
     count, repeats, days = losses.shape
     center: Floats = losses.mean(axis=1).sum(axis=1) / unit.sum()
     smaller = min(repeats, days)
