@@ -69,7 +69,7 @@ def create_token() -> str:
 
 @contextlib.contextmanager
 def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Yield a temporary path; flush it unless told otherwise, and rename it to `path` if the block succeeds."""
+    """Yield a temporary path; rename it to `path`, flushed by default, if the block succeeds; remove it otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{create_token()}.tmp")
     try:

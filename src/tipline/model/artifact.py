@@ -36,7 +36,7 @@ FORMS = KERNELS, COMPILED, PIPELINE = "kernels", "compiled", "pipeline"
 
 
 class Model:
-    """A loaded model of any origin, from its files, whose digest was checked; `spec` is model.json.
+    """A loaded model, external ones included, from files whose digest was checked; `spec` is model.json.
 
     With `use_compiled`, it is scored with its compiled form if it has one, with kernels if they pay for so many `rows`;
     `form` says how.

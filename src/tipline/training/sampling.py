@@ -45,9 +45,7 @@ def sample_month(file: pq.ParquetFile, month: str, rows: int, seed: int) -> pa.T
 
 
 def take_smallest(table: pa.Table, count: int) -> pa.Table:
-    keys = table[KEY].to_numpy()
-    smallest = np.argpartition(keys, count)[:count] if len(keys) > count else np.arange(len(keys))
-    return table.take(smallest[np.argsort(keys[smallest])])
+    return table.take(np.argsort(table[KEY].to_numpy())[:count])
 
 
 def remove_unlisted_samples(settings: Settings, paths: Paths) -> None:
