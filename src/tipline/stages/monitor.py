@@ -73,7 +73,7 @@ def add_filled_values(months: Sequence[Mapping[str, Any]], manifests: Sequence[M
 def read_counts(
     settings: Settings, paths: Paths, months: Iterable[str], spec: Mapping[str, Any]
 ) -> dict[str, tuple[str, Counts]]:
-    """Return digests of the keys and counts of months that the champion scored; count again where labels have changed."""
+    """Return key digests and counts of months that the champion scored; count again where labels have changed."""
     digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
     locations = plan.Locations.resolve(settings, paths)
     found, stale = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
