@@ -170,9 +170,10 @@ def assert_whole(bucket: Bucket, paths: Paths) -> None:
     assert all(name.endswith(".parquet") for name in found)
 
 
-def score(run_cli: RunCli, paths: Paths, bucket: Bucket) -> None:
+def score(run_cli: RunCli, paths: Paths, bucket: Bucket) -> str:
     code, output = run_cli(paths.root, "score", *bucket.options)
     assert code == 0, output
+    return output
 
 
 # ---- it works ----
@@ -181,7 +182,12 @@ def score(run_cli: RunCli, paths: Paths, bucket: Bucket) -> None:
 def test_predictions_in_a_bucket_are_those_of_this_machine_until_another_champion_replaces_them(
     bucket: Bucket, project: Paths, expected: Paths, run_cli: RunCli, dask_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score(run_cli, project, bucket)
+    with workbench.running("tipline", "score", *bucket.options, folder=project.root) as killed:
+        workbench.wait_for(lambda: any(".made/" in name for name in bucket.list_staged()), 120)
+        os.killpg(killed.pid, signal.SIGKILL)
+    scored = re.findall(r"scored ([\d,]+) rows", score(run_cli, project, bucket))
+    assert len(scored) == 1
+    assert int(scored[0].replace(",", "")) < 5000 * len(workbench.MONTHS)  # the rest is kept
     assert_whole(bucket, expected)
     assert not project.predictions.exists()
     frame = pd.read_parquet(f"{bucket.name}/predictions", filesystem=bucket.server.open())
