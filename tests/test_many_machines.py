@@ -254,6 +254,9 @@ def test_a_crash_while_the_last_month_is_published_is_repaired_without_scoring(
     score(run_cli, project, bucket)
     assert not bucket.list_staged()
     assert_whole(bucket, expected)
+    trips, predictions = bucket.options[1], bucket.options[3]
+    code, output = run_cli(project.root, "verify", "--trips", trips, "--predictions", predictions)
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
