@@ -109,7 +109,7 @@ class Storage(Section):
     predictions: str | None = None
 
     @model_validator(mode="after")
-    def _places_differ(self) -> Storage:
+    def _places_differ(self) -> Self:
         if self.prepared is not None and self.prepared == self.predictions:
             raise ValueError("prepared and predictions are one place, so predictions would replace the prepared months")
         return self
