@@ -2,7 +2,7 @@
 # One run of the monthly routine, for cron, a container or CI; run it in a clone with a git remote and a DVC remote.
 # BRANCH is pushed to PUSH_URL, by default the present branch to origin. Nothing is committed if nothing changed.
 set -eu
-PATH="$PWD/.venv/bin:$PATH"
+PATH="$PATH:$PWD/.venv/bin" # cron activates no environment; a container has its own
 code=0 upstream=0
 
 dvc pull --run-cache --allow-missing       # what earlier runs have made; the first time, nothing

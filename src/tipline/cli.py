@@ -68,12 +68,7 @@ COMMANDS = {
     "month": Command(
         "add a published month to params.yaml, run `dvc repro`, print its verdict and what to commit",
         "commands.month:run",
-        (
-            argument(
-                "month",
-                help="for example 2009-01; next: the last listed one until it has a verdict, then the month after",
-            ),
-        ),
+        (argument("month", help="for example 2009-01; next: the month after the last one that has a verdict"),),
     ),
     "upstream": Command(
         "list months that were published again since they were fetched; fetch and score them again, report what moved",

@@ -22,8 +22,6 @@ from tipline.paths import Paths
 
 log = logging.getLogger(__name__)
 
-NEXT = "next"
-
 
 class ReproFailedError(TiplineError):
     """`dvc repro` failed, and has printed why."""
@@ -34,7 +32,7 @@ def run(settings: Settings, paths: Paths, month: str) -> Iterator[str]:
 
     `next` is the last listed month until it has a verdict, then the month after it.
     """
-    if month == NEXT:
+    if month == "next":
         month = max(settings.months)
         judged = {one["month"] for one in files.try_read_json(paths.monitoring / "months.json") or ()}
         if month in judged:
@@ -73,10 +71,8 @@ def insert_month(text: str, month: str, where: str) -> str:
 
 def get_environment() -> dict[str, str]:
     """Return the environment with its programs first on the PATH: stages call `tipline`, and cron activates nothing."""
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-    }
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"PATH": path}
 
 
 def run_repro(paths: Paths, where: str, resume: str) -> None:

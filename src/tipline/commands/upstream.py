@@ -125,25 +125,24 @@ def compare_month(locations: plan.Locations, kept: Storage, month: str, threshol
     """
     name = month_name(month)
     was, now = kept.read_json(f"{name}/{PREPARED}"), locations.trips.read_json(f"{name}/{files.MANIFEST}")
-    storages = (kept, locations.predictions)
-    old, new = (storage.read_json(f"{name}/{files.MANIFEST}") for storage in storages)
-    a, b = (read_scores(*one) for one in zip(storages, (name, name), (old, new), strict=True))
+    (old, a), (new, b) = (read_scores(storage, name) for storage in (kept, locations.predictions))
     ids = [column for column in a.column_names if column in b.column_names and column not in plan.SCHEMA.names]
-    is_unique = ids and all(len(one.group_by(ids).aggregate([])) == len(one) for one in (a, b))
-    on = ids if is_unique else ["row"]
+    on = ids if ids and all(len(one.group_by(ids).aggregate([])) == len(one) for one in (a, b)) else ["row"]
     a, b = (one.select([*on, "probability"]) for one in (a, b))
     both = a.join(b, on, right_suffix="_new", join_type="inner")
     before, after = (both[column].to_numpy().astype(float) for column in ("probability", "probability_new"))
     counts = compare.sum_changes(before, after, threshold) | {"moved": np.count_nonzero(before != after)}
     counts |= {"added": len(b) - len(both), "removed": len(a) - len(both)}
     figures = {key: float(counts[key]) if key == "largest_difference" else int(counts[key]) for key in FIGURES[1:]}
-    because = explain_change(old["key"], new["key"], was, now)
+    because = explain_change(old, new, was, now)
     return {"month": month, "threshold": threshold, **figures, "joined_by": on, "because": because}
 
 
-def read_scores(storage: Storage, folder: str, manifest: Mapping[str, Any]) -> pa.Table:
-    parts = (storage.read(f"{folder}/{part['name']}") or b"" for part in manifest["parts"])
-    return pa.concat_tables([pq.read_table(pa.BufferReader(part)) for part in parts] or [plan.SCHEMA.empty_table()])
+def read_scores(storage: Storage, folder: str) -> tuple[dict[str, Any], pa.Table]:
+    """Return the key of the predictions of a month, and the predictions."""
+    manifest = storage.read_json(f"{folder}/{files.MANIFEST}")
+    parts = [pa.BufferReader(storage.read(f"{folder}/{part['name']}") or b"") for part in manifest["parts"]]
+    return manifest["key"], pa.concat_tables([pq.read_table(part) for part in parts] or [plan.SCHEMA.empty_table()])
 
 
 def explain_change(
