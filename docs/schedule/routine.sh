@@ -16,8 +16,8 @@ tipline upstream --fetch || upstream=$?    # months that were published again; a
 
 dvc push --run-cache
 git add params.yaml dvc.lock
-if ! git diff --cached --quiet; then
-  git commit --quiet -m "Score $(date -u +%Y-%m-%d) [skip ci]"
+if ! git diff --cached --quiet -- params.yaml dvc.lock; then
+  git commit --quiet -m "Score $(date -u +%Y-%m-%d) [skip ci]" -- params.yaml dvc.lock
   git push --quiet "${PUSH_URL:-origin}" "HEAD:${BRANCH:-$(git branch --show-current)}"
 fi
 exit "$upstream"
