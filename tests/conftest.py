@@ -34,26 +34,35 @@ ENVIRONMENT = (
 )
 # The files that take longest start first, so that the run does not end with one worker waiting for them.
 LONGEST = (
-    "test_docs",
-    "test_end_to_end",
     "test_faults",
+    "test_many_machines",
+    "test_end_to_end",
     "test_clones",
     "test_experiments",
     "test_team_server",
-    "test_registry",
+    "test_docs",
     "test_month",
-    "test_secrets",
     "test_mlflow_page",
-    "test_many_machines",
-    "test_pipeline",
+    "test_trees",
+    "test_secrets",
+    "test_registry",
     "test_loader",
+    "test_pipeline",
     "test_estimators",
+    "test_promote",
+    "test_learning_curve",
+    "test_score",
 )
+# Long files whose tests share nothing that only one process has: each of their tests may run in any worker.
+SPLIT = ("test_docs", "test_estimators")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Start the longest files first, and keep the order of tests in files marked `in_order`."""
+    """Give each file to one worker, the longest ones first; keep the order of tests in files marked `in_order`."""
+    for item in items:
+        if item.path.stem not in SPLIT:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     written = {item: index for index, item in enumerate(items)}
     yield
     for path in {item.path for item in items if item.get_closest_marker("in_order")}:
@@ -187,7 +196,7 @@ def trained_template(tmp_path_factory: pytest.TempPathFactory, dask_address: str
 def scored_template(
     tmp_path_factory: pytest.TempPathFactory, trained_template: Paths, mlflow_template: Path, dask_address: str
 ) -> Paths:
-    """A project in which the stages up to `monitor` have run; read it, do not change it."""
+    """A project in which the stages up to `monitor` have run, with its MLflow store; read it, do not change it."""
     from tests import workbench
     from tipline.paths import Paths
 
@@ -216,6 +225,14 @@ def scored_project(scored_template: Paths, mlflow_store: Path) -> Paths:
     from tests import workbench
 
     return workbench.copy_project(scored_template, mlflow_store.parent.parent)
+
+
+@pytest.fixture
+def registered_project(scored_template: Paths, tmp_path: Path) -> Paths:
+    """A copy of `scored_template` with its MLflow store, in which version 1 is champion."""
+    from tests import workbench
+
+    return workbench.copy_with_store(scored_template, tmp_path)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import csv
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,11 @@ REPORT = "reports/compare/1-2.json"
 
 
 @pytest.fixture(scope="module")
-def registered_project(
-    scored_template: Paths, mlflow_template: Path, dask_address: str, tmp_path_factory: pytest.TempPathFactory
-) -> Paths:
+def two_versions(scored_template: Paths, dask_address: str, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A scored project with two versions; read it, do not change it."""
-    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("registered"))
-    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+    paths = workbench.copy_with_store(scored_template, tmp_path_factory.mktemp("registered"))
     with pytest.MonkeyPatch.context() as monkeypatch, forget_store():
         monkeypatch.setenv(cluster.ADDRESS, dask_address)
-        workbench.run(paths, "register")
         shutil.copytree(paths.challenger, paths.root / "first")
         workbench.change_settings(paths, train={"params": {"C": 0.001}})
         workbench.run(paths, "train", "register")
@@ -40,10 +35,10 @@ def registered_project(
 
 
 @pytest.fixture
-def project(registered_project: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch) -> Paths:
-    """The registered project, on the session's cluster."""
+def project(two_versions: Paths, dask_address: str, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """That project, on the session's cluster."""
     monkeypatch.setenv(cluster.ADDRESS, dask_address)
-    return registered_project
+    return two_versions
 
 
 def compare_versions(paths: Paths, *arguments: Any) -> dict[str, bytes]:

@@ -28,9 +28,8 @@ def read_section(printed: str, heading: str) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("_on_cluster")
-def test_every_link_of_the_chain_is_printed(scored_project: Paths, run_cli: Run) -> None:
-    project = scored_project
-    workbench.run(project, "register")
+def test_every_link_of_the_chain_is_printed(registered_project: Paths, run_cli: Run) -> None:
+    project = registered_project
     code, printed = run_cli(project.root, "explain", "2009-02", str(ROW))
     assert code == 0, printed
     manifest = workbench.read_json(project.predictions / "month=2009-02" / files.MANIFEST)

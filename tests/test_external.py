@@ -37,10 +37,8 @@ SIGNATURE = ModelSignature(INPUTS, Schema([TensorSpec(np.dtype("float64"), (-1, 
 
 
 @pytest.fixture
-def project(scored_project: Paths) -> Paths:
-    """A scored project whose champion is registered as version 1."""
-    workbench.run(scored_project, "register")
-    return scored_project
+def project(registered_project: Paths) -> Paths:
+    return registered_project
 
 
 def frame(paths: Paths, month: str) -> pd.DataFrame:

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests import workbench
+from tests import warm, workbench
 from tests.conftest import missing
 from tests.test_disk_full import mount
 from tests.test_score import assert_whole, get_folder, promote_another_model, read_manifest, read_parts
@@ -32,6 +32,7 @@ from tipline.scoring import plan
 pytestmark = workbench.MLFLOW_WARNINGS
 
 BAD, GOOD = "2024-01", workbench.MONTHS[:3]
+ROWS = 110  # of a block
 TIMEOUT = 240  # seconds, against hanging
 
 # The user's code of all champions here: something that happens before the rows of a block are scored.
@@ -49,9 +50,9 @@ def wait(trips):
 CODE = "features.py"
 SLOW, SLOWER = "time.sleep(0.01)", "time.sleep(0.03)"
 RAISES = f"if _year(trips) == {BAD[:4]}: raise OddRateCodeError(99, 'unknown to the driver')"
-# Some blocks of a month, slowly enough for the nanny, which looks ten times a second, to end it near its limit.
+# One block of a month, slowly enough for the nanny, which looks ten times a second, to end it near its limit.
 EATS = f"""kept = []
-    while _year(trips) == {BAD[:4]} and trips["pickup_datetime"].iloc[0].minute < 4:
+    while _year(trips) == {BAD[:4]} and str(trips["pickup_datetime"].iloc[0]) == "{{first}}":
         kept.append(b'x' * 2**23)
         time.sleep(0.002)"""
 
@@ -104,7 +105,7 @@ def template(scored_template: Paths, dask_address: str, tmp_path_factory: pytest
     """Score everything with two champions, uninterrupted."""
     paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        workbench.small_row_groups(monkeypatch, 110)
+        workbench.small_row_groups(monkeypatch, ROWS)
         workbench.prepare_again(paths, *workbench.MONTHS)
         monkeypatch.setenv(cluster.ADDRESS, dask_address)
         (paths.root / CODE).write_text(BEFORE.format(fault="pass"))
@@ -140,15 +141,16 @@ class Run:
 
 
 @contextlib.contextmanager
-def start_scoring(paths: Paths, *options: str) -> Iterator[Run]:
+def start_scoring(paths: Paths, *options: str, program: str = "tipline") -> Iterator[Run]:
     with tempfile.NamedTemporaryFile(suffix=".printed") as printed:
         path = Path(printed.name)
-        with workbench.running("tipline", "score", *options, folder=paths.root, printed=path) as process:
+        with workbench.running(program, "score", *options, folder=paths.root, printed=path) as process:
             yield Run(process, path)
 
 
 def score(paths: Paths) -> tuple[int, str]:
-    with start_scoring(paths) as run:
+    """Score in a fork of a process that has imported what it needs (see tests/warm.py): nothing is killed here."""
+    with start_scoring(paths, program=f"{os.environ[warm.FOLDER]}/tipline") as run:
         return run.wait()
 
 
@@ -316,7 +318,9 @@ def test_killed_workers_change_nothing(template: Template, project: Paths) -> No
 def test_rows_that_no_worker_has_memory_for_fail_their_month_alone(
     template: Template, project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = template.second.install(project, EATS)
+    # In the middle of its month: what runs beside it, and may be given up with it, is of the same month.
+    first = workbench.read_prepared(project, BAD)["pickup_datetime"][20 * ROWS].as_py()
+    digest = template.second.install(project, EATS.format(first=first))
     # A block is given up after two deaths instead of four, each of which takes seconds.
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")
     with workbench.scheduler(tmp_path) as address, workbench.workers(address, 2, "--memory-limit", "600MB"):

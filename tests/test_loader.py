@@ -71,16 +71,10 @@ def touch() -> None:
 
 
 @pytest.fixture(scope="module")
-def project(
-    trained_template: Paths, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Paths]:
+def project(scored_template: Paths, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
     """A project with a champion; hostile versions are added to its registry, and no refusal changes it."""
-    paths = workbench.copy_project(trained_template, tmp_path_factory.mktemp("hostile"))
-    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
     with forget_store():
-        workbench.run(paths, "register")
-    with forget_store():
-        yield paths
+        yield workbench.copy_with_store(scored_template, tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture
@@ -250,7 +244,10 @@ REFUSED: list[tuple[str, Change, str, bool]] = [
 def test_version_that_could_run_other_code_is_refused(
     project: Paths, run_cli: Cli, trace: Path, whose: str, change: Change, message: str, *, runs: bool
 ) -> None:
-    """No command accepts the version, forced or with its alias set in MLflow's page."""
+    """No command accepts the version, forced or with its alias set in MLflow's page.
+
+    The commands that ask first have one loader in common; they are tried where code would really run.
+    """
     folder = copy_logged(project)
     if whose == THEN:
         version = add(project, folder)
@@ -263,7 +260,8 @@ def test_version_that_could_run_other_code_is_refused(
         assert trace.exists()
     trace.unlink(missing_ok=True)
     before, number = workbench.read_tree(project.champion), str(version.version)
-    for command in (f"promote {number}", f"promote {number} --force ok", f"compare champion {number} 2009-01"):
+    asking = (f"promote {number}", f"compare champion {number} 2009-01") if runs else ()
+    for command in (f"promote {number} --force ok", *asking):
         code, output = run_cli(project.root, *command.split())
         assert code in {1, 2}, output
         assert message in output

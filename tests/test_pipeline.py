@@ -115,7 +115,9 @@ def fit(tmp_path: Path) -> Fit:
     return lambda *arguments, **sections: fit_model(tmp_path / "project", *arguments, **sections)
 
 
-def fit_model(root: Path, columns: Sequence[str], estimator: str, code: str = "", **model: Any) -> artifact.Model:
+def fit_model(
+    root: Path, columns: Sequence[str], estimator: str, code: str = "", *, is_tried: bool = False, **model: Any
+) -> artifact.Model:
     categories = {name: values for name, values in LISTED.items() if name in columns}
     model = {"columns": list(columns), "categories": categories} | model
     paths = workbench.write_project(root, model=model, train={"estimator": estimator, "params": {}})
@@ -128,7 +130,7 @@ def fit_model(root: Path, columns: Sequence[str], estimator: str, code: str = ""
     spec = pipeline.create_spec(settings, schema)
     frame = artifact.read_frame(trips, spec["inputs"])
     built = pipeline.build_pipeline(settings, schema, paths.root, frame)
-    if code:  # the trial takes seconds, and only models with code of their own need it here
+    if is_tried:  # takes seconds
         persistence.try_pipeline(built, frame, labels)
     pipeline.fit_pipeline(built.pipeline, frame, labels)
     folder = root / "model"
@@ -170,8 +172,8 @@ DERIVED: list[tuple[list[str], dict[str, Any]]] = [
 def test_a_linear_model_of_derived_columns_is_folded_when_it_is_loaded(
     fit: Fit, columns: list[str], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, trips = fit(columns, "logistic_regression", CODE, **settings), rows(2000, 3)
-    assert model.linear is None
+    model, trips = fit(columns, "logistic_regression", CODE, is_tried=True, **settings), rows(2000, 3)
+    assert (model.linear, compiled.list_tree_terms(model.estimator)) == (None, None)
     expected, derived = artifact.Model(model._files, use_compiled=False).score_rows(trips)
     assert len(np.unique(expected)) > 10
     monkeypatch.setattr(type(model.estimator), "predict_proba", None)
@@ -197,7 +199,6 @@ def test_columns_are_encoded_for_trees_as_the_pipeline_does(
     assert (fast.form, model.form, plain.form) == artifact.FORMS
     expected = plain.probabilities(trips).tobytes()
     assert expected == model.probabilities(trips).tobytes() == fast.probabilities(trips).tobytes()
-    assert compiled.list_tree_terms(fit(columns, "logistic_regression", CODE, **settings).estimator) is None
 
 
 WRONG = "of the model does not give its scores"
@@ -305,7 +306,7 @@ def test_categories_are_those_of_the_sample_unless_they_are_listed(fit: Fit) -> 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_derived_columns_are_part_of_the_model(fit: Fit, estimator: str) -> None:
     columns = ["payment_type", "fare_amount", "trip_distance"]
-    model = fit(columns, estimator, CODE, features="add_double")
+    model = fit(columns, estimator, CODE, is_tried=True, features="add_double")
     kinds = {feature["name"]: feature["kind"] for feature in model.spec["features"]}
     assert kinds == {"payment_type": "category", "double": "number", "long": "category"}
     trips = rows(500, 8)
@@ -318,7 +319,8 @@ def test_derived_columns_are_part_of_the_model(fit: Fit, estimator: str) -> None
 
 
 def test_any_frame_of_the_same_rows_will_do(fit: Fit) -> None:
-    model = fit(["payment_type", "fare_amount"], "logistic_regression", CODE, features="in_pieces")
+    columns = ["payment_type", "fare_amount"]
+    model = fit(columns, "logistic_regression", CODE, is_tried=True, features="in_pieces")
     trips = rows(300, 12)
     scores, derived = model.score_rows(trips)
     assert derived["payment_type"].to_pylist() == trips["payment_type"].to_pylist()
@@ -356,7 +358,7 @@ def test_code_is_not_imported_from_a_folder_that_others_can_write(
 
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_own_classes_work_in_other_processes(fit: Fit) -> None:
-    model = fit(["fare_amount"], "stack", CODE)  # fitted by joblib with n_jobs=2
+    model = fit(["fare_amount"], "stack", CODE, is_tried=True)  # fitted by joblib with n_jobs=2
     assert list(model.estimator.named_steps) == ["classifier"]
     trips = rows(200, 10)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -377,7 +379,7 @@ def test_own_classes_work_in_other_processes(fit: Fit) -> None:
 )
 def test_a_function_that_is_not_row_by_row_is_refused(fit: Fit, function: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        fit(["fare_amount", "trip_distance"], "logistic_regression", CODE, features=function)
+        fit(["fare_amount", "trip_distance"], "logistic_regression", CODE, is_tried=True, features=function)
     assert caught.value.parts[1] == "params.yaml, model.features"
 
 
@@ -387,8 +389,9 @@ def test_code_that_imports_a_file_beside_it_is_refused(
     (tmp_path / "beside_it.py").write_text("FACTOR = 3.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     code = CODE.replace("FACTOR = 2.0", "from beside_it import FACTOR")
+    columns = ["payment_type", "fare_amount", "trip_distance"]
     with pytest.raises(UsageError, match=r"cannot be loaded in another process: .*beside_it"):
-        fit(["payment_type", "fare_amount", "trip_distance"], "logistic_regression", code, features="add_double")
+        fit(columns, "logistic_regression", code, is_tried=True, features="add_double")
 
 
 def test_numbers_can_be_categories(fit: Fit) -> None:

@@ -28,12 +28,10 @@ CODE = "def doubled(trips):\n    return trips.assign(extra=trips['extra'] * 2)\n
 
 
 @pytest.fixture(scope="module")
-def registered(scored_template: Paths, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Paths:
+def registered(scored_template: Paths, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A project whose champion is version 1, and whose challenger, version 2, is much worse."""
-    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("registered"))
-    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
+    paths = workbench.copy_with_store(scored_template, tmp_path_factory.mktemp("registered"))
     with forget_store():
-        workbench.run(paths, "register")
         train_another(paths, 0.0001, "register", "evaluate")
     return paths
 
@@ -187,11 +185,10 @@ def test_an_empty_registry_says_what_to_run(trained_project: Paths) -> None:
 
 
 def test_code_that_the_project_does_not_have_is_shown_and_has_to_be_trusted(
-    trained_project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture
+    registered_project: Paths, run_cli: RunCli, caplog: pytest.LogCaptureFixture
 ) -> None:
-    project, file = trained_project, trained_project.root / "features.py"
+    project, file = registered_project, registered_project.root / "features.py"
     before = file.read_bytes()
-    workbench.run(project, "register")
     file.write_text(CODE)
     workbench.change_settings(project, model={"features": "doubled"})
     workbench.run(project, "train", "register")

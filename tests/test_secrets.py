@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers, workbench
+from tests import servers, warm, workbench
 from tests.conftest import ROOT, forget_store
 from tipline.paths import Paths
 
@@ -79,10 +79,10 @@ def create_environment(paths: Paths, **more: str) -> dict[str, str]:
 
 
 def run(paths: Paths, *command: str, fails: bool = False, **more: str) -> str:
-    """Run a command of tipline, or `dvc`, in its own process and return its output."""
+    """Run a command of tipline, or `dvc`, in its own process (see tests/warm.py) and return its output."""
     program, *arguments = command if command[0] == "dvc" else ("tipline", *command)
     done = subprocess.run(
-        [str(Path(sys.executable).with_name(program)), *arguments],
+        [f"{os.environ[warm.FOLDER]}/{program}", *arguments],
         cwd=paths.root,
         env=create_environment(paths, **more),
         stdout=subprocess.PIPE,

@@ -27,13 +27,9 @@ ROWS = 500
 
 
 @pytest.fixture(scope="module")
-def project(scored_template: Paths, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Paths:
+def project(scored_template: Paths, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A scored project with its champion registered."""
-    paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("serving"))
-    shutil.copyfile(mlflow_template, paths.root / "mlflow.db")
-    with forget_store():
-        workbench.run(paths, "register")
-    return paths
+    return workbench.copy_with_store(scored_template, tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="module")

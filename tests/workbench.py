@@ -20,7 +20,7 @@ import pytest
 import yaml
 from distributed import Client
 
-from tests.conftest import ROOT, settings_values
+from tests.conftest import ROOT, forget_store, settings_values
 from tipline import config
 from tipline.config import Settings
 from tipline.ingest.columns import encode_categories
@@ -124,7 +124,7 @@ def running(
 
     What it prints is added to the file `printed`.
     """
-    arguments = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    arguments = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     environment = os.environ | QUIET
     with (printed or Path(os.devnull)).open("ab") as out:
         process = subprocess.Popen(
@@ -146,7 +146,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 LOCAL = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
@@ -194,6 +194,16 @@ def copy_project(source: Paths, folder: Path) -> Paths:
     ignored = shutil.ignore_patterns("mlflow.db", "mlartifacts", ".mlflow*.lock")
     shutil.copytree(source.root, folder / "project", ignore=ignored, dirs_exist_ok=True)
     return Paths(folder / "project")
+
+
+def copy_with_store(source: Paths, folder: Path) -> Paths:
+    """Copy a project to `folder`/project with MLflow's store, whose paths follow; registering again takes seconds."""
+    from tipline.registry import store
+
+    ignored = shutil.ignore_patterns(".mlflow*.lock")
+    paths = Paths(shutil.copytree(source.root, folder / "project", ignore=ignored, dirs_exist_ok=True))
+    with forget_store(), store.connect_store(paths):
+        return paths
 
 
 def read_prepared(paths: Paths, month: str) -> pa.Table:
