@@ -53,6 +53,7 @@ VARIABLES = {
     "MLFLOW_TRACKING_URI": "MLflow's store; default: `sqlite:///mlflow.db` in the project (team.md)",
     "MLFLOW_TRACKING_USERNAME": "your user name on MLflow's server; recorded with promotions",
     "PATH": "`tipline month` adds its own environment to it for the stages",
+    "TIPLINE_CLUSTER": "a `module:function` that is used instead of `cluster.factory` (cluster.md)",
     "TIPLINE_DEBUG": "set it to see the stack trace of a defect",
 }
 # Variables that libraries read.

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import pkgutil
+import re
 import signal
 import sys
 import traceback
@@ -161,7 +162,8 @@ def run(arguments: argparse.Namespace) -> None:
         from tipline import processes  # noqa: PLC0415
 
         processes.set_kernel_cache(paths.root / "data" / ".numba")
-        processes.start_forkserver(*modules)
+        if not re.search(rb"^ *factory: *[^\s#]", paths.params.read_bytes(), re.MULTILINE):  # no cluster.factory
+            processes.start_forkserver(*modules)
     from tipline import config  # noqa: PLC0415
 
     is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS

@@ -83,6 +83,12 @@ def check_roles(months: dict[str, Role]) -> dict[str, Role]:
     return months
 
 
+def check_factory(name: str) -> str:
+    if not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        raise ValueError(f"{shorten_text(repr(name))} is not written module:function")
+    return name
+
+
 def check_model_name(name: str) -> str:
     """Return a name that MLflow can register and find again; raise ValueError otherwise."""
     if not name.strip() or set("/:'\"`") & set(name):
@@ -198,9 +204,10 @@ class Score(Section):
 
 
 class Cluster(Section):
-    """The dask cluster. DASK_SCHEDULER_ADDRESS in the environment names a running one instead."""
+    """The dask cluster. TIPLINE_CLUSTER or DASK_SCHEDULER_ADDRESS in the environment names another one instead."""
 
     n_workers: int | None = Field(ge=1, le=1024)
+    factory: Annotated[str, AfterValidator(check_factory)] | None
 
 
 class Settings(Section):

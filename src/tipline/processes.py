@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
+# They name a cluster that is used instead of a local one.
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
+FACTORY = "TIPLINE_CLUSTER"
 # macOS has fork, but it is not safe there without exec: workers are spawned.
 CAN_FORK = sys.platform == "linux"
 # Read when a process starts. One BLAS thread per worker. dask makes glibc return memory at once (64 KiB), so every
@@ -25,10 +27,10 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 def start_forkserver(*modules: str) -> bool:
     """Start the forkserver, which imports dask and modules, unless it runs already; return whether there is one.
 
-    There is none if the environment names a scheduler, or if its socket has no place: the temporary folder is full, or
-    its path is too long for the name of a socket.
+    There is none if the environment names another cluster, or if its socket has no place: the temporary folder is
+    full, or its path is too long for the name of a socket.
     """
-    if not CAN_FORK or os.environ.get(ADDRESS):
+    if not CAN_FORK or os.environ.get(ADDRESS) or os.environ.get(FACTORY):
         return False
     forkserver.set_forkserver_preload(["distributed", *modules])
     before = dict(os.environ)

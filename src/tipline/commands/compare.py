@@ -103,7 +103,7 @@ def compare_blocks(
     (a, of_a), (b, of_b) = models.items()
     results, rows = dict[plan.Block, Any](), sum(block.rows for block in blocks)
     with (
-        cluster.connect_client(settings.cluster.n_workers) as client,
+        cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory) as client,
         worker.send_model(client, of_a, a, rows=rows) as form_a,
         worker.send_model(client, of_b, b, rows=rows) as form_b,
         tqdm(total=rows, unit=" rows", unit_scale=True, leave=False, disable=None) as bar,

@@ -36,8 +36,8 @@ def run(settings: Settings, paths: Paths) -> None:
     built = pipeline.build_pipeline(settings, schema, paths.root, frame)
     persistence.try_pipeline(built, frame, labels)
     with (
-        cluster.connect_client(settings.cluster.n_workers),
-        joblib.parallel_config("dask", scatter=[frame, labels, validation]),
+        cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory) as client,
+        joblib.parallel_config("dask", client=client, scatter=[frame, labels, validation]),
     ):
         study = learning_curve.run_study(built, frame, labels, validation, sizes, orders)
     samples = sampling.list_samples(settings, paths, "train")

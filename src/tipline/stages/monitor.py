@@ -109,7 +109,7 @@ def recount_months(
     results = dict[plan.Block, Counts]()
     if blocks:
         log.info("counting again, because labels, groups or times have changed: %s", ", ".join(stale))
-        with cluster.connect_client(settings.cluster.n_workers) as client:
+        with cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory) as client:
             for block, result in cluster.run_tasks(client, partial(worker.recount_block, spec=spec), blocks):
                 if isinstance(result, Exception):
                     raise plan.explain_failure(block, result)

@@ -160,7 +160,8 @@ def score_months(
     if not run.open_months:
         return run.failed
     storages, is_late = [months[0].locations.trips, months[0].locations.staged], True
-    with cluster.connect_client(settings.cluster.n_workers) as client, logging_redirect_tqdm():
+    connected = cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory)
+    with connected as client, logging_redirect_tqdm():
         while is_late:
             with worker.send_model(client, contents, digest, storages, deciding_rows, forms) as form:
                 is_late = run.score_open_months(client, form)
