@@ -1,7 +1,9 @@
 # Two commands do everything on a machine with Python 3.11 or newer and make:
 #   make repro   set up .venv, run the whole pipeline (offline, on simulated months)
 #   make test    set up .venv, run the tests
-SHELL := /bin/sh
+# Not /bin/sh: macOS has make 3.81, which runs a simple command of its default shell itself, and looks for it on the PATH
+# of the caller instead of the one below, where there is no dvc.
+SHELL := sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin

@@ -287,22 +287,34 @@ def test_a_local_cluster_is_reached_from_here_only_and_ends_and_its_workers_impo
     assert not [process for process in started if process.is_running() and process.ppid() != here.pid]
 
 
+ROLES = ("CLIENT", "NANNY", "SCHEDULER", "WORKER")
 SETTINGS = {  # of a user's dask, meant for another cluster
     "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
     "DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME": "tls",
+    "DASK_DISTRIBUTED__DASHBOARD__LINK": "{NO_SUCH_VARIABLE}",
     "DASK_TEMPORARY_DIRECTORY": "/proc/nowhere",
-    **{f"DASK_DISTRIBUTED__{role}__PRELOAD": '["no_such_module"]' for role in ("WORKER", "SCHEDULER", "NANNY")},
+    **{f"DASK_DISTRIBUTED__{role}__PRELOAD": '["no_such_module"]' for role in ROLES},
 }
-WITHOUT = "import os, sys; vars(os).pop('sched_getaffinity', 0); from tipline import cli; sys.exit(cli.main(['score']))"
+# What all processes of a run see of macOS. The modules that have another half there are imported before.
+MACOS = """
+import os, sys, sysconfig, urllib.request, psutil
+sysconfig.get_config_vars()
+sys.platform = "darwin"
+del os.sched_getaffinity, os.sched_setaffinity, os.posix_fadvise, os.posix_fallocate, os.copy_file_range
+"""
 
 
-def test_a_local_cluster_ignores_dask_settings_and_needs_no_sched_getaffinity(
-    scored_project: Paths, scored_template: Paths
+def test_a_local_cluster_ignores_dask_settings_and_needs_nothing_that_macos_lacks(
+    scored_project: Paths, scored_template: Paths, tmp_path: Path
 ) -> None:
     shutil.rmtree(scored_project.predictions)
     workbench.change_settings(scored_project, cluster={"n_workers": None})
-    command, folder, environment = [sys.executable, "-c", WITHOUT], scored_project.root, os.environ | SETTINGS
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    (tmp_path / "sitecustomize.py").write_text(MACOS)
+    command, environment = [str(Path(sys.executable).with_name("tipline")), "score"], os.environ | SETTINGS
+    environment["PYTHONPATH"] = str(tmp_path)  # of the workers, too, which are spawned
+    done = subprocess.run(
+        command, cwd=scored_project.root, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert read_parts(scored_project) == read_parts(scored_template)
 

@@ -21,7 +21,8 @@ from tipline.errors import ReportedCode, TiplineError, UsageError
 from tipline.paths import find_project
 from tipline.processes import ADDRESS, FACTORY
 
-__all__ = ["ADDRESS", "Client", "Worker", "WorkerPlugin", "get_worker"]  # what other modules use of dask
+# What other modules use of dask.
+__all__ = ["ADDRESS", "FACTORY", "Client", "Worker", "WorkerPlugin", "get_worker"]
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 30
 FACTORY_WAIT_SECONDS = 600  # machines have to be found and booted
+REGISTER_TRIES = 5
 WATCH_SECONDS = 2
 MORE_MEMORY = "Give workers more memory: a smaller cluster.n_workers, or `dask worker --memory-limit`."
 LOCAL_CONFIG = {
@@ -142,7 +144,7 @@ def wait_for_worker(client: Client, seconds: float, where: str, todo: str) -> No
     try:
         client.wait_for_workers(1, timeout=seconds)
     except TimeoutError as error:
-        raise TiplineError("The dask scheduler has no workers.", where, todo) from error
+        raise TiplineError(f"The dask scheduler has no workers after {seconds} s.", where, todo) from error
 
 
 def list_changed_settings() -> list[str]:
@@ -189,7 +191,12 @@ def watch_memory(client: Client) -> Iterator[None]:
 def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator[None]:
     """Keep a plugin on all workers, new ones included, during the block."""
     try:
-        client.register_plugin(plugin, name)
+        for _ in range(REGISTER_TRIES):
+            with contextlib.suppress(OSError):  # a worker that leaves just now
+                client.register_plugin(plugin, name)
+                break
+        else:
+            client.register_plugin(plugin, name)
         yield
     finally:
         if not isinstance(client.cluster, LocalCluster) and client.status == "running":  # it will end, or it is lost

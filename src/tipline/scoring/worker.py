@@ -76,7 +76,13 @@ def send_model(
         # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
         name = f"{PLUGIN}-{digest}-{files.create_token()}"
         with cluster.register_plugin(client, ModelPlugin(contents, digest, storages, forms, per_worker), name):
-            states = client.run(lambda dask_worker, name=name: dask_worker.plugins[name].state).values()
+            # Of workers that leave or join just now there is no state.
+            find_state = lambda dask_worker, name=name: getattr(dask_worker.plugins.get(name), "state", None)  # noqa: E731
+            answers = client.run(find_state, on_error="return")
+            states = [state for state in answers.values() if isinstance(state, tuple)]
+            if answers and not states:
+                todo = "Install the same packages on all workers: tipline, its libraries and those of the model."
+                raise TiplineError("No worker can load the model.", ", ".join(answers), todo)
             form = max((form for form, _, _ in states), key=FORMS.index, default=COMPILED)
             reasons = sorted({reason for _, _, reason in states if reason})
             for reason in reasons:
