@@ -24,21 +24,22 @@ RunCli = Callable[..., tuple[int, str]]
 
 pytestmark = workbench.MLFLOW_WARNINGS
 BIN = Path(sys.executable).parent
-# Each block takes a while, so that workers can come and go in between.
+# Each block takes a while until a file is there, so that workers can come and go meanwhile.
 SLOW = """
-import time
+import os, time
 def wait(trips):
-    time.sleep(0.03)
+    if not os.path.exists(os.environ.get("SLOW_UNTIL", "/")):
+        time.sleep(0.5)
     return trips
 """
 
 
 @pytest.fixture(scope="module")
 def expected(scored_template: Paths, dask_address: str, tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    """A project of 80 slow blocks, scored on the session's cluster."""
+    """A project of 40 blocks, scored on the session's cluster."""
     paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("expected"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        workbench.small_row_groups(monkeypatch, 250)
+        workbench.small_row_groups(monkeypatch, 500)
         workbench.prepare_again(paths, *workbench.MONTHS)
         monkeypatch.setenv(cluster.ADDRESS, dask_address)
         (paths.root / "features.py").write_text(SLOW)
@@ -150,22 +151,23 @@ def test_a_function_connects_with_certificates_to_a_scheduler_that_goes_on(
         assert client.submit(abs, -1).result() == 1
 
 
-# Workers come and go every half second, and the function's module sees them.
+# One worker is joined by two, these leave, another one joins.
 COMES_AND_GOES = """
-import threading
-from distributed import SubprocessCluster, Client
+import os, pathlib, threading
+from distributed import Client, SubprocessCluster
 
-events, done = [], threading.Event()
+events = []
 
 def start():
     cluster = SubprocessCluster(dashboard_address=None, n_workers=1, threads_per_worker=1)
-    close = cluster.close
+    close, done = cluster.close, threading.Event()
 
     def scale():
-        count = 3
-        while not done.wait(1):
+        for count in (3, 1, 2):
             cluster.scale(count)
-            count = 4 - count
+            while len(cluster.scheduler_info["workers"]) != count and not done.wait(0.1):
+                pass
+        pathlib.Path(os.environ["SLOW_UNTIL"]).touch()
 
     def stop():
         with Client(cluster.scheduler_address) as client:
@@ -182,16 +184,17 @@ def start():
 
 
 def test_workers_that_come_and_go_while_scoring_give_the_same_bytes(
-    project: Paths, expected: Paths, run_cli: RunCli
+    project: Paths, expected: Paths, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("SLOW_UNTIL", str(tmp_path / "fast"))
     (project.root / "clusters.py").write_text(COMES_AND_GOES)
     workbench.change_settings(project, cluster={"factory": "clusters:start"})
     code, output = run_cli(project.root, "score")
     assert code == 0, output
     assert read_parts(project) == read_parts(expected)
     events = sys.modules["clusters"].events
-    assert events.count("add-worker") > 2
-    assert "remove-worker" in events
+    assert events.count("add-worker") == 4
+    assert events.count("remove-worker") == 2
 
 
 # ---- what goes wrong ----
