@@ -251,14 +251,18 @@ def test_a_worker_without_tipline_and_settings_that_keep_it_from_connecting_are_
         assert code == 1
         assert "No worker can load the model.\n  where: tcp://127.0.0.1:" in output
         assert "Install the same packages" in output
-        setting = {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True"}
+        (file := tmp_path / "dask.yaml").write_text("distributed: {comm: {require-encryption: true}}")
+        monkeypatch.setenv("DASK_CONFIG", str(file))
         command = [str(BIN / "tipline"), "score"]
-        done = subprocess.run(
-            command, cwd=project.root, env=os.environ | setting, capture_output=True, text=True, check=False
-        )
-    assert done.returncode == 1
-    assert "distributed.comm.require-encryption" in done.stderr
-    assert "Traceback" not in done.stderr
+        refused = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "Your configuration of dask sets distributed.comm.require-encryption." in refused.stderr
+    file.write_text("distributed: {comm: [")
+    monkeypatch.delenv(cluster.ADDRESS)
+    broken = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
+    assert broken.returncode == 2
+    assert f"A dask config file at '{file}' is malformed." in broken.stderr
+    assert "Traceback" not in refused.stderr + broken.stderr
 
 
 def test_workers_that_are_paused_and_restarted_for_memory_are_reported_with_the_limit(

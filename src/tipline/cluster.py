@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar, cast
 
-import dask
+from tipline.errors import DaskConfigError, ReportedCode, TiplineError, UsageError
+
+try:
+    import dask
+except ValueError as error:  # dask reads all files of the user's configuration at once
+    todo = "Correct this file, which all programs of yours that use dask read."
+    raise DaskConfigError(f"{str(error).partition(',')[0]}.", "dask's configuration", todo) from error
 import distributed.utils
 from dask.utils import format_bytes
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
@@ -17,7 +23,6 @@ from distributed.comm.core import CommClosedError
 from tornado.ioloop import PeriodicCallback
 
 from tipline import processes
-from tipline.errors import ReportedCode, TiplineError, UsageError
 from tipline.paths import find_project
 from tipline.processes import ADDRESS, FACTORY
 
@@ -73,7 +78,7 @@ def connect_client(n_workers: int | None, factory: str | None = None) -> Iterato
 def start_local_cluster(n_workers: int | None) -> Iterator[Client]:
     # dask's defaults, whatever the user has configured for other clusters.
     config = dask.config.merge(*dask.config.defaults) | LOCAL_CONFIG
-    if processes.start_forkserver(__name__):
+    if processes.start_forkserver():
         config |= {"distributed.worker.multiprocessing-method": "forkserver"}
         # Otherwise dask would let the forkserver preload all that it can use, pandas among it.
         vars(distributed.utils)["_forkserver_preload_set"] = True

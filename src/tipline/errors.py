@@ -36,6 +36,10 @@ class UsageError(TiplineError):
     exit_code = 2
 
 
+class DaskConfigError(UsageError, ImportError):
+    """dask cannot be imported with the user's configuration. The forkserver passes over errors of import."""
+
+
 class GateRefusedError(TiplineError):
     """The gate refuses a version."""
 

@@ -32,7 +32,7 @@ def start_forkserver(*modules: str) -> bool:
     """
     if not CAN_FORK or os.environ.get(ADDRESS) or os.environ.get(FACTORY):
         return False
-    forkserver.set_forkserver_preload(["distributed", *modules])
+    forkserver.set_forkserver_preload(["tipline.cluster", *modules])
     before = dict(os.environ)
     os.environ.update(ENVIRONMENT)
     try:
