@@ -268,6 +268,11 @@ def test_a_worker_without_tipline_and_settings_that_keep_it_from_connecting_are_
 def test_workers_that_are_paused_and_restarted_for_memory_are_reported_with_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def fill_memory(share: float, dask_worker: Any) -> None:  # in here, because workers cannot import this module
+        dask_worker.kept = b""
+        free = int(dask_worker.memory_manager.memory_limit * share) - psutil.Process().memory_info().rss
+        dask_worker.kept = b"x" * free
+
     with workbench.scheduler(tmp_path) as address, workbench.workers(address, 1, "--memory-limit", "600MB"):
         monkeypatch.setenv(cluster.ADDRESS, address)
         monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.1)
@@ -276,10 +281,3 @@ def test_workers_that_are_paused_and_restarted_for_memory_are_reported_with_the_
             workbench.wait_for(lambda: "is paused, until it holds less of its 572.20 MiB" in caplog.text)
             client.run(fill_memory, 0.97)
             workbench.wait_for(lambda: "of 572.20 MiB and is restarted" in caplog.text)
-
-
-def fill_memory(share: float, dask_worker: Any) -> None:
-    """Hold so much of the worker's limit, for good."""
-    dask_worker.kept = b""
-    free = int(dask_worker.memory_manager.memory_limit * share) - psutil.Process().memory_info().rss
-    dask_worker.kept = b"x" * free
