@@ -159,7 +159,7 @@ from distributed import Client, SubprocessCluster
 events = []
 
 def start():
-    cluster = SubprocessCluster(dashboard_address=None, n_workers=1, threads_per_worker=1)
+    cluster = SubprocessCluster(dashboard_address="127.0.0.1:0", n_workers=1, threads_per_worker=1)
     close, done = cluster.close, threading.Event()
 
     def scale():
@@ -206,7 +206,7 @@ number = 1
 def none(): pass
 def fails(): raise OSError("quota exceeded")
 def takes(size): pass
-def empty(): return LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None)
+def empty(): return LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0")
 """
 
 

@@ -205,7 +205,7 @@ def register_plugin(client: Client, plugin: WorkerPlugin, name: str) -> Iterator
         yield
     finally:
         if not isinstance(client.cluster, LocalCluster) and client.status == "running":  # it will end, or it is lost
-            with contextlib.suppress(OSError):  # a worker has just died
+            with contextlib.suppress(OSError, KeyError):  # a worker has just died
                 client.unregister_worker_plugin(name)
 
 
