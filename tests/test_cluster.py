@@ -249,7 +249,7 @@ def test_a_worker_without_tipline_and_settings_that_keep_it_from_connecting_are_
             monkeypatch.setenv(cluster.ADDRESS, address)
             code, output = run_cli(project.root, "score")
         assert code == 1
-        assert "No worker can load the model.\n  where: tcp://127.0.0.1:" in output
+        assert "A worker cannot import tipline.\n  where: tcp://127.0.0.1:" in output
         assert "Install the same packages" in output
         (file := tmp_path / "dask.yaml").write_text("distributed: {comm: {require-encryption: true}}")
         monkeypatch.setenv("DASK_CONFIG", str(file))

@@ -1,6 +1,7 @@
 """Score one block on a dask worker."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import time
@@ -72,6 +73,14 @@ def send_model(
     TiplineError if a worker cannot load the model, scores the golden rows differently, or cannot use a storage.
     """
     per_worker = rows // max(1, len(client.nthreads()))
+    todo = "Install the same packages on all workers: tipline, its libraries and those of the model."
+    can_import = lambda find=importlib.util.find_spec: find("tipline.scoring") is not None  # noqa: E731
+    found = client.run(can_import, on_error="return")
+    # A worker that leaves just now gives an OSError.
+    if lacking := [
+        worker for worker, answer in found.items() if answer is not True and not isinstance(answer, OSError)
+    ]:
+        raise TiplineError("A worker cannot import tipline.", ", ".join(lacking), todo)
     while True:
         # A scheduler can serve several runs, also of the same model, and each of them removes its own plugin.
         name = f"{PLUGIN}-{digest}-{files.create_token()}"
@@ -81,7 +90,6 @@ def send_model(
             answers = client.run(find_state, on_error="return")
             states = [state for state in answers.values() if isinstance(state, tuple)]
             if answers and not states:
-                todo = "Install the same packages on all workers: tipline, its libraries and those of the model."
                 raise TiplineError("No worker can load the model.", ", ".join(answers), todo)
             form = max((form for form, _, _ in states), key=FORMS.index, default=COMPILED)
             reasons = sorted({reason for _, _, reason in states if reason})
