@@ -27,6 +27,8 @@ KEPT_IN = {
     "MLFLOW_FLASK_SERVER_SECRET_KEY": f"fk{WORD}",
 }
 EVERYTHING = "prepare 2009-01,register,evaluate,score,monitor,record,status,explain 2009-01 7,verify"
+# fsspec reads its settings when it is imported: these commands may not be forks (see tests/warm.py).
+COLD, READ_AT_IMPORT = Path(sys.executable).parent, {"download", "check", "dvc"}
 # Files that the person wrote the secrets into.
 OWN = [".dvc/config", ".git/config"]
 
@@ -79,10 +81,10 @@ def create_environment(paths: Paths, **more: str) -> dict[str, str]:
 
 
 def run(paths: Paths, *command: str, fails: bool = False, **more: str) -> str:
-    """Run a command of tipline, or `dvc`, in its own process (see tests/warm.py) and return its output."""
+    """Run a command of tipline, or `dvc`, in its own process and return its output."""
     program, *arguments = command if command[0] == "dvc" else ("tipline", *command)
     done = subprocess.run(
-        [f"{os.environ[warm.FOLDER]}/{program}", *arguments],
+        [str((COLD if command[0] in READ_AT_IMPORT else Path(os.environ[warm.FOLDER])) / program), *arguments],
         cwd=paths.root,
         env=create_environment(paths, **more),
         stdout=subprocess.PIPE,
