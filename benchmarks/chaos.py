@@ -294,6 +294,7 @@ def clones(chaos: Chaos, _: int) -> Iterator[Row]:
 
 def experiments(chaos: Chaos, _: int) -> Iterator[Row]:
     """Time commands in a store that has 200 more training runs."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow import MlflowClient  # noqa: PLC0415 (seconds)
     from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
 
