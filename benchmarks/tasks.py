@@ -28,7 +28,7 @@ from tipline.storage import open_storage
 
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64
-SPEC = {"inputs": [], "target_columns": {}, "baseline": {"by": []}}
+SPEC = {"inputs": [], "target": "", "target_columns": {}, "baseline": {"by": []}}
 
 
 def write_prepared(locations: plan.Locations, month: str) -> None:

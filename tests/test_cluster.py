@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -39,9 +38,7 @@ def expected(scored_template: Paths, dask_address: str, tmp_path_factory: pytest
     """A project of 40 blocks, scored on the session's cluster."""
     paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("expected"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        workbench.small_row_groups(monkeypatch, 500)
-        workbench.prepare_again(paths, *workbench.MONTHS)
-        monkeypatch.setenv(cluster.ADDRESS, dask_address)
+        workbench.prepare_small_blocks(paths, monkeypatch, dask_address)
         (paths.root / "features.py").write_text(SLOW)
         workbench.change_settings(paths, model={"features": "wait"})
         promote_another_model(paths)
@@ -51,10 +48,7 @@ def expected(scored_template: Paths, dask_address: str, tmp_path_factory: pytest
 
 @pytest.fixture
 def project(expected: Paths, tmp_path: Path) -> Paths:
-    """A copy whose months are prepared and not scored."""
-    paths = workbench.copy_project(expected, tmp_path)
-    shutil.rmtree(paths.predictions)
-    return paths
+    return workbench.copy_unscored(expected, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """A disk that fills up in the middle of a stage leaves what was whole, and nothing half-written."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +11,23 @@ import pytest
 
 from tests import factory, workbench
 from tests.conftest import missing
+from tipline.errors import TiplineError
 from tipline.ingest import simulate
 from tipline.paths import Paths
+from tipline.registry import store
 
 MONTH, FEW, MANY = "2009-01", 200, 12_000
 STAGES = ("download", "prepare", "sample")
+
+
+def test_a_full_disk_under_mlflows_database_is_named(mlflow_store: Path) -> None:
+    with (
+        pytest.raises(TiplineError, match="the disk is full") as caught,
+        store.connect_store(Paths(mlflow_store.parent)),
+        contextlib.closing(sqlite3.connect(mlflow_store)) as connection,
+    ):
+        connection.executescript("PRAGMA max_page_count = 1; CREATE TABLE ballast AS SELECT randomblob(1000000)")
+    assert caught.value.parts[2].startswith("Free some space.")
 
 
 def mount(*arguments: str) -> bool:

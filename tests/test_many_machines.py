@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
-from tests import servers, workbench
+from tests import servers, stories, workbench
 from tests.conftest import ROOT, missing
 from tests.test_score import NOWHERE, promote_another_model, read_parts
 from tipline import cluster, files, storage
@@ -106,19 +106,14 @@ def expected(scored_template: Paths, dask_address: str, tmp_path_factory: pytest
     """A project scored on this machine in blocks of 500 rows, so that there is time to do something in the middle."""
     paths = workbench.copy_project(scored_template, tmp_path_factory.mktemp("here"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        workbench.small_row_groups(monkeypatch, 500)
-        workbench.prepare_again(paths, *workbench.MONTHS)
-        monkeypatch.setenv(cluster.ADDRESS, dask_address)
+        workbench.prepare_small_blocks(paths, monkeypatch, dask_address)
         workbench.run(paths, "score")
     return paths
 
 
 @pytest.fixture
 def project(expected: Paths, tmp_path: Path) -> Paths:
-    """A copy whose months are prepared and not scored."""
-    paths = workbench.copy_project(expected, tmp_path)
-    shutil.rmtree(paths.predictions)
-    return paths
+    return workbench.copy_unscored(expected, tmp_path)
 
 
 @dataclass
@@ -177,6 +172,47 @@ def score(run_cli: RunCli, paths: Paths, bucket: Bucket) -> str:
 
 
 # ---- it works ----
+
+
+def test_dvc_repro_keeps_months_in_a_bucket_and_their_manifests_here(
+    team: Team, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, server = stories.copy_first(tmp_path_factory, tmp_path / "here"), team.stores["s3"]
+    server.connect(monkeypatch)
+    store = server.make("whole")
+    places = {"prepared": "s3://whole/trips", "predictions": "s3://whole/predictions"}
+    story = stories.start(tmp_path / "there", **stories.SMALL, storage=places)
+    story.environment = team.environment | {cluster.ADDRESS: team.address}
+
+    def repro(name: str, *stages: str) -> None:
+        story.repro(name)
+        assert story.repros[name].code == 0, story.repros[name].output
+        assert not stages or story.repros[name].stages == list(stages)
+        found = {path.name for part in ("trips", "predictions") for path in (story.root / "data" / part).rglob("*.*")}
+        assert found == {files.MANIFEST}
+        done = story.run("tipline", "verify")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    repro("first")
+    for folder in ("trips", "predictions"):
+        names = {
+            path.relative_to(here.root / "data" / folder) for path in (here.root / "data" / folder).rglob("*.parquet")
+        }
+        assert names
+        for name in names:
+            assert store.cat_file(f"whole/{folder}/{name}") == (here.root / "data" / folder / name).read_bytes()
+    repro("second", "register")
+    story.settings(
+        **stories.SMALL | {"months": [*stories.MONTHS, "2024-01"], "train": {"params": {"C": 0.01}}}, storage=places
+    )
+    with workbench.running("dvc", "repro", folder=story.root, environment=story.environment) as killed:
+        workbench.wait_for(lambda: store.exists(f"whole/trips/month=2024-01/{files.MANIFEST}"), 120)
+        os.killpg(killed.pid, signal.SIGKILL)
+    repro("month added")
+    assert story.run("tipline", "promote", "2", "--force", "test").returncode == 0
+    repro("promoted", "register", "evaluate", "score", "monitor", "record")
+    explained = story.run("tipline", "explain", "2024-01", "7")
+    assert (explained.returncode, "s3://whole/predictions/month=2024-01/part-" in explained.stdout) == (0, True)
 
 
 def test_predictions_in_a_bucket_are_those_of_this_machine_until_another_champion_replaces_them(

@@ -19,15 +19,10 @@ from tipline.paths import Paths
 RunCli = Callable[..., tuple[int, str]]
 MakeProject = Callable[..., Paths]
 
+pytestmark = pytest.mark.usefixtures("_short_pauses")
 MONTH = "2009-01"
 CSV, NEW_CSV = b"a,b\n1,2\n" * 1000, b"a,b\n3,4\n" * 2000
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in, please</body></html>\n"
-
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture

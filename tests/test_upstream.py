@@ -15,7 +15,6 @@ import pytest
 from tests import servers, stories, workbench
 from tests.workbench import read_json
 from tipline.commands import upstream
-from tipline.ingest import transfer
 from tipline.paths import Paths
 from tipline.scoring import plan
 from tipline.storage import open_storage
@@ -23,14 +22,9 @@ from tipline.storage import open_storage
 RunCli = Callable[..., tuple[int, str]]
 MakeProject = Callable[..., Paths]
 
+pytestmark = pytest.mark.usefixtures("_short_pauses")
 MONTHS = ("2009-01", "2009-02", "2009-03")
 CSV, NEW_CSV = b"a,b\n1,2\n" * 1000, b"a,b\n3,4\n" * 2000
-
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture

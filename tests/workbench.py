@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import yaml
 from distributed import Client
 
 from tests.conftest import ROOT, forget_store, settings_values
-from tipline import config
+from tipline import cluster, config
 from tipline.config import Settings
 from tipline.ingest.columns import encode_categories
 from tipline.model import artifact, pyfunc
@@ -86,6 +86,20 @@ def prepare_again(paths: Paths, *months: str) -> None:
         run_month(paths, "prepare", month)
 
 
+def prepare_small_blocks(paths: Paths, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Prepare blocks of 500 rows, so that there is time to do something in the middle of scoring on a cluster."""
+    small_row_groups(monkeypatch, 500)
+    prepare_again(paths, *MONTHS)
+    monkeypatch.setenv(cluster.ADDRESS, address)
+
+
+def copy_unscored(source: Paths, folder: Path) -> Paths:
+    """Copy a project whose months are prepared and scored, without the predictions."""
+    paths = copy_project(source, folder)
+    shutil.rmtree(paths.predictions)
+    return paths
+
+
 def run_to(paths: Paths, last: str) -> Paths:
     run(paths, *ORDER[: ORDER.index(last) + 1])
     return paths
@@ -118,18 +132,19 @@ QUIET = {
 
 @contextlib.contextmanager
 def running(
-    *command: str, folder: Path | None = None, printed: Path | None = None
+    *command: str,
+    folder: Path | None = None,
+    printed: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command of the environment while the block runs; its process group ends with it.
 
     What it prints is added to the file `printed`.
     """
     arguments = [str(Path(sys.executable).parent / command[0]), *command[1:]]
-    environment = os.environ | QUIET
+    variables = {**os.environ, **QUIET, **(environment or {})}
     with (printed or Path(os.devnull)).open("ab") as out:
-        process = subprocess.Popen(
-            arguments, cwd=folder, start_new_session=True, stdout=out, stderr=out, env=environment
-        )
+        process = subprocess.Popen(arguments, cwd=folder, start_new_session=True, stdout=out, stderr=out, env=variables)
     try:
         yield process
     finally:

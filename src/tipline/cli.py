@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import pkgutil
-import re
 import signal
 import sys
 import traceback
@@ -143,7 +142,7 @@ def create_parser() -> argparse.ArgumentParser:
         prog="tipline",
         description="Train on a sample, score every row. `dvc repro` runs all stages that are out of date.",
         epilog="exit codes: 0 done, 1 failed, 2 usage, 3 refused by the gate, 4 some months failed, "
-        "5 month not published yet, 6 months published again, 130 interrupted",
+        "5 month not published yet, 6 published again, 130 interrupted",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -162,8 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
         from tipline import processes  # noqa: PLC0415
 
         processes.set_kernel_cache(paths.root / "data" / ".numba")
-        if not re.search(rb"^ *factory: *[^\s#]", paths.params.read_bytes(), re.MULTILINE):  # no cluster.factory
-            processes.start_forkserver(*modules)
+        processes.start_forkserver(*modules)
     from tipline import config  # noqa: PLC0415
 
     is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS

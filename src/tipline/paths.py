@@ -18,6 +18,7 @@ class Paths:
         self.params = root / "params.yaml"
         # Folders are built here and then renamed into place: it must be on the same file system as data/ and models/.
         self.staging = root / "data" / ".staging"
+        self.trips = root / "data" / "trips"  # prepared months, or their manifests
         self.predictions = root / "data" / "predictions"  # one folder per month, with parts and a manifest
         self.sample_size = root / "models" / "sample_size.json"  # rows to train on: {"rows": n}
         self.challenger = root / "models" / "challenger"  # the model that this workspace trained
@@ -52,7 +53,7 @@ class Paths:
         return self.root / "data" / "raw" / f"{month}.json"
 
     def prepared(self, month: str) -> Path:
-        return month_folder(self.root / "data" / "trips", month)
+        return month_folder(self.trips, month)
 
     def prepared_file(self, month: str) -> Path:
         return self.prepared(month) / "trips.parquet"

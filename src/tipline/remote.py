@@ -20,6 +20,9 @@ Answer = tuple[int, str, str]  # HTTP status (0: none), error code, text
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 NO_BUCKET = "NoSuchBucket"
+# What fsspec's filesystems call the version of a file and the time of its last change.
+TIMES = ("Last-Modified", "LastModified", "last_modified", "updated")  # of http, s3fs, adlfs, gcsfs
+VERSIONS = ("generation", "ETag", "etag", *TIMES)  # of gcsfs, of http and s3fs, of adlfs
 REFUSED, CHANGED, BUSY, FAILED = {401, 403}, {412, 416}, {408, 429}, 500
 
 

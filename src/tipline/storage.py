@@ -29,9 +29,7 @@ REQUESTS = 16  # at the same time
 # A bucket has no locks. Younger staged files may belong to a run with another model that is still going on.
 ABANDONED_AFTER = dt.timedelta(days=1)
 MISSING = (FileNotFoundError, NotADirectoryError)
-# What s3fs, gcsfs, adlfs and local files call the version of a file and the time of its last change.
-VERSIONS = ("ETag", "LastModified", "generation", "etag", "last_modified", "ino", "mtime")
-TIMES = ("LastModified", "last_modified", "mtime")
+DATES = ("LastModified", "last_modified", "mtime")  # what s3fs, adlfs and gcsfs call the last change, as a datetime
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Storage:
         """Whether no other run works on a staged folder: nothing in it is recent. Local folders are locked."""
         changed = [] if self.is_local else [file for file in self._list(folder) if file["type"] == "file"]
         limit = dt.datetime.now(dt.UTC) - ABANDONED_AFTER
-        return all(min(file[name] for name in TIMES if name in file) < limit for file in changed)
+        return all(min(file[name] for name in DATES if name in file) < limit for file in changed)
 
     def remove_files(self, names: Iterable[str]) -> None:
         """Remove files; missing ones are skipped. One request per file, because not every store takes bulk deletes."""
@@ -196,7 +194,7 @@ class Storage:
         """Return a file's length, a dash, and what changes when it is replaced; None if it is missing."""
         with contextlib.suppress(*MISSING), self._explain_errors(name):
             info = self._filesystem.info(self.address(name))
-            return "-".join(str(info[key]) for key in ("size", *VERSIONS) if key in info)
+            return "-".join(str(info[key]) for key in ("size", *remote.VERSIONS, "ino", "mtime") if key in info)
         return None
 
     def hash_file(self, name: str) -> str:
@@ -245,13 +243,14 @@ class Storage:
         except (pa.ArrowException, OSError) as error:
             self._check_state(name, state)
             what = f"This file cannot be read: {summarize_exception(error)}."
-            todo = f"Prepare it again: tipline prepare {name.partition('/')[0].removeprefix('month=')}"
-            raise TiplineError(what, self.address(name), todo) from error
+            raise TiplineError(what, self.address(name), advise_verify(name)) from error
 
     def _check_state(self, name: str, state: str | None) -> None:
         """Refuse a file that was removed or replaced since the run began."""
         if (now := self.get_state(name)) is None:
-            todo = "Restore it. Workers that do not see this machine's folders need a bucket (--trips, --to)."
+            todo = (
+                f"{advise_verify(name)}. Workers that do not see this machine's folders need a bucket (--trips, --to)."
+            )
             raise TiplineError("This file is missing, or cannot be seen from here.", self.address(name), todo)
         if now != state:
             todo = "Make sure that nothing else writes there, and run it again."
@@ -281,6 +280,10 @@ def _read_footer(storage: Storage, name: str, state: str | None) -> pq.FileMetaD
     """Read the footer of a Parquet file; cached, because a worker scores block after block of a month."""
     with storage._open(name, state) as file:  # noqa: SLF001
         return pq.read_metadata(file)
+
+
+def advise_verify(name: str) -> str:
+    return f"Run: tipline verify {name.partition('/')[0].removeprefix('month=')}"
 
 
 def open_storage(address: str | Path) -> Storage:

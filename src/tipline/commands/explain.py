@@ -31,7 +31,7 @@ def run(settings: Settings, paths: Paths, month: str, row: int) -> Iterator[str]
     locations, folder = plan.Locations.resolve(settings, paths), month_name(month)
     group, stored = find_prediction(locations, month, row, manifest["parts"])
     name, todo = f"{folder}/{columns.PREPARED_FILE}", f"Run: tipline prepare {month}"
-    trip, address = read_row(locations.trips, name, row, todo), locations.trips.address(name)
+    trip, address = read_row(locations.trips, name, row), locations.trips.address(name)
     if trip is None:
         raise TiplineError("The prepared month is not the one that was scored: it has no such row.", address, todo)
     part, made, digest = manifest["parts"][group], manifest["made"], manifest["key"]["model"]
@@ -76,11 +76,8 @@ def format_section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"  {name:24} {'-' if value is None else value}" for name, value in values.items())
 
 
-def read_row(storage: Storage, name: str, row: int, todo: str) -> dict[str, Any] | None:
-    try:
-        found: list[dict[str, Any]] = storage.read_table(name, [("row", "=", row)]).to_pylist()
-    except TiplineError as error:
-        raise TiplineError(*error.parts[:2], todo) from error
+def read_row(storage: Storage, name: str, row: int) -> dict[str, Any] | None:
+    found: list[dict[str, Any]] = storage.read_table(name, [("row", "=", row)]).to_pylist()
     return found[0] if found else None
 
 
@@ -88,12 +85,12 @@ def find_prediction(locations: plan.Locations, month: str, row: int, parts: list
     """Return the row group that a row was scored in, and its stored probability."""
     folder = month_name(month)
     for group, part in enumerate(parts):
-        found = read_row(locations.predictions, f"{folder}/{part['name']}", row, f"Run: tipline verify {month}")
+        found = read_row(locations.predictions, f"{folder}/{part['name']}", row)
         if found:
             return group, float(found["probability"])
     quarantine, what = f"{folder}/{columns.QUARANTINE_FILE}", "The month has no prediction for this row."
     if quarantine.rpartition("/")[2] in locations.trips.list_sizes(folder):
-        found = read_row(locations.trips, quarantine, row, f"Run: tipline prepare {month}")
+        found = read_row(locations.trips, quarantine, row)
         what = f"This row was quarantined by `prepare`: {found['reason']}." if found else what
     todo = f"Rows are counted from 0; {sum(part['rows'] for part in parts):,} rows of the month have predictions."
     raise UsageError(what, f"month {month}, row {row:,}", todo)

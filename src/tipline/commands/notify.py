@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 SECONDS = 60  # that the command may take
 KINDS = {"score": "published", "monitor": "verdict"} | dict.fromkeys(("register", "promote", "rollback"), "champion")
-WHOLE = {"month", "upstream", "record"}  # when one of these succeeds, no stage is failing
-ANSWERS = {3, 5, 6}  # exit codes that are no failures: refused by the gate, not published yet, published again
+PIPELINES = {"month", "upstream", "record"}  # these succeed only if no stage fails
+NO_FAILURES = {3, 5, 6}  # exit codes: refused by the gate, not published yet, published again
 FIGURES = ("reason", "rows", "labelled_rows", "skill", "skill_low", "skill_high")
-MORE = {"text", *FIGURES}  # may change without an event
+UNCOMPARED = {"text", *FIGURES}  # a change of these alone is no event
 Facts = dict[str, Any]
 
 
 class Events(contextlib.AbstractContextManager[None]):
-    """Collect and send the events of a command that runs in the block. No problem with sending reaches the command."""
+    """Collect and send the events of a command that runs in the block; failing to do so is only a warning."""
 
     def __init__(self, settings: Settings, paths: Paths, command: str) -> None:
         self.settings, self.paths, self.command, self.kind = settings, paths, command, KINDS.get(command)
@@ -117,10 +117,10 @@ class Events(contextlib.AbstractContextManager[None]):
         """Note whether the command failed. The same failure is one event until the command succeeds."""
         if error is None:
             for command, state in seen.items():
-                if command == self.command or self.command in WHOLE:
+                if command == self.command or self.command in PIPELINES:
                     state[0] = None
-        elif getattr(error, "exit_code", 1) not in ANSWERS and self.command not in {"promote", "rollback"}:
-            stages = [state for command, (state, _) in seen.items() if command not in WHOLE]
+        elif getattr(error, "exit_code", 1) not in NO_FAILURES and self.command not in {"promote", "rollback"}:
+            stages = [state for command, (state, _) in seen.items() if command not in PIPELINES]
             if not (isinstance(error, ReproFailedError) and any(stages)):  # the stage has told its reason
                 message = shorten_text(hide_secrets(join_lines(error)), 2000)
                 facts = {"text": f"tipline {self.command} failed: {message}", "command": self.command}
@@ -157,4 +157,4 @@ class Events(contextlib.AbstractContextManager[None]):
 
 
 def hash_facts(facts: Facts) -> str:
-    return files.hash_json({name: value for name, value in facts.items() if name not in MORE})
+    return files.hash_json({name: value for name, value in facts.items() if name not in UNCOMPARED})

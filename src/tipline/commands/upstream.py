@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tipline import errors, files
 from tipline.commands import compare
@@ -141,8 +140,8 @@ def compare_month(locations: plan.Locations, kept: Storage, month: str, threshol
 def read_scores(storage: Storage, folder: str) -> tuple[dict[str, Any], pa.Table]:
     """Return the key of the predictions of a month, and the predictions."""
     manifest = storage.read_json(f"{folder}/{files.MANIFEST}")
-    parts = [pa.BufferReader(storage.read(f"{folder}/{part['name']}") or b"") for part in manifest["parts"]]
-    return manifest["key"], pa.concat_tables([pq.read_table(part) for part in parts] or [plan.SCHEMA.empty_table()])
+    parts = [storage.read_table(f"{folder}/{part['name']}") for part in manifest["parts"]]
+    return manifest["key"], pa.concat_tables(parts or [plan.SCHEMA.empty_table()])
 
 
 def explain_change(

@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 RANGE_BYTES = 4 << 20  # of one request
 ATTEMPTS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5, 1.0, 30.0
 CONNECT_SECONDS, READ_SECONDS = 20.0, 30.0
-TIMES = ("Last-Modified", "LastModified", "last_modified", "updated")  # of http, s3fs, adlfs, gcsfs
-VERSIONS = ("generation", "ETag", "etag", *TIMES)  # of gcsfs, of http and s3fs, of adlfs
 GONE, FORBIDDEN = {404, 410}, 403
 TEMPORARY = {408, 425, 429, *range(500, 600)}
 LOST_CONNECTION = (ConnectionError, TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
@@ -180,7 +178,7 @@ def request_state(address: str) -> FileState:
     else:
         if info["type"] == "directory":
             raise TiplineError("This is a folder, not a file.", hide_secrets(address), "Name the month's file.")
-        found = ((info.get(name) for name in names) for names in (VERSIONS, TIMES))
+        found = ((info.get(name) for name in names) for names in (remote.VERSIONS, remote.TIMES))
         return FileState(info["size"], *(next((str(value) for value in values if value), None) for values in found))
     if remote.find_store(address):
         filesystem.ls(address)  # adlfs says only here that the whole bucket is missing

@@ -75,8 +75,8 @@ def get_database_path(paths: Paths) -> Path | None:
 def connect_store(paths: Paths) -> Iterator[Client]:
     """Yield a client of the store, whose database is created first; report what goes wrong in the block."""
     address = get_store_address(paths)
-    for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("mlflow", "alembic", "urllib3"):  # MLflow logs tracebacks of errors that it raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
     try:
@@ -196,6 +196,8 @@ def explain_error(error: BaseException, address: str) -> tuple[str, str]:
     if status == FORBIDDEN:
         todo = "Ask the person who runs the server for the permission (docs/team.md)."
         return f"MLflow's server does not let this user do that: {reason}.", todo
+    if "disk is full" in reason:  # as SQLite says
+        return "MLflow's database cannot be written: the disk is full.", f"Free some space. {again}"
     if is_unreachable(error):
         seconds = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
         todo = f"Check MLFLOW_TRACKING_URI and the server, or raise MLFLOW_HTTP_REQUEST_TIMEOUT={seconds}. {again}"

@@ -39,7 +39,7 @@ class Locations:
     def resolve(cls, settings: Settings | PartialSettings, paths: Paths, trips: str = "", to: str = "") -> Locations:
         """Return the locations that the command names, or else those of params.yaml; default: the project's folders."""
         places = settings.storage
-        own = open_place(places.prepared, paths, paths.prepared("").parent)
+        own = open_place(places.prepared, paths, paths.trips)
         source = open_storage(trips) if trips else own
         if not to and places.predictions is None:
             return cls(source, open_storage(paths.predictions), open_storage(paths.staging / "predictions"))

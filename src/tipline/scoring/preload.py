@@ -18,7 +18,7 @@ def load_champion(paths: Paths) -> None:
     """Load the champion if it is not linear and many prepared rows have no predictions of it yet."""
     contents, spec = artifact.read_artifact(paths.champion), files.try_read_json(paths.champion / pyfunc.SPEC)
     digest, rows = files.try_read_json(paths.champion_ref)["digest"], 0
-    for path in (paths.root / "data" / "trips").glob(f"month=*/{files.MANIFEST}"):
+    for path in paths.trips.glob(f"month=*/{files.MANIFEST}"):
         scored = files.try_read_json(paths.predictions / path.parent.name / files.MANIFEST)
         if not scored or scored["key"]["model"] != digest:
             rows += files.try_read_json(path)["rows_out"]

@@ -30,9 +30,9 @@ def run(settings: Settings, paths: Paths, months: Sequence[str] = ()) -> None:
 
     They are written to data/trips/, or to `storage.prepared`, and then data/trips/ has only their manifests.
     """
-    schema, home = load_schema(paths.root / settings.schema_), paths.prepared("").parent
-    trips = open_place(settings.storage.prepared, paths, home)
-    for path in home.glob("month=*"):
+    schema = load_schema(paths.root / settings.schema_)
+    trips = open_place(settings.storage.prepared, paths, paths.trips)
+    for path in paths.trips.glob("month=*"):
         if path.name.removeprefix("month=") not in settings.months:
             shutil.rmtree(path)
     run_months(

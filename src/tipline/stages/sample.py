@@ -21,7 +21,7 @@ def run(settings: Settings, paths: Paths, month: str) -> None:
         todo = "Give it one of train, validation, test."
         raise UsageError(f"{month} has no role.", "params.yaml, sample.months", todo)
     sampling.remove_unlisted_samples(settings, paths)
-    trips = open_place(settings.storage.prepared, paths, paths.prepared(month).parent)
+    trips = open_place(settings.storage.prepared, paths, paths.trips)
     with trips.open_parquet(f"{month_name(month)}/{PREPARED_FILE}") as file:
         table = sampling.sample_month(file, month, rows, settings.sample.seed)
     with files.replace_file(paths.sample(role, month)) as path:
