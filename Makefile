@@ -26,7 +26,7 @@ month: $(if $(M),$(READY)) ## add and score one more month: make month M=2009-06
 	@tipline month '$(M)'
 
 test: $(READY) ## set up, then run the tests
-	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # In an environment of its own inside .venv; needs uv.
 lowest: $(READY) ## run all stages with the lowest versions that pyproject.toml allows
@@ -38,7 +38,7 @@ lowest: $(READY) ## run all stages with the lowest versions that pyproject.toml 
 	$(VENV)/lowest/bin/python -m pytest tests/lowest.py
 
 coverage: $(READY) ## run the tests and list the lines of src that no test runs
-	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 lint: $(READY) ## ruff, mypy --strict, import-linter
 	ruff check .

@@ -54,16 +54,11 @@ LONGEST = (
     "test_learning_curve",
     "test_score",
 )
-# Long files whose tests share nothing that only one process has: each of their tests may run in any worker.
-SPLIT = ("test_docs", "test_estimators")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Give each file to one worker, the longest ones first; keep the order of tests in files marked `in_order`."""
-    for item in items:
-        if item.path.stem not in SPLIT:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Start the longest files first, and keep the order of tests in files marked `in_order`."""
     written = {item: index for index, item in enumerate(items)}
     yield
     for path in {item.path for item in items if item.get_closest_marker("in_order")}:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import factory, servers
+from tests import factory, servers, workbench
 from tipline.paths import Paths
 
 Run = Callable[..., tuple[int, str]]
@@ -66,7 +66,8 @@ def test_a_month_of_csv_is_shown_with_what_cannot_be_read(check: Run, tmp_path: 
 
 
 def test_check_shows_what_prepare_does(run_cli: Run, make_project: MakeProject, tlc: Path) -> None:
-    paths, month = make_project(), "2023-02"
+    month = "2023-02"
+    paths = make_project(months=[*workbench.MONTHS, month])
     path = tlc / "green" / f"green_tripdata_{month}.parquet"
     paths.raw(month).mkdir(parents=True)
     (paths.raw(month) / path.name).write_bytes(path.read_bytes())
