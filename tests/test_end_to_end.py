@@ -133,3 +133,15 @@ def test_mlflow_has_a_run_for_each_thing_once(story: Story) -> None:
         "tipline/evaluate": "3",
         "tipline/monitor": "7",
     }
+
+
+def test_register_does_not_import_mlflow_until_the_database_changes(story: Story) -> None:
+    register = "import sys; sys.modules['mlflow'] = None; from tipline.cli import main; sys.exit(main(['register']))"
+    assert "champion: version 2" in story.run(sys.executable, "-c", register).stderr
+    move = "import mlflow; c = mlflow.MlflowClient('sqlite:///mlflow.db')\n"
+    move += "c.set_registered_model_alias('tip-probability', 'champion', '{}')"
+    story.run(sys.executable, "-c", move.format(1))
+    assert "import of mlflow halted" in story.run(sys.executable, "-c", register).stderr
+    story.run(sys.executable, "-c", move.format(2))
+    assert "champion: version 2" in story.run("tipline", "register").stderr
+    assert "champion: version 2" in story.run(sys.executable, "-c", register).stderr

@@ -16,7 +16,7 @@ from tipline.config import load_partial_settings
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
 from tipline.paths import Paths
-from tipline.registry import champion, model_versions, runs, store
+from tipline.registry import champion, location, model_versions, runs, store
 from tipline.registry.champion import Champion, Change
 
 RunCli = Callable[..., tuple[int, str]]
@@ -88,7 +88,7 @@ def test_an_alias_moved_elsewhere_is_recorded_once_for_all_clones(project: Paths
     set_alias(project, 2)
     workbench.run(project, "register", "register")
     clone = workbench.copy_project(project, tmp_path / "clone")
-    os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
+    os.environ["MLFLOW_TRACKING_URI"] = location.get_store_address(project)
     workbench.run(clone, "register")
     assert list_moves(project) == [("first", None, 1), ("external", 1, 2)]
     assert list_changes(project)[-1].by is None
@@ -138,7 +138,7 @@ def test_each_rollback_takes_one_change_back_from_any_clone(project: Paths, tmp_
     for number in (2, 3):
         force_promotion(project, number)
     clone = workbench.copy_project(project, tmp_path / "clone")
-    os.environ["MLFLOW_TRACKING_URI"] = store.get_store_address(project)
+    os.environ["MLFLOW_TRACKING_URI"] = location.get_store_address(project)
     for paths, number in ((project, 2), (clone, 1)):
         roll_back(paths)
         assert get_champion(project) == number

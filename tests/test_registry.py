@@ -20,7 +20,7 @@ from tipline.commands import promote
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
 from tipline.paths import Paths
-from tipline.registry import champion, model_card, model_versions, store
+from tipline.registry import champion, location, model_card, model_versions, store
 
 RunCli = Callable[..., tuple[int, str]]
 pytestmark = workbench.MLFLOW_WARNINGS
@@ -34,7 +34,7 @@ def project(registered_project: Paths) -> Paths:
 
 
 def client(paths: Paths) -> MlflowClient:
-    address = store.get_store_address(paths)
+    address = location.get_store_address(paths)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
     return MlflowClient()

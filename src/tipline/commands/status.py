@@ -12,7 +12,7 @@ from tipline.ingest import losses
 from tipline.model import artifact, pyfunc
 from tipline.monitoring.causes import ADVICE
 from tipline.paths import Paths
-from tipline.registry import champion, model_versions, store
+from tipline.registry import champion, location, model_versions, store
 from tipline.scoring import plan
 
 
@@ -45,7 +45,7 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     findings = list(check_project(settings, paths, models))
     yield f"project     {paths.root}"
-    yield f"store       {hide_secrets(store.get_store_address(paths))}"
+    yield f"store       {hide_secrets(location.get_store_address(paths))}"
     yield f"champion    {describe_champion(models, paths.champion)}"
     yield f"challenger  {describe_challenger(models, paths.challenger)}"
     yield f"months      {len(settings.months)}, {len(settings.months) - len(unscored)} scored with models/champion"
@@ -64,7 +64,7 @@ def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
 def read_models(settings: PartialSettings, paths: Paths) -> Models:
     """Read which models there are; a store that does not answer does not hide the rest."""
     ref, digest = files.try_read_json(paths.champion_ref), artifact.try_read_digest(paths.challenger)
-    name, database = settings.model_name, store.get_database_path(paths)
+    name, database = settings.model_name, location.get_database_path(paths)
     if name is None or (database is not None and not database.is_file()):  # connecting would create it
         return Models(ref, digest)
     try:

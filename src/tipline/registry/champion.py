@@ -22,7 +22,7 @@ from tipline.config import Settings
 from tipline.errors import TiplineError, hide_secrets, shorten_text
 from tipline.model import artifact
 from tipline.paths import Paths
-from tipline.registry import model_versions, runs, store
+from tipline.registry import location, model_versions, runs, store
 from tipline.registry.store import Client, Version
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def check_first_champion(client: Client, paths: Paths, name: str, digest: str) -
     for month, scored in read_scored_digests(paths).items():
         signs[f"it has scored month={month} in data/predictions"] = scored
     locked, is_elsewhere = read_locked_champion(paths)
-    if is_elsewhere or store.get_database_path(paths) != paths.workspace / store.DATABASE:
+    if is_elsewhere or location.get_database_path(paths) != paths.workspace / location.DATABASE:
         signs["dvc.lock names it"] = locked
     for sign, other in signs.items():
         if other not in {None, digest}:
@@ -210,7 +210,7 @@ def check_first_champion(client: Client, paths: Paths, name: str, digest: str) -
                 "To keep it, name its registry in MLFLOW_TRACKING_URI or run `dvc pull`, then `dvc repro`. "
                 'To start over with the model trained here: tipline promote --force "starting over"'
             )
-            raise TiplineError(what, hide_secrets(store.get_store_address(paths)), todo)
+            raise TiplineError(what, hide_secrets(location.get_store_address(paths)), todo)
     if locked not in {None, digest}:
         log.info("Starting over: nothing is left of the champion in dvc.lock (%s).", str(locked)[:12])
 

@@ -1,15 +1,14 @@
-"""MLflow's store: its address, connecting to it, errors of its client, and its experiments and runs."""
+"""MLflow's store: connecting to it, errors of its client, and its experiments and runs."""
 
 import contextlib
 import itertools
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import filelock
@@ -22,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tipline import files
 from tipline.errors import TiplineError, hide_secrets, list_causes, summarize_exception
 from tipline.paths import Paths
+from tipline.registry.location import DATABASE, format_address, get_database_path, get_store_address
 
 # The names that the rest of tipline uses for MLflow's types.
 Client: TypeAlias = mlflow.MlflowClient
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 DIGEST = "tipline.digest"  # tag of runs and versions: the digest of the model, or of what a run shows
 FINISHED = "FINISHED"  # the status of a run that has ended well
 PREFIX = "tipline/"  # of the names of experiments
-SQLITE = "sqlite:///"
-DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 # Columns of MLflow's database that hold paths, as addresses or plain.
 PATH_COLUMNS = {"experiments": "artifact_location", "logged_models": "artifact_location"}
@@ -45,30 +43,6 @@ NO_CONNECTION = (requests.Timeout, requests.ConnectionError, requests.exceptions
 
 
 # ---- connecting ----
-
-
-def get_store_address(paths: Paths) -> str:
-    """Return MLFLOW_TRACKING_URI, or else the database that plain `mlflow ui` opens in the project.
-
-    A relative database belongs to the workspace, not to the copy of `dvc exp run --temp`. The address is built as text,
-    because SQLAlchemy's URL objects encode it and MLflow then creates a folder of the encoded name.
-    """
-    address = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DATABASE}"
-    database, question_mark, query = address.removeprefix(SQLITE).partition("?")
-    if not address.startswith(SQLITE) or database.startswith("/"):
-        return address
-    return format_address(paths.workspace / (unquote(database) or DATABASE)) + question_mark + query
-
-
-def format_address(database: Path) -> str:
-    """Return the address of an SQLite file; only what SQLAlchemy would read as something else is encoded."""
-    return SQLITE + re.sub(r"\?|%(?=[0-9a-fA-F]{2})", lambda found: quote(found[0]), str(database))
-
-
-def get_database_path(paths: Paths) -> Path | None:
-    """Return the file of an SQLite store, or None for any other store."""
-    address = get_store_address(paths)
-    return Path(unquote(address.removeprefix(SQLITE).partition("?")[0])) if address.startswith(SQLITE) else None
 
 
 @contextlib.contextmanager
