@@ -94,12 +94,8 @@ def is_kept(
     known: Mapping[str, Any],
     demo: Mapping[str, int],
     manifest: Path,
-    *,
-    ask: bool,
 ) -> bool:
-    """Whether `folder` has the files `known` from `manifest`, of this source; `ask`: and the source states the same."""
-    if ask and source != "demo":
-        return is_unchanged(source, month, home, folder, known)
+    """Whether `folder` has the files `known` from `manifest`, of this source."""
     described = known.get("files", [known])
     if not all(files.is_described(folder / str(one.get("name")), one, manifest) for one in described):
         return False
@@ -108,20 +104,6 @@ def is_kept(
     shown = show_address(format_address(source, month, home), source, home)
     pattern = f"{shown.rstrip('/')}/*" if source.endswith("/") else shown
     return known["address"] == shown or fnmatch.fnmatchcase(known["address"], pattern)
-
-
-def is_unchanged(source: str, month: str, home: Path, folder: Path, known: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds what its manifest `known` says and its server still states the same files and versions.
-
-    Simulated and local months, and months of servers that state no version, are fetched again.
-    """
-    described = known.get("files", [known])
-    return (
-        all((one.get("upstream") or {}).get("version") for one in described)
-        and all((folder / str(one.get("name"))).is_file() for one in described)
-        and not find_changes(source, month, home, known)
-        and all(files.hash_file(folder / one["name"]) == one.get("sha256") for one in described)
-    )
 
 
 def find_changes(source: str, month: str, home: Path, known: Mapping[str, Any]) -> list[str]:

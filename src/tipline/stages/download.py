@@ -21,29 +21,26 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, paths: Paths, months: Sequence[str] = ()) -> None:
     """Fetch the months that data/raw/ does not have from this source, and labels that it does not have.
 
-    Of `months`, the source is asked: what it states differently, and what states no version, is fetched again. Raises
-    NotPublishedError if the source does not have a month, TiplineError if it cannot be fetched or is not a published
-    month, or if another process is fetching it.
+    `months` are fetched in any case. Raises NotPublishedError if the source does not have a month, TiplineError if it
+    cannot be fetched or is not a published month, or if another process is fetching it.
     """
     for path in paths.raw("").glob("*"):
         if path.name.removesuffix(".json") not in settings.months:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with logging_redirect_tqdm():
-        run_months("download", settings.months, months, lambda month, ask: fetch_month(settings, paths, month, ask=ask))
+        run_months("download", settings.months, months, lambda m, force: fetch_month(settings, paths, m, force=force))
 
 
-def fetch_month(settings: Settings, paths: Paths, month: str, *, ask: bool) -> bool:
-    """Fetch a month and its labels unless they are there, or with `ask` unchanged at the source; return whether."""
+def fetch_month(settings: Settings, paths: Paths, month: str, *, force: bool) -> bool:
+    """Fetch a month and its labels unless they are there; return whether something was fetched."""
     parts, folder, manifest = paths.staging / "parts", paths.raw(month), paths.raw_manifest(month)
     with files.hold_lock(parts / f"{month}.lock", "fetching this month"):
         fetched = files.try_read_json(manifest) or {}
         labels = fetched.pop("labels", None)
         demo, home = settings.demo.model_dump(), paths.workspace
-        is_kept = source.is_kept(settings.source, month, home, folder, fetched, demo, manifest, ask=ask)
-        has_labels, labels_are_kept = check_labels(settings, paths, month, labels, ask=ask)
+        is_kept = not force and source.is_kept(settings.source, month, home, folder, fetched, demo, manifest)
+        has_labels, labels_are_kept = check_labels(settings, paths, month, labels, force=force)
         if is_kept and labels_are_kept:
-            if ask:
-                log.info("%s: unchanged at the source, kept", month)
             return False
         with (
             files.replace_file(manifest) as new_manifest,
@@ -64,13 +61,13 @@ def fetch_month(settings: Settings, paths: Paths, month: str, *, ask: bool) -> b
 
 
 def check_labels(
-    settings: Settings, paths: Paths, month: str, known: Mapping[str, Any] | None, *, ask: bool
+    settings: Settings, paths: Paths, month: str, known: Mapping[str, Any] | None, *, force: bool
 ) -> tuple[bool, bool]:
     """Return whether the labels' source has the month, and whether the labels that are `known` still are the ones."""
     address, home = settings.labels.source, paths.workspace
     if address is None:
         return False, known is None
-    if known is None or ask:
+    if known is None or force:
         try:
             source.check_published(address, month, home)
         except NotPublishedError:
@@ -79,4 +76,5 @@ def check_labels(
             log.info("%s: no labels yet", month)
             return False, True
     folder, manifest = paths.raw(month) / LABELS, paths.raw_manifest(month)
-    return True, known is not None and source.is_kept(address, month, home, folder, known, {}, manifest, ask=ask)
+    is_kept = not force and known is not None and source.is_kept(address, month, home, folder, known, {}, manifest)
+    return True, is_kept
