@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from tests import workbench
 from tipline import files
 from tipline.errors import TiplineError
-from tipline.model import artifact, estimators, loader, pyfunc
+from tipline.model import artifact, loader, pipeline, pyfunc
 from tipline.paths import Paths
 from tipline.registry import store
 
@@ -136,5 +136,5 @@ def test_boosting_uses_one_thread_unless_told_otherwise(
     trained_project: Paths, params: dict[str, Any], threads: int
 ) -> None:
     workbench.change_settings(trained_project, train={"estimator": "xgboost.XGBClassifier", "params": params})
-    classifier = estimators.create_classifier(workbench.load_settings(trained_project).train, {})
+    classifier = pipeline.create_classifier(workbench.load_settings(trained_project).train, {})
     assert (classifier.n_jobs, classifier.random_state) == (threads, 0)

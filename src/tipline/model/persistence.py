@@ -21,8 +21,7 @@ from skops.io.exceptions import UnsupportedTypeException
 from tipline.arrays import Labels
 from tipline.errors import ReportedCode, UsageError, summarize_exception
 from tipline.model import compiled, pyfunc
-from tipline.model.estimators import TODO, WHERE
-from tipline.model.pipeline import BuiltPipeline, fit_pipeline
+from tipline.model.pipeline import TODO, WHERE, BuiltPipeline, fit_pipeline
 
 SCORE_IN_CLEAN_PROCESS = """
 import runpy, sys
