@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.stats import nct
-from scipy.stats import t as student
+from scipy.special import nctdtr, stdtrit
 
 from tipline.arrays import Floats
 from tipline.errors import format_count
@@ -67,12 +66,12 @@ class Ratio:
 
     def bounds(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Return the one-sided lower bound and the one-sided upper bound, or NaN."""
-        width = float(student.ppf(confidence, self.freedom)) * self.error
+        width = float(stdtrit(self.freedom, confidence)) * self.error
         return self.value - width, self.value + width
 
     def power(self, margin: float) -> float:
         """Return how often the lower bound would exceed -margin if the true ratio were 0, given this error."""
         if self.error == 0:
             return float(margin > 0)
-        critical = student.ppf(CONFIDENCE, self.freedom)
-        return float(nct.sf(critical, self.freedom, margin / self.error))
+        critical = stdtrit(self.freedom, CONFIDENCE)
+        return 1 - float(nctdtr(self.freedom, margin / self.error, critical))

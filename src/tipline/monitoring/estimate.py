@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from tipline.arrays import Probabilities
 from tipline.evaluation import metrics
@@ -112,7 +112,7 @@ def estimate_baseline_loss(counts: Counts, spec: Mapping[str, Any]) -> float:
 def compute_width(reliability: Mapping[str, Any], name: str, rows: int, confidence: float) -> float:
     """Return the half-width of a month's interval, which rows beyond the validation's do not narrow: days differ."""
     known = sum(reliability["rows"])
-    quantile = float(student.ppf(confidence, reliability["days"] - 1))
+    quantile = float(stdtrit(reliability["days"] - 1, confidence))
     return quantile * float(reliability[name]) * math.sqrt(1 / min(rows, known) + 1 / known)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from tipline import files
+from tipline.config import Settings
 from tipline.paths import Paths
 
 SQLITE = "sqlite:///"
@@ -37,7 +38,7 @@ def get_database_path(paths: Paths) -> Path | None:
     return Path(unquote(address.removeprefix(SQLITE).partition("?")[0])) if address.startswith(SQLITE) else None
 
 
-def describe_state(paths: Paths) -> str | None:
+def describe_state(settings: Settings, paths: Paths) -> str | None:
     """Return a digest of an SQLite store and of the files that `register` compares with it; None for any other store.
 
     The store is described by time, size and SQLite's counter of transactions, so any change of it by anyone is seen.
@@ -52,5 +53,6 @@ def describe_state(paths: Paths) -> str | None:
     folders = [paths.challenger.glob("*"), paths.champion.rglob("*"), paths.root.glob("reports/**/*.json")]
     folders.append(paths.predictions.glob(f"*/{files.MANIFEST}"))
     found = sorted(path for folder in folders for path in folder if path.is_file())
-    hashed = {str(path.relative_to(paths.root)): files.hash_file(path) for path in [paths.params, *found]}
-    return files.hash_json([str(database), header.hex(), store, os.environ.get("DVC_EXP_NAME"), hashed])
+    hashed = {str(path.relative_to(paths.root)): files.hash_file(path) for path in found}
+    wanted = [settings.model.name, settings.score.model, os.environ.get("DVC_EXP_NAME")]
+    return files.hash_json([str(database), header.hex(), store, wanted, hashed])

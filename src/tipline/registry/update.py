@@ -16,12 +16,9 @@ NO_ACCESS = "the challenger was not registered. Ask someone with access to run `
 NO_REPORTS = "the reports were not logged. Ask someone with access to run `dvc repro register`."
 
 
-def update_registry(settings: Settings, paths: Paths) -> str:
-    """Register the challenger, follow the champion and log reports that are missing; return which versions these are.
-
-    If nothing was missing, the state of the store is kept, so that `register` does not ask it again until it changes.
-    """
-    state, before = location.describe_state(paths), files.try_read_json(paths.champion_ref)
+def update_registry(settings: Settings, paths: Paths) -> None:
+    """Register the challenger, follow the champion, and log reports that the store has lost."""
+    before = files.try_read_json(paths.champion_ref)
     with store.connect_store(paths) as client, store.lock_store(paths):
         challenger = register_challenger(client, paths, settings.model.name)
         version = champion.resolve_champion(client, settings, paths, challenger["digest"])
@@ -29,16 +26,23 @@ def update_registry(settings: Settings, paths: Paths) -> str:
         if are_current(paths):  # nothing is missing, unless the store lost it or DVC restored the reports
             with store.skip_if_forbidden(NO_REPORTS):
                 record_reports(client, settings, paths)
+        keep_state(client, settings, paths)
+    log.info("challenger: %s %s; champion: %s", settings.model.name, format_ref(challenger), format_ref(now))
     if before and before["digest"] != now["digest"]:
         scored = champion.read_scored_digests(paths)
         months = ", ".join(month for month in settings.months if scored.get(month) == before["digest"])
         old, new = (f"{format_ref(ref)} ({ref['digest'][:8]})" for ref in (before, now))
         again = f"; {months}, scored by the old one, will be scored again" if months else ""
         log.info("the champion moved from %s to %s%s", old, new, again)
-    message = f"challenger: {settings.model.name} {format_ref(challenger)}; champion: {format_ref(now)}"
-    if state and state == location.describe_state(paths):
-        files.write_json(paths.registered, {"state": state, "message": message})
-    return message
+
+
+def keep_state(client: Client, settings: Settings, paths: Paths) -> None:
+    """Let `register` leave the database closed until it changes; nothing may be missing in it."""
+    state = location.describe_state(settings, paths)  # before the look at the champion, or a change might go unseen
+    version, ref = model_versions.get_champion(client, settings.model.name), files.try_read_json(paths.champion_ref)
+    is_followed = version is not None and champion.describe_version(version) == ref
+    if state and (is_followed or isinstance(settings.score.model, int)):
+        files.write_json(paths.registered, {"state": state})
 
 
 def register_challenger(client: store.Client, paths: Paths, name: str) -> champion.Ref:

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tipline import cluster, files, formats
+from tipline import files, formats
 from tipline.config import Settings
 from tipline.errors import TiplineError
 from tipline.ingest import losses
 from tipline.monitoring import page, plots, verdict
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_folder
-from tipline.scoring import plan, worker
+from tipline.scoring import plan
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def read_counts(
     """Return key digests and counts of months that the champion scored; count again where labels have changed."""
     digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
     locations = plan.Locations.resolve(settings, paths)
-    found, stale = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
+    found, stale, written = dict[str, dict[str, Any]](), dict[str, dict[str, Any]](), dict[str, Any]()
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)
@@ -86,8 +86,8 @@ def read_counts(
         prepared = plan.read_prepared(locations.trips, month)
         plan.check_scored(prepared, manifest["key"], str(path))
         counted = plan.compute_counted(prepared, spec)
-        saved = files.try_read_json(paths.counts(month)) or {}
-        for one in (manifest, saved):
+        written[month] = files.try_read_json(paths.counts(month)) or {}
+        for one in (manifest, written[month]):
             if (one.get("key"), one.get("counted")) == (manifest["key"], counted):
                 found[month] = {name: one[name] for name in ("key", "counted", "counts")}
         if month not in found:
@@ -97,7 +97,8 @@ def read_counts(
         if path.stem not in found:
             path.unlink()
     for month in months:
-        files.write_json(paths.counts(month), found[month])
+        if written[month] != found[month]:
+            files.write_json(paths.counts(month), found[month])
     return {month: (files.hash_json(found[month]["key"]), Counts.from_json(found[month]["counts"])) for month in months}
 
 
@@ -108,6 +109,9 @@ def recount_months(
     blocks = [block for month in stale for block in plan.list_blocks(locations, month, stale[month]["key"])]
     results = dict[plan.Block, Counts]()
     if blocks:
+        from tipline import cluster  # noqa: PLC0415 (half a second)
+        from tipline.scoring import worker  # noqa: PLC0415
+
         log.info("counting again, because labels, groups or times have changed: %s", ", ".join(stale))
         with cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory) as client:
             for block, result in cluster.run_tasks(client, partial(worker.recount_block, spec=spec), blocks):

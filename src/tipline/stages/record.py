@@ -7,7 +7,7 @@ from tipline.config import Settings
 from tipline.errors import format_count
 from tipline.model import artifact  # noqa: F401 (before tipline.registry, see register)
 from tipline.paths import Paths
-from tipline.registry import location, store, update
+from tipline.registry import store, update
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,8 @@ def run(settings: Settings, paths: Paths) -> None:
     recorded = 0
     with store.connect_store(paths) as client, store.lock_store(paths), store.skip_if_forbidden(NO_ACCESS):
         recorded = update.record_reports(client, settings, paths)
+        files.write_json(paths.recorded, {"months": recorded})
+        update.keep_state(client, settings, paths)
         log.info("MLflow has the learning curve, the evaluation and %s", format_count(recorded, "month"))
-    files.write_json(paths.recorded, {"months": recorded})
-    if location.get_database_path(paths):
-        update.update_registry(settings, paths)  # writes nothing, and so keeps the state of the store
+    if not recorded:
+        files.write_json(paths.recorded, {"months": recorded})

@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, paths: Paths) -> None:
-    known = files.try_read_json(paths.registered)
-    if known and known["state"] == location.describe_state(paths):
-        log.info(known["message"])
+    known, ref = files.try_read_json(paths.registered), files.try_read_json(paths.champion_ref)
+    if known and ref and known["state"] == location.describe_state(settings, paths):
+        log.info("MLflow's database and the models are unchanged; champion: version %s", ref["version"])
         return
     # Before tipline.registry: beside MLflow it would import pandas and MLflow's models.
     from tipline.model import artifact  # noqa: F401, PLC0415
     from tipline.registry import update  # noqa: PLC0415 (two seconds)
 
-    log.info(update.update_registry(settings, paths))
+    update.update_registry(settings, paths)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, parallel_config
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
@@ -220,7 +219,7 @@ def bootstrap_skill(study: Study, losses: Cube, confidence: float = CONFIDENCE) 
     totals = np.einsum("skb,bk->bs", losses @ day_weights.T, repeat_weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = totals / (day_weights @ unit)[:, None]
-    quantiles = float(student.ppf(confidence, smaller - 1) / norm.ppf(confidence))
+    quantiles = float(stdtrit(smaller - 1, confidence) / ndtri(confidence))
     return center, center + (draws - center) * math.sqrt(smaller / (smaller - 1)) * quantiles
 
 
