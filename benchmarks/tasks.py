@@ -1,9 +1,13 @@
 """What `tipline score` costs beside the blocks themselves: planning, the scheduler's work for each task, publishing.
 
-Usage: python benchmarks/tasks.py [tasks] [folder]
+Usage: python benchmarks/tasks.py [tasks] [project ...]
 
 These run on the driver, one after the other: they say how many workers one driver can keep busy. The tasks do nothing
 but return a marker as large as a real one. Months are of 14 blocks.
+
+For each project, which has large months that `tipline score` has scored, prints what 1.7 billion rows would take on
+1, 8 and 64 workers: the seconds of its blocks, from the manifests of its predictions, shared among the workers, or the
+driver's own if these are more; and the start of the run.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from tipline.storage import open_storage
 
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64
+WORKERS, ALL_ROWS, BLOCK_ROWS = (1, 8, 64), 1_700_000_000, 2**20
+START = 3.0  # seconds until the first block: imports, the cluster, the model
 SPEC = {"inputs": [], "target": "", "target_columns": {}, "baseline": {"by": []}}
 
 
@@ -71,11 +77,28 @@ def measure(locations: plan.Locations, months: list[str]) -> dict[str, float]:
     return {"plan": planning / len(planned), "task": running / len(blocks), "publish": publishing / len(planned)}
 
 
+def measure_model(project: Path) -> tuple[str, float]:
+    """Return the form of the model that scored a project's months, and the seconds of a worker per million rows."""
+    manifests = [files.read_json(path, "") for path in project.glob(f"data/predictions/month=*/{files.MANIFEST}")]
+    seconds = sum(sum(one["made"]["worker_seconds"].values()) for one in manifests)
+    rows = sum(one["rows"] for one in manifests)
+    return manifests[0]["form"], seconds / rows * 1_000_000
+
+
+def format_line(project: Path, busy: float) -> str:
+    """Return a line of the table of seconds and minutes; `busy` is what the driver does for each block."""
+    form, seconds = measure_model(project)
+    blocks, cells = ALL_ROWS / BLOCK_ROWS, list[str]()
+    for workers in WORKERS:
+        total = START + max(seconds * ALL_ROWS / 1_000_000 / workers, busy * blocks)
+        cells.append(f"{total / 60:.1f} min" if total >= 100 else f"{total:.0f} s")  # noqa: PLR2004
+    return f"| {project.name} ({form}) | {seconds:.3f} | {' | '.join(cells)} |"
+
+
 def main() -> None:
-    arguments = dict(enumerate(sys.argv[1:]))
-    count = -(-int(arguments.get(0, "1700")) // GROUPS)
+    count = -(-int(sys.argv[1] if len(sys.argv) > 1 else "1700") // GROUPS)
     months = [f"{2009 + index // 12}-{index % 12 + 1:02d}" for index in range(count)]
-    with tempfile.TemporaryDirectory(dir=arguments.get(1)) as root:
+    with tempfile.TemporaryDirectory() as root:
         locations = plan.Locations(*(open_storage(f"{root}/{name}") for name in ("trips", "predictions", "staged")))
         for month in months:
             write_prepared(locations, month)
@@ -83,6 +106,10 @@ def main() -> None:
     print(json.dumps({name: f"{value * 1000:.2f} ms" for name, value in seconds.items()}))
     busy = seconds["task"] + (seconds["plan"] + seconds["publish"]) / GROUPS
     print(f"the driver is busy for {busy * 1000:.2f} ms per block of a million rows: {1 / busy:.0f} blocks/s")
+    heads = " | ".join(f"{workers} workers" for workers in WORKERS)
+    print(f"| model | worker, s per million rows | {heads} |\n| --- | {'---: | ' * (len(WORKERS) + 1)}".rstrip())
+    for project in sys.argv[2:]:
+        print(format_line(Path(project), busy))
 
 
 if __name__ == "__main__":
