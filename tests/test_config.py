@@ -198,3 +198,28 @@ def test_settings_are_frozen_and_months_of_a_role_in_order_of_time(tmp_path: Pat
     for section in (settings, settings.demo, settings.train):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, next(iter(type(section).model_fields)), None)
+
+
+def test_partial_settings_of_a_valid_file(make_project: MakeProject) -> None:
+    found = config.load_partial_settings(make_project(months=FIRST).params)
+    assert found.settings is not None
+    assert (found.problem, found.months, found.model_name) == (None, tuple(FIRST), "tip-probability")
+
+
+@pytest.mark.parametrize(
+    ("text", "months", "name"),
+    [
+        ("months: [2009-01, x]\nmodel: {name: m}\n", ("2009-01",), "m"),
+        ("months: 2009-01\nmodel: 5\n", (), None),
+        ("a: [\n", (), None),
+    ],
+)
+def test_partial_settings_of_an_invalid_file(tmp_path: Path, text: str, months: tuple[str, ...], name: object) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(UsageError, match=r"no params\.yaml"):
+        config.load_settings(path)
+    path.write_text(text)
+    found = config.load_partial_settings(path)
+    assert found.settings is None
+    assert isinstance(found.problem, UsageError)
+    assert (found.months, found.model_name) == (months, name)

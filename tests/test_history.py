@@ -12,6 +12,7 @@ import pytest
 from tests import workbench
 from tests.test_registry import NAME, client, force_promotion, get_champion, list_changes, read_ref, train_another
 from tipline.commands import promote
+from tipline.config import load_partial_settings
 from tipline.errors import TiplineError, UsageError
 from tipline.model import artifact
 from tipline.paths import Paths
@@ -41,7 +42,7 @@ def set_alias(paths: Paths, number: int) -> None:
 
 
 def roll_back(paths: Paths) -> None:
-    promote.roll_back(workbench.load_settings(paths), paths)
+    promote.roll_back(load_partial_settings(paths.params), paths)
 
 
 def test_a_change_is_a_tag_with_who_why_and_the_verdict_and_is_never_overwritten(
@@ -151,11 +152,14 @@ def test_each_rollback_takes_one_change_back_from_any_clone(project: Paths, tmp_
         assert get_champion(project) == 1
 
 
-def test_a_rollback_of_a_change_made_in_mlflow(project: Paths, run_cli: RunCli) -> None:
+def test_a_rollback_of_a_change_made_in_mlflow_with_an_invalid_params_yaml(project: Paths, run_cli: RunCli) -> None:
     set_alias(project, 2)
+    workbench.change_settings(project, train={"seed": "x"})
     assert run_cli(project.root, "rollback", "--reason", "worse")[0] == 0
     assert list_moves(project) == [("first", None, 1), ("external", 1, 2), ("rollback", 2, 1)]
     assert list_changes(project)[-1].reason == "worse"
+    project.params.write_text("{")
+    assert run_cli(project.root, "rollback")[0] == 2
 
 
 def test_a_champion_that_is_no_model_can_be_rolled_back(project: Paths) -> None:

@@ -178,6 +178,20 @@ def test_other_files_among_predictions_are_not_replaced(scored_project: Paths, r
     assert names == [f"month={month}" for month in workbench.MONTHS]
 
 
+@pytest.mark.parametrize("kind", ["trips", "predictions"])
+def test_months_of_tipline_0_1_are_refused_with_one_message(scored_project: Paths, run_cli: Run, kind: str) -> None:
+    folder = scored_project.root / "data" / kind
+    for manifest in folder.glob(f"*/{files.MANIFEST}"):
+        manifest.rename(manifest.with_name("_receipt.json"))
+    before = workbench.read_tree(folder)
+    code, output = run_cli(scored_project.root, "score")
+    assert code == 1
+    assert "These months were written by tipline 0.1." in output
+    assert f"where: {folder}\n" in output
+    assert ("dvc repro prepare" if kind == "trips" else "Remove this folder") in output
+    assert workbench.read_tree(folder) == before
+
+
 @on_cluster
 @pytest.mark.parametrize("name", workbench.MODEL_FILES)
 def test_a_champion_that_was_tampered_with_is_refused(

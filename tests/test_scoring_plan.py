@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT
 from tipline import config, files, formats, storage
 from tipline.errors import TiplineError, UsageError
 from tipline.ingest.columns import PREPARED_FILE
@@ -26,7 +25,7 @@ SPEC = {
     "baseline": {"by": []},
     "target": "label",
 }
-SETTINGS = config.load_settings(ROOT / "params.yaml")
+SETTINGS = config.PartialSettings(None, None, (MONTH,), None)  # nothing but the project's own folders
 PARTS = ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
 
 

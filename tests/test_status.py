@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from tests import servers, workbench
 from tests.conftest import ROOT
@@ -131,6 +132,20 @@ def test_the_advice_after_training_works_as_typed_until_nothing_is_left(complete
 
 
 # ---- what is wrong ----
+
+
+@pytest.mark.parametrize(
+    ("months", "words"),
+    [("2009-01", "months has to be a list with one value per line"), (["2009-13"], "'2009-13' is not a month")],
+)
+def test_an_invalid_file_hides_nothing_else(complete: Paths, show_status: Any, months: Any, words: str) -> None:
+    values = yaml.safe_load(complete.params.read_text())
+    complete.params.write_text(yaml.safe_dump(values | {"months": months}))
+    printed = show_status(complete)
+    assert printed.code == 1
+    assert words in printed.wrong[0]
+    assert printed.lines["champion"].startswith("version 1: ")
+    assert printed.lines["next"] == printed.wrong[0].partition("Fix: ")[2]
 
 
 def test_a_store_that_does_not_answer_hides_nothing_else(

@@ -133,6 +133,8 @@ PRELOADED = {
 }
 # The others change what is published; their events go to the command `notify` of params.yaml.
 READING = {"status", "check", "compare", "verify", "explain"}
+# These get `PartialSettings`, and so work with any params.yaml.
+ACCEPTING_INVALID_SETTINGS = {"status", "check", "rollback", "verify"}
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -161,7 +163,8 @@ def run(arguments: argparse.Namespace) -> None:
         processes.start_forkserver(*modules)
     from tipline import config  # noqa: PLC0415
 
-    settings = config.load_settings(paths.params)
+    is_partial = arguments.command in ACCEPTING_INVALID_SETTINGS
+    settings = (config.load_partial_settings if is_partial else config.load_settings)(paths.params)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
     if "month" in given and (arguments.command, given["month"]) != ("month", "next"):
         given["month"] = config.parse_month(given["month"])
@@ -173,9 +176,10 @@ def run(arguments: argparse.Namespace) -> None:
     gc.disable()
     function = pkgutil.resolve_name(f"tipline.{command.function}")
     gc.enable()
+    valid: Any = getattr(settings, "settings", settings)  # None for an invalid file
     events: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if settings.notify and arguments.command not in READING and not paths.is_experiment_copy:
-        events = pkgutil.resolve_name("tipline.commands.notify:Events")(settings, paths, arguments.command)
+    if valid and valid.notify and arguments.command not in READING and not paths.is_experiment_copy:
+        events = pkgutil.resolve_name("tipline.commands.notify:Events")(valid, paths, arguments.command)
     with events:
         for line in function(settings, paths, **given) or ():
             sys.stdout.write(f"{line}\n")

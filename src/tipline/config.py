@@ -1,9 +1,11 @@
 """Read params.yaml into frozen settings. The comments in that file say what each key means."""
 
 import ast
+import contextlib
 import difflib
 import itertools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -109,8 +111,8 @@ class Labels(Section):
 class Storage(Section):
     """Where prepared months and predictions are, if not in data/: folders or addresses that all machines reach."""
 
-    prepared: str | None
-    predictions: str | None
+    prepared: str | None = None
+    predictions: str | None = None
 
     @model_validator(mode="after")
     def _places_differ(self) -> Self:
@@ -246,6 +248,20 @@ class Settings(Section):
         return self
 
 
+@dataclass(frozen=True)
+class PartialSettings:
+    """What `status`, `verify` and `rollback` need, as far as an invalid params.yaml has it."""
+
+    settings: Settings | None  # None for an invalid file
+    problem: UsageError | None  # what is wrong with it
+    months: tuple[str, ...]  # the valid months of the list `months`
+    model_name: str | None
+
+    @property
+    def storage(self) -> Storage:
+        return self.settings.storage if self.settings else Storage()
+
+
 def load_settings(path: Path) -> Settings:
     """Read and check the settings; raise a UsageError that names every mistake."""
     values = validation.read_mapping(path, "Change to the project's folder.")
@@ -253,6 +269,26 @@ def load_settings(path: Path) -> Settings:
     check_columns(settings, load_schema(path.parent / settings.schema_), str(path))
     check_code(settings, path)
     return settings
+
+
+def load_partial_settings(path: Path) -> PartialSettings:
+    """Read the settings, or months and model name if the file is invalid."""
+    try:
+        settings = load_settings(path)
+        return PartialSettings(settings, None, settings.months, settings.model.name)
+    except UsageError as error:
+        problem = error
+    try:
+        values = validation.read_mapping(path, "")
+    except UsageError:
+        values = {}
+    months, model = values.get("months"), values.get("model")
+    valid = dict[str, None]()  # in order, each once
+    for month in months if isinstance(months, list) else ():
+        with contextlib.suppress(ValueError):
+            valid[check_month(month)] = None
+    name = model.get("name") if isinstance(model, dict) else None
+    return PartialSettings(None, problem, tuple(valid), name if isinstance(name, str) else None)
 
 
 def parse_month(text: str) -> str:

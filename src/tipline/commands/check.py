@@ -19,7 +19,7 @@ ROWS, HEAD_BYTES = 1000, 2**19
 
 
 def run(
-    settings: config.Settings, paths: Paths, source: str, months: Sequence[str], write: str | None
+    settings: config.PartialSettings, paths: Paths, source: str, months: Sequence[str], write: str | None
 ) -> Iterator[str]:
     """Yield lines about months of a source, and raise TiplineError after them if `prepare` would refuse one."""
     try:
@@ -34,8 +34,10 @@ def run(
             files.write_text(path, draft.draft_schema(preview, months[0], names))
         yield f"{write}: drafted; correct the lines below `check`, then name it under `schema` in params.yaml"
         schema = load_schema(path)
+    elif settings.settings is None:
+        raise settings.problem or UsageError("There are no settings.", str(paths.params), "Correct the file.")
     else:
-        schema = load_schema(paths.root / settings.schema_)
+        schema = load_schema(paths.root / settings.settings.schema_)
     failed: list[str] = []
     for month in dict.fromkeys(months):
         try:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tipline.config import Settings
+from tipline.config import PartialSettings, Settings
 from tipline.errors import GateRefusedError, UsageError, join_lines
 from tipline.evaluation import comparison, gate
 from tipline.model import artifact
@@ -111,8 +111,10 @@ def ask_gate(
     return verdict
 
 
-def roll_back(settings: Settings, paths: Paths, reason: str | None = None) -> None:
-    name = settings.model.name
+def roll_back(settings: PartialSettings, paths: Paths, reason: str | None = None) -> None:
+    name = settings.model_name
+    if name is None:
+        raise settings.problem or UsageError("model.name is missing.", str(paths.params), "Add it.")
     where, todo = f"the registered model {name}", "Name the version that is to score: tipline promote VERSION"
     with store.connect_store(paths) as client, store.lock_store(paths):
         now = model_versions.get_champion(client, name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tipline import files, formats, validation
 from tipline.commands.month import format_month
-from tipline.config import Settings
+from tipline.config import PartialSettings
 from tipline.errors import TiplineError, format_count, hide_secrets
 from tipline.ingest import losses
 from tipline.model import artifact, pyfunc
@@ -33,11 +33,11 @@ class Models:
         return self.champion.tags.get(store.DIGEST) if self.champion else None
 
 
-def run(settings: Settings, paths: Paths) -> Iterator[str]:
+def run(settings: PartialSettings, paths: Paths) -> Iterator[str]:
     """Yield the lines of the status. Raises TiplineError after the last line if a check found something wrong."""
     models = read_models(settings, paths)
     digest = models.ref["digest"] if models.ref else ""
-    ids = settings.score.id_columns
+    ids = settings.settings.score.id_columns if settings.settings else ()
     unscored, spec = list(settings.months), files.try_read_json(paths.champion / pyfunc.SPEC)
     if spec:
         planned, failed = plan.plan_months(plan.Locations.resolve(settings, paths), settings.months, digest, spec, ids)
@@ -61,11 +61,11 @@ def run(settings: Settings, paths: Paths) -> Iterator[str]:
         raise TiplineError("Some checks failed.", str(paths.root), todo)
 
 
-def read_models(settings: Settings, paths: Paths) -> Models:
+def read_models(settings: PartialSettings, paths: Paths) -> Models:
     """Read which models there are; a store that does not answer does not hide the rest."""
     ref, digest = files.try_read_json(paths.champion_ref), artifact.try_read_digest(paths.challenger)
-    name, database = settings.model.name, location.get_database_path(paths)
-    if database is not None and not database.is_file():  # connecting would create it
+    name, database = settings.model_name, location.get_database_path(paths)
+    if name is None or (database is not None and not database.is_file()):  # connecting would create it
         return Models(ref, digest)
     try:
         with store.connect_store(paths) as client:
@@ -96,12 +96,12 @@ def describe_challenger(models: Models, folder: Path) -> str:
     return f"{version}: {training['name']}"
 
 
-def advise_next(settings: Settings, paths: Paths, models: Models, unscored: Sequence[str]) -> str:
+def advise_next(settings: PartialSettings, paths: Paths, models: Models, unscored: Sequence[str]) -> str:
     version, ref = models.champion, models.ref
     report, months = files.try_read_json(paths.evaluation), files.try_read_json(paths.monitoring / "months.json")
     if ref is None or version is None or models.challenger_digest is None:
         return "dvc repro"
-    is_pinned = settings.score.model != model_versions.CHAMPION
+    is_pinned = settings.settings is not None and settings.settings.score.model != model_versions.CHAMPION
     if models.champion_digest != ref["digest"] and not is_pinned:
         return f"dvc repro (the champion is version {version.version}, version {ref['version']} scored the months)"
     if unscored:
@@ -117,19 +117,21 @@ def advise_next(settings: Settings, paths: Paths, models: Models, unscored: Sequ
     return f"{ADVICE[advised]} (scores of {poor} are poor)" if advised else "nothing"
 
 
-def check_project(settings: Settings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
-    """Check dvc.lock, MLflow, prepared months and models/champion/; yield each problem and its fix."""
-    if models.problem:
-        what, where, todo = models.problem.parts
-        yield f"{what.removesuffix('.')} ({where})", todo
+def check_project(settings: PartialSettings, paths: Paths, models: Models) -> Iterator[tuple[str, str]]:
+    """Check params.yaml, dvc.lock, MLflow, prepared months and models/champion/; yield each problem and its fix."""
+    for error in (settings.problem, models.problem):
+        if error:
+            what, where, todo = error.parts
+            yield f"{what.removesuffix('.')} ({where})", todo
     if (lock := paths.root / "dvc.lock").is_file() and validation.has_conflict(lock):
         yield "dvc.lock has the markers of a merge conflict", "git checkout --ours dvc.lock && dvc repro"
+    accepted = settings.settings.prepare.accept if settings.settings else ()
     found = [files.try_read_json(paths.prepared(month) / files.MANIFEST) or {} for month in settings.months]
     prepared = [manifest for manifest in found if manifest.get("format") == formats.PREPARED]
     for month, shares in losses.find_unusual(prepared).items():
-        if month not in settings.prepare.accept:
+        if month not in accepted:
             yield f"{month} has {', '.join(shares)}", f"tipline check data/raw/{month} {month}"
     if models.ref and artifact.try_read_digest(paths.champion) != models.ref["digest"]:
         yield "models/champion/ lacks a file or has other files than the registered ones", "dvc repro register"
-    if models.ref and models.champion is None and models.problem is None:
+    if models.ref and models.champion is None and models.problem is None and settings.model_name:
         yield "MLflow has no champion, but models/champion/ has one", "dvc repro register"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tipline import files, formats
-from tipline.config import Settings
+from tipline.config import PartialSettings
 from tipline.errors import TiplineError, UsageError, format_count
 from tipline.ingest.columns import PREPARED_FILE
 from tipline.paths import Paths, month_name
@@ -14,7 +14,7 @@ from tipline.storage import Storage, open_storage
 
 
 def run(
-    settings: Settings, paths: Paths, months: Sequence[str] = (), trips: str = "", predictions: str = ""
+    settings: PartialSettings, paths: Paths, months: Sequence[str] = (), trips: str = "", predictions: str = ""
 ) -> Iterator[str]:
     """Check months, by default all; yield a line about each, then its problems. Raises at the end if there are any."""
     locations = plan.Locations.resolve(settings, paths, trips, predictions)

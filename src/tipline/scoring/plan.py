@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from tipline import files, formats
-from tipline.config import Settings
+from tipline.config import PartialSettings, Settings
 from tipline.errors import TiplineError, UsageError, join_lines, summarize_exception
 from tipline.ingest import columns
 from tipline.ingest.columns import PREPARED_FILE
@@ -36,7 +36,7 @@ class Locations:
     staged: Storage
 
     @classmethod
-    def resolve(cls, settings: Settings, paths: Paths, trips: str = "", to: str = "") -> Locations:
+    def resolve(cls, settings: Settings | PartialSettings, paths: Paths, trips: str = "", to: str = "") -> Locations:
         """Return the locations that the command names, or else those of params.yaml; default: the project's folders."""
         places = settings.storage
         own = open_place(places.prepared, paths, paths.trips)
@@ -190,6 +190,14 @@ def check_replaceable(predictions: Storage, month: str) -> None:
     if others := [name for name in names if not name.startswith(("part-", files.MANIFEST, "."))]:
         where, todo = predictions.address(f"{month_name(month)}/{min(others)}"), "Move it, or use another place (--to)."
         raise TiplineError("This file is not a prediction and would be lost.", where, todo)
+
+
+def refuse_old_months(storage: Storage, todo: str) -> None:
+    """Refuse months of tipline 0.1, whose manifests had other names. It wrote all months of a folder or none."""
+    months = [name for name in storage.list_folders() if name.startswith("month=")]
+    names = storage.list_sizes(months[0]) if months else {}
+    if any(name.startswith("_") and name.endswith(".json") and name != files.MANIFEST for name in names):
+        raise TiplineError("These months were written by tipline 0.1.", storage.address(), todo)
 
 
 def list_blocks(locations: Locations, month: str, key: Mapping[str, Any], counted: str = "") -> list[Block]:

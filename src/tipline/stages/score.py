@@ -34,6 +34,8 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
     of months that are not in `months` any more are removed. Raises a MonthsFailedError if some months cannot be scored.
     """
     locations = plan.Locations.resolve(settings, paths, trips, to)
+    plan.refuse_old_months(locations.trips, "Prepare them again with this version: dvc repro prepare")
+    plan.refuse_old_months(locations.predictions, "Remove this folder and score again, or name another one (--to).")
     with locations.staged.hold_lock():
         locations.predictions.recover_folders(locations.staged)
         ref = files.read_json(paths.champion_ref, "Run: dvc repro register")
