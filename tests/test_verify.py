@@ -83,10 +83,12 @@ def test_a_month_without_predictions_is_an_error_only_if_requested(scored_projec
     assert f"There are no predictions of {', '.join(workbench.MONTHS)}." in printed
 
 
-def test_the_model_is_not_needed(scored_project: Paths, run_cli: Run) -> None:
+def test_neither_model_nor_valid_settings_are_needed(scored_project: Paths, run_cli: Run) -> None:
     shutil.rmtree(scored_project.root / "models")
-    code, printed = run_cli(scored_project.root, "verify")
-    assert (code, printed.splitlines()) == (0, [f"{month}: {WHOLE}" for month in workbench.MONTHS])
+    for text, months in (("months: ['2009-01', 2009-13]\n", ["2009-01"]), ("months: [", workbench.MONTHS)):
+        scored_project.params.write_text(text)
+        code, printed = run_cli(scored_project.root, "verify")
+        assert (code, printed.splitlines()) == (0, [f"{month}: {WHOLE}" for month in months])
 
 
 @pytest.mark.parametrize(
