@@ -166,7 +166,8 @@ class Project:
         """Train on the first month and make the model the champion, without a registry."""
         if params:
             self.settings(train={"params": params})
-        self.tipline("sample", self.months[0])
+        for month in self.listed[:3]:
+            self.tipline("sample", month)
         self.tipline("train")
         self.make_champion()
 

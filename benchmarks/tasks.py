@@ -1,13 +1,13 @@
 """What `tipline score` costs beside the blocks themselves: planning, the scheduler's work for each task, publishing.
 
-Usage: python benchmarks/tasks.py [tasks] [project ...]
+Usage: python benchmarks/tasks.py [tasks]
 
 These run on the driver, one after the other: they say how many workers one driver can keep busy. The tasks do nothing
 but return a marker as large as a real one. Months are of 14 blocks.
 
-For each project, which has large months that `tipline score` has scored, prints what 1.7 billion rows would take on
-1, 8 and 64 workers: the seconds of its blocks, from the manifests of its predictions, shared among the workers, or the
-driver's own if these are more; and the start of the run.
+Then one worker scores a month of 14 million rows with each of some models, and a table says what 1.7 billion rows
+would take on 1, 8 and 64 such workers: the seconds of the blocks shared among the workers, or the driver's own if these
+are more, and the start of the run. It is arithmetic: no such cluster was measured.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bulk import MONTHS, Project
 
 from tipline import cluster, files
 from tipline.ingest import columns
@@ -33,6 +35,16 @@ from tipline.storage import open_storage
 GROUPS, ROWS = 14, 1000
 MODEL = "0" * 64
 WORKERS, ALL_ROWS, BLOCK_ROWS = (1, 8, 64), 1_700_000_000, 2**20
+ROWS_SCORED = 14_000_000
+MODELS: dict[str, dict[str, Any]] = {
+    "logistic regression": {"estimator": "logistic_regression"},
+    "HistGradientBoosting, 100 trees of 31 leaves": {"estimator": "hist_gradient_boosting"},
+    "LightGBM, 100 trees of 31 leaves": {"estimator": "lightgbm.LGBMClassifier"},
+    "ExtraTrees, 100 trees, without kernels": {
+        "estimator": "sklearn.ensemble.ExtraTreesClassifier",
+        "params": {"max_depth": 8},
+    },
+}
 START = 3.0  # seconds until the first block: imports, the cluster, the model
 SPEC = {"inputs": [], "target": "", "target_columns": {}, "baseline": {"by": []}}
 
@@ -77,22 +89,23 @@ def measure(locations: plan.Locations, months: list[str]) -> dict[str, float]:
     return {"plan": planning / len(planned), "task": running / len(blocks), "publish": publishing / len(planned)}
 
 
-def measure_model(project: Path) -> tuple[str, float]:
-    """Return the form of the model that scored a project's months, and the seconds of a worker per million rows."""
-    manifests = [files.read_json(path, "") for path in project.glob(f"data/predictions/month=*/{files.MANIFEST}")]
-    seconds = sum(sum(one["made"]["worker_seconds"].values()) for one in manifests)
-    rows = sum(one["rows"] for one in manifests)
-    return manifests[0]["form"], seconds / rows * 1_000_000
+def measure_model(made: Project, train: dict[str, Any]) -> tuple[str, float]:
+    """Return the form of a model and the seconds of a worker per million rows; the rows are in the page cache."""
+    project = replace(made, train={"params": {}} | train)
+    project.settings(cluster={"n_workers": 1})
+    project.fit()
+    project.forget()
+    project.tipline("score")
+    return project.manifests()[0]["form"], sum(project.phases().values()) / made.rows * 1_000_000
 
 
-def format_line(project: Path, busy: float) -> str:
-    """Return a line of the table of seconds and minutes; `busy` is what the driver does for each block."""
-    form, seconds = measure_model(project)
-    blocks, cells = ALL_ROWS / BLOCK_ROWS, list[str]()
+def format_line(name: str, form: str, seconds: float, busy: float) -> str:
+    """Return a line of the table; `busy` is what the driver does for each block."""
+    cells = list[str]()
     for workers in WORKERS:
-        total = START + max(seconds * ALL_ROWS / 1_000_000 / workers, busy * blocks)
-        cells.append(f"{total / 60:.1f} min" if total >= 100 else f"{total:.0f} s")  # noqa: PLR2004
-    return f"| {project.name} ({form}) | {seconds:.3f} | {' | '.join(cells)} |"
+        total = START + max(seconds * ALL_ROWS / 1_000_000 / workers, busy * ALL_ROWS / BLOCK_ROWS)
+        cells.append(f"{total / 60:.1f}")
+    return f"| {name} ({form}) | {seconds:.3f} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -106,10 +119,14 @@ def main() -> None:
     print(json.dumps({name: f"{value * 1000:.2f} ms" for name, value in seconds.items()}))
     busy = seconds["task"] + (seconds["plan"] + seconds["publish"]) / GROUPS
     print(f"the driver is busy for {busy * 1000:.2f} ms per block of a million rows: {1 / busy:.0f} blocks/s")
-    heads = " | ".join(f"{workers} workers" for workers in WORKERS)
-    print(f"| model | worker, s per million rows | {heads} |\n| --- | {'---: | ' * (len(WORKERS) + 1)}".rstrip())
-    for project in sys.argv[2:]:
-        print(format_line(Path(project), busy))
+    heads = " | ".join(f"{workers} worker{'s' * (workers > 1)}, min" for workers in WORKERS)
+    print(f"\n| model (form) | worker, s per million rows | {heads} |\n| --- |{' ---: |' * (len(WORKERS) + 1)}")
+    with tempfile.TemporaryDirectory() as root:
+        made = Project(Path(root, "project"), (MONTHS[0],), ROWS_SCORED, MODELS["logistic regression"])
+        made.make()
+        made.tipline("score")
+        for name, train in MODELS.items():
+            print(format_line(name, *measure_model(made, train), busy), flush=True)
 
 
 if __name__ == "__main__":
