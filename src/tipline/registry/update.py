@@ -45,7 +45,7 @@ def keep_state(client: Client, settings: Settings, paths: Paths) -> None:
         files.write_json(paths.registered, {"state": state})
 
 
-def register_challenger(client: store.Client, paths: Paths, name: str) -> champion.Ref:
+def register_challenger(client: Client, paths: Paths, name: str) -> champion.Ref:
     """Return the challenger as MLflow has it; an experiment in a copy of the project creates no version."""
     digest, run_id = artifact.read_digest(paths.challenger), None
     with store.skip_if_forbidden(NO_ACCESS):
