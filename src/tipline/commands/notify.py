@@ -121,7 +121,7 @@ class Events(contextlib.AbstractContextManager[None]):
                     state[0] = None
         elif getattr(error, "exit_code", 1) not in NO_FAILURES and self.command not in {"promote", "rollback"}:
             stages = [state for command, (state, _) in seen.items() if command not in PIPELINES]
-            if not (isinstance(error, ReproFailedError) and any(stages)):  # the stage has told its reason
+            if not (isinstance(error, ReproFailedError) and any(stages)):  # the stage has given its reason
                 message = shorten_text(hide_secrets(join_lines(error)), 2000)
                 facts = {"text": f"tipline {self.command} failed: {message}", "command": self.command}
                 facts["message"] = message
