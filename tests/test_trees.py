@@ -1,10 +1,11 @@
 """Ensembles of trees are scored by kernels as their own libraries score them, whatever the values are."""
 
+import contextlib
 import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -278,10 +279,11 @@ def stumps(stumps_template: Paths, mlflow_store: Path) -> Paths:
 
 
 @pytest.mark.parametrize("way", ["forked", "spawned"])
-def test_a_month_is_scored_with_kernels_or_whole_without_them(
+def test_a_month_is_scored_with_kernels_and_a_resumed_run_stays_with_them(
     stumps: Paths,
     run_cli: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     way: str,
 ) -> None:
     if way == "spawned":
@@ -295,11 +297,15 @@ def test_a_month_is_scored_with_kernels_or_whole_without_them(
     assert parts["probability"].to_numpy().tobytes() == plain.probabilities(trips).tobytes()
     if way == "spawned":  # what resumes is the process that plans, however its workers start
         return
-    # As if a run had been killed before the last block of the last month: for one month, kernels do not pay.
+    # As if a run had been killed before the last block of the last month: too few rows are left for kernels to pay.
     (planned,) = leave_one_block_open(stumps)
     code, log = run_cli(stumps.root, "score")
-    assert (code, read_forms(stumps)) == (0, {"kernels", "compiled"}), log
-    assert f"scored {sum(block.rows for block in planned.blocks):,} rows" in log
+    assert (code, read_forms(stumps)) == (0, {"kernels"}), log
+    assert (
+        f"{sum(block.rows for block in planned.blocks[:-1]):,} rows of a run that did not end are kept"
+        in caplog.messages
+    )
+    assert f"scored {planned.blocks[-1].rows:,} rows" in log
 
 
 def leave_one_block_open(paths: Paths) -> list[plan.Month]:
@@ -318,3 +324,27 @@ def leave_one_block_open(paths: Paths) -> list[plan.Month]:
         files.write_json(staged.with_name(staged.name + plan.MARKERS) / f"{part['name']}.json", marker)
     spec = artifact.read_spec(artifact.read_artifact(paths.champion))
     return plan.plan_months(locations, workbench.MONTHS, manifest["key"]["model"], spec)[0]
+
+
+def test_open_months_use_another_form_if_a_worker_that_joins_late_has_no_kernels(
+    stumps: Paths, run_cli: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    send, stack = worker.send_model, contextlib.ExitStack()
+    (tmp_path / "numba.py").write_text("raise ImportError('not here')")
+
+    @contextlib.contextmanager
+    def send_and_join(client: cluster.Client, *rest: Any) -> Iterator[str]:
+        with send(client, *rest) as form:
+            if form == "kernels":
+                monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+                stack.enter_context(workbench.workers(address, 1))
+                client.wait_for_workers(2)
+            yield form
+
+    monkeypatch.setattr(worker, "send_model", send_and_join)
+    with stack, workbench.scheduler_process(tmp_path) as (address, _), workbench.workers(address, 1):
+        monkeypatch.setenv(processes.ADDRESS, address)
+        code, log = run_cli(stumps.root, "score")
+    assert code == 0, log
+    assert "compiled" in read_forms(stumps)  # months that were finished before keep their kernels
+    assert "A worker that joined late cannot use the model's kernels form. Open months start again." in log

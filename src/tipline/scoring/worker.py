@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 PLUGIN = "tipline-model"
 
 
+class OtherFormError(TiplineError):
+    """A worker that joined the run late cannot score with the form of the others."""
+
+
 @dataclass(eq=False)
 class ModelPlugin(cluster.WorkerPlugin):
     """Brings the model to each worker and checks that it can score, also after a worker's restart."""
@@ -56,14 +60,18 @@ class ModelPlugin(cluster.WorkerPlugin):
 
 @contextlib.contextmanager
 def send_model(
-    client: Client, contents: Mapping[str, bytes], digest: str, storages: Sequence[Storage] = (), rows: int = 0
+    client: Client,
+    contents: Mapping[str, bytes],
+    digest: str,
+    storages: Sequence[Storage] = (),
+    rows: int = 0,
+    forms: Sequence[str] = FORMS,
 ) -> Iterator[str]:
     """Keep the model on all workers during the block, which score `rows` rows together; yield the form that they use.
 
-    It is the fastest one that works on all of them, so that no month holds scores of two forms. Raises a
+    It is the first of `forms` that works on all of them, so that no month holds scores of two forms. Raises a
     TiplineError if a worker cannot load the model, scores the golden rows differently, or cannot use a storage.
     """
-    forms: Sequence[str] = FORMS
     per_worker = rows // max(1, len(client.nthreads()))
     todo = "Install the same packages on all workers: tipline, its libraries and those of the model."
     can_import = lambda find=importlib.util.find_spec: find("tipline.scoring") is not None  # noqa: E731
@@ -107,7 +115,7 @@ def get_worker_model(digest: str, form: str) -> Model:
         return models[form]
     if models:
         what = f"This worker joined the run late and cannot score with the form of the others ({form})."
-        raise TiplineError(what, worker.address, "Run it again: all workers then use the same form.")
+        raise OtherFormError(what, worker.address, "Run it again: all workers then use the same form.")
     todo = "Run it again; the log of that worker says why, if it could not load the model."
     raise TiplineError("A worker does not have the model.", worker.address, todo)
 

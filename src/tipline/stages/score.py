@@ -3,9 +3,12 @@
 import contextlib
 import logging
 import platform
+import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,6 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tipline import cluster, files, git
+from tipline.cluster import Client
 from tipline.config import Settings
 from tipline.errors import MonthsFailedError, TiplineError, format_count, join_lines
 from tipline.model import artifact
@@ -83,55 +87,85 @@ def mirror_manifests(predictions: Storage, paths: Paths, months: Sequence[str]) 
                 files.write_text(path, data.decode())
 
 
+@dataclass
+class Run:
+    """The months of a run by name, and what has become of them."""
+
+    months: dict[str, Month]
+    made: Mapping[str, Any]  # facts about the run, for the manifests
+    failed: dict[str, str] = field(default_factory=dict)  # reasons by month
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def open_months(self) -> list[Month]:
+        return [month for name, month in self.months.items() if month.open and name not in self.failed]
+
+    def choose_forms(self, rows: int) -> tuple[Sequence[str], int]:
+        """Return the forms of the model to try, and the rows that decide whether kernels pay: by default the open ones.
+
+        Finished parts are kept: the form that made most of them comes first, however few rows are left.
+        """
+        kept = Counter[str]()
+        for month in self.months.values():
+            kept[month.form] += sum(part["rows"] for part in month.done.values())
+        if not kept.total():
+            return artifact.FORMS, rows
+        log.info("%s of a run that did not end are kept", format_count(kept.total(), "row"))
+        return artifact.FORMS[artifact.FORMS.index(kept.most_common(1)[0][0]) :], sys.maxsize
+
+    def publish(self, month: Month) -> None:
+        try:
+            plan.publish_month(month, {**self.made, "seconds": round(time.perf_counter() - self.started, 3)})
+            log.info("%s: published", month.month)
+        except (TiplineError, OSError) as error:
+            self.failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
+
+    def score_open_months(self, client: Client, form: str) -> bool:
+        """Score with one form of the model; return whether a worker joined late and does not have it."""
+        for month in self.open_months:
+            self.months[month.month] = chosen = month.choose_form(form)
+            if not chosen.open:  # another run has just finished it
+                self.publish(chosen)
+        blocks, is_late = [block for month in self.open_months for block in month.open], False
+        self.started, scored = time.perf_counter(), 0
+        total = sum(block.rows for block in blocks)
+        with tqdm(total=total, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
+            for block, result in cluster.run_tasks(client, worker.score_block, blocks):
+                if isinstance(result, worker.OtherFormError) and form != artifact.PIPELINE:
+                    is_late = True
+                elif isinstance(result, Exception):
+                    self.failed[block.month] = join_lines(plan.explain_failure(block, result))
+                else:
+                    month = self.months[block.month]
+                    month.done[block] = result
+                    scored += block.rows
+                    bar.update(block.rows)
+                    if not month.open:
+                        self.publish(month)
+        log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - self.started)
+        return is_late
+
+
 def score_months(
     settings: Settings, months: Sequence[Month], digest: str, contents: dict[str, bytes], made: dict[str, Any]
 ) -> dict[str, str]:
     """Score all open blocks; publish each month when it is whole. Return the reasons of months that failed."""
-    failed, started = dict[str, str](), time.perf_counter()
-    names = ", ".join(month.month for month in months) or "nothing to do"
-    count = format_count(sum(block.rows for month in months for block in month.open), "row")
+    run, rows = Run({month.month: month for month in months}, made), sum(b.rows for month in months for b in month.open)
+    names, count = ", ".join(run.months) or "nothing to do", format_count(rows, "row")
     log.info("scoring with %s version %s: %s (%s)", made["name"], made["version"], names, count)
+    forms, deciding_rows = run.choose_forms(rows)
     for month in months:
         if not month.open:
-            publish(month, made, started, failed)
-    undone = [month for month in months if month.open]
-    if not undone:
-        return failed
-    storages = [undone[0].locations.trips, undone[0].locations.staged]
-    rows = sum(block.rows for month in undone for block in month.blocks)  # with those of a run that did not end
-    with (
-        cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory) as client,
-        logging_redirect_tqdm(),
-        worker.send_model(client, contents, digest, storages, rows) as form,
-    ):
-        chosen = {month.month: month.choose_form(form) for month in undone}
-        blocks = [block for month in chosen.values() for block in month.open]
-        for month in chosen.values():
-            if kept := sum(part["rows"] for part in month.done.values()):
-                log.info("%s: %s of a run that did not end are kept", month.month, format_count(kept, "row"))
-            if not month.open:  # another run has just finished it
-                publish(month, made, started, failed)
-        started, scored = time.perf_counter(), 0
-        total = sum(block.rows for block in blocks)
-        with tqdm(total=total, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
-            for block, result in cluster.run_tasks(client, worker.score_block, blocks):
-                if isinstance(result, Exception):
-                    failed[block.month] = join_lines(plan.explain_failure(block, result))
-                    continue
-                month = chosen[block.month]
-                month.done[block] = result
-                scored += block.rows
-                bar.update(block.rows)
-                if not month.open:
-                    publish(month, made, started, failed)
-        log.info("scored %s in %.1f s", format_count(scored, "row"), time.perf_counter() - started)
-    return failed
-
-
-def publish(month: Month, made: Mapping[str, Any], started: float, failed: dict[str, str]) -> None:
-    """Publish a month, or add the reason to `failed`."""
-    try:
-        plan.publish_month(month, {**made, "seconds": round(time.perf_counter() - started, 3)})
-        log.info("%s: published", month.month)
-    except (TiplineError, OSError) as error:
-        failed[month.month] = f"it is scored, but cannot be published: {join_lines(error)}"
+            run.publish(month)
+    if not run.open_months:
+        return run.failed
+    storages, is_late = [months[0].locations.trips, months[0].locations.staged], True
+    connected = cluster.connect_client(settings.cluster.n_workers, settings.cluster.factory)
+    with connected as client, logging_redirect_tqdm():
+        while is_late:
+            with worker.send_model(client, contents, digest, storages, deciding_rows, forms) as form:
+                is_late = run.score_open_months(client, form)
+            if is_late:
+                forms = forms[forms.index(form) + 1 :]
+                log.warning("A worker that joined late cannot use the model's %s form. Open months start again.", form)
+    return run.failed
