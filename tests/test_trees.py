@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from tipline.errors import TiplineError
 from tipline.model import artifact, compiled, golden_rows, pyfunc, trees
 from tipline.monitoring.counts import Counts
 from tipline.paths import Paths, month_folder
-from tipline.scoring import plan, worker
+from tipline.scoring import plan, preload, worker
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 pytestmark = workbench.MLFLOW_WARNINGS
@@ -253,6 +255,25 @@ def test_all_workers_use_the_form_that_works_on_all(
     assert message.endswith("so the model's own predict_proba is used")
 
 
+@pytest.mark.parametrize("rows", [5_000_000, 1_000_000])
+def test_the_forkserver_loads_a_champion_with_kernels_if_rows_are_many(
+    boosted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    paths = Paths(tmp_path)
+    paths.champion.mkdir(parents=True)
+    for name, data in boosted.items():
+        (paths.champion / name).write_bytes(data)
+    files.write_json(paths.champion_ref, {"digest": artifact.hash_artifact(boosted)})
+    for month, other in (("2009-01", "another model"), ("2009-02", artifact.hash_artifact(boosted))):
+        files.write_json(paths.prepared(month) / files.MANIFEST, {"rows_out": rows})
+        files.write_json(month_folder(paths.predictions, month) / files.MANIFEST, {"key": {"model": other}})
+    checked: list[str] = []
+    monkeypatch.setattr(golden_rows, "count_steps", lambda model: checked.append(model.form))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    preload.load_champion(paths)
+    assert checked == (["kernels"] if rows > preload.MIN_ROWS else [])
+
+
 def read_forms(paths: Paths) -> set[str]:
     manifests = (month_folder(paths.predictions, month) / files.MANIFEST for month in workbench.MONTHS)
     return {workbench.read_json(path)["form"] for path in manifests}
@@ -348,3 +369,28 @@ def test_open_months_use_another_form_if_a_worker_that_joins_late_has_no_kernels
     assert code == 0, log
     assert "compiled" in read_forms(stumps)  # months that were finished before keep their kernels
     assert "A worker that joined late cannot use the model's kernels form. Open months start again." in log
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+os.access = lambda *_: False  # root may write anywhere
+from tipline import processes
+processes.set_kernel_cache(Path(sys.argv[1]))
+import numpy as np
+from tipline.model import kernels
+kernels.apply_link(np.zeros((2, 256)), np.float64(1), np.float64(1), np.float64(9))
+"""
+
+
+def test_kernels_are_kept_in_the_project_if_the_package_is_read_only(tmp_path: Path) -> None:
+    package, cache = tmp_path / "package" / "tipline", tmp_path / "cache"
+    shutil.copytree(Path(cluster.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "model" / "__pycache__").write_text("no folder")
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "HOME": "/proc/no", "XDG_CACHE_HOME": "/proc/no"}
+    command = [sys.executable, "-c", READ_ONLY, str(cache)]
+    subprocess.run(command, env=environment, check=True)
+    assert list(cache.rglob("kernels.apply_link*.nbc"))
+    command[2] = READ_ONLY.replace("False", "True")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "RuntimeError: cannot cache function" in done.stderr

@@ -128,7 +128,7 @@ COMMANDS = {
 # What workers of a local cluster import while this process reads its settings.
 PRELOADED = {
     "learning_curve": ["tipline.training.learning_curve"],
-    "score": ["tipline.scoring.worker"],
+    "score": ["tipline.scoring.worker", "tipline.scoring.preload"],
     "compare": ["tipline.commands.compare"],
 }
 # The others change what is published; their events go to the command `notify` of params.yaml.
@@ -160,6 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
     if modules := PRELOADED.get(arguments.command):
         from tipline import processes  # noqa: PLC0415
 
+        processes.set_kernel_cache(paths.root / "data" / ".numba")
         processes.start_forkserver(*modules)
     from tipline import config  # noqa: PLC0415
 

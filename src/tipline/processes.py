@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
+from pathlib import Path
 
 # They name a cluster that is used instead of a local one.
 ADDRESS = "DASK_SCHEDULER_ADDRESS"
@@ -43,6 +44,12 @@ def start_forkserver(*modules: str) -> bool:
         os.environ.clear()
         os.environ.update(before)
     return True
+
+
+def set_kernel_cache(folder: Path) -> None:
+    """Let numba keep compiled kernels in a folder if it cannot keep them beside their source; workers inherit this."""
+    if not os.access(Path(__file__).parent / "model", os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
 
 
 @contextlib.contextmanager
