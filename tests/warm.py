@@ -30,7 +30,7 @@ IMPORTS = {
     "tipline": (
         *("tipline.cli", *(f"tipline.stages.{stage}" for stage in STAGES)),
         *("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "skops.io"),
-        *("mlflow.store.model_registry.sqlalchemy_store", "tipline.registry.update"),
+        *("mlflow.store.model_registry.sqlalchemy_store", "tipline.registry.mirror"),
     ),
     "dvc": ("dvc.cli", "dvc.commands.repro", "dvc.repo", "dvc.stage.run", "dvc.repo.experiments"),
 }

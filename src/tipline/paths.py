@@ -29,7 +29,7 @@ class Paths:
         self.evaluation = root / "reports" / "evaluation.json"
         self.metrics = root / "reports" / "metrics.json"  # what `dvc metrics show` prints
         self.monitoring = root / "reports" / "monitoring"
-        self.registered = self.staging / "registered.json"  # the state of MLflow's database that needs nothing
+        self.registered = self.staging / "registered.json"  # the state in which MLflow's database lacks nothing
         self.recorded = root / "reports" / "recorded.json"  # written when MLflow has the reports
 
     @property

@@ -1,7 +1,6 @@
 """The rule that a model has to beat: the rate of positive labels by the values of some categories."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tipline.arrays import Codes, Floats, fill_nulls
-from tipline.evaluation.metrics import EDGE, read_labels
+from tipline.evaluation.metrics import compute_log_loss, read_labels
 
 SMOOTHING = 10.0  # rows of the overall rate that the rate of each group is mixed with
 MISSING = "(missing)"
@@ -49,8 +48,8 @@ def compute_rates(counts: Mapping[str, tuple[int, int]], smoothing: float) -> di
 def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive: float) -> float:
     """Return the sum of the baseline's log-losses over rows of a group."""
     rate = float(baseline["rates"].get(name, baseline["overall"]))
-    yes, no = (-math.log(max(likelihood, float(EDGE))) for likelihood in (rate, 1 - rate))
-    return positive * yes + (rows - positive) * no
+    yes, no = compute_log_loss(np.full(2, rate), np.array([True, False]))
+    return float(positive * yes + (rows - positive) * no)
 
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:

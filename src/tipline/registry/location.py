@@ -50,9 +50,10 @@ def describe_state(settings: Settings, paths: Paths) -> str | None:
     with database.open("rb") as file:
         header = file.read(HEADER_BYTES)
     store = [[path.stat().st_mtime_ns, path.stat().st_size] for path in (database, log) if path.is_file()]
-    folders = [paths.challenger.glob("*"), paths.champion.rglob("*"), paths.root.glob("reports/**/*.json")]
-    folders.append(paths.predictions.glob(f"*/{files.MANIFEST}"))
-    found = sorted(path for folder in folders for path in folder if path.is_file())
+    reports = [paths.learning_curve.with_suffix(".json"), paths.evaluation, paths.monitoring / "months.json"]
+    models = [*paths.challenger.glob("*"), *paths.champion.rglob("*")]
+    manifests = paths.predictions.glob(f"*/{files.MANIFEST}")
+    found = sorted(path for path in (*reports, *models, *manifests) if path.is_file())
     hashed = {str(path.relative_to(paths.root)): files.hash_file(path) for path in found}
     wanted = [settings.model.name, settings.score.model, os.environ.get("DVC_EXP_NAME")]
     return files.hash_json([str(database), header.hex(), store, wanted, hashed])

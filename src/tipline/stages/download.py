@@ -21,18 +21,20 @@ log = logging.getLogger(__name__)
 def run(settings: Settings, paths: Paths, months: Sequence[str] = ()) -> None:
     """Fetch the months that data/raw/ does not have from this source, and labels that it does not have.
 
-    `months` are fetched in any case. Raises NotPublishedError if the source does not have a month, TiplineError if it
-    cannot be fetched or is not a published month, or if another process is fetching it.
+    `months` are fetched even if they are there. Raises NotPublishedError if the source does not have a month,
+    TiplineError if it cannot be fetched or is not a published month, or if another process is fetching it.
     """
     for path in paths.raw("").glob("*"):
         if path.name.removesuffix(".json") not in settings.months:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with logging_redirect_tqdm():
-        run_months("download", settings.months, months, lambda m, force: fetch_month(settings, paths, m, force=force))
+        run_months(
+            "download", settings.months, months, lambda name, force: fetch_month(settings, paths, name, force=force)
+        )
 
 
 def fetch_month(settings: Settings, paths: Paths, month: str, *, force: bool) -> bool:
-    """Fetch a month and its labels unless they are there; return whether something was fetched."""
+    """Fetch a month and its labels, with `force` even if they are there; return whether something was fetched."""
     parts, folder, manifest = paths.staging / "parts", paths.raw(month), paths.raw_manifest(month)
     with files.hold_lock(parts / f"{month}.lock", "fetching this month"):
         fetched = files.try_read_json(manifest) or {}

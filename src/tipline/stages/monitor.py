@@ -76,7 +76,7 @@ def read_counts(
     """Return key digests and counts of months that the champion scored; count again where labels have changed."""
     digest = files.read_json(paths.champion_ref, "Run: dvc repro register")["digest"]
     locations = plan.Locations.resolve(settings, paths)
-    found, stale, written = dict[str, dict[str, Any]](), dict[str, dict[str, Any]](), dict[str, Any]()
+    found, stale, saved = dict[str, dict[str, Any]](), dict[str, dict[str, Any]](), dict[str, Any]()
     for month in months:
         path = month_folder(paths.predictions, month) / files.MANIFEST
         manifest = files.read_json(path, TODO)
@@ -86,8 +86,8 @@ def read_counts(
         prepared = plan.read_prepared(locations.trips, month)
         plan.check_scored(prepared, manifest["key"], str(path))
         counted = plan.compute_counted(prepared, spec)
-        written[month] = files.try_read_json(paths.counts(month)) or {}
-        for one in (manifest, written[month]):
+        saved[month] = files.try_read_json(paths.counts(month)) or {}
+        for one in (manifest, saved[month]):
             if (one.get("key"), one.get("counted")) == (manifest["key"], counted):
                 found[month] = {name: one[name] for name in ("key", "counted", "counts")}
         if month not in found:
@@ -97,7 +97,7 @@ def read_counts(
         if path.stem not in found:
             path.unlink()
     for month in months:
-        if written[month] != found[month]:
+        if saved[month] != found[month]:
             files.write_json(paths.counts(month), found[month])
     return {month: (files.hash_json(found[month]["key"]), Counts.from_json(found[month]["counts"])) for month in months}
 

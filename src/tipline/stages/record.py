@@ -7,7 +7,7 @@ from tipline.config import Settings
 from tipline.errors import format_count
 from tipline.model import artifact  # noqa: F401 (before tipline.registry, see register)
 from tipline.paths import Paths
-from tipline.registry import store, update
+from tipline.registry import mirror, store
 
 log = logging.getLogger(__name__)
 
@@ -17,9 +17,7 @@ NO_ACCESS = "new results were not logged. Ask someone with access to run `dvc re
 def run(settings: Settings, paths: Paths) -> None:
     recorded = 0
     with store.connect_store(paths) as client, store.lock_store(paths), store.skip_if_forbidden(NO_ACCESS):
-        recorded = update.record_reports(client, settings, paths)
-        files.write_json(paths.recorded, {"months": recorded})
-        update.keep_state(client, settings, paths)
+        recorded = mirror.record_reports(client, settings, paths)
+        mirror.keep_state(client, settings, paths)
         log.info("MLflow has the learning curve, the evaluation and %s", format_count(recorded, "month"))
-    if not recorded:
-        files.write_json(paths.recorded, {"months": recorded})
+    files.write_json(paths.recorded, {"months": recorded})

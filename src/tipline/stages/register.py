@@ -21,6 +21,6 @@ def run(settings: Settings, paths: Paths) -> None:
         return
     # Before tipline.registry: beside MLflow it would import pandas and MLflow's models.
     from tipline.model import artifact  # noqa: F401, PLC0415
-    from tipline.registry import update  # noqa: PLC0415 (two seconds)
+    from tipline.registry import mirror  # noqa: PLC0415 (two seconds)
 
-    update.update_registry(settings, paths)
+    mirror.update_registry(settings, paths)
