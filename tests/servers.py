@@ -526,7 +526,7 @@ class Line(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), Passing)
         self.port = port
         self.asked: list[bytes] = []
-        self.passed: list[int] = []
+        self.passed: list[int] = []  # bytes of each block to the client
         self.cut_after: int | None = None
         self.cut_at: bytes | None = None  # an address: what is asked of it is passed on, the answer is not
         self.is_asked = threading.Event()
@@ -547,8 +547,6 @@ class Passing(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         line = self.server
-        line.passed.append(0)
-        number = len(line.passed) - 1
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", line.port)) as inner:
             threading.Thread(target=self.forward, args=(inner,), daemon=True).start()
             while data := inner.recv(BLOCK):
@@ -558,8 +556,8 @@ class Passing(socketserver.BaseRequestHandler):
                     line.is_asked.clear()
                     line.at_cut()
                     break
+                line.passed.append(len(data))  # before it is sent: who has it may ask how much it was
                 self.request.sendall(data)
-                line.passed[number] += len(data)
         with contextlib.suppress(OSError):
             self.request.shutdown(socket.SHUT_RDWR)
 
