@@ -35,6 +35,8 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     story.repro("mistake")
     settings(story, train=RETRAINED, months=[*MONTHS, ADDED])
     story.repro("mended")
+    settings(story, train=RETRAINED)
+    story.repro("month removed")
     return story
 
 
@@ -89,6 +91,15 @@ def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Stor
     assert after == story.manifests["promoted"]
 
 
+def test_a_month_that_is_removed_from_the_list_disappears_from_all_stages(story: Story) -> None:
+    assert story.repros["month removed"].stages == ["download", "register", "record"]  # DVC has the rest in its cache
+    assert story.manifests["month removed"] == story.manifests["promoted"]
+    for path in ("raw/2024-01", "raw/2024-01.json", "trips/month=2024-01", "counts/2024-01.json"):
+        assert not (story.root / "data" / path).exists()
+    shown = json.loads((story.root / "reports/monitoring/months.json").read_text())
+    assert [month["month"] for month in shown] == MONTHS
+
+
 @pytest.mark.parametrize(("step", "words"), [("mistake", "unknown key score.modle, did you mean model?")])
 def test_a_mistake_in_params_stops_before_anything_runs_and_leaves_the_results(
     story: Story, step: str, words: str
@@ -108,7 +119,7 @@ def test_every_prediction_joins_back_to_one_trip(story: Story) -> None:
     trips = pd.read_parquet(story.root / "data/trips", columns=["month", "row", "payment_type"])
     scores = pd.read_parquet(story.root / "data/predictions")
     joined = trips.merge(scores, on=["month", "row"], validate="one_to_one")
-    assert len(joined) == len(trips) == len(scores) == 5000 * (len(MONTHS) + 1)
+    assert len(joined) == len(trips) == len(scores) == 5000 * len(MONTHS)
     by_payment = joined.groupby("payment_type", observed=True)["probability"].mean()
     assert by_payment["credit"] > 3 * by_payment["cash"]
 
