@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tipline.arrays import Codes, Floats, fill_nulls
-from tipline.evaluation.metrics import compute_log_loss, read_labels
+from tipline.evaluation.metrics import EDGE, read_labels
 
 SMOOTHING = 10.0  # rows of the overall rate that the rate of each group is mixed with
 MISSING = "(missing)"
@@ -48,8 +48,8 @@ def compute_rates(counts: Mapping[str, tuple[int, int]], smoothing: float) -> di
 def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive: float) -> float:
     """Return the sum of the baseline's log-losses over rows of a group."""
     rate = float(baseline["rates"].get(name, baseline["overall"]))
-    yes, no = compute_log_loss(np.full(2, rate), np.array([True, False]))
-    return float(positive * yes + (rows - positive) * no)
+    yes, no = (-float(np.log(max(likelihood, float(EDGE)))) for likelihood in (rate, 1 - rate))
+    return positive * yes + (rows - positive) * no
 
 
 def predict_baseline(trips: pa.RecordBatch, baseline: Mapping[str, Any]) -> Floats:

@@ -22,8 +22,9 @@ STYLE: dict[Any, Any] = {"axes.grid": True, "axes.titlelocation": "left", "axes.
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25}
 COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
 ABOVE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "frameon": False}  # of a legend
-MONTH_LABELS = 24
+FEW_MONTHS, MONTH_LABELS = 12, 24  # whose labels are written across; at most
 CALIBRATION_MONTHS = 12  # the last months are drawn; months.json has all
+PANELS = 6  # of calibration in a line
 
 
 @contextlib.contextmanager
@@ -107,7 +108,7 @@ def draw_gains(axes: Axes, gate: Mapping[str, Any], segments: Sequence[Mapping[s
 def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
     """Draw positive rates, skill with bounds and AUC over the months with their roles, and each month's calibration."""
     places, calibrated = range(len(months)), [month for month in months if month["calibration"]][-CALIBRATION_MONTHS:]
-    lines = max(-(-len(calibrated) // 6), 1)
+    lines = max(-(-len(calibrated) // PANELS), 1)
     with create_picture(path, 6.5 + 1.8 * lines) as figure:
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.5, 1.8 * lines])[:, 0]
         rates, skill, auc = upper.subplots(3, 1, sharex=True)
@@ -124,14 +125,25 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
         auc.plot(places, get_column(months, "auc"), "o-", color=BLUE)
         auc.set(title="Area under the ROC curve")
-        labels = [f"{month['month']}\n{month['role']}" for month in months]
+        rotation, gap = (45, " ") if len(months) > FEW_MONTHS else (0, "\n")
+        labels = [f"{month['month']}{gap}{month['role']}" for month in months]
         step = -(-len(months) // MONTH_LABELS)
-        auc.set_xticks(places[::step], labels[::step], rotation=45 if len(months) > 12 else 0)  # noqa: PLR2004
+        auc.set_xticks(places[::step], labels[::step], rotation=rotation)
         format_percent(rates.yaxis, skill.yaxis)
-        lower.supxlabel("Calibration: observed positive rate (vertical) by mean score (horizontal)", fontsize="medium")
-        panels = lower.subplots(lines, 6, squeeze=False).ravel()
-        for axes, month in zip(panels, calibrated, strict=False):
-            draw_calibration(axes, month["calibration"], "challenger")
-            axes.set(title=month["month"], xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 1], yticks=[0, 1])
-        for axes in panels[len(calibrated) :]:
-            axes.set_axis_off()
+        lower.supxlabel(
+            "Calibration from 0 to 1: observed positive rate (vertical) by mean score (horizontal)", fontsize="medium"
+        )
+        draw_panels(lower.subplots(), calibrated)
+
+
+def draw_panels(axes: Axes, months: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the calibration of each month in a square; an Axes for each would take most of a second."""
+    square = np.array([(0, 1, 1, 0, 0, 1), (0, 0, 1, 1, 0, 1)])  # and its diagonal
+    for index, month in enumerate(months):
+        left, bottom = index % PANELS * 1.25, -(index // PANELS) * 1.4
+        axes.plot(left + square[0], bottom + square[1], color=GREY, linewidth=1)
+        predicted, observed = (get_column(month["calibration"], name) for name in ("predicted", "observed"))
+        axes.plot(left + predicted, bottom + observed, MARKS["challenger"], color=BLUE, markersize=4)
+        axes.text(left + 0.5, bottom + 1.07, month["month"], horizontalalignment="center")
+    axes.set(aspect="equal", xlim=(-0.1, 1.25 * PANELS))
+    axes.set_axis_off()
