@@ -98,6 +98,7 @@ def store(request: pytest.FixtureRequest, team: Team, monkeypatch: pytest.Monkey
     store.connect(monkeypatch)
     monkeypatch.setenv(cluster.ADDRESS, team.address)
     yield store
+    store.clear()
     servers.forget_stores()
 
 
@@ -181,8 +182,9 @@ def test_dvc_repro_keeps_months_in_a_bucket_and_their_manifests_here(
     server.connect(monkeypatch)
     store = server.make("whole")
     places = {"prepared": "s3://whole/trips", "predictions": "s3://whole/predictions"}
-    story = stories.start(tmp_path / "there", **stories.SMALL, storage=places)
+    story = stories.copy_first(tmp_path_factory, tmp_path / "there")
     story.environment = team.environment | {cluster.ADDRESS: team.address}
+    story.settings(**stories.SMALL, storage=places)
 
     def repro(name: str, *stages: str) -> None:
         story.repro(name)
@@ -193,7 +195,9 @@ def test_dvc_repro_keeps_months_in_a_bucket_and_their_manifests_here(
         done = story.run("tipline", "verify")
         assert done.returncode == 0, done.stdout + done.stderr
 
-    repro("first")
+    # The samples are drawn again, from the bucket. They are equal, so the model stays.
+    samples = [f"sample@{month}" for month in stories.MONTHS]
+    repro("moved", "prepare", *samples, "register", "score", "monitor")
     for folder in ("trips", "predictions"):
         names = {
             path.relative_to(here.root / "data" / folder) for path in (here.root / "data" / folder).rglob("*.parquet")

@@ -78,7 +78,9 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
 
 
 def mirror_manifests(predictions: Storage, paths: Paths, months: Sequence[str]) -> None:
-    """Copy the manifests of published months to data/predictions/: there they are DVC's output."""
+    """Copy the manifests of published months to data/predictions/, where they are DVC's output, without parts."""
+    for part in paths.predictions.glob("month=*/part-*"):
+        part.unlink()  # from before `storage.predictions` was set
     names = [f"{month_name(month)}/{files.MANIFEST}" for month in months]
     with ThreadPoolExecutor(REQUESTS) as threads:
         for name, data in zip(names, threads.map(predictions.read, names), strict=True):
