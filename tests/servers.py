@@ -278,6 +278,9 @@ class ObjectStore(Program):
     def start(self) -> None:
         raise NotImplementedError
 
+    def clear(self) -> None:
+        """Remove all buckets if the server needs longer the more it has."""
+
     def put(self, bucket: str, key: str, data: bytes) -> None:
         self.make(bucket).pipe_file(f"{bucket}/{key}", data)
 
@@ -364,6 +367,9 @@ class Emulator(ObjectStore):
         command = [find_program("gcp-storage-emulator", "pip install gcp-storage-emulator"), "--data-dir"]
         command += [str(self.folder / "data"), "start", "--host", "127.0.0.1", "--port", str(self.port), "--quiet"]
         self.run(command, dict(os.environ))
+
+    def clear(self) -> None:
+        requests.get(f"http://{self.place}/wipe", timeout=60).raise_for_status()
 
 
 class Azurite(ObjectStore):
