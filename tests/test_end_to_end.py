@@ -92,7 +92,10 @@ def test_adding_a_month_fetches_prepares_and_scores_that_month_alone(story: Stor
 
 
 def test_a_month_that_is_removed_from_the_list_disappears_from_all_stages(story: Story) -> None:
-    assert story.repros["month removed"].stages == ["download", "register", "record"]  # DVC has the rest in its cache
+    stages = ["download", "prepare", "register", "score", "monitor", "record"]
+    assert story.repros["month removed"].stages == stages
+    assert story.repros["month removed"].output.count("3 months kept") == 2
+    assert "scoring with tip-probability version 2: nothing to do" in story.repros["month removed"].output
     assert story.manifests["month removed"] == story.manifests["promoted"]
     for path in ("raw/2024-01", "raw/2024-01.json", "trips/month=2024-01", "counts/2024-01.json"):
         assert not (story.root / "data" / path).exists()
