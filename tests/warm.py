@@ -8,6 +8,7 @@ with it.
 The first `dvc repro` of `stories.copy_first` and commands that are to be killed or interrupted run as they are.
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -19,7 +20,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +145,20 @@ def run_command(command: str) -> None:
     main.__dict__.pop("__file__", None)
     sys.argv[0] = command
     (script,) = entry_points(group="console_scripts", name=command)
-    sys.exit(script.load()())
+    code: object = 0
+    try:
+        code = script.load()()
+    except SystemExit as error:
+        code = error.code
+    except BaseException:  # noqa: BLE001 (as Python itself reports it)
+        traceback.print_exc()
+        code = 1
+    # As Python ends, but for taking all that was imported apart, which takes longer than most commands.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 if __name__ == "__main__":
