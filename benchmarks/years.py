@@ -22,6 +22,13 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+# The command of any revision: `cli.start` came with 0.2.
+COMMAND = f"""#!{sys.executable}
+import sys
+from tipline import cli
+if __name__ == "__main__":
+    sys.exit(getattr(cli, "start", cli.main)())
+"""
 DEFAULT_MONTHS = ["2009-01", "2009-02", "2009-03", "2009-04", "2009-05", "2024-01"]
 
 
@@ -39,7 +46,8 @@ def write_months(project: Path, months: list[str]) -> None:
 
 def run_repro(project: Path) -> tuple[float, float]:
     """Run `dvc repro` as an activated environment does; return CPU seconds, of all processes, and seconds."""
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(project / "src")}
+    folders = os.pathsep.join([str(project.parent), str(BIN), os.environ["PATH"]])
+    environment = os.environ | {"PATH": folders, "PYTHONPATH": str(project / "src")}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         [BIN / "dvc", "repro"], cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -52,6 +60,9 @@ def run_repro(project: Path) -> tuple[float, float]:
 
 def measure_revision(revision: str, count: int) -> Iterator[tuple[str, float, float]]:
     with tempfile.TemporaryDirectory() as folder:
+        command = Path(folder, "tipline")
+        command.write_text(COMMAND)
+        command.chmod(0o755)
         for months in (DEFAULT_MONTHS, list_months(count)):
             project = Path(folder, str(len(months)))
             subprocess.run(["git", "clone", "--quiet", ROOT, project], check=True)  # noqa: S607
