@@ -273,5 +273,5 @@ def test_workers_that_are_paused_and_restarted_for_memory_are_reported_with_the_
         with cluster.connect_client(1) as client:
             client.run(fill_memory, 0.87)
             workbench.wait_for(lambda: "is paused, until it holds less of its 572.20 MiB" in caplog.text)
-            client.run(fill_memory, 0.97)
+            client.run(fill_memory, 0.97, on_error="ignore")  # it may end before it answers
             workbench.wait_for(lambda: "of 572.20 MiB and is restarted" in caplog.text)
