@@ -22,7 +22,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-# The command of any revision: `cli.start` came with 0.2.
+# The command at any revision; older ones have no `cli.start`.
 COMMAND = f"""#!{sys.executable}
 import sys
 from tipline import cli

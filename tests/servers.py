@@ -279,7 +279,7 @@ class ObjectStore(Program):
         raise NotImplementedError
 
     def clear(self) -> None:
-        """Remove all buckets if the server needs longer the more it has."""
+        """Remove all buckets from a server that gets slower with each object."""
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         self.make(bucket).pipe_file(f"{bucket}/{key}", data)

@@ -19,7 +19,7 @@ import pytest
 from distributed import Client
 
 from tests import workbench
-from tipline import cluster, files, formats, processes
+from tipline import cluster, files, formats, processes, storage
 from tipline.errors import TiplineError
 from tipline.model import artifact
 from tipline.paths import Paths
@@ -324,3 +324,24 @@ def test_an_interrupt_is_ignored_during_the_block_only() -> None:
     with processes.ignore_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_project_that_moves_to_places_with_its_months_keeps_manifests_and_what_is_not_there(
+    scored_project: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"prepared": str(tmp_path / "trips"), "predictions": str(tmp_path / "predictions")}
+    for name in ("trips", "predictions"):
+        shutil.copytree(scored_project.root / "data" / name, tmp_path / name)
+    shutil.rmtree(tmp_path / "predictions" / "month=2024-01")
+    workbench.change_settings(scored_project, storage=places)
+    monkeypatch.setenv(cluster.ADDRESS, NOWHERE)
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
+    workbench.run(scored_project, "prepare")
+    assert {path.name for path in scored_project.trips.glob("*/*")} == {files.MANIFEST}
+    before = read_parts(scored_project)
+    with pytest.raises(TiplineError, match="does not answer"):  # one month has to be scored
+        workbench.run(scored_project, "score")
+    assert read_parts(scored_project) == before
+    settings = workbench.load_settings(scored_project)
+    score.mirror_manifests(storage.open_storage(places["predictions"]), scored_project, settings.months)
+    assert {name.partition("/")[0] for name in read_parts(scored_project)} == {"month=2024-01"}

@@ -1,6 +1,7 @@
 """The rule that a model has to beat: the rate of positive labels by the values of some categories."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def compute_rates(counts: Mapping[str, tuple[int, int]], smoothing: float) -> di
 def sum_group_loss(baseline: Mapping[str, Any], name: str, rows: float, positive: float) -> float:
     """Return the sum of the baseline's log-losses over rows of a group."""
     rate = float(baseline["rates"].get(name, baseline["overall"]))
-    yes, no = (-float(np.log(max(likelihood, float(EDGE)))) for likelihood in (rate, 1 - rate))
+    yes, no = (-math.log(max(likelihood, float(EDGE))) for likelihood in (rate, 1 - rate))
     return positive * yes + (rows - positive) * no
 
 

@@ -22,9 +22,10 @@ STYLE: dict[Any, Any] = {"axes.grid": True, "axes.titlelocation": "left", "axes.
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25}
 COLORS, MARKS = {"challenger": BLUE, "champion": ORANGE}, {"challenger": "o-", "champion": "x--"}
 ABOVE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2, "frameon": False}  # of a legend
-FEW_MONTHS, MONTH_LABELS = 12, 24  # whose labels are written across; at most
+MONTH_LABELS = 24  # at most
+FLAT_LABELS = 12  # more months have slanted labels
 CALIBRATION_MONTHS = 12  # the last months are drawn; months.json has all
-PANELS = 6  # of calibration in a line
+PANELS = 6  # squares of calibration side by side
 
 
 @contextlib.contextmanager
@@ -125,7 +126,7 @@ def plot_monitoring(path: Path, months: Sequence[Mapping[str, Any]]) -> None:
         skill.set(title="Skill over the baseline, with one-sided 95% bounds by day")
         auc.plot(places, get_column(months, "auc"), "o-", color=BLUE)
         auc.set(title="Area under the ROC curve")
-        rotation, gap = (45, " ") if len(months) > FEW_MONTHS else (0, "\n")
+        rotation, gap = (45, " ") if len(months) > FLAT_LABELS else (0, "\n")
         labels = [f"{month['month']}{gap}{month['role']}" for month in months]
         step = -(-len(months) // MONTH_LABELS)
         auc.set_xticks(places[::step], labels[::step], rotation=rotation)
@@ -143,7 +144,7 @@ def draw_panels(axes: Axes, months: Sequence[Mapping[str, Any]]) -> None:
         left, bottom = index % PANELS * 1.25, -(index // PANELS) * 1.4
         axes.plot(left + square[0], bottom + square[1], color=GREY, linewidth=1)
         predicted, observed = (get_column(month["calibration"], name) for name in ("predicted", "observed"))
-        axes.plot(left + predicted, bottom + observed, MARKS["challenger"], color=BLUE, markersize=4)
+        axes.plot(left + predicted, bottom + observed, "o-", color=BLUE, markersize=4)
         axes.text(left + 0.5, bottom + 1.07, month["month"], horizontalalignment="center")
     axes.set(aspect="equal", xlim=(-0.1, 1.25 * PANELS))
     axes.set_axis_off()

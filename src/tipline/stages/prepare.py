@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -54,6 +55,7 @@ def prepare_month(settings: Settings, paths: Paths, schema: Schema, trips: Stora
         losses.check_losses(manifest, read_quarantine, schema, limits.max_quarantined, limits.accept)
         if not is_own:
             files.write_json(folder / files.MANIFEST, manifest)
+            remove_data(folder)
         return False
     if not is_own:
         refuse_experiment(paths, trips.address(), month)
@@ -63,10 +65,15 @@ def prepare_month(settings: Settings, paths: Paths, schema: Schema, trips: Stora
         losses.check_losses(manifest, read_quarantine, schema, limits.max_quarantined, limits.accept)
         if not is_own:
             trips.upload_folder(staged, month_name(month))
-            for name in (PREPARED_FILE, QUARANTINE_FILE):
-                (staged / name).unlink()
+            remove_data(staged)
     log.info("%s: %s, in %.1f s", month, describe_month(manifest, limits.accept), time.perf_counter() - started)
     return True
+
+
+def remove_data(folder: Path) -> None:
+    """Remove all but the manifest of a prepared month that `storage.prepared` has."""
+    for name in (PREPARED_FILE, QUARANTINE_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def describe_month(manifest: Mapping[str, Any], accept: Mapping[str, str]) -> str:

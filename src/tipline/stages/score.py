@@ -78,14 +78,16 @@ def run(settings: Settings, paths: Paths, trips: str = "", to: str = "") -> None
 
 
 def mirror_manifests(predictions: Storage, paths: Paths, months: Sequence[str]) -> None:
-    """Copy the manifests of published months to data/predictions/, where they are DVC's output, without parts."""
-    for part in paths.predictions.glob("month=*/part-*"):
-        part.unlink()  # from before `storage.predictions` was set
+    """Copy the manifests of published months to data/predictions/, where they are DVC's output."""
     names = [f"{month_name(month)}/{files.MANIFEST}" for month in months]
     with ThreadPoolExecutor(REQUESTS) as threads:
         for name, data in zip(names, threads.map(predictions.read, names), strict=True):
             path = paths.predictions / name
-            if data is not None and not (path.is_file() and path.read_bytes() == data):
+            if data is None:
+                continue
+            for part in path.parent.glob("part-*"):
+                part.unlink()  # from before `storage.predictions` was set
+            if not (path.is_file() and path.read_bytes() == data):
                 files.write_text(path, data.decode())
 
 
